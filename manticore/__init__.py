@@ -1,0 +1,56 @@
+"""Manticore: turn pretrained language models of different families into one better hybrid.
+
+``import manticore`` is cheap: it imports neither torch nor transformers. The public names below are loaded
+on first use, and the classes are registered with transformers' ``Auto`` classes as soon as those exist.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from manticore import _auto
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "ManticoreConfig": "manticore.hybrid.configuration",
+    "ManticoreError": "manticore.errors",
+    "ManticoreForCausalLM": "manticore.hybrid.modeling",
+    "align": "manticore.projectors.alignment",
+    "combine": "manticore.hybrid.combine",
+    "compare": "manticore.training.compare",
+    "discretize": "manticore.hybrid.discretize",
+    "evaluate": "manticore.training.finetune",
+    "finetune": "manticore.training.finetune",
+    "search": "manticore.search.search",
+}
+
+__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+
+if TYPE_CHECKING:
+    from manticore.errors import ManticoreError as ManticoreError
+    from manticore.hybrid.combine import combine as combine
+    from manticore.hybrid.configuration import ManticoreConfig as ManticoreConfig
+    from manticore.hybrid.discretize import discretize as discretize
+    from manticore.hybrid.modeling import ManticoreForCausalLM as ManticoreForCausalLM
+    from manticore.projectors.alignment import align as align
+    from manticore.search.search import search as search
+    from manticore.training.compare import compare as compare
+    from manticore.training.finetune import evaluate as evaluate
+    from manticore.training.finetune import finetune as finetune
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'manticore' has no attribute {name!r}")
+    value = getattr(import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])
+
+
+_auto.register_when_imported()

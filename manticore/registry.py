@@ -1,0 +1,120 @@
+"""The one list of everything that has a name in a recipe: projectors, mixings, search methods, tasks.
+
+Entries point at code by ``"module:attribute"`` and are imported on first use, so that ``manticore check``
+and ``--help`` can name them without importing torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from manticore.errors import ManticoreError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named thing: where its code lives and what it is, in a phrase."""
+
+    target: Any
+    """``"module:attribute"``, or the object itself."""
+    summary: str
+
+
+_ENTRIES: dict[str, dict[str, Entry]] = {
+    "mixing": {
+        "routed": Entry(
+            "manticore.hybrid.routed:RoutedMixing", "row-stochastic matrix per block; R = I is the ensemble"
+        ),
+        "translated": Entry(
+            "manticore.hybrid.routed:TranslatedMixing", "one weight vector per block, translated features"
+        ),
+        "gated": Entry(
+            "manticore.hybrid.gated:GatedMixing", "the published formula: gate and weight are one number"
+        ),
+    },
+    "projector": {
+        "linear": Entry("manticore.projectors.kinds:Linear", "affine map"),
+        "linear-skip": Entry("manticore.projectors.kinds:LinearSkip", "pad or cut, plus an affine map"),
+        "two-layer": Entry("manticore.projectors.kinds:TwoLayer", "affine, GELU, affine"),
+        "low-rank": Entry("manticore.projectors.kinds:LowRank", "pad or cut, plus a map of low rank"),
+    },
+    "search": {
+        "darts": Entry("manticore.search.methods:Darts", "softmax of logits, gradient descent on the logits"),
+        "dash": Entry(
+            "manticore.search.methods:Dash", "one Gumbel-softmax sample per step, annealed temperature"
+        ),
+        "gaea": Entry("manticore.search.methods:Gaea", "exponentiated gradient, always on the simplex"),
+    },
+    "task": {
+        "mad/in-context-recall": Entry(
+            "manticore.tasks.mad:in_context_recall", "MAD: recall values by their keys"
+        ),
+        "text": Entry(
+            "manticore.tasks.text:text", "next-token prediction on a file, a folder or a datasets id"
+        ),
+    },
+}
+
+
+def register(kind: str, name: str, target: Any, summary: str) -> None:
+    """Add ``name`` to the entries of ``kind``.
+
+    Args:
+        kind: ``"mixing"``, ``"projector"``, ``"search"`` or ``"task"``.
+        name: what recipes write.
+        target: ``"module:attribute"``, or the object itself.
+        summary: one phrase for ``manticore ls``.
+
+    Raises:
+        ManticoreError: the kind is unknown or the name is taken.
+    """
+    entries = _ENTRIES.get(kind)
+    if entries is None:
+        raise ManticoreError(
+            f"register: unknown kind {kind!r} (expected one of {', '.join(sorted(_ENTRIES))})"
+        )
+    if name in entries:
+        raise ManticoreError(
+            f"register: {kind} {name!r} exists already ({entries[name].target}). Fix: choose another name"
+        )
+    entries[name] = Entry(target, summary)
+
+
+def kinds() -> list[str]:
+    """All kinds of entries."""
+    return sorted(_ENTRIES)
+
+
+def entries(kind: str) -> dict[str, Entry]:
+    """Name → entry for one kind, in order of registration."""
+    return dict(_ENTRIES[kind])
+
+
+def resolve(kind: str, name: str) -> Any:
+    """The object registered as ``name``.
+
+    Raises:
+        ManticoreError: no such name; the message suggests the nearest ones.
+    """
+    known = _ENTRIES[kind]
+    if name not in known:
+        raise ManticoreError(unknown_name(kind, name))
+    target = known[name].target
+    if isinstance(target, str):
+        module, attribute = target.split(":")
+        return getattr(import_module(module), attribute)
+    return target
+
+
+def unknown_name(kind: str, name: str) -> str:
+    """The text of the error for a name that is not registered."""
+    return f"unknown {kind} {name!r}{did_you_mean(name, list(_ENTRIES[kind]))}"
+
+
+def did_you_mean(word: str, choices: list[str]) -> str:
+    """``". Did you mean 'x'?"`` if something is near, else the choices."""
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    return f". Did you mean {near[0]!r}?" if near else f" (expected one of {', '.join(choices)})"
