@@ -1,0 +1,1 @@
+"""Maps between the feature spaces of components, and how they are fitted."""

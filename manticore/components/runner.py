@@ -1,0 +1,262 @@
+"""Runs any layer range of a causal LM without knowing its family: record and inject.
+
+A component stays the whole model that transformers built. Its own forward runs once over stand-ins that only
+note what every decoder layer would have been called with (masks, rotary embeddings, positions, cache); the real
+layers are then called with those arguments and whatever hidden state the hybrid hands them; at the end the model
+runs once more with a stand-in that returns the final hidden state, which yields final norm, head and any scaling
+of the logits exactly as the family defines them.
+
+Shapes: B batch, T tokens, D width of this component, V rows of its head.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from manticore.errors import ManticoreError
+
+
+@dataclass
+class Recording:
+    """What one forward pass of a component hands to its layers."""
+
+    input_ids: Tensor
+    """``[B, T]``."""
+    hidden: Tensor
+    """``[B, T, D]``: what enters the first layer (embeddings, positions and scaling done)."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(repr=False)
+    """Arguments of each layer, the hidden state left out."""
+
+
+class _StandIn(nn.Module):
+    """Takes a decoder layer's place: notes its arguments, or returns an injected hidden state."""
+
+    def __init__(self, layer: nn.Module, index: int, runner: Runner) -> None:
+        super().__init__()
+        # outside the module registry: a stand-in must own no parameters
+        self.__dict__["_real"] = layer
+        self.__dict__["_runner"] = runner
+        self.__dict__["_index"] = index
+
+    def __getattr__(self, name: str) -> Any:
+        # some models read a layer's type or window before they call it
+        return getattr(self.__dict__["_real"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._runner._stand_in(self._index, args, kwargs)
+
+
+class Runner:
+    """Embeddings, layers, final norm and head of one causal LM, each callable on its own.
+
+    Not a module (it owns nothing) and not safe for concurrent use by several threads.
+
+    Args:
+        model: any decoder-only causal LM of transformers.
+        tuple_sizes: what :attr:`tuple_sizes` was when the component was whole; None measures it. A discretized
+            hybrid needs it, since a dropped layer cannot be asked.
+
+    Raises:
+        ManticoreError: the model has no single list of decoder layers.
+    """
+
+    def __init__(self, model: PreTrainedModel, tuple_sizes: list[int] | None = None) -> None:
+        self.model = model
+        self._owner, self._attribute = _find_layers(model)
+        self._tuple_sizes = tuple_sizes
+        self._calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self._first: Tensor | None = None
+        self._injected: Tensor | None = None
+        base_parameters = inspect.signature(type(model.base_model).forward).parameters
+        self.accepts_positions = "position_ids" in base_parameters
+        self._cache_argument = "cache_params" if "cache_params" in base_parameters else "past_key_values"
+        self._masks_raw = self._cache_argument == "cache_params"
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers."""
+        return self._owner._modules[self._attribute]  # type: ignore[return-value]
+
+    @property
+    def num_layers(self) -> int:
+        """How many decoder layers the component has."""
+        return len(self.layers)
+
+    @property
+    def width(self) -> int:
+        """D, the width of the hidden states between layers."""
+        return self.model.config.hidden_size
+
+    def record(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+    ) -> Recording:
+        """Run the component's own forward over stand-ins.
+
+        Args:
+            input_ids: ``[B, T]``.
+            attention_mask: ``[B, past + T]`` of 0 and 1, or None.
+            position_ids: ``[B, T]``; None stays None, since families differ in what they derive then.
+            past_key_values: a cache the component's layers read and extend.
+            use_cache: whether layers shall extend the cache.
+        """
+        if self._tuple_sizes is None:
+            self._tuple_sizes = self._probe(input_ids.device)
+        if self._masks_raw:
+            attention_mask = _mask_of_new_tokens(attention_mask, input_ids.shape[1])
+        arguments: dict[str, Any] = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "use_cache": use_cache,
+            self._cache_argument: past_key_values,
+        }
+        if self.accepts_positions:
+            arguments["position_ids"] = position_ids
+        self._calls.clear()
+        self._injected = None
+        try:
+            with self._stand_ins_in_place():
+                self.model.base_model(**arguments)
+            if self._first is None:
+                raise ManticoreError(not_reproducible(self.model, "its first layer was never called"))
+            recording = Recording(
+                input_ids=input_ids,
+                hidden=self._first,
+                calls=[self._calls.get(i, ((), {})) for i in range(self.num_layers)],
+            )
+        finally:
+            # keeps neither activations nor their graph alive
+            self._calls.clear()
+            self._first = None
+        return recording
+
+    def run(self, recording: Recording, hidden: Tensor, start: int, stop: int) -> Tensor:
+        """Layers ``start`` … ``stop - 1`` on ``hidden``: ``[B, T, D]`` → ``[B, T, D]``."""
+        if not getattr(self.model.config, "residual_in_fp32", False):
+            # attention layers refuse a stream of another precision than their weights
+            hidden = hidden.to(recording.hidden.dtype)
+        for index in range(start, stop):
+            args, kwargs = recording.calls[index]
+            output = self.layers[index](hidden, *args, **kwargs)
+            size = len(output) if isinstance(output, tuple) else 0
+            if size != self.tuple_sizes[index]:
+                expected = self.tuple_sizes[index]
+                why = f"layer {index} returned {size} values, {expected} when the hybrid was built"
+                raise ManticoreError(not_reproducible(self.model, why))
+            hidden = output[0] if size else output
+        return hidden
+
+    def finish(self, recording: Recording, hidden: Tensor) -> Tensor:
+        """Final norm and head: ``[B, t, D]`` → logits ``[B, t, V]``; ``t`` may be fewer than all tokens."""
+        tokens = hidden.shape[1]
+        if not getattr(self.model.config, "residual_in_fp32", False):
+            hidden = hidden.to(recording.hidden.dtype)
+        self._injected = hidden
+        try:
+            with self._stand_ins_in_place():
+                output = self.model(
+                    input_ids=recording.input_ids[:, -tokens:], use_cache=False, return_dict=True
+                )
+        finally:
+            self._injected = None
+        return output.logits
+
+    def _stand_in(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._injected is not None:
+            hidden = self._injected
+        else:
+            if args:
+                hidden, args = args[0], args[1:]
+            else:
+                kwargs = dict(kwargs)
+                hidden = kwargs.pop("hidden_states")
+            if index == 0:
+                self._first = hidden
+            self._calls[index] = (args, kwargs)
+        size = self.tuple_sizes[index]
+        return hidden if size == 0 else (hidden,) + (None,) * (size - 1)
+
+    @contextmanager
+    def _stand_ins_in_place(self) -> Iterator[None]:
+        real = self.layers
+        stand_ins = nn.ModuleList(_StandIn(layer, i, self) for i, layer in enumerate(real))
+        self._owner._modules[self._attribute] = stand_ins
+        try:
+            yield
+        finally:
+            self._owner._modules[self._attribute] = real
+
+    @property
+    def tuple_sizes(self) -> list[int]:
+        """Per layer: 0 where it returns a tensor, else the length of the tuple it returns."""
+        if self._tuple_sizes is None:
+            self._tuple_sizes = self._probe(next(self.model.parameters()).device)
+        return self._tuple_sizes
+
+    def _probe(self, device: torch.device) -> list[int]:
+        """One token through the real layers, watched by hooks."""
+        sizes = [0] * self.num_layers
+
+        def watch(index: int) -> Any:
+            def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+                sizes[index] = len(output) if isinstance(output, tuple) else 0
+
+            return hook
+
+        handles = [layer.register_forward_hook(watch(i)) for i, layer in enumerate(self.layers)]
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                self.model.base_model(
+                    input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False
+                )
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module in training:
+                module.training = True
+        return sizes
+
+
+def _find_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
+    """The module that owns the decoder layers and the attribute they are under."""
+    depth = model.config.num_hidden_layers
+    found: list[tuple[nn.Module, str]] = []
+    inner: set[int] = set()
+    # modules() goes from the outside in, so a list inside a layer is seen after the list of layers
+    for owner in model.base_model.modules():
+        for name, child in owner.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == depth and id(owner) not in inner:
+                found.append((owner, name))
+                inner.update(id(module) for module in child.modules())
+    if len(found) != 1:
+        what = "no list" if not found else f"{len(found)} lists"
+        raise ManticoreError(not_reproducible(model, f"it has {what} of {depth} decoder layers"))
+    return found[0]
+
+
+def _mask_of_new_tokens(mask: Tensor | None, tokens: int) -> Tensor | None:
+    """State-space models take the mask of the new tokens only; one new token on a filled cache needs none."""
+    if mask is None or mask.dim() != 2 or mask.shape[1] == tokens:
+        return mask
+    return None if tokens == 1 else mask[:, -tokens:]
+
+
+def not_reproducible(model: PreTrainedModel, why: str) -> str:
+    """The error text for a component whose forward cannot be taken apart."""
+    name = model.config.name_or_path or type(model).__name__
+    return f"component {name}: family {model.config.model_type!r} cannot be cut into blocks: {why}. Fix: use another checkpoint"

@@ -1,0 +1,80 @@
+"""Checks that a component, taken apart and put together again, is still the same model.
+
+Families differ, and so do versions of transformers. What is run here on random tokens decides whether a component may
+go into a hybrid; there is no list of supported families.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from manticore.components.runner import Runner, not_reproducible
+from manticore.errors import ManticoreError
+from manticore.seeding import derive_seed
+
+_BATCH, _TOKENS, _PADDED = 2, 9, 3
+
+
+def self_check(model: PreTrainedModel, runner: Runner, *, seed: int = 0) -> float:
+    """Compare the model's own logits with record and inject, plain and left-padded.
+
+    Args:
+        model: the component, in evaluation mode.
+        runner: its runner.
+        seed: of the random tokens.
+
+    Returns:
+        The largest absolute difference of any logit; 0.0 wherever the device computes reproducibly.
+
+    Raises:
+        ManticoreError: the logits differ by more than rounding, or are not finite.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(derive_seed(seed, "self-check"))
+    rows = model.get_input_embeddings().weight.shape[0]
+    input_ids = torch.randint(0, rows, (_BATCH, _TOKENS), generator=generator).to(device)
+    mask = torch.ones_like(input_ids)
+    mask[0, :_PADDED] = 0
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    worst = 0.0
+    with torch.no_grad():
+        for attention_mask, position_ids in ((None, None), (mask, None), (mask, positions)):
+            if position_ids is not None and not runner.accepts_positions:
+                continue
+            own = _own_logits(model, input_ids, attention_mask, position_ids)
+            ours = logits_of(runner, input_ids, attention_mask, position_ids)
+            if not bool(torch.isfinite(own).all()):
+                name = model.config.name_or_path or type(model).__name__
+                raise ManticoreError(
+                    f"component {name}: its logits are NaN or infinite. Fix: give intact weights"
+                )
+            worst = max(worst, float((own - ours).abs().max()))
+            scale = float(own.abs().max())
+            # bit-equal on CPU in float32; kernels on other devices may pick another order of summation
+            tolerance = 0.0 if device.type == "cpu" and own.dtype == torch.float32 else 1e-2 * scale
+            if worst > tolerance:
+                what = "with left padding" if attention_mask is not None else "on plain input"
+                raise ManticoreError(not_reproducible(model, f"its logits {what} differ by {worst:.2g}"))
+    return worst
+
+
+def logits_of(
+    runner: Runner,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+) -> Tensor:
+    """All layers of one component through its runner: logits ``[B, T, V]``."""
+    recording = runner.record(input_ids, attention_mask, position_ids)
+    return runner.finish(recording, runner.run(recording, recording.hidden, 0, runner.num_layers))
+
+
+def _own_logits(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+) -> Tensor:
+    arguments = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    if position_ids is not None:
+        arguments["position_ids"] = position_ids
+    return model(**arguments).logits

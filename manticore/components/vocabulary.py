@@ -1,0 +1,69 @@
+"""Gives a component fresh embeddings and a fresh head for a task that brings its own vocabulary (MAD, LRA)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from manticore.components.pruning import DroppedEmbedding
+from manticore.errors import ManticoreError
+from manticore.seeding import derive_seed
+
+_SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id")
+
+
+def with_vocabulary(model: PreTrainedModel, vocab_size: int, *, seed: int = 0) -> PreTrainedModel:
+    """Replace embeddings and head, in place, by freshly initialised ones of ``vocab_size`` rows.
+
+    Both are drawn by the family's own initialiser; layers, norms and position tables stay. Special tokens that
+    the new vocabulary does not hold are unset. A part that a discretized hybrid has dropped stays dropped.
+
+    Args:
+        model: a causal LM.
+        vocab_size: rows of the new embeddings, at least 1.
+        seed: of the draw; the same seed gives the same rows.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ManticoreError: ``vocab_size`` below 1.
+    """
+    if vocab_size < 1:
+        raise ManticoreError(f"with_vocabulary: vocab_size is {vocab_size}. Fix: give 1 or more")
+    config = model.config
+    for name in _SPECIAL_TOKENS:
+        token = getattr(config, name, None)
+        if isinstance(token, int) and token >= vocab_size:
+            setattr(config, name, None)
+            setattr(model.generation_config, name, None)
+    embeddings = model.get_input_embeddings()
+    head = model.get_output_embeddings()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(derive_seed(seed, "vocabulary"))
+        if not isinstance(embeddings, DroppedEmbedding):
+            embeddings.weight = nn.Parameter(
+                embeddings.weight.new_empty(vocab_size, embeddings.weight.shape[1])
+            )
+            embeddings.num_embeddings = vocab_size
+            embeddings.padding_idx = None
+            _initialise(model, embeddings)
+        if isinstance(head, nn.Linear):
+            head.weight = nn.Parameter(head.weight.new_empty(vocab_size, head.weight.shape[1]))
+            head.out_features = vocab_size
+            if head.bias is not None:
+                head.bias = nn.Parameter(head.bias.new_zeros(vocab_size))
+            _initialise(model, head)
+    config.vocab_size = vocab_size
+    for part in (model, model.base_model):
+        if hasattr(part, "vocab_size"):
+            part.vocab_size = vocab_size
+    model.tie_weights()
+    return model
+
+
+def _initialise(model: PreTrainedModel, module: nn.Module) -> None:
+    for parameter in module.parameters(recurse=False):
+        parameter._is_hf_initialized = False  # type: ignore[attr-defined]
+    model._init_weights(module)

@@ -1,0 +1,53 @@
+"""From a supernet to a hybrid that holds one component per block."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from transformers.initialization import no_init_weights
+
+from manticore.errors import ManticoreError
+from manticore.hybrid.configuration import ManticoreConfig
+from manticore.hybrid.mixing import check_weights
+from manticore.hybrid.modeling import ManticoreForCausalLM
+
+
+def best_path(hybrid: ManticoreForCausalLM) -> list[int]:
+    """One component per block: the largest weight, or the most probable path where the mixing is routed."""
+    return hybrid.mixing.best_path()
+
+
+def discretize(hybrid: ManticoreForCausalLM, path: Sequence[int] | None = None) -> ManticoreForCausalLM:
+    """A hybrid that keeps, per block, one component's segment, and projectors where components change.
+
+    It computes what the supernet computes at that vertex. The supernet is left as it is.
+
+    Args:
+        hybrid: a supernet.
+        path: N component indices; None takes :func:`best_path`.
+
+    Returns:
+        A new hybrid in the mode (training or evaluation) of the given one, with copies of the kept weights.
+
+    Raises:
+        ManticoreError: already discretized, an impossible path, or a family that shares weights between layers.
+    """
+    if hybrid.is_discretized:
+        raise ManticoreError(f"discretize: the hybrid is discretized already, to path {hybrid.config.path}")
+    chosen = list(path) if path is not None else best_path(hybrid)
+    check_weights(chosen, hybrid.config.num_blocks, hybrid.config.num_components)
+    settings = copy.deepcopy(hybrid.config).to_dict()
+    settings.update(path=[int(m) for m in chosen], searched_weights=hybrid.mixture_weights.tolist())
+    config = ManticoreConfig(**settings)
+    for ours, theirs in zip(config.components, hybrid.config.components):
+        # not part of a saved configuration
+        ours._attn_implementation = theirs._attn_implementation
+    with no_init_weights():
+        small = ManticoreForCausalLM(config)
+    small.to(device=hybrid.device, dtype=hybrid.dtype)
+    weights = hybrid.state_dict()
+    small.load_state_dict({name: weights[name] for name in small.state_dict()})
+    small.tokenizer = hybrid.tokenizer
+    small.generation_config = copy.deepcopy(hybrid.generation_config)
+    return small.train(hybrid.training)

@@ -1,0 +1,124 @@
+"""Gated mixing: the published formula, for reproduction and comparison.
+
+Components meet in a common stream of width ``D = max d``. With one weight vector a per block, which is gate and
+mixing weight at once:
+
+- ``In_k(h) = (1 - a_k) L_{D→d_k}(h) + a_k cut(h, d_k)``
+- ``Out_k(y) = (1 - a_k) L_{d_k→D}(y) + a_k pad(y, D)``
+- ``h' = sum_k a_k Out_k(block_k(In_k(h)))``
+
+At a vertex the projectors vanish, so features of different components meet untranslated. Two things differ from the
+released code: the components' own embeddings and heads are used, and heads mix with the last block's weights, after
+the mixing (there: the first block's weights; final norms inside the branches).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from manticore.hybrid.configuration import ManticoreConfig
+from manticore.hybrid.mixing import Features, Mixing, MixtureReader, Translation, weighted_sum
+from manticore.projectors.kinds import make_projector
+from manticore.projectors.projector import resize
+
+
+class GatedMixing(Mixing):
+    """Projectors into and out of a common stream, gated by the mixture weights."""
+
+    def __init__(self, config: ManticoreConfig) -> None:
+        super().__init__(config)
+        self.stream_width = max(self.widths)
+        options = config.projector_options or {}
+        self.projectors = nn.ModuleDict()
+        for block in range(self.num_blocks):
+            for k, width in enumerate(self.widths):
+                into = make_projector(config.projector, self.stream_width, width, **options)
+                out = make_projector(config.projector, width, self.stream_width, **options)
+                self.projectors[f"{block}_in_{k}"] = into
+                self.projectors[f"{block}_out_{k}"] = out
+        self._reader = MixtureReader()
+        self.weights = nn.Parameter(torch.empty(self.num_blocks, self.num_components), requires_grad=False)
+        self.reset_mixture()
+
+    @torch.no_grad()
+    def reset_mixture(self) -> None:
+        """Equal weights."""
+        self.weights.fill_(1 / self.num_components)
+
+    def mixture_parameters(self) -> list[nn.Parameter]:
+        """The weights ``[N, K]``."""
+        return [self.weights]
+
+    def mixture_weights(self) -> Tensor:
+        """The weights themselves."""
+        return self.weights.detach().clone()
+
+    @torch.no_grad()
+    def set_mixture_weights(self, weights: Tensor) -> None:
+        """The weights themselves."""
+        self.weights.copy_(weights)
+
+    def translations(self) -> list[Translation]:
+        """The common stream takes the features of the widest component, so its own projectors become identities."""
+        widest = self.widths.index(self.stream_width)
+        found = []
+        for name, projector in self.projectors.items():
+            block_text, direction, component = name.split("_")
+            block, k = int(block_text), int(component)
+            source, target = (
+                ((widest, block), (k, block)) if direction == "in" else ((k, block + 1), (widest, block + 1))
+            )
+            found.append(Translation(name, projector, source, target))  # type: ignore[arg-type]
+        return found
+
+    def active(self) -> list[set[int]]:
+        """A component runs in a block unless its weight there is exactly zero."""
+        (weights,) = self._reader.read([self.weights])
+        everything = set(range(self.num_components))
+        if weights is None:
+            return [everything] * self.num_blocks
+        return [{k for k in everything if row[k] != 0} for row in weights]
+
+    def enter(self, boundary: int, features: Features, targets: Iterable[int]) -> Features:
+        """``In_k`` of the common stream for each target k."""
+        stream = self._stream(boundary, features)
+        return {k: self._gate(boundary, k, "in", stream, self.widths[k]) for k in targets}
+
+    def logits(self, features: Features, finish: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Each head reads the first channels of the common stream."""
+        stream = self._stream(self.num_blocks, features)
+        last = self.num_blocks - 1
+        return weighted_sum(
+            [(self._weight(last, k), finish(k, resize(stream, self.widths[k]))) for k in sorted(features)]
+        )
+
+    def _stream(self, boundary: int, features: Features) -> Tensor:
+        """The common stream ``[B, T, max d]`` at a boundary."""
+        block = max(boundary - 1, 0)
+        return weighted_sum(
+            [
+                (
+                    self._weight(block, k),
+                    resize(features[k], self.stream_width)
+                    if boundary == 0
+                    else self._gate(block, k, "out", features[k], self.stream_width),
+                )
+                for k in sorted(features)
+            ]
+        )
+
+    def _gate(self, block: int, k: int, direction: str, x: Tensor, width: int) -> Tensor:
+        """``(1 - a) L(x) + a resize(x)``; at a = 1 the projector is not even called."""
+        weight = self._weight(block, k)
+        if weight is None:
+            return resize(x, width)
+        projected = self.projectors[f"{block}_{direction}_{k}"](x)
+        return (1 - weight).to(x.dtype) * projected + weight.to(x.dtype) * resize(x, width)
+
+    def _weight(self, block: int, k: int) -> Tensor | None:
+        """The weight, or None where it is exactly 1 and does not train."""
+        (weights,) = self._reader.read([self.weights])
+        return None if weights is not None and weights[block][k] == 1 else self.weights[block, k]

@@ -1,0 +1,162 @@
+"""What every mixing is: projectors, mixture weights, and the rule that joins components between blocks.
+
+Boundary n lies before block n: boundary 0 after the embeddings, boundary N after the last block. Mixture weights are
+probabilities (rows on the simplex) and nothing else; a search that works on logits keeps those to itself.
+
+Letters: B batch, T tokens, D width, K components, N blocks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from manticore.errors import ManticoreError
+from manticore.hybrid.configuration import ManticoreConfig
+from manticore.projectors.projector import Projector
+
+Features = dict[int, Tensor]
+"""Component → ``[B, T, D]``; components that nothing reads are absent."""
+
+
+@dataclass(frozen=True)
+class Translation:
+    """What a projector should do: map one component's features onto another's."""
+
+    name: str
+    """Key in :attr:`Mixing.projectors`."""
+    projector: Projector
+    source: tuple[int, int]
+    """Component and boundary whose features go in."""
+    target: tuple[int, int]
+    """Component and boundary whose features should come out."""
+
+
+class Mixing(nn.Module, ABC):
+    """Joins the components of a hybrid at every boundary."""
+
+    projectors: nn.ModuleDict
+
+    def __init__(self, config: ManticoreConfig) -> None:
+        super().__init__()
+        self.num_blocks = config.num_blocks
+        self.num_components = config.num_components
+        self.widths = [component.hidden_size for component in config.components]
+
+    @abstractmethod
+    def reset_mixture(self) -> None:
+        """Set the weights a search starts from."""
+
+    @abstractmethod
+    def mixture_parameters(self) -> list[nn.Parameter]:
+        """Parameters of probabilities: the last dimension of each lies on the simplex."""
+
+    @abstractmethod
+    def mixture_weights(self) -> Tensor:
+        """``[N, K]``: the share of each component in each block that reaches the output."""
+
+    @abstractmethod
+    def set_mixture_weights(self, weights: Tensor) -> None:
+        """Take over checked weights ``[N, K]``."""
+
+    @abstractmethod
+    def translations(self) -> list[Translation]:
+        """What each projector should do, for alignment."""
+
+    @abstractmethod
+    def active(self) -> list[set[int]]:
+        """Per block the components that have to run: all, unless weights that do not train are exactly zero."""
+
+    def embedded(self) -> set[int]:
+        """The components whose embeddings are read before block 0."""
+        return self.active()[0]
+
+    @abstractmethod
+    def enter(self, boundary: int, features: Features, targets: Iterable[int]) -> Features:
+        """What enters the components ``targets`` in block ``boundary``.
+
+        Args:
+            boundary: n, from 0 to N - 1.
+            features: what left the block before (at boundary 0: the embeddings).
+            targets: the components of block n that have to run.
+        """
+
+    @abstractmethod
+    def logits(self, features: Features, finish: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Logits ``[B, T, V]`` from what left the last block; ``finish(k, hidden)`` is component k's norm and head."""
+
+    def best_path(self) -> list[int]:
+        """The component with the largest weight in each block; the first one among equals."""
+        return self.mixture_weights().argmax(dim=-1).tolist()
+
+
+class MixtureReader:
+    """Reads probability parameters into Python once per change, so that a forward pass does not wait for a device."""
+
+    def __init__(self) -> None:
+        self._versions: list[tuple[int, int, bool]] | None = None
+        self._values: list[list[list[float]] | None] = []
+
+    def read(self, parameters: Sequence[nn.Parameter]) -> list[list[list[float]] | None]:
+        """Per parameter its rows as numbers, or None where it trains (then no zero may be skipped)."""
+        versions = [(id(p), p._version, p.requires_grad) for p in parameters]
+        # on the meta device there are no values: keep the ones read before, if any
+        if versions != self._versions and not (self._values and any(p.is_meta for p in parameters)):
+            self._values = [
+                None if p.requires_grad or p.is_meta else p.detach().reshape(-1, p.shape[-1]).tolist()
+                for p in parameters
+            ]
+            self._versions = versions
+        return self._values
+
+
+def check_weights(
+    weights: Tensor | Sequence[Sequence[float]] | Sequence[int], num_blocks: int, num_components: int
+) -> Tensor:
+    """Mixture weights as float32 ``[N, K]``.
+
+    Args:
+        weights: ``[N, K]`` with rows on the simplex, or N component indices (a vertex).
+
+    Raises:
+        ManticoreError: wrong shape, an index out of range, a negative or non-finite weight, a row that does not sum to 1.
+    """
+    tensor = torch.as_tensor(weights)
+    if tensor.dim() == 1 and len(tensor) == num_blocks and not tensor.is_floating_point():
+        if bool((tensor < 0).any()) or bool((tensor >= num_components).any()):
+            raise ManticoreError(
+                f"set_mixture_weights: path {tensor.tolist()} (expected indices from 0 to {num_components - 1})"
+            )
+        return torch.nn.functional.one_hot(tensor.long(), num_components).float()
+    if tuple(tensor.shape) != (num_blocks, num_components):
+        raise ManticoreError(
+            f"set_mixture_weights: shape {list(tensor.shape)} (expected [{num_blocks}, {num_components}], "
+            f"or {num_blocks} component indices)"
+        )
+    tensor = tensor.float()
+    if not bool(torch.isfinite(tensor).all()) or bool((tensor < 0).any()):
+        raise ManticoreError("set_mixture_weights: a weight is negative, NaN or infinite")
+    off = (tensor.sum(-1) - 1).abs()
+    if bool((off > 1e-4).any()):
+        row = int(off.argmax())
+        raise ManticoreError(
+            f"set_mixture_weights: row {row} sums to {float(tensor[row].sum()):.6g} (expected 1)"
+        )
+    return tensor
+
+
+def weighted_sum(terms: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
+    """``sum of weight * value``; a weight of None counts as exactly 1 and costs nothing."""
+    total: Tensor | None = None
+    for weight, value in terms:
+        term = value if weight is None else weight.to(value.dtype) * value
+        total = term if total is None else total + term
+    if total is None:
+        raise ManticoreError(
+            "mixing: every weight of a row is zero. Fix: set mixture weights whose rows sum to 1"
+        )
+    return total

@@ -1,0 +1,251 @@
+"""The hybrid: components cut into blocks that run side by side, joined by projectors and mixture weights.
+
+Letters: B batch, T tokens, D width, V vocabulary, K components, N blocks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from manticore.components.loading import load_tokenizer
+from manticore.components.pruning import prune_component
+from manticore.components.runner import Recording, Runner
+from manticore.components.vocabulary import with_vocabulary
+from manticore.errors import ManticoreError
+from manticore.hybrid.configuration import ManticoreConfig
+from manticore.hybrid.mixing import Features, Mixing, check_weights
+from manticore.hybrid.path import PathMixing
+from manticore.projectors.projector import Projector
+from manticore.registry import resolve
+
+
+class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
+    """A supernet of K causal LMs, or, once discretized, one path through their blocks.
+
+    Components are whole models of transformers and direct attributes (``component_0`` …), so that names, ties and
+    sharding rules of their families hold. :func:`manticore.combine` builds a hybrid, ``from_pretrained`` loads one.
+
+    Args:
+        config: the hybrid's configuration.
+        components: K loaded models to use as they are; None builds them from their configurations.
+    """
+
+    config_class = ManticoreConfig
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _is_stateful = True
+    _skip_keys_device_placement = ("past_key_values", "cache_params", "layer_past")
+    # probabilities in half precision would no longer sum to 1
+    _keep_in_fp32_modules_strict = frozenset({"mixing.weights", "mixing.routing"})
+
+    def __init__(self, config: ManticoreConfig, components: Sequence[PreTrainedModel] | None = None) -> None:
+        super().__init__(config)
+        kept = set(range(config.num_components)) if config.path is None else set(config.path)
+        self.runners: list[Runner | None] = []
+        for k, component_config in enumerate(config.components):
+            if k not in kept:
+                setattr(self, f"component_{k}", None)
+                self.runners.append(None)
+                continue
+            component = (
+                AutoModelForCausalLM.from_config(component_config) if components is None else components[k]
+            )
+            setattr(self, f"component_{k}", component)
+            runner = Runner(component, config.layer_outputs[k] if config.layer_outputs else None)
+            self.runners.append(runner)
+            if config.path is not None:
+                prune_component(
+                    component,
+                    runner.layers,
+                    keep=self._kept_layers(k),
+                    embeddings=config.path[0] == k,
+                    head=config.path[-1] == k,
+                )
+        self.mixing: Mixing = (
+            resolve("mixing", config.mixing)(config) if config.path is None else PathMixing(config)
+        )
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.post_init()
+
+    def _kept_layers(self, k: int) -> list[int]:
+        """Layers of component k that the hybrid's path goes through."""
+        edges = self.config.boundaries[k]
+        path = self.config.path if self.config.path is not None else [k] * self.config.num_blocks
+        return [i for n, m in enumerate(path) if m == k for i in range(edges[n], edges[n + 1])]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int = 0,
+        use_cache: bool | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits of every next token.
+
+        Args:
+            input_ids: ``[B, T]``.
+            attention_mask: ``[B, T]``, 0 on padding.
+            position_ids: ``[B, T]``; None leaves each component to its own rule.
+            labels: ``[B, T]``, shifted here as everywhere in transformers; -100 is ignored.
+            logits_to_keep: the last so many positions only; 0 keeps all.
+            use_cache: ignored; a hybrid decodes without a cache.
+            past_key_values: refused.
+            inputs_embeds: refused.
+            kwargs: handed to the loss (``num_items_in_batch``).
+
+        Returns:
+            ``logits`` ``[B, T, V]`` and, with labels, ``loss``.
+
+        Raises:
+            ManticoreError: ``inputs_embeds`` (K components have K embeddings of different widths) or a cache.
+        """
+        del use_cache
+        if input_ids is None or inputs_embeds is not None:
+            raise ManticoreError(
+                "forward: inputs_embeds has no meaning with several embeddings. Fix: give input_ids"
+            )
+        if past_key_values is not None:
+            raise ManticoreError("forward: a hybrid decodes without a cache. Fix: leave past_key_values out")
+
+        active = self.mixing.active()
+        embedded = self.mixing.embedded()
+        recordings = {
+            k: self._runner(k).record(input_ids, attention_mask, position_ids)
+            for k in sorted(embedded.union(*active))
+        }
+        features: Features = {k: recordings[k].hidden for k in sorted(embedded)}
+        for n in range(self.config.num_blocks):
+            inputs = self.mixing.enter(n, features, sorted(active[n]))
+            features = {k: self._run_segment(n, k, recordings[k], hidden) for k, hidden in inputs.items()}
+        if logits_to_keep:
+            features = {k: hidden[:, -logits_to_keep:] for k, hidden in features.items()}
+        logits = self.mixing.logits(
+            features,
+            lambda k, hidden: self._runner(k).finish(recordings[k], hidden)[..., : self.config.vocab_size],
+        )
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    def _run_segment(self, n: int, k: int, recording: Recording, hidden: Tensor) -> Tensor:
+        edges = self.config.boundaries[k]
+        return self._runner(k).run(recording, hidden, edges[n], edges[n + 1])
+
+    def _runner(self, k: int) -> Runner:
+        runner = self.runners[k]
+        if runner is None:
+            raise ManticoreError(
+                f"component {k} was dropped when this hybrid was discretized to {self.config.path}"
+            )
+        return runner
+
+    def component(self, k: int) -> PreTrainedModel:
+        """Component k, the whole model.
+
+        Raises:
+            ManticoreError: it was dropped.
+        """
+        return self._runner(k).model
+
+    @property
+    def mixture_weights(self) -> Tensor:
+        """``[N, K]``: the share of each component in each block; rows on the simplex, no gradient."""
+        return self.mixing.mixture_weights()
+
+    def set_mixture_weights(self, weights: Tensor | Sequence[Sequence[float]] | Sequence[int]) -> None:
+        """Set ``[N, K]`` weights, or a vertex given as N component indices.
+
+        Raises:
+            ManticoreError: wrong shape, rows that do not sum to 1, or weights that a discretized hybrid cannot take.
+        """
+        checked = check_weights(weights, self.config.num_blocks, self.config.num_components)
+        self.mixing.set_mixture_weights(checked)
+
+    @property
+    def is_discretized(self) -> bool:
+        """Whether each block holds one component only."""
+        return self.config.path is not None
+
+    def with_vocabulary(self, vocab_size: int, *, seed: int = 0) -> ManticoreForCausalLM:
+        """Fresh embeddings and heads, in place, for a task with its own vocabulary.
+
+        Projectors between embeddings are reset, since what they translated is gone. The tokenizer is let go.
+
+        Args:
+            vocab_size: V of the task.
+            seed: of the fresh embeddings and heads.
+        """
+        for runner in self.runners:
+            if runner is not None:
+                with_vocabulary(runner.model, vocab_size, seed=seed)
+        for translation in self.mixing.translations():
+            if 0 in (translation.source[1], translation.target[1]):
+                translation.projector.reset_identity()
+        self.config.vocab_size = vocab_size
+        self.tokenizer = None
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The first kept component's embeddings; the other components have their own."""
+        return next(runner for runner in self.runners if runner is not None).model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Refused: K components have K embeddings."""
+        raise ManticoreError("set_input_embeddings: a hybrid has one per component. Fix: use with_vocabulary")
+
+    def get_output_embeddings(self) -> None:
+        """None: every component has its own head."""
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Refused: K components have K embeddings."""
+        raise ManticoreError(
+            "resize_token_embeddings: a hybrid has one table per component. Fix: use with_vocabulary"
+        )
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Only what the hybrid adds; components initialise themselves."""
+        if isinstance(module, Projector):
+            module.reset_parameters()
+        elif isinstance(module, Mixing):
+            module.reset_mixture()
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any
+    ) -> None:
+        """Generation recomputes the whole sequence per token."""
+        model_kwargs["use_cache"] = False
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
+        """Save weights, configuration and, where there is one, the tokenizer."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a hybrid and the tokenizer beside it; see transformers for the arguments."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        hybrid = loaded[0] if isinstance(loaded, tuple) else loaded
+        hybrid.tokenizer = load_tokenizer(pretrained_model_name_or_path, revision=kwargs.get("revision"))
+        return loaded
