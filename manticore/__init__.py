@@ -26,7 +26,7 @@ _PUBLIC = {
     "search": "manticore.search.search",
 }
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+__all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:
     from manticore.errors import ManticoreError as ManticoreError

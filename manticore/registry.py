@@ -31,9 +31,7 @@ _ENTRIES: dict[str, dict[str, Entry]] = {
         "translated": Entry(
             "manticore.hybrid.routed:TranslatedMixing", "one weight vector per block, translated features"
         ),
-        "gated": Entry(
-            "manticore.hybrid.gated:GatedMixing", "the published formula: gate and weight are one number"
-        ),
+        "gated": Entry("manticore.hybrid.gated:GatedMixing", "the published formula: gate and weight are one number"),
     },
     "projector": {
         "linear": Entry("manticore.projectors.kinds:Linear", "affine map"),
@@ -43,18 +41,12 @@ _ENTRIES: dict[str, dict[str, Entry]] = {
     },
     "search": {
         "darts": Entry("manticore.search.methods:Darts", "softmax of logits, gradient descent on the logits"),
-        "dash": Entry(
-            "manticore.search.methods:Dash", "one Gumbel-softmax sample per step, annealed temperature"
-        ),
+        "dash": Entry("manticore.search.methods:Dash", "one Gumbel-softmax sample per step, annealed temperature"),
         "gaea": Entry("manticore.search.methods:Gaea", "exponentiated gradient, always on the simplex"),
     },
     "task": {
-        "mad/in-context-recall": Entry(
-            "manticore.tasks.mad:in_context_recall", "MAD: recall values by their keys"
-        ),
-        "text": Entry(
-            "manticore.tasks.text:text", "next-token prediction on a file, a folder or a datasets id"
-        ),
+        "mad/in-context-recall": Entry("manticore.tasks.mad:in_context_recall", "MAD: recall values by their keys"),
+        "text": Entry("manticore.tasks.text:text", "next-token prediction on a file, a folder or a datasets id"),
     },
 }
 
@@ -73,9 +65,7 @@ def register(kind: str, name: str, target: Any, summary: str) -> None:
     """
     entries = _ENTRIES.get(kind)
     if entries is None:
-        raise ManticoreError(
-            f"register: unknown kind {kind!r} (expected one of {', '.join(sorted(_ENTRIES))})"
-        )
+        raise ManticoreError(f"register: unknown kind {kind!r} (expected one of {', '.join(sorted(_ENTRIES))})")
     if name in entries:
         raise ManticoreError(
             f"register: {kind} {name!r} exists already ({entries[name].target}). Fix: choose another name"

@@ -64,14 +64,9 @@ def load_component(
         raise ManticoreError(f"{name}: its weights cannot be loaded: {one_line(error)}") from error
     except Exception as error:
         # safetensors raises its own class for damaged files
-        if (
-            type(error).__module__.partition(".")[0] != "safetensors_rust"
-            and "Safetensor" not in type(error).__name__
-        ):
+        if type(error).__module__.partition(".")[0] != "safetensors_rust" and "Safetensor" not in type(error).__name__:
             raise
-        raise ManticoreError(
-            f"{name}: a weights file is damaged: {one_line(error)}. Fix: download it again"
-        ) from error
+        raise ManticoreError(f"{name}: a weights file is damaged: {one_line(error)}. Fix: download it again") from error
     missing = sorted(info.get("missing_keys", []))
     if missing:
         raise ManticoreError(
@@ -83,9 +78,7 @@ def load_component(
         raise ManticoreError(f"{name}: {mismatched[0]} has another shape than its config.json says")
     for parameter_name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise ManticoreError(
-                f"{name}: {parameter_name} holds NaN or infinity. Fix: give an intact checkpoint"
-            )
+            raise ManticoreError(f"{name}: {parameter_name} holds NaN or infinity. Fix: give an intact checkpoint")
     return model.eval()
 
 
@@ -112,9 +105,7 @@ def load_config(name: str, *, revision: str | None = None) -> PreTrainedConfig:
             "Fix: use a checkpoint of a family that transformers ships"
         )
     if not raw:
-        raise ManticoreError(
-            f"{name}: config.json is empty or unreadable. Fix: give the folder of a checkpoint"
-        )
+        raise ManticoreError(f"{name}: config.json is empty or unreadable. Fix: give the folder of a checkpoint")
     if family not in CONFIG_MAPPING:
         raise ManticoreError(f"{name}: model_type {family!r} is unknown to this version of transformers")
     try:
@@ -135,13 +126,9 @@ def check_family(config: PreTrainedConfig, name: str) -> None:
         )
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family)
     if known is None and type(config) not in AutoModelForCausalLM._model_mapping:
-        raise ManticoreError(
-            f"{name}: family {family!r} is no causal language model. Fix: give one (…ForCausalLM)"
-        )
+        raise ManticoreError(f"{name}: family {family!r} is no causal language model. Fix: give one (…ForCausalLM)")
     if getattr(config, "is_encoder_decoder", False):
-        raise ManticoreError(
-            f"{name}: family {family!r} is an encoder-decoder. Fix: give a decoder-only causal LM"
-        )
+        raise ManticoreError(f"{name}: family {family!r} is an encoder-decoder. Fix: give a decoder-only causal LM")
     causal = {known} if isinstance(known, str) else set(known or ())
     architectures = config.architectures or []
     if architectures and causal and not causal & set(architectures):
@@ -149,13 +136,8 @@ def check_family(config: PreTrainedConfig, name: str) -> None:
             f"{name}: the checkpoint is a {architectures[0]} (expected {' or '.join(sorted(causal))}). "
             "Fix: give a causal language model"
         )
-    if (
-        getattr(config, "vision_config", None) is not None
-        or getattr(config, "audio_config", None) is not None
-    ):
-        raise ManticoreError(
-            f"{name}: family {family!r} takes more than text. Fix: give its text-only checkpoint"
-        )
+    if getattr(config, "vision_config", None) is not None or getattr(config, "audio_config", None) is not None:
+        raise ManticoreError(f"{name}: family {family!r} takes more than text. Fix: give its text-only checkpoint")
 
 
 def load_tokenizer(
@@ -186,17 +168,13 @@ def _refuse_pickle(name: str) -> None:
     folder = Path(name)
     if not folder.is_dir() or any(folder.glob("*.safetensors")):
         return
-    pickles = sorted(
-        path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern)
-    )
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
     if pickles:
         raise ManticoreError(
             f"{name}: weights only as pickle ({pickles[0]}), which can run code when it is read. "
             "Fix: convert them to safetensors where you trust them"
         )
-    raise ManticoreError(
-        f"{name}: no weights there (expected *.safetensors). Fix: give the folder of a checkpoint"
-    )
+    raise ManticoreError(f"{name}: no weights there (expected *.safetensors). Fix: give the folder of a checkpoint")
 
 
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:

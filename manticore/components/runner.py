@@ -167,9 +167,7 @@ class Runner:
         self._injected = hidden
         try:
             with self._stand_ins_in_place():
-                output = self.model(
-                    input_ids=recording.input_ids[:, -tokens:], use_cache=False, return_dict=True
-                )
+                output = self.model(input_ids=recording.input_ids[:, -tokens:], use_cache=False, return_dict=True)
         finally:
             self._injected = None
         return output.logits
@@ -221,9 +219,7 @@ class Runner:
         self.model.eval()
         try:
             with torch.no_grad():
-                self.model.base_model(
-                    input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False
-                )
+                self.model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()

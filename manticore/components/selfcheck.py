@@ -47,9 +47,7 @@ def self_check(model: PreTrainedModel, runner: Runner, *, seed: int = 0) -> floa
             ours = logits_of(runner, input_ids, attention_mask, position_ids)
             if not bool(torch.isfinite(own).all()):
                 name = model.config.name_or_path or type(model).__name__
-                raise ManticoreError(
-                    f"component {name}: its logits are NaN or infinite. Fix: give intact weights"
-                )
+                raise ManticoreError(f"component {name}: its logits are NaN or infinite. Fix: give intact weights")
             worst = max(worst, float((own - ours).abs().max()))
             scale = float(own.abs().max())
             # bit-equal on CPU in float32; kernels on other devices may pick another order of summation

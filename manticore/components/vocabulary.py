@@ -43,9 +43,7 @@ def with_vocabulary(model: PreTrainedModel, vocab_size: int, *, seed: int = 0) -
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(derive_seed(seed, "vocabulary"))
         if not isinstance(embeddings, DroppedEmbedding):
-            embeddings.weight = nn.Parameter(
-                embeddings.weight.new_empty(vocab_size, embeddings.weight.shape[1])
-            )
+            embeddings.weight = nn.Parameter(embeddings.weight.new_empty(vocab_size, embeddings.weight.shape[1]))
             embeddings.num_embeddings = vocab_size
             embeddings.padding_idx = None
             _initialise(model, embeddings)

@@ -72,9 +72,7 @@ class ManticoreConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         for k, value in enumerate(values):
             if value is None:
-                raise ManticoreError(
-                    f"config: component_{k} is missing (num_components is {self.num_components})"
-                )
+                raise ManticoreError(f"config: component_{k} is missing (num_components is {self.num_components})")
             if isinstance(value, dict):
                 value = copy.deepcopy(value)
                 family = value.pop("model_type", None)

@@ -143,9 +143,7 @@ def check_weights(
     off = (tensor.sum(-1) - 1).abs()
     if bool((off > 1e-4).any()):
         row = int(off.argmax())
-        raise ManticoreError(
-            f"set_mixture_weights: row {row} sums to {float(tensor[row].sum()):.6g} (expected 1)"
-        )
+        raise ManticoreError(f"set_mixture_weights: row {row} sums to {float(tensor[row].sum()):.6g} (expected 1)")
     return tensor
 
 
@@ -156,7 +154,5 @@ def weighted_sum(terms: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
         term = value if weight is None else weight.to(value.dtype) * value
         total = term if total is None else total + term
     if total is None:
-        raise ManticoreError(
-            "mixing: every weight of a row is zero. Fix: set mixture weights whose rows sum to 1"
-        )
+        raise ManticoreError("mixing: every weight of a row is zero. Fix: set mixture weights whose rows sum to 1")
     return total

@@ -9,7 +9,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -59,9 +58,7 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
                 setattr(self, f"component_{k}", None)
                 self.runners.append(None)
                 continue
-            component = (
-                AutoModelForCausalLM.from_config(component_config) if components is None else components[k]
-            )
+            component = AutoModelForCausalLM.from_config(component_config) if components is None else components[k]
             setattr(self, f"component_{k}", component)
             runner = Runner(component, config.layer_outputs[k] if config.layer_outputs else None)
             self.runners.append(runner)
@@ -73,9 +70,7 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
                     embeddings=config.path[0] == k,
                     head=config.path[-1] == k,
                 )
-        self.mixing: Mixing = (
-            resolve("mixing", config.mixing)(config) if config.path is None else PathMixing(config)
-        )
+        self.mixing: Mixing = resolve("mixing", config.mixing)(config) if config.path is None else PathMixing(config)
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.post_init()
 
@@ -118,17 +113,14 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
         """
         del use_cache
         if input_ids is None or inputs_embeds is not None:
-            raise ManticoreError(
-                "forward: inputs_embeds has no meaning with several embeddings. Fix: give input_ids"
-            )
+            raise ManticoreError("forward: inputs_embeds has no meaning with several embeddings. Fix: give input_ids")
         if past_key_values is not None:
             raise ManticoreError("forward: a hybrid decodes without a cache. Fix: leave past_key_values out")
 
         active = self.mixing.active()
         embedded = self.mixing.embedded()
         recordings = {
-            k: self._runner(k).record(input_ids, attention_mask, position_ids)
-            for k in sorted(embedded.union(*active))
+            k: self._runner(k).record(input_ids, attention_mask, position_ids) for k in sorted(embedded.union(*active))
         }
         features: Features = {k: recordings[k].hidden for k in sorted(embedded)}
         for n in range(self.config.num_blocks):
@@ -143,9 +135,7 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
 
         loss = None
         if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
-            )
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 
     def _run_segment(self, n: int, k: int, recording: Recording, hidden: Tensor) -> Tensor:
@@ -155,9 +145,7 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
     def _runner(self, k: int) -> Runner:
         runner = self.runners[k]
         if runner is None:
-            raise ManticoreError(
-                f"component {k} was dropped when this hybrid was discretized to {self.config.path}"
-            )
+            raise ManticoreError(f"component {k} was dropped when this hybrid was discretized to {self.config.path}")
         return runner
 
     def component(self, k: int) -> PreTrainedModel:
@@ -219,9 +207,7 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Refused: K components have K embeddings."""
-        raise ManticoreError(
-            "resize_token_embeddings: a hybrid has one table per component. Fix: use with_vocabulary"
-        )
+        raise ManticoreError("resize_token_embeddings: a hybrid has one table per component. Fix: use with_vocabulary")
 
     def _init_weights(self, module: nn.Module) -> None:
         """Only what the hybrid adds; components initialise themselves."""
@@ -230,9 +216,7 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
         elif isinstance(module, Mixing):
             module.reset_mixture()
 
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any
-    ) -> None:
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any) -> None:
         """Generation recomputes the whole sequence per token."""
         model_kwargs["use_cache"] = False
 

@@ -35,9 +35,7 @@ class PathMixing(Mixing):
     def hand_overs(self) -> list[tuple[int, int, int]]:
         """(boundary, from, to) wherever the component changes."""
         return [
-            (n, self.path[n - 1], self.path[n])
-            for n in range(1, self.num_blocks)
-            if self.path[n - 1] != self.path[n]
+            (n, self.path[n - 1], self.path[n]) for n in range(1, self.num_blocks) if self.path[n - 1] != self.path[n]
         ]
 
     def reset_mixture(self) -> None:
@@ -85,11 +83,7 @@ class PathMixing(Mixing):
         (target,) = targets
         if source != target:
             name = f"{boundary}_{source}_{target}"
-            value = (
-                self.projectors[name](value)
-                if name in self.projectors
-                else resize(value, self.widths[target])
-            )
+            value = self.projectors[name](value) if name in self.projectors else resize(value, self.widths[target])
         return {target: value}
 
     def logits(self, features: Features, finish: Callable[[int, Tensor], Tensor]) -> Tensor:

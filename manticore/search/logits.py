@@ -38,8 +38,7 @@ def check_floor(floor: float, weights: Tensor, name: str) -> None:
     components = weights.shape[-1]
     if not 0 < floor < 1 / components:
         raise ManticoreError(
-            f"search: {name} must lie between 0 and 1 / {components} components (got {floor}). "
-            "Fix: for instance 0.01"
+            f"search: {name} must lie between 0 and 1 / {components} components (got {floor}). Fix: for instance 0.01"
         )
 
 
@@ -96,7 +95,6 @@ def finite_gradient(parameter: nn.Parameter) -> Tensor:
     gradient = parameter.grad
     if gradient is None or not gradient.isfinite().all():
         raise ManticoreError(
-            "search: the gradient of the mixture weights is not finite. "
-            "Fix: lower lr or mixture_lr, or use float32"
+            "search: the gradient of the mixture weights is not finite. Fix: lower lr or mixture_lr, or use float32"
         )
     return gradient.to(torch.promote_types(gradient.dtype, torch.float32))

@@ -89,9 +89,7 @@ def test_the_gradient_is_that_of_autograd_through_the_softmax():
 def test_dash_maps_the_gradient_through_its_own_sample():
     temperature = 0.7
     parameter = simplex_parameter((2, 3), dtype=torch.float64)
-    method = Dash(
-        [parameter], lr=0.1, temperature=temperature, final_temperature=temperature, start_floor=1e-9
-    )
+    method = Dash([parameter], lr=0.1, temperature=temperature, final_temperature=temperature, start_floor=1e-9)
     target = torch.randn(2, 3, dtype=torch.float64)
     alpha = method.state[parameter]["alpha"].clone().requires_grad_()
     method.begin_step()
@@ -231,9 +229,7 @@ def test_a_gradient_that_is_not_finite_is_refused_and_the_weights_survive(name, 
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize(
-    "weights", [[[0.5, 0.6]], [[-0.1, 1.1]], [[math.nan, 1.0]]], ids=["sum", "negative", "nan"]
-)
+@pytest.mark.parametrize("weights", [[[0.5, 0.6]], [[-0.1, 1.1]], [[math.nan, 1.0]]], ids=["sum", "negative", "nan"])
 def test_a_start_off_the_simplex_is_refused(name, weights):
     with pytest.raises(ManticoreError, match="sum to 1"):
         resolve("search", name)([nn.Parameter(torch.tensor(weights))])
