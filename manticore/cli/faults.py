@@ -1,0 +1,60 @@
+"""What a person sees when something goes wrong: one line and the right exit code.
+
+2: something a person can fix. 130: stopped by Ctrl-C. 1: a fault of ours, with its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from manticore.errors import ManticoreError
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full. Fix: free some space, or write elsewhere with -o",
+    errno.EDQUOT: "the disk quota is used up. Fix: free some space, or write elsewhere with -o",
+    errno.EFBIG: "the file would be larger than is allowed here. Fix: raise the limit (ulimit -f), or write elsewhere with -o",
+    errno.EROFS: "the file system is read-only. Fix: write elsewhere with -o",
+    errno.EACCES: "permission denied. Fix: choose a place that you may read and write",
+    errno.EPERM: "permission denied. Fix: choose a place that you may read and write",
+}
+
+# Libraries that write in C++ or Rust report a full disk in words of their own.
+_DISK_FULL_TEXTS = ("No space left on device", "file write failed", "os error 28", "File too large")
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn the errors that a person can act on into a line on stderr and an exit code."""
+    try:
+        yield
+    except ManticoreError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print(
+            "stopped. Finished stages and checkpoints are kept; `manticore resume RUN` goes on.",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
+    except Exception as error:
+        line = disk_trouble(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def disk_trouble(error: BaseException) -> str | None:
+    """One line for an error of the disk, also where a library has wrapped it; None for all others."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _REASONS:
+            return f"{cause.filename or 'writing'}: {_REASONS[cause.errno]}"
+        if any(text in str(cause) for text in _DISK_FULL_TEXTS):
+            return f"writing: {_REASONS[errno.ENOSPC]}"
+        cause = cause.__cause__ or cause.__context__
+    return None

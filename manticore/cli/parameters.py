@@ -1,0 +1,153 @@
+"""Command-line options out of the recipe schema: the same names, help texts, defaults and checks."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from yaml import YAMLError
+
+from manticore import registry
+from manticore.errors import ManticoreError
+from manticore.schema.document import read_value
+from manticore.schema.names import Named
+from manticore.schema.validation import findings, literals
+
+Out = Annotated[str, typer.Option("--out", "-o", help="Folder to write; must not exist yet.", metavar="DIR")]
+Task = Annotated[str, typer.Option("--task", "-t", help="Name of the task; see `manticore ls tasks`.")]
+TaskOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task-option",
+        help="Option of the task, repeatable; see `manticore show TASK`.",
+        metavar="KEY=VALUE",
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Every random stream is derived from it.", min=0)]
+
+
+def takes(section: type[BaseModel], *, without: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
+    """Give a verb one option per field of ``section``; it receives them, checked, as ``settings``.
+
+    Args:
+        section: the schema of the options.
+        without: fields that make no sense on the command line.
+    """
+    fields = {name: field for name, field in section.model_fields.items() if name not in without}
+
+    def decorate(verb: Callable) -> Callable:
+        own = [
+            parameter
+            for parameter in inspect.signature(verb, eval_str=True).parameters.values()
+            if parameter.name != "settings"
+        ]
+
+        def command(**values: Any) -> Any:
+            given = {name: values.pop(name) for name in fields}
+            return verb(settings=_checked(section, fields, given), **values)
+
+        options = [_option(name, field) for name, field in fields.items()]
+        # A signature of its own, and no __wrapped__: typer reads both.
+        command.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in [*own, *options]}
+        command.__name__, command.__doc__ = verb.__name__, verb.__doc__
+        return command
+
+    return decorate
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """The command-line option of one field. Unset is None, so that defaults live in the schema alone."""
+    flag = f"--{name.replace('_', '-')}"
+    kind, metavar = _kind(field)
+    help_text = field.description or ""
+    for marker in field.metadata:
+        if isinstance(marker, Named):
+            help_text += f" One of: {', '.join(registry.entries(marker.kind))}."
+    if choices := literals(field.annotation) if kind is str else []:
+        help_text += f" One of: {', '.join(choices)}."
+    declaration = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
+    default = field.get_default()
+    info = typer.Option(
+        declaration,
+        help=help_text,
+        metavar=metavar,
+        show_default=_shown(default) if default not in (None, {}) else False,
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[(list[str] if kind is dict else str if kind is list else kind) | None, info],
+    )
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return ",".join(map(str, default)) if isinstance(default, list) else str(default)
+
+
+def _kind(field: FieldInfo) -> tuple[type, str | None]:
+    """The plain type behind a field's annotation, and what to call its value in the help."""
+    annotation: Any = field.annotation
+    while True:
+        origin = get_origin(annotation)
+        if origin is Annotated:
+            annotation = get_args(annotation)[0]
+        elif origin in (Union, types.UnionType):
+            annotation = next(part for part in get_args(annotation) if part is not type(None))
+        elif origin is Literal:
+            return str, "NAME"
+        elif origin is list:
+            return list, "A,B,…"
+        elif origin is dict:
+            return dict, "KEY=VALUE"
+        else:
+            return annotation, None
+
+
+def _checked(section: type[BaseModel], fields: dict[str, FieldInfo], given: dict[str, Any]) -> dict[str, Any]:
+    """The values of the section's fields after its checks; unset ones get their defaults."""
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        kind, _ = _kind(fields[name])
+        flag = f"--{name.replace('_', '-')}"
+        if kind is dict:
+            values[name] = pairs(value, flag)
+        else:
+            values[name] = _value(f"[{value}]", flag) if kind is list else value
+    model, found = findings(section, values)
+    if model is None:
+        lines = [f"--{str(path[0]).replace('_', '-')}: {text}" for path, text in found]
+        raise ManticoreError("\n".join(lines))
+    return {name: getattr(model, name) for name in fields}
+
+
+def pairs(texts: list[str], flag: str) -> dict[str, Any]:
+    """``["rank=8"]`` → ``{"rank": 8}``.
+
+    Raises:
+        ManticoreError: a text that is no ``key=value``.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise ManticoreError(f"{flag}: wrong value (got {text!r}, expected KEY=VALUE)")
+        found[key] = _value(value, flag)
+    return found
+
+
+def _value(text: str, flag: str) -> Any:
+    try:
+        return read_value(text)
+    except (YAMLError, ValueError) as error:
+        raise ManticoreError(f"{flag}: cannot be read (got {text!r})") from error

@@ -1,0 +1,143 @@
+"""Verbs on recipes and names: ls, show, cp, check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from manticore import registry
+from manticore.cli.terminal import console, done
+from manticore.errors import ManticoreError
+from manticore.runs.writing import write_text
+from manticore.schema.loading import find, load_recipe, shipped
+from manticore.schema.options import options_of
+from manticore.schema.recipe import Recipe
+from manticore.schema.validation import literals, model_at
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Values over the recipe's: search.steps=40"),
+]
+
+_PLURAL = {"mixing": "mixings", "projector": "projectors", "search": "methods", "task": "tasks"}
+
+
+def ls(
+    what: Annotated[
+        str | None, typer.Argument(help="recipes, tasks, methods, mixings or projectors.")
+    ] = None,
+) -> None:
+    """List recipes, tasks, search methods, mixings and projectors.
+
+    Example: manticore ls tasks
+    """
+    listings = {"recipes": {name: _headline(file) for name, file in shipped().items()}}
+    for kind in registry.kinds():
+        listings[_PLURAL.get(kind, kind)] = {name: e.summary for name, e in registry.entries(kind).items()}
+    if what is not None and what not in listings:
+        raise ManticoreError(f"ls: nothing is called {what!r}{registry.did_you_mean(what, list(listings))}")
+    for title, rows in listings.items():
+        if what in (None, title):
+            table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+            for name, summary in rows.items():
+                table.add_row(f"  {name}", summary)
+            console.print(table)
+    console.print("\nnext: manticore show NAME")
+
+
+def show(name: Annotated[str, typer.Argument(help="A recipe, `schema`, or a name that ls lists.")]) -> None:
+    """Print a recipe, the keys of the recipe schema, or what a registered name is and which options it has.
+
+    Example: manticore show mad/in-context-recall
+    """
+    if name == "schema":
+        _show_schema()
+        return
+    for kind in registry.kinds():
+        if name in registry.entries(kind):
+            _show_entry(kind, name)
+            return
+    known = [*shipped(), "schema", *(n for kind in registry.kinds() for n in registry.entries(kind))]
+    if name not in shipped() and not Path(name).exists():
+        raise ManticoreError(f"show: nothing is called {name!r}{registry.did_you_mean(name, known)}")
+    console.print(
+        find(name).read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True, end=""
+    )
+
+
+def cp(
+    name: Annotated[str, typer.Argument(help="A shipped recipe.")],
+    destination: Annotated[str, typer.Argument(help="File or folder to copy it to.")] = ".",
+) -> None:
+    """Copy a shipped recipe, to make it your own.
+
+    Example: manticore cp quickstart mine.yaml
+    """
+    source, target = find(name), Path(destination).expanduser()
+    if target.is_dir():
+        target /= source.name
+    if target.exists() or target.is_symlink():
+        raise ManticoreError(
+            f"{target}: exists already, nothing was changed. Fix: choose another name or remove it"
+        )
+    if not target.parent.is_dir():
+        raise ManticoreError(f"{target.parent}: no such folder. Fix: make it first")
+    write_text(target, source.read_text(encoding="utf-8"))
+    done(target, f"manticore check {target}")
+
+
+def check(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Check a recipe: every problem at once, each with its line. No network, nothing is written.
+
+    Example: manticore check mine.yaml search.steps=40
+    """
+    loaded = load_recipe(recipe, overrides)
+    console.print(f"{loaded.source}: ok", markup=False, highlight=False)
+    extra = "".join(f" {override}" for override in overrides or [])
+    console.print(f"next: manticore run {recipe}{extra}", markup=False, highlight=False)
+
+
+def _headline(file: Path) -> str:
+    """The first comment line of a recipe."""
+    with file.open(encoding="utf-8") as stream:
+        return stream.readline().lstrip("# ").strip()
+
+
+def _show_entry(kind: str, name: str) -> None:
+    console.print(f"{name}: {kind}. {registry.entries(kind)[name].summary}", markup=False, highlight=False)
+    options = options_of(kind, name) or {}
+    if options:
+        table = Table("option", "type", "default", "meaning", box=None, pad_edge=False)
+        for option in options.values():
+            table.add_row(option.name, option.annotation, option.default, option.help)
+        console.print(table)
+
+
+def _show_schema() -> None:
+    table = Table("key", "default", "meaning", box=None, pad_edge=False)
+
+    def rows(model: Any, prefix: str) -> None:
+        for key, field in model.model_fields.items():
+            nested = model_at(model, (key,))
+            many = "[]" if "list[" in str(field.annotation) else ""
+            required = field.is_required()
+            if nested is not None and nested is not model:
+                table.add_row(
+                    f"{prefix}{key}{many}", "required" if required else "", (nested.__doc__ or "").strip()
+                )
+                rows(nested, f"{prefix}{key}{many}.")
+            else:
+                choices = literals(field.annotation)
+                meaning = (
+                    f"{field.description or ''}{' One of: ' + ', '.join(choices) + '.' if choices else ''}"
+                )
+                table.add_row(f"{prefix}{key}", "required" if required else str(field.default), meaning)
+
+    rows(Recipe, "")
+    console.print(table)

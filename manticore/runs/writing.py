@@ -1,0 +1,65 @@
+"""Nothing half-written: every file and folder is written aside, then renamed into place."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from manticore.errors import ManticoreError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; a reader, or a process that is killed, sees the old file or the new one."""
+    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with aside.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def refuse_existing(out: str | Path) -> Path:
+    """The path of an output folder that does not exist yet.
+
+    Raises:
+        ManticoreError: something is there already.
+    """
+    path = Path(out).expanduser()
+    if path.exists() or path.is_symlink():
+        raise ManticoreError(
+            f"--out {out}: exists already, nothing was changed. Fix: choose another name or remove it"
+        )
+    return path
+
+
+@contextmanager
+def new_folder(out: str | Path) -> Iterator[Path]:
+    """A folder to fill beside ``out``, renamed to ``out`` at the end and removed if anything fails.
+
+    Raises:
+        ManticoreError: ``out`` exists.
+    """
+    path = refuse_existing(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        refuse_existing(path)
+        os.rename(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

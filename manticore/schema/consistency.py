@@ -1,0 +1,127 @@
+"""What one section of a recipe demands of another: names, sources, depths, options. No network, no torch.
+
+Each check sees only sections that are well formed by themselves, so that all problems appear at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+from typing import Any
+
+from manticore.registry import did_you_mean
+from manticore.schema.options import expected_type, options_of
+from manticore.schema.problems import Path, shown
+from manticore.schema.sections import Scalar
+
+Finding = tuple[Path, str]
+
+_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+
+
+def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
+    """Problems between and within well-formed sections.
+
+    Args:
+        sections: section name → its validated value; sections with errors of their own are absent.
+    """
+    pretrain = sections.get("pretrain") or []
+    components = sections.get("components") or []
+    yield from _twice("pretrain", [entry.name for entry in pretrain])
+    yield from _twice("components", [entry.name for entry in components])
+    for index, component in enumerate(components):
+        yield from _source(index, component, [entry.name for entry in pretrain])
+    if "combine" in sections:
+        yield from _depths(sections["combine"].num_blocks, pretrain, components)
+        yield from options(
+            ("combine", "projector_options"),
+            "projector",
+            sections["combine"].projector,
+            sections["combine"].projector_options,
+        )
+    if "task" in sections:
+        yield from options(("task", "options"), "task", sections["task"].name, sections["task"].options)
+    for name in ("search", "finetune"):
+        section = sections.get(name)
+        if section is not None and (section.steps is None) == (section.budget_flops is None):
+            verb = "both are given" if section.steps is not None else "neither is given"
+            yield (name,), f"steps or budget_flops, one of them: {verb}. Fix: set {name}.steps"
+    if "discretize" in sections and "combine" in sections and components:
+        yield from _path(sections, len(components))
+
+
+def options(path: Path, kind: str, name: str, given: dict[str, Scalar]) -> Iterator[Finding]:
+    """Options that the registered thing does not have, or whose values it cannot take."""
+    known = options_of(kind, name)
+    if known is None:
+        return
+    for key, value in given.items():
+        if key not in known:
+            choices = did_you_mean(key, list(known)) if known else " (it has none)"
+            yield (*path, key), f"unknown option of {kind} {name!r}{choices}"
+        elif (expected := expected_type(known[key], value)) is not None:
+            yield (*path, key), f"wrong value (got {shown(value)}, expected {expected})"
+
+
+def _twice(section: str, names: list[str]) -> Iterator[Finding]:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield (section, index, "name"), f"the name {name!r} is taken. Fix: give each entry its own name"
+
+
+def _source(index: int, component: Any, pretrained: list[str]) -> Iterator[Finding]:
+    path: Path = ("components", index, "source")
+    source = component.source
+    if source in pretrained:
+        if component.revision is not None:
+            yield ("components", index, "revision"), f"{source!r} is pretrained here, it has no revisions"
+        return
+    folder = FilePath(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            yield (
+                path,
+                f"the folder {source} holds no config.json. Fix: give a folder saved by save_pretrained",
+            )
+        return
+    if folder.exists():
+        yield path, f"{source} is a file (expected the folder of a model)"
+        return
+    if source.startswith((".", "~", "/")):
+        yield path, f"no folder {source}. Fix: give an existing folder or a hub id"
+    elif not _HUB_ID.match(source):
+        yield (
+            path,
+            f"neither a folder nor a hub id (got {source!r}, expected something like gpt2 or org/model)",
+        )
+    elif "/" not in source and pretrained and "Did you mean" in did_you_mean(source, pretrained):
+        yield path, f"no entry of pretrain is called {source!r}{did_you_mean(source, pretrained)}"
+
+
+def _depths(num_blocks: int, pretrain: list[Any], components: list[Any]) -> Iterator[Finding]:
+    depth = {entry.name: entry.layers for entry in pretrain}
+    for component in components:
+        layers = depth.get(component.source, num_blocks)
+        if layers < num_blocks:
+            yield (
+                ("combine", "num_blocks"),
+                f"more blocks than layers (got {num_blocks}, {component.name} has {layers} layers). "
+                f"Fix: set it to at most {layers}",
+            )
+
+
+def _path(sections: dict[str, Any], num_components: int) -> Iterator[Finding]:
+    chosen, num_blocks = sections["discretize"].path, sections["combine"].num_blocks
+    where: Path = ("discretize", "path")
+    if chosen is None:
+        if sections.get("search", True) is None:
+            yield (
+                where,
+                "without a search, the path must be given. Fix: set discretize.path, for example [0, 1]",
+            )
+        return
+    if len(chosen) != num_blocks:
+        yield where, f"one component index per block (got {len(chosen)}, expected {num_blocks})"
+    if wrong := [index for index in chosen if index >= num_components]:
+        yield where, f"no component {wrong[0]} (expected indices below {num_components})"

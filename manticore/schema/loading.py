@@ -1,0 +1,108 @@
+"""From a recipe's name or file, and overrides, to a checked ``Recipe``. Imports no torch; needs no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from manticore.errors import ManticoreError
+from manticore.registry import did_you_mean
+from manticore.schema.consistency import inconsistencies
+from manticore.schema.document import MAX_BYTES, Document, read_document
+from manticore.schema.overrides import apply_overrides
+from manticore.schema.problems import Problem, RecipeError
+from manticore.schema.recipe import Recipe
+from manticore.schema.validation import findings
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A checked recipe and what it was made from."""
+
+    recipe: Recipe
+    text: str
+    """The file as it was."""
+    source: str
+    """The file, as given."""
+    overrides: tuple[str, ...]
+
+
+@cache
+def shipped() -> dict[str, Path]:
+    """Name → file of every recipe that comes with the package."""
+    import manticore.recipes
+
+    folders = [Path(folder) for folder in manticore.recipes.__path__]
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+
+
+def find(name: str) -> Path:
+    """The file of a recipe, given as a path or as the name of a shipped one.
+
+    Raises:
+        ManticoreError: there is no such file or recipe.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise ManticoreError(f"{name}: is a folder (expected a recipe file). Fix: give a .yaml file")
+    if name in shipped():
+        return shipped()[name]
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise ManticoreError(
+            f"{name}: no such recipe file. Fix: check the path, or see `manticore ls recipes`"
+        )
+    raise ManticoreError(f"no recipe {name!r}{did_you_mean(name, list(shipped()))}")
+
+
+def load_recipe(name: str, overrides: list[str] | None = None) -> LoadedRecipe:
+    """Read and check a recipe.
+
+    Args:
+        name: a file, or the name of a shipped recipe.
+        overrides: ``key=value`` texts that replace what the file says.
+
+    Raises:
+        RecipeError: with every problem of the recipe, one line each.
+        ManticoreError: there is no such recipe.
+    """
+    file = find(name)
+    with file.open("rb") as stream:
+        data = stream.read(MAX_BYTES + 1)
+    source = str(file)
+    document = read_document(data, source)
+    if isinstance(document.values, dict):
+        apply_overrides(document, list(overrides or []))
+        recipe = check(document)
+        if recipe is not None and not document.problems:
+            return LoadedRecipe(recipe, data.decode("utf-8-sig"), source, tuple(overrides or []))
+    raise RecipeError(document.problems)
+
+
+def check(document: Document) -> Recipe | None:
+    """Add to ``document.problems`` all that is wrong with its values; the recipe if nothing is."""
+    recipe, found = findings(Recipe, document.values)
+    wrong = {path[0] for path, _ in found if path}
+    found += inconsistencies(_well_formed(document.values, wrong))
+    document.problems += [Problem(document.place(path), path, text) for path, text in found]
+    return recipe if isinstance(recipe, Recipe) and not found else None
+
+
+def _well_formed(values: dict[str, object], wrong: set[object]) -> dict[str, object]:
+    """Section name → validated value, for each section without an error of its own."""
+    sections: dict[str, object] = {}
+    for name, field in Recipe.model_fields.items():
+        if name in wrong:
+            continue
+        if name not in values:
+            sections[name] = field.default
+            continue
+        try:
+            sections[name] = TypeAdapter(field.annotation).validate_python(values[name])
+        except ValidationError:
+            continue
+    return sections

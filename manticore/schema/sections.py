@@ -1,0 +1,156 @@
+"""The sections of a recipe. Field names and defaults are those of the Python functions' keyword arguments.
+
+The text under each field is its help, in ``manticore show schema`` and in ``manticore <verb> --help`` alike.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from manticore.schema.names import Mixing, Projector, SearchMethod, TaskName
+
+Count = Annotated[int, Field(ge=1)]
+Amount = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Scalar = bool | int | float | str | None
+Trainable = Literal["all", "projectors", "lora"]
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, values are not bent into shape."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class Component(Section):
+    """One pretrained causal language model that goes into the hybrid."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
+    """What tables and plots call it."""
+    source: Annotated[str, Field(min_length=1)]
+    """A folder, a hub id, or the name of an entry of `pretrain`."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub id."""
+
+
+class TaskChoice(Section):
+    """What the hybrid is searched, fine-tuned and compared on."""
+
+    name: TaskName
+    """Name of the task."""
+    options: dict[str, Scalar] = {}
+    """The task's own options; `manticore show TASK` lists them."""
+
+
+class Combine(Section):
+    """Put the components side by side, block by block, into one hybrid."""
+
+    num_blocks: Count = 4
+    """Segments each component is cut into."""
+    mixing: Mixing = "translated"
+    """How blocks mix the components' features."""
+    projector: Projector = "linear"
+    """Kind of map between the components' feature spaces."""
+    projector_options: dict[str, Scalar] = {}
+    """Options of that kind, such as rank for low-rank."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of the weights; left out, the one they were saved in."""
+
+
+class Align(Section):
+    """Fit the projectors in closed form on calibration text, no training."""
+
+    text: Annotated[str, Field(min_length=1)] = "stdlib"
+    """A file, a folder, a datasets id, or stdlib: the sources of Python's standard library."""
+    tokens: Count = 65536
+    """Calibration tokens."""
+    length: Count = 128
+    """Tokens per sequence."""
+    batch_size: Count = 16
+    """Sequences per forward pass."""
+    holdout: Share = 0.1
+    """Share of the tokens kept for the held-out numbers."""
+    ridge: NotNegative = 1e-4
+    """Strength of the ridge, relative to the mean variance of the features."""
+    steps: Amount = 0
+    """Gradient steps on the projectors after the closed form."""
+    lr: Positive = 1e-3
+    """Learning rate of those steps."""
+
+
+class Search(Section):
+    """Learn which component each block should use."""
+
+    method: SearchMethod = "darts"
+    """How the mixture weights are learned."""
+    order: Literal["simultaneous", "alternating", "bilevel"] = "simultaneous"
+    """When they are updated: with the network, in turns on the same data, or on a held-out half."""
+    steps: Count | None = None
+    """Optimizer steps; give either this or budget_flops."""
+    budget_flops: Positive | None = None
+    """Training FLOPs to spend, instead of steps."""
+    batch_size: Count = 32
+    """Examples per step."""
+    lr: Positive = 1e-3
+    """Learning rate of the network."""
+    mixture_lr: Positive = 0.01
+    """Learning rate of the mixture weights."""
+    trainable: Trainable = "all"
+    """What trains beside the mixture weights: everything, projectors and heads only, or LoRA."""
+
+
+class Discretize(Section):
+    """Keep one component per block, drop the rest."""
+
+    path: list[Amount] | None = None
+    """One component index per block; left out, what the search found."""
+
+
+class Finetune(Section):
+    """Train the discretized hybrid end to end."""
+
+    start: Literal["aligned", "searched"] = "aligned"
+    """Weights to start from: those before the search (costs what a parent's fine-tuning costs), or after it."""
+    steps: Count | None = None
+    """Optimizer steps; give either this or budget_flops."""
+    budget_flops: Positive | None = None
+    """Training FLOPs to spend, instead of steps."""
+    batch_size: Count = 32
+    """Examples per step."""
+    lr: Positive = 1e-3
+    """Peak learning rate."""
+    weight_decay: NotNegative = 0.01
+    """AdamW's weight decay."""
+    schedule: Schedule = "constant"
+    """Course of the learning rate after warm-up."""
+    warmup_steps: Amount = 0
+    """Steps over which the learning rate rises from zero."""
+    trainable: Trainable = "all"
+    """What trains: everything, projectors and heads only, or LoRA."""
+    lora_rank: Count = 8
+    """Rank of the LoRA updates."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    bf16: bool = False
+    """Train in bfloat16 mixed precision."""
+    save_steps: Count = 100
+    """Steps between checkpoints that a killed run resumes from."""
+
+
+class Compare(Section):
+    """Fine-tune parents, ensemble, soft supernet and hybrid at the same training FLOPs."""
+
+    seeds: Annotated[list[Amount], Field(min_length=1)] = [0, 1, 2]
+    """One fine-tuning per seed and model."""
+
+
+class Report(Section):
+    """The page that shows it all."""
+
+    title: str | None = None
+    """Heading; left out, the recipe's name."""
