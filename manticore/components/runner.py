@@ -255,4 +255,5 @@ def _mask_of_new_tokens(mask: Tensor | None, tokens: int) -> Tensor | None:
 def not_reproducible(model: PreTrainedModel, why: str) -> str:
     """The error text for a component whose forward cannot be taken apart."""
     name = model.config.name_or_path or type(model).__name__
-    return f"component {name}: family {model.config.model_type!r} cannot be cut into blocks: {why}. Fix: use another checkpoint"
+    family = model.config.model_type
+    return f"component {name}: family {family!r} cannot be cut into blocks: {why}. Fix: use another checkpoint"

@@ -123,7 +123,8 @@ def check_weights(
         weights: ``[N, K]`` with rows on the simplex, or N component indices (a vertex).
 
     Raises:
-        ManticoreError: wrong shape, an index out of range, a negative or non-finite weight, a row that does not sum to 1.
+        ManticoreError: wrong shape, an index out of range, a negative or non-finite weight, a row that does not
+            sum to 1.
     """
     tensor = torch.as_tensor(weights)
     if tensor.dim() == 1 and len(tensor) == num_blocks and not tensor.is_floating_point():

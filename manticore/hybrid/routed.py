@@ -1,8 +1,8 @@
 """Routed and translated mixing.
 
 Routed: block n has a row-stochastic matrix R(n) ``[K, K]``. The input of component m is
-``x_m = sum_k R(n)_mk T_{k→m}(y_k)``, where y_k left the block before (or the embeddings) and ``T_{m→m}`` is the identity. Output
-weights mix the logits. R = I is the ensemble of the components.
+``x_m = sum_k R(n)_mk T_{k→m}(y_k)``, where y_k left the block before (or the embeddings) and ``T_{m→m}`` is the
+identity. Output weights mix the logits. R = I is the ensemble of the components.
 
 Translated: routed with equal rows. One weight vector a(n) per block; R(n) has rows a(n-1), R(0) has rows a(0).
 
