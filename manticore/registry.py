@@ -46,6 +46,9 @@ _ENTRIES: dict[str, dict[str, Entry]] = {
     },
     "task": {
         "mad/in-context-recall": Entry("manticore.tasks.mad:in_context_recall", "MAD: recall values by their keys"),
+        "mad/noisy-in-context-recall": Entry(
+            "manticore.tasks.mad:noisy_in_context_recall", "MAD: the same with noise between the pairs"
+        ),
         "text": Entry("manticore.tasks.text:text", "next-token prediction on a file, a folder or a datasets id"),
     },
 }

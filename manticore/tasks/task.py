@@ -1,0 +1,62 @@
+"""A task: data in three splits, how long its examples are, and how a model is scored on it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from datasets import DatasetDict
+
+from manticore import registry
+from manticore.errors import ManticoreError
+from manticore.tasks.metrics import MetricState
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Task:
+    """What training, search and evaluation need to know about a task."""
+
+    name: str
+    vocab_size: int | None
+    """Rows of embeddings and head; None: the components' own tokenizer, embeddings and heads are used."""
+    length: int
+    """Tokens per example, at most."""
+    data: DatasetDict
+    """Splits ``train``, ``validation``, ``test`` with the columns ``input_ids`` and ``targets`` (and
+    ``attention_mask`` where examples are padded). ``targets[t]`` is what position t must predict, -100 where
+    nothing is scored: they are aligned, no model shifts them."""
+    primary_metric: str
+    """The metric that decides comparisons: one of those that ``metric_state`` computes."""
+    higher_is_better: bool
+    metric_state: Callable[[], MetricState]
+    """Makes an empty accumulator of metrics."""
+    chance: float | None = None
+    """The primary metric of a uniform guess, where that is known."""
+
+
+def load_task(name: str, *, tokenizer: PreTrainedTokenizerBase | None = None, seed: int = 0, **options: Any) -> Task:
+    """Build the registered task ``name``.
+
+    Args:
+        name: for instance ``"mad/in-context-recall"`` or ``"text"``.
+        tokenizer: passed to tasks that read text.
+        seed: the run's seed, passed to tasks that name it. The shipped tasks do not: their data belong to the
+            benchmark, not to the run, and change only with their option ``data_seed``.
+        options: the task's own options.
+
+    Raises:
+        ManticoreError: no such task, an option it does not have, or a value it cannot take.
+    """
+    builder = registry.resolve("task", name)
+    accepted = inspect.signature(builder).parameters
+    choices = [option for option in accepted if option not in ("tokenizer", "seed")]
+    for option in options:
+        if option not in choices:
+            raise ManticoreError(f"task {name!r}: unknown option {option!r}{registry.did_you_mean(option, choices)}")
+    given = {"tokenizer": tokenizer, "seed": seed}
+    return builder(**{key: value for key, value in given.items() if key in accepted}, **options)
