@@ -1,0 +1,115 @@
+"""What every projector is: a learned map from the features of one component to those of another.
+
+Shape letters: d_in and d_out are the widths D of the source and the target component; ``...`` is any number
+of leading dimensions, usually ``[B, T]``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization
+
+from manticore.errors import ManticoreError
+
+INITIALISATIONS = ("identity", "zero", "default")
+
+
+@dataclass(frozen=True)
+class InputMoments:
+    """Mean and covariance of the features that a projector will see."""
+
+    mean: Tensor
+    """``[d_in]``"""
+    covariance: Tensor
+    """``[d_in, d_in]``"""
+
+
+class Projector(nn.Module, ABC):
+    """A map of features ``[..., d_in]`` to ``[..., d_out]``.
+
+    The map is computed in the dtype of the parameters and returned in the dtype of its input, so that a
+    component which keeps its features in float32 is not rounded by projectors in bfloat16.
+
+    Parameters are held directly rather than in ``nn.Linear`` children: a model's own initialisation,
+    quantisation and LoRA rules go by layer type and must not reach into a projector.
+
+    Args:
+        d_in: width of the source features.
+        d_out: width of the target features.
+        init: ``"identity"`` (pads or cuts), ``"zero"`` (the learned part is zero) or ``"default"``
+            (uniform in ±1/sqrt(fan-in), what torch gives its linear layers).
+    """
+
+    def __init__(self, d_in: int, d_out: int, init: str = "identity") -> None:
+        super().__init__()
+        check_positive("projector", "d_in", d_in)
+        check_positive("projector", "d_out", d_out)
+        if init not in INITIALISATIONS:
+            raise ManticoreError(
+                f"projector: unknown init (got {init!r}, expected one of {', '.join(INITIALISATIONS)}). "
+                "Fix: choose one of these"
+            )
+        self.d_in, self.d_out, self.init = d_in, d_out, init
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features ``[..., d_in]`` to ``[..., d_out]``."""
+
+    @abstractmethod
+    def initial_values(self, init: str) -> dict[str, Tensor]:
+        """Fresh values of all parameters by name, for one of ``INITIALISATIONS``."""
+
+    @abstractmethod
+    def set_affine(
+        self, weight: Tensor, bias: Tensor, moments: InputMoments | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Make this projector represent ``x -> x @ weight.T + bias`` as well as its kind can.
+
+        Args:
+            weight: ``[d_out, d_in]``
+            bias: ``[d_out]``
+            moments: the distribution of the inputs. A kind that cannot hold the whole map then keeps what
+                matters for these inputs (least mean squared error) instead of the largest singular values.
+
+        Returns:
+            weight and bias, in float64, of the map that is represented (not yet rounded to the
+            parameters' dtype).
+        """
+
+    def reset_parameters(self) -> None:
+        """Initialise as configured. Leaves alone what transformers has just loaded from a checkpoint."""
+        for name, value in self.initial_values(self.init).items():
+            initialization.copy_(getattr(self, name), value)
+
+    def reset_identity(self) -> None:
+        """Become the map that pads with zeros or cuts, whatever was there before."""
+        self._write(self.initial_values("identity"))
+
+    def extra_repr(self) -> str:
+        return f"{self.d_in} -> {self.d_out}, init={self.init}"
+
+    def _write(self, values: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, value in values.items():
+                getattr(self, name).copy_(value)
+
+
+def resize(x: Tensor, d_out: int) -> Tensor:
+    """Pad the last dimension with zeros or cut it: ``[..., D]`` to ``[..., d_out]``."""
+    d_in = x.shape[-1]
+    if d_in == d_out:
+        return x
+    return F.pad(x, (0, d_out - d_in)) if d_in < d_out else x[..., :d_out]
+
+
+def check_positive(where: str, name: str, value: object) -> None:
+    """Refuse anything but a positive whole number."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ManticoreError(
+            f"{where}: {name} must be a positive whole number (got {value!r}). Fix: set {name}=1 or more"
+        )
