@@ -32,8 +32,10 @@ _SCAN_PARAMETERS = (
     *("hidden_states", "dt", "A", "B", "C", "D", "z", "delta_bias", "delta_softplus"),
     "return_last_state",
 )
+_FORWARD_PARAMETERS = ("hidden_states", "cache_params", "attention_mask")
 _CHUNKED_SCAN = "mamba2_chunk_scan"
 _CPU_CHUNK = 64
+_MIXER_NAMES = ("MambaMixer", "Mamba2Mixer")
 
 _initial_states: ContextVar[Iterator[Tensor] | None] = ContextVar("initial_states", default=None)
 """The cached states [B, D, N] for the scans that the running mixer is about to make (one per head)."""
@@ -95,17 +97,14 @@ def _remake(original: type[nn.Module]) -> nn.Module:
 @lru_cache(maxsize=None)
 def _switched_class(original: type[nn.Module]) -> type[nn.Module] | None:
     """The subclass that runs our scan; None if the class has nothing to do with Mamba."""
-    module = sys.modules.get(original.__module__)
     forward = inspect.unwrap(original.forward)
-    names = set(forward.__code__.co_names) if isinstance(forward, FunctionType) else set()
+    names = forward.__code__.co_names if isinstance(forward, FunctionType) else ()
     if _SCAN in names:
-        return _with_scan(original, module)
-    if not original.__name__.endswith("Mixer"):
-        return None
-    if hasattr(module, _CHUNKED_SCAN):
+        return _with_scan(original, sys.modules[original.__module__])
+    if _CHUNKED_SCAN in names:
         return _with_chunk(original)
-    if hasattr(module, _SCAN) and issubclass(original, nn.Module):
-        raise _unexpected(original, f"its forward does not call {_SCAN}")
+    if original.__module__.startswith("transformers.") and original.__name__.endswith(_MIXER_NAMES):
+        raise _unexpected(original, f"its forward calls neither {_SCAN} nor {_CHUNKED_SCAN}")
     return None
 
 
@@ -115,15 +114,18 @@ def _with_scan(original: type[nn.Module], module: Any) -> type[nn.Module]:
     missing = [name for name in _SCAN_PARAMETERS if name not in known]
     if missing:
         raise _unexpected(original, f"{_SCAN} has no parameter {', '.join(missing)}")
-    if "cache_params" not in inspect.signature(inspect.unwrap(original.forward)).parameters:
-        raise _unexpected(original, "its forward has no parameter cache_params")
+    arguments = tuple(inspect.signature(inspect.unwrap(original.forward)).parameters)
+    if arguments[1:4] != _FORWARD_PARAMETERS:
+        raise _unexpected(original, f"its forward takes {', '.join(arguments)}")
     # the fused kernel would bypass the scan in training; the fallback's answer makes the mixer go on
     inner_forward = _rebind(original.forward, {_SCAN: _scan, _FUSED: _no_fused_kernel})
 
-    def forward(self: Any, hidden_states: Tensor, cache_params: Any = None, **kwargs: Any) -> Tensor:
+    def forward(
+        self: Any, hidden_states: Tensor, cache_params: Any = None, attention_mask: Any = None, **kwargs: Any
+    ) -> Tensor:
         token = _initial_states.set(_cached_states(self, hidden_states, cache_params))
         try:
-            return inner_forward(self, hidden_states, cache_params=cache_params, **kwargs)
+            return inner_forward(self, hidden_states, cache_params, attention_mask, **kwargs)
         finally:
             _initial_states.reset(token)
 
@@ -158,7 +160,11 @@ def _rebind(function: Callable[..., Any], names: dict[str, Any]) -> Callable[...
         inner = _rebind(wrapped, names)
         closure = tuple(CellType(inner) if cell.cell_contents is wrapped else cell for cell in closure or ())
     copy = FunctionType(
-        function.__code__, {**function.__globals__, **names}, function.__name__, function.__defaults__, closure
+        function.__code__,
+        {**function.__globals__, **names},
+        function.__name__,
+        function.__defaults__,
+        closure,
     )
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy

@@ -73,7 +73,9 @@ def choose(device: torch.device, dtype: torch.dtype) -> str:
     name = requested()
     if name == "auto":
         return next(
-            path for path in PREFERENCE if PATHS[path].supports(device, dtype) and PATHS[path].problem() is None
+            path
+            for path in PREFERENCE
+            if PATHS[path].supports(device, dtype) and PATHS[path].problem() is None
         )
     problem = PATHS[name].problem()
     if problem is not None:

@@ -103,7 +103,9 @@ def forward_flops(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_soft
 
 
 @register_flop_formula(torch.ops.manticore.selective_scan_backward)
-def backward_flops(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, *rest, **kwargs) -> int:
+def backward_flops(
+    u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, *rest, **kwargs
+) -> int:
     """FLOPs of one backward pass, from shapes; the recomputation of the states is work done, so it counts.
 
     Per batch, channel, step and state 20: 5 to recompute h; 3 for g (C * gy, decay * g, their sum); 2 each for the
