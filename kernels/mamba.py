@@ -16,11 +16,10 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import cache
 from types import CellType, FunctionType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from manticore.errors import ManticoreError
@@ -94,7 +93,7 @@ def _remake(original: type[nn.Module]) -> nn.Module:
     return target.__new__(target)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _switched_class(original: type[nn.Module]) -> type[nn.Module] | None:
     """The subclass that runs our scan; None if the class has nothing to do with Mamba."""
     forward = inspect.unwrap(original.forward)

@@ -45,12 +45,8 @@ def _no_problem() -> None:
 
 
 PATHS: dict[str, Entry] = {
-    "reference": Entry(
-        "manticore.kernels.scan_reference", "the plain loop, for checking", _anything, _no_problem
-    ),
-    "torch": Entry(
-        "manticore.kernels.scan_torch", "chunked, plain torch, any device", _anything, _no_problem
-    ),
+    "reference": Entry("manticore.kernels.scan_reference", "the plain loop, for checking", _anything, _no_problem),
+    "torch": Entry("manticore.kernels.scan_torch", "chunked, plain torch, any device", _anything, _no_problem),
 }
 
 PREFERENCE = ("torch",)
@@ -62,8 +58,7 @@ def requested() -> str:
     name = os.environ.get(VARIABLE, "auto")
     if name != "auto" and name not in PATHS:
         raise ManticoreError(
-            f"{VARIABLE}: unknown path (got {name!r}, expected one of auto, {', '.join(PATHS)}). "
-            f"Fix: unset {VARIABLE}"
+            f"{VARIABLE}: unknown path (got {name!r}, expected one of auto, {', '.join(PATHS)}). Fix: unset {VARIABLE}"
         )
     return name
 
@@ -73,9 +68,7 @@ def choose(device: torch.device, dtype: torch.dtype) -> str:
     name = requested()
     if name == "auto":
         return next(
-            path
-            for path in PREFERENCE
-            if PATHS[path].supports(device, dtype) and PATHS[path].problem() is None
+            path for path in PREFERENCE if PATHS[path].supports(device, dtype) and PATHS[path].problem() is None
         )
     problem = PATHS[name].problem()
     if problem is not None:

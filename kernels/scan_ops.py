@@ -21,9 +21,7 @@ _INPUTS = (
     "Tensor? initial_state, bool delta_softplus"
 )
 _library = torch.library.Library("manticore", "DEF")
-_library.define(
-    f"selective_scan({_INPUTS}, bool save_states) -> (Tensor out, Tensor last_state, Tensor states)"
-)
+_library.define(f"selective_scan({_INPUTS}, bool save_states) -> (Tensor out, Tensor last_state, Tensor states)")
 _library.define(
     f"selective_scan_backward({_INPUTS}, Tensor states, Tensor grad_out, Tensor? grad_last_state) -> Tensor[]"
 )
@@ -74,9 +72,7 @@ def run_forward(inputs: Inputs, save_states: bool) -> tuple[Tensor, Tensor, Tens
     return torch.ops.manticore.selective_scan(*_flat(inputs), save_states)
 
 
-def run_backward(
-    inputs: Inputs, states: Tensor, grad_out: Tensor, grad_last_state: Tensor | None
-) -> Gradients:
+def run_backward(inputs: Inputs, states: Tensor, grad_out: Tensor, grad_last_state: Tensor | None) -> Gradients:
     """A gradient for every tensor of the inputs."""
     found = torch.ops.manticore.selective_scan_backward(*_flat(inputs), states, grad_out, grad_last_state)
     return Gradients(**dict(zip(inputs.tensors(), found)))
@@ -103,9 +99,7 @@ def forward_flops(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_soft
 
 
 @register_flop_formula(torch.ops.manticore.selective_scan_backward)
-def backward_flops(
-    u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, *rest, **kwargs
-) -> int:
+def backward_flops(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, *rest, **kwargs) -> int:
     """FLOPs of one backward pass, from shapes; the recomputation of the states is work done, so it counts.
 
     Per batch, channel, step and state 20: 5 to recompute h; 3 for g (C * gy, decay * g, their sum); 2 each for the

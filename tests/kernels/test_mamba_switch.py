@@ -26,7 +26,7 @@ CONFIGS = {
     "mamba": MambaConfig(**SMALL, num_hidden_layers=2, state_size=4),
     "falcon_mamba": FalconMambaConfig(**SMALL, num_hidden_layers=2, state_size=4),
     "jamba": JambaConfig(
-        **SMALL, **PARTS, num_hidden_layers=2, attn_layer_period=2, attn_layer_offset=1, num_experts=2
+        **SMALL, **PARTS, num_hidden_layers=2, attn_layer_period=2, attn_layer_offset=1, num_experts=1
     ),
     "zamba": ZambaConfig(
         **SMALL,
@@ -93,9 +93,7 @@ def test_logits_and_gradients_stay(family, padded):
     assert found.keys() == grads.keys()
     scale = max(value.abs().max() for value in grads.values())
     for name, value in grads.items():
-        assert (found[name] - value).abs().max() <= 1e-5 * torch.maximum(value.abs().max(), 1e-2 * scale), (
-            name
-        )
+        assert (found[name] - value).abs().max() <= 1e-5 * torch.maximum(value.abs().max(), 1e-2 * scale), name
 
 
 def test_the_scan_is_really_ours(family, monkeypatch):
@@ -188,22 +186,22 @@ def test_gradient_checkpointing():
     model = make("mamba")
     use_selective_scan(model)
     expected = gradients(model, None)
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     found = gradients(model, None)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def test_flops_on_meta_equal_flops_on_cpu(family):
+    ours = torch.ops.manticore.selective_scan, torch.ops.manticore.selective_scan_backward
     counts = []
     for device in ("meta", "cpu"):
         model = make(family).to(device)
         use_selective_scan(model)
         with FlopCounterMode(display=False) as counter:
             model(tokens(70).to(device)).logits.sum().backward()
-        counts.append(counter.get_flop_counts()["Global"])
-    assert torch.ops.manticore.selective_scan in counts[0]
-    assert torch.ops.manticore.selective_scan_backward in counts[0]
+        counts.append([counter.get_flop_counts()["Global"][operator] for operator in ours])
     assert counts[0] == counts[1]
+    assert min(counts[0]) > 0
 
 
 def test_models_without_mamba():
@@ -220,7 +218,7 @@ def test_unexpected_mixers_are_refused():
 
     OldMambaMixer.__module__ = "transformers.models.mamba.modeling_mamba"
     model = nn.Sequential(make("mamba"), OldMambaMixer())
-    with pytest.raises(ManticoreError, match="OldMambaMixer is not a mixer that can be switched.*Fix:"):
+    with pytest.raises(ManticoreError, match=r"OldMambaMixer is not a mixer that can be switched.*Fix:"):
         use_selective_scan(model)
     assert use_selective_scan(model[0], enabled=False) == 0
 

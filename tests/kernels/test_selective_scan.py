@@ -23,9 +23,7 @@ def make(batch, channels, steps, state_size, optional=OPTIONAL, softplus=True, d
 
     tensors = {
         "u": normal(batch, channels, steps),
-        "delta": normal(batch, channels, steps) - 1
-        if softplus
-        else torch.rand(batch, channels, steps).double(),
+        "delta": normal(batch, channels, steps) - 1 if softplus else torch.rand(batch, channels, steps).double(),
         "A": -normal(channels, state_size).exp(),
         "B": normal(batch, state_size, steps),
         "C": normal(batch, state_size, steps),
@@ -127,10 +125,7 @@ def test_two_calls_equal_one(path, cut):
     tensors = make(2, 9, 70, 8)
     whole = run(tensors)
     halves = [
-        {
-            name: value[..., part] if name in ("u", "delta", "B", "C", "z") else value
-            for name, value in tensors.items()
-        }
+        {name: value[..., part] if name in ("u", "delta", "B", "C", "z") else value for name, value in tensors.items()}
         for part in (slice(None, cut), slice(cut, None))
     ]
     first, state = selective_scan(**halves[0], delta_softplus=True, return_last_state=True)
@@ -231,7 +226,7 @@ def test_complex_and_devices_are_refused():
 
 def test_unknown_path_is_refused(monkeypatch):
     monkeypatch.setenv("MANTICORE_SCAN", "fast")
-    with pytest.raises(ManticoreError, match="MANTICORE_SCAN: unknown path .got 'fast'"):
+    with pytest.raises(ManticoreError, match=r"MANTICORE_SCAN: unknown path .got 'fast'"):
         selective_scan(**make(1, 3, 4, 4))
 
 
