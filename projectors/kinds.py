@@ -39,9 +39,7 @@ class Linear(Projector):
             return {"weight": _eye_like(self.weight), "bias": torch.zeros_like(self.bias)}
         return _learned_part(self.weight, self.bias, random=init == "default")
 
-    def set_affine(
-        self, weight: Tensor, bias: Tensor, moments: InputMoments | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def set_affine(self, weight: Tensor, bias: Tensor, moments: InputMoments | None = None) -> tuple[Tensor, Tensor]:
         weight, bias = _as_float64(self, weight, bias)
         self._write({"weight": weight, "bias": bias})
         return weight, bias
@@ -62,9 +60,7 @@ class LinearSkip(Projector):
     def initial_values(self, init: str) -> dict[str, Tensor]:
         return _learned_part(self.weight, self.bias, random=init == "default")
 
-    def set_affine(
-        self, weight: Tensor, bias: Tensor, moments: InputMoments | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def set_affine(self, weight: Tensor, bias: Tensor, moments: InputMoments | None = None) -> tuple[Tensor, Tensor]:
         weight, bias = _as_float64(self, weight, bias)
         self._write({"weight": weight - _eye_like(weight), "bias": bias})
         return weight, bias
@@ -96,9 +92,7 @@ class LowRank(Projector):
             self.up, self.bias, random=init == "default", names=("up", "bias")
         )
 
-    def set_affine(
-        self, weight: Tensor, bias: Tensor, moments: InputMoments | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def set_affine(self, weight: Tensor, bias: Tensor, moments: InputMoments | None = None) -> tuple[Tensor, Tensor]:
         weight, bias = _as_float64(self, weight, bias)
         base = _eye_like(weight)
         delta = weight - base
@@ -155,13 +149,9 @@ class TwoLayer(Projector):
         return {
             "weight_in": _uniform(self.weight_in),
             "bias_in": _uniform(self.bias_in, fan_in=self.d_in),
-        } | _learned_part(
-            self.weight_out, self.bias_out, random=init == "default", names=("weight_out", "bias_out")
-        )
+        } | _learned_part(self.weight_out, self.bias_out, random=init == "default", names=("weight_out", "bias_out"))
 
-    def set_affine(
-        self, weight: Tensor, bias: Tensor, moments: InputMoments | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def set_affine(self, weight: Tensor, bias: Tensor, moments: InputMoments | None = None) -> tuple[Tensor, Tensor]:
         weight, bias = _as_float64(self, weight, bias)
         base = _eye_like(weight) if self.skip else torch.zeros_like(weight)
         up, down, bias = _truncate(weight - base, bias, self.hidden // 2, moments)
@@ -241,9 +231,7 @@ def _as_float64(projector: Projector, weight: Tensor, bias: Tensor) -> tuple[Ten
     return weight.detach().double(), bias.detach().double()
 
 
-def _truncate(
-    weight: Tensor, bias: Tensor, rank: int, moments: InputMoments | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _truncate(weight: Tensor, bias: Tensor, rank: int, moments: InputMoments | None) -> tuple[Tensor, Tensor, Tensor]:
     """The best map of rank r = min(rank, d_in, d_out): (up [d_out, r], down [r, d_in], bias [d_out]).
 
     Best in mean squared error over the inputs if their moments are known (reduced-rank regression: the part

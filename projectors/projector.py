@@ -65,9 +65,7 @@ class Projector(nn.Module, ABC):
         """Fresh values of all parameters by name, for one of ``INITIALISATIONS``."""
 
     @abstractmethod
-    def set_affine(
-        self, weight: Tensor, bias: Tensor, moments: InputMoments | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def set_affine(self, weight: Tensor, bias: Tensor, moments: InputMoments | None = None) -> tuple[Tensor, Tensor]:
         """Make this projector represent ``x -> x @ weight.T + bias`` as well as its kind can.
 
         Args:

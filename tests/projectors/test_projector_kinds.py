@@ -207,9 +207,7 @@ def test_set_affine_and_reset_keep_dtype_and_parameters(kind, options, dtype):
     after = dict(projector.named_parameters())
     assert all(after[name] is before[name] and after[name].dtype == dtype for name in before)
     x = torch.randn(3, 5).to(dtype)
-    torch.testing.assert_close(
-        projector(x), resize(x, 7), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(projector(x), resize(x, 7), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
 
 
 def test_set_affine_refuses_a_transposed_weight():
@@ -250,9 +248,7 @@ def test_survives_saving_and_loading_in_transformers(tmp_path):
 
 def test_keys_missing_from_a_checkpoint_are_initialised(tmp_path):
     model = ProjectorModel(PreTrainedConfig())
-    state = {
-        name: value for name, value in model.state_dict().items() if not name.startswith("projectors.1.")
-    }
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("projectors.1.")}
     model.save_pretrained(tmp_path, state_dict=state)
     loaded = ProjectorModel.from_pretrained(tmp_path)
     weight = loaded.projectors["1"].weight
