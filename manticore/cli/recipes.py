@@ -17,9 +17,7 @@ from manticore.schema.options import options_of
 from manticore.schema.recipe import Recipe
 from manticore.schema.validation import literals, model_at
 
-RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")
-]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Values over the recipe's: search.steps=40"),
@@ -29,9 +27,7 @@ _PLURAL = {"mixing": "mixings", "projector": "projectors", "search": "methods", 
 
 
 def ls(
-    what: Annotated[
-        str | None, typer.Argument(help="recipes, tasks, methods, mixings or projectors.")
-    ] = None,
+    what: Annotated[str | None, typer.Argument(help="recipes, tasks, methods, mixings or projectors.")] = None,
 ) -> None:
     """List recipes, tasks, search methods, mixings and projectors.
 
@@ -66,9 +62,7 @@ def show(name: Annotated[str, typer.Argument(help="A recipe, `schema`, or a name
     known = [*shipped(), "schema", *(n for kind in registry.kinds() for n in registry.entries(kind))]
     if name not in shipped() and not Path(name).exists():
         raise ManticoreError(f"show: nothing is called {name!r}{registry.did_you_mean(name, known)}")
-    console.print(
-        find(name).read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True, end=""
-    )
+    console.print(find(name).read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True, end="")
 
 
 def cp(
@@ -83,9 +77,7 @@ def cp(
     if target.is_dir():
         target /= source.name
     if target.exists() or target.is_symlink():
-        raise ManticoreError(
-            f"{target}: exists already, nothing was changed. Fix: choose another name or remove it"
-        )
+        raise ManticoreError(f"{target}: exists already, nothing was changed. Fix: choose another name or remove it")
     if not target.parent.is_dir():
         raise ManticoreError(f"{target.parent}: no such folder. Fix: make it first")
     write_text(target, source.read_text(encoding="utf-8"))
@@ -128,15 +120,11 @@ def _show_schema() -> None:
             many = "[]" if "list[" in str(field.annotation) else ""
             required = field.is_required()
             if nested is not None and nested is not model:
-                table.add_row(
-                    f"{prefix}{key}{many}", "required" if required else "", (nested.__doc__ or "").strip()
-                )
+                table.add_row(f"{prefix}{key}{many}", "required" if required else "", (nested.__doc__ or "").strip())
                 rows(nested, f"{prefix}{key}{many}.")
             else:
                 choices = literals(field.annotation)
-                meaning = (
-                    f"{field.description or ''}{' One of: ' + ', '.join(choices) + '.' if choices else ''}"
-                )
+                meaning = f"{field.description or ''}{' One of: ' + ', '.join(choices) + '.' if choices else ''}"
                 table.add_row(f"{prefix}{key}", "required" if required else str(field.default), meaning)
 
     rows(Recipe, "")

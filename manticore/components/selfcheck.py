@@ -9,12 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
 
 from manticore.components.runner import Runner, not_reproducible
 from manticore.errors import ManticoreError
 from manticore.seeding import derive_seed
 
 _BATCH, _TOKENS, _PADDED = 2, 9, 3
+# relative to the largest logit
+_CACHE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 def self_check(model: PreTrainedModel, runner: Runner, *, seed: int = 0) -> float:
@@ -56,6 +59,39 @@ def self_check(model: PreTrainedModel, runner: Runner, *, seed: int = 0) -> floa
                 what = "with left padding" if attention_mask is not None else "on plain input"
                 raise ManticoreError(not_reproducible(model, f"its logits {what} differ by {worst:.2g}"))
     return worst
+
+
+def continues_by_one_token_only(runner: Runner, *, seed: int = 0) -> bool:
+    """Whether several tokens after a cached prompt come out wrong, as with layers that restart their state.
+
+    Raises:
+        ManticoreError: even one token at a time comes out wrong.
+    """
+    model = runner.model
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(derive_seed(seed, "continuation"))
+    rows = model.get_input_embeddings().weight.shape[0]
+    input_ids = torch.randint(0, rows, (1, _TOKENS), generator=generator).to(device)
+    positions = torch.arange(_TOKENS, device=device)[None]
+    with torch.no_grad():
+        whole = logits_of(runner, input_ids)
+        scale = float(whole.abs().max())
+
+        def error(step: int) -> float:
+            cache = DynamicCache(config=model.config)
+            pieces = []
+            for start, stop in [(0, _PADDED), *((i, min(i + step, _TOKENS)) for i in range(_PADDED, _TOKENS, step))]:
+                recording = runner.record(
+                    input_ids[:, start:stop], None, positions[:, start:stop], past_key_values=cache, use_cache=True
+                )
+                pieces.append(runner.finish(recording, runner.run(recording, recording.hidden, 0, runner.num_layers)))
+            return float((torch.cat(pieces, 1) - whole).abs().max()) / scale
+
+        single = error(1)
+        if not single <= _CACHE_TOLERANCE[whole.dtype]:
+            raise ManticoreError(not_reproducible(model, "its logits with a cache differ from those without"))
+        # rounding alone keeps the two errors within a small factor; a restarted state does not
+        return not error(_TOKENS) <= max(20 * single, 100 * torch.finfo(whole.dtype).eps)
 
 
 def logits_of(

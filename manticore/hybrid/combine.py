@@ -15,7 +15,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from manticore.components.loading import load_component, load_tokenizer
 from manticore.components.runner import Runner
-from manticore.components.selfcheck import self_check
+from manticore.components.selfcheck import continues_by_one_token_only, self_check
 from manticore.errors import ManticoreError
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.modeling import ManticoreForCausalLM
@@ -95,9 +95,11 @@ def combine(
             )
 
     runners = [Runner(component) for component in components]
+    one_token: list[bool] | None = None
     if check:
         for component, runner in zip(components, runners):
             self_check(component, runner, seed=seed)
+        one_token = [continues_by_one_token_only(runner, seed=seed) for runner in runners]
     config = ManticoreConfig(
         num_components=len(components),
         num_blocks=num_blocks,
@@ -105,6 +107,7 @@ def combine(
         projector=projector,
         projector_options=projector_options,
         layer_outputs=[runner.tuple_sizes for runner in runners],
+        one_token_at_a_time=one_token,
         vocab_size=vocab_size_kept,
         dtype=components[0].dtype,
         # the attention implementation that was resolved is written into configurations, so each gets its own

@@ -49,6 +49,8 @@ class ManticoreConfig(PreTrainedConfig):
     """Arguments of the projectors, such as ``rank``."""
     layer_outputs: list[list[int]] | None = None
     """Per component and layer: 0 where the layer returns a tensor, else the length of its tuple."""
+    one_token_at_a_time: list[bool] | None = None
+    """Per component: whether its family can continue a cached prompt by one token only."""
     path: list[int] | None = None
     """The component that each block keeps, once the hybrid is discretized."""
     searched_weights: list[list[float]] | None = None

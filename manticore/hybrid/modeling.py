@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -19,6 +20,7 @@ from manticore.components.pruning import prune_component
 from manticore.components.runner import Recording, Runner
 from manticore.components.vocabulary import with_vocabulary
 from manticore.errors import ManticoreError
+from manticore.hybrid.cache import HybridCache
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.mixing import Features, Mixing, check_weights
 from manticore.hybrid.path import PathMixing
@@ -88,7 +90,7 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         logits_to_keep: int = 0,
         use_cache: bool | None = None,
-        past_key_values: Any = None,
+        past_key_values: HybridCache | None = None,
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -96,36 +98,46 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: ``[B, T]``.
-            attention_mask: ``[B, T]``, 0 on padding.
+            attention_mask: ``[B, cached + T]``, 0 on padding.
             position_ids: ``[B, T]``; None leaves each component to its own rule.
             labels: ``[B, T]``, shifted here as everywhere in transformers; -100 is ignored.
             logits_to_keep: the last so many positions only; 0 keeps all.
-            use_cache: ignored; a hybrid decodes without a cache.
-            past_key_values: refused.
+            use_cache: whether to return a cache; only if asked for, since plain evaluation has no use for one.
+            past_key_values: the cache of the tokens before these.
             inputs_embeds: refused.
             kwargs: handed to the loss (``num_items_in_batch``).
 
         Returns:
-            ``logits`` ``[B, T, V]`` and, with labels, ``loss``.
+            ``logits`` ``[B, T, V]``, with labels ``loss``, with ``use_cache`` ``past_key_values``.
 
         Raises:
-            ManticoreError: ``inputs_embeds`` (K components have K embeddings of different widths) or a cache.
+            ManticoreError: ``inputs_embeds`` (K components have K embeddings of different widths), or another
+                cache than a hybrid's.
         """
-        del use_cache
         if input_ids is None or inputs_embeds is not None:
             raise ManticoreError("forward: inputs_embeds has no meaning with several embeddings. Fix: give input_ids")
-        if past_key_values is not None:
-            raise ManticoreError("forward: a hybrid decodes without a cache. Fix: leave past_key_values out")
+        cache = self._cache(past_key_values, use_cache)
+        if cache is not None and cache.seen_tokens and input_ids.shape[1] > 1 and self._one_token_at_a_time():
+            return self._step_by_step(input_ids, attention_mask, position_ids, logits_to_keep, cache)
 
         active = self.mixing.active()
         embedded = self.mixing.embedded()
         recordings = {
-            k: self._runner(k).record(input_ids, attention_mask, position_ids) for k in sorted(embedded.union(*active))
+            k: self._runner(k).record(
+                input_ids,
+                attention_mask,
+                position_ids,
+                past_key_values=cache.views[k] if cache is not None else None,
+                use_cache=cache is not None,
+            )
+            for k in sorted(embedded.union(*active))
         }
         features: Features = {k: recordings[k].hidden for k in sorted(embedded)}
         for n in range(self.config.num_blocks):
             inputs = self.mixing.enter(n, features, sorted(active[n]))
             features = {k: self._run_segment(n, k, recordings[k], hidden) for k, hidden in inputs.items()}
+        if cache is not None:
+            cache.seen_tokens += input_ids.shape[1]
         if logits_to_keep:
             features = {k: hidden[:, -logits_to_keep:] for k, hidden in features.items()}
         logits = self.mixing.logits(
@@ -136,7 +148,48 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+
+    def new_cache(self) -> HybridCache:
+        """An empty cache for this hybrid; dropped layers take no room."""
+        return HybridCache(self.config.components, [self._kept_layers(k) for k in range(self.config.num_components)])
+
+    def _cache(self, given: HybridCache | None, use_cache: bool | None) -> HybridCache | None:
+        if given is not None and not isinstance(given, HybridCache):
+            raise ManticoreError(
+                f"forward: past_key_values is a {type(given).__name__} (expected a HybridCache). "
+                "Fix: leave it out, or use hybrid.new_cache()"
+            )
+        if not use_cache:
+            return None
+        return given if given is not None else self.new_cache()
+
+    def _one_token_at_a_time(self) -> bool:
+        """Whether a kept component cannot continue a cached prompt by several tokens; mixing couples them all."""
+        measured = self.config.one_token_at_a_time
+        kept = [k for k, runner in enumerate(self.runners) if runner is not None]
+        return measured is None or any(measured[k] for k in kept)
+
+    def _step_by_step(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        logits_to_keep: int,
+        cache: HybridCache,
+    ) -> CausalLMOutputWithPast:
+        logits = []
+        tokens, seen = input_ids.shape[1], cache.seen_tokens
+        for t in range(tokens):
+            output = self(
+                input_ids=input_ids[:, t : t + 1],
+                attention_mask=None if attention_mask is None else attention_mask[:, : seen + t + 1],
+                position_ids=None if position_ids is None else position_ids[:, t : t + 1],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits.append(output.logits)
+        return CausalLMOutputWithPast(logits=torch.cat(logits, 1)[:, -logits_to_keep:], past_key_values=cache)
 
     def _run_segment(self, n: int, k: int, recording: Recording, hidden: Tensor) -> Tensor:
         edges = self.config.boundaries[k]
@@ -216,9 +269,17 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
         elif isinstance(module, Mixing):
             module.reset_mixture()
 
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any) -> None:
-        """Generation recomputes the whole sequence per token."""
-        model_kwargs["use_cache"] = False
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """Every generation gets a :class:`HybridCache` of its own, unless it asked for none or brought one."""
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise ManticoreError(
+                f"generate: cache_implementation {generation_config.cache_implementation!r} cannot hold the states of "
+                "recurrent layers. Fix: leave it out"
+            )
+        if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = self.new_cache()
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
         """Save weights, configuration and, where there is one, the tokenizer."""

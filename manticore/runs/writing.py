@@ -39,9 +39,7 @@ def refuse_existing(out: str | Path) -> Path:
     """
     path = Path(out).expanduser()
     if path.exists() or path.is_symlink():
-        raise ManticoreError(
-            f"--out {out}: exists already, nothing was changed. Fix: choose another name or remove it"
-        )
+        raise ManticoreError(f"--out {out}: exists already, nothing was changed. Fix: choose another name or remove it")
     return path
 
 

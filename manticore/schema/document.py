@@ -16,9 +16,7 @@ from manticore.schema.problems import Path, Place, Problem
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
-_STANDARD_TAGS = {
-    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")
-}
+_STANDARD_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")}
 
 
 @dataclass

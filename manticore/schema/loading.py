@@ -53,9 +53,7 @@ def find(name: str) -> Path:
     if name in shipped():
         return shipped()[name]
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        raise ManticoreError(
-            f"{name}: no such recipe file. Fix: check the path, or see `manticore ls recipes`"
-        )
+        raise ManticoreError(f"{name}: no such recipe file. Fix: check the path, or see `manticore ls recipes`")
     raise ManticoreError(f"no recipe {name!r}{did_you_mean(name, list(shipped()))}")
 
 

@@ -56,9 +56,7 @@ def _read(tree: ast.Module, attribute: str) -> dict[str, Option] | None:
             methods = {item.name: item for item in node.body if isinstance(item, ast.FunctionDef)}
             if "__init__" in methods:
                 init = methods["__init__"]
-                return _arguments(
-                    init, (ast.get_docstring(node) or "") + "\n" + (ast.get_docstring(init) or "")
-                )
+                return _arguments(init, (ast.get_docstring(node) or "") + "\n" + (ast.get_docstring(init) or ""))
             for base in node.bases:
                 if isinstance(base, ast.Name) and (found := _read(tree, base.id)) is not None:
                     return found
@@ -82,9 +80,7 @@ def _arguments(function: ast.FunctionDef, doc: str) -> dict[str, Option] | None:
 
 def _help(name: str, doc: str) -> str:
     """The text after ``name:`` in a docstring, up to the next entry or blank line."""
-    match = re.search(
-        rf"^([ \t]*){re.escape(name)}(?: \([^)\n]*\))?:[ \t]*(.*(?:\n\1[ \t]+\S.*)*)", doc, re.MULTILINE
-    )
+    match = re.search(rf"^([ \t]*){re.escape(name)}(?: \([^)\n]*\))?:[ \t]*(.*(?:\n\1[ \t]+\S.*)*)", doc, re.MULTILINE)
     return " ".join(match.group(2).split()) if match else ""
 
 

@@ -1,0 +1,108 @@
+"""One cache for all components: attention keys and values, and the states of recurrent layers.
+
+The layers of all components lie flat in one ``Cache``, so that reordering, resetting and repeating a batch reach
+every one of them. Each component sees its own stretch through a view over the same layer objects, so that layer
+indices inside the component stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, DummyLayer, DynamicCache, LinearAttentionCacheLayerMixin
+
+from manticore.errors import ManticoreError
+
+
+class ComponentCache(Cache):
+    """What one component sees: its own layers, and the number of tokens that the whole hybrid has seen."""
+
+    def __init__(self, layers: list[Any], hybrid: HybridCache) -> None:
+        super().__init__(layers=layers)
+        self._hybrid = hybrid
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens cached; recurrent layers do not count them, the hybrid does."""
+        return self._hybrid.seen_tokens
+
+    @property
+    def is_compileable(self) -> bool:
+        """No: shapes grow with every token."""
+        return False
+
+
+class HybridCache(Cache):
+    """The cache of a hybrid.
+
+    Args:
+        components: the components' configurations.
+        kept: per component the layers that the hybrid runs; the others get a placeholder, since an attention layer
+            that never fills would make masks too short.
+    """
+
+    def __init__(self, components: Sequence[PreTrainedConfig], kept: Sequence[Sequence[int]]) -> None:
+        self.views: list[ComponentCache] = []
+        flat: list[Any] = []
+        for config, layers_kept in zip(components, kept):
+            layers: list[Any] = DynamicCache(config=config).layers
+            chosen = set(layers_kept)
+            layers = [layer if i in chosen else DummyLayer() for i, layer in enumerate(layers)]
+            flat.extend(layers)
+            self.views.append(ComponentCache(layers, self))
+        self.seen_tokens = 0
+        """Tokens that went through the hybrid, padding included."""
+        super().__init__(layers=flat)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens cached."""
+        return self.seen_tokens
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.seen_tokens = 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take the last tokens back.
+
+        Raises:
+            ManticoreError: a recurrent layer is kept; its state cannot be taken back.
+        """
+        if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in self.layers):
+            raise ManticoreError(
+                "cache: a recurrent layer's state cannot be taken back by some tokens. Fix: start from the prompt again"
+            )
+        super().crop(tokens_to_remove)
+        self.seen_tokens -= abs(tokens_to_remove)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sequence of the batch."""
+        for layer in self.layers:
+            if isinstance(layer, LinearAttentionCacheLayerMixin):
+                _change_states(layer, lambda state: state.repeat_interleave(repeats, dim=0))
+            if hasattr(layer, "batch_repeat_interleave"):
+                layer.batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep some sequences of the batch."""
+        for layer in self.layers:
+            if isinstance(layer, LinearAttentionCacheLayerMixin):
+                _change_states(layer, lambda state: state[indices.to(state.device)])
+            if hasattr(layer, "batch_select_indices"):
+                layer.batch_select_indices(indices)
+
+    @property
+    def is_compileable(self) -> bool:
+        """No: shapes grow with every token."""
+        return False
+
+
+def _change_states(layer: LinearAttentionCacheLayerMixin, change: Any) -> None:
+    """Apply ``change`` to every state ``[B, …]`` that a recurrent layer holds."""
+    for states in (layer.conv_states, layer.recurrent_states):
+        for index, state in states.items():
+            if state is not None:
+                states[index] = change(state)
