@@ -1,0 +1,169 @@
+"""The model card (``README.md``) of a saved hybrid, as the Hugging Face Hub reads it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from manticore.errors import ManticoreError
+from manticore.report import units
+from manticore.report.block_picture import block_picture
+from manticore.report.files import write_aside
+from manticore.report.licences import strictest
+from manticore.report.loading_code import code_for, has_tokenizer
+from manticore.report.results import Component, Results, Row, TaskInfo, as_results
+from manticore.report.svg import house_style, to_png
+from manticore.report.verdict import HYBRID, hybrid_row, verdict, warnings
+
+PICTURE = "blocks.png"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$^:@-])")
+
+
+def write_model_card(model_dir: str | Path, results: Results | Mapping[str, Any]) -> Path:
+    """Write ``README.md`` and the picture of the blocks into the folder of a saved hybrid.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        ManticoreError: the folder does not exist or cannot be written.
+    """
+    folder, results = Path(model_dir), as_results(results)
+    if not folder.is_dir():
+        raise ManticoreError(f"{folder}: no such folder. Fix: save the model there before its card")
+    picture = _picture(results)
+    licence, licence_note = strictest([c.license for c in results.components])
+    card = ModelCard(
+        f"---\n{_front_matter(results, licence).to_yaml()}\n---\n\n"
+        f"{_body(results, licence_note, folder, picture is not None)}"
+    )
+    try:
+        if picture is not None:
+            write_aside(folder / PICTURE, picture)
+        write_aside(folder / "README.md", str(card).encode("utf-8"))
+    except OSError as error:
+        raise ManticoreError(
+            f"{folder}: the model card cannot be written ({error.strerror}). Fix: free space or change permissions"
+        ) from error
+    return folder / "README.md"
+
+
+def escape_markdown(value: object) -> str:
+    """``value`` as Markdown that shows it literally: no link, no emphasis, no HTML, no new table cell."""
+    if isinstance(value, Markup):
+        return str(value)
+    text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _SPECIAL.sub(r"\\\1", text)
+
+
+def _front_matter(results: Results, licence: str) -> ModelCardData:
+    families = dict.fromkeys(c.family for c in results.components if c.family)
+    parents = list(dict.fromkeys(c.source for c in results.components if _on_hub(c)))
+    # A card may only name parents that readers of the hub can open.
+    lineage = {"base_model": parents, "base_model_relation": "merge"} if parents else {}
+    return ModelCardData(
+        language=None,
+        license=licence,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["manticore", "hybrid", "merge", *families],
+        model_name=results.name or "hybrid",
+        eval_results=_eval_results(results),
+        **lineage,
+    )
+
+
+def _on_hub(component: Component) -> bool:
+    return bool(_HUB_ID.fullmatch(component.source)) and not Path(component.source).exists()
+
+
+def _eval_results(results: Results) -> list[EvalResult] | None:
+    row = hybrid_row(results.compare, 0) if results.compare else None
+    if row is None or row.mean is None or results.task is None:
+        return None
+    task = results.task
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=task.name or "task",
+            dataset_name=task.name or "task",
+            metric_type=task.primary_metric,
+            metric_value=row.mean,
+        )
+    ]
+
+
+def _picture(results: Results) -> bytes | None:
+    with house_style():
+        figure = block_picture(results)
+        return None if figure is None else to_png(figure)
+
+
+def _body(results: Results, licence_note: str, folder: Path, has_picture: bool) -> str:
+    environment = Environment(
+        loader=PackageLoader("manticore.report", package_path=""),
+        autoescape=False,  # HTML escaping alone would leave Markdown's own marks active
+        finalize=escape_markdown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    task, compare, names = results.task or TaskInfo(), results.compare, results.component_names
+    budgets = [b.name for b in compare.budgets] if compare and compare.budgets else [task.primary_metric]
+    return environment.get_template("card.md").render(
+        title=results.name or "Hybrid",
+        num_blocks=results.num_blocks,
+        verdict=verdict(results).sentence,
+        warnings=warnings(results),
+        parents=[_parent(name, c) for name, c in zip(names, results.components)],
+        license_note=licence_note,
+        picture=Markup(PICTURE) if has_picture else None,
+        picture_text="; ".join(f"block {n}: {names[c]}" for n, c in enumerate(results.path))
+        or "components and blocks",
+        metric=task.primary_metric,
+        task=task.name or "the task",
+        direction="higher" if task.higher_is_better else "lower",
+        budgets=budgets,
+        rows=[
+            _model_row(model, [compare.row(model, b) for b in range(len(budgets))])
+            for model in (compare.models if compare else ())
+        ]
+        if compare
+        else [],
+        # A path with a fence in it would end the block of code.
+        code=Markup(code_for(results, ".", with_tokenizer=has_tokenizer(folder))),
+    )
+
+
+def _parent(name: str, component: Component) -> dict[str, str]:
+    return {
+        "name": name,
+        "family": component.family or units.MISSING,
+        "source": component.source or units.MISSING,
+        "layers": units.MISSING if component.layers is None else str(component.layers),
+        "width": units.MISSING if component.width is None else str(component.width),
+        "parameters": units.count(component.parameters),
+        "license": component.license or "not known",
+    }
+
+
+def _model_row(model: str, rows: list[Row | None]) -> dict[str, Any]:
+    first = next(row for row in rows if row is not None)
+    return {
+        "name": Markup("**hybrid**") if model == HYBRID else model,
+        "scores": [
+            units.MISSING if row is None else f"{units.score(row.mean)} {units.interval(row.bounds)}".strip()
+            for row in rows
+        ],
+        "parameters": units.count(first.parameters),
+        "flops": units.flops(first.flops_per_token),
+        "cache": units.memory(first.cache_bytes_per_token),
+        "state": units.memory(first.state_bytes),
+    }

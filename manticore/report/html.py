@@ -1,0 +1,284 @@
+"""``report.html``: one self-contained page about one run, with all its figures inside.
+
+The page loads nothing: no script, no style sheet, no font, no image from elsewhere, and its content security
+policy forbids it. Every text comes through the template's escaping.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from manticore.errors import ManticoreError
+from manticore.report import units
+from manticore.report.block_picture import layer_range
+from manticore.report.figures import FIGURE_NAMES, Drawing, draw_figures
+from manticore.report.files import write_aside
+from manticore.report.loading_code import loading_code
+from manticore.report.palette import component_colour, model_colour
+from manticore.report.results import Compare, Results, TaskInfo, printable, read_results
+from manticore.report.svg import inline
+from manticore.report.verdict import HYBRID, verdict, warnings
+
+_FACTS = (("Environment", "environment.json"), ("Lineage", "lineage.json"))
+_MOST_FACTS = 200
+_LONGEST_FACT = 400
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one stage took; ``None`` where the record does not say."""
+
+    stage: str
+    steps: int | None = None
+    tokens: int | None = None
+    flops: float | None = None
+    seconds: float | None = None
+
+
+def write_report(run_folder: str | Path) -> Path:
+    """Read the run's ``results.json`` and write ``report.html`` and ``figures/*.svg`` beside it.
+
+    Returns:
+        The path of ``report.html``. Files are written aside and renamed, so an older report stays whole until
+        the new one is.
+
+    Raises:
+        ManticoreError: no readable ``results.json``, or the files cannot be written.
+    """
+    folder = Path(run_folder)
+    results = read_results(folder)
+    drawings = draw_figures(results)
+    page = _render(results, folder, drawings)
+    try:
+        figures = folder / "figures"
+        figures.mkdir(exist_ok=True)
+        for name in FIGURE_NAMES:
+            target = figures / f"{name}.svg"
+            if name in drawings:
+                write_aside(target, drawings[name].svg.encode("utf-8"))
+            else:
+                target.unlink(missing_ok=True)
+        write_aside(folder / "report.html", page.encode("utf-8"))
+    except OSError as error:
+        raise ManticoreError(
+            f"{folder}: the report cannot be written ({error.strerror}). Fix: free space or change permissions"
+        ) from error
+    return folder / "report.html"
+
+
+def stage_costs(results: Results) -> list[Cost]:
+    """What each stage of the hybrid took, in order."""
+    costs = []
+    if a := results.align:
+        costs.append(Cost("align", a.steps, a.tokens, a.flops, a.seconds))
+    if s := results.search:
+        costs.append(Cost("search", s.steps, s.tokens, s.flops, s.seconds))
+    if f := results.finetune:
+        costs.append(Cost("fine-tune", f.steps, f.tokens, f.flops, f.seconds))
+    return costs
+
+
+def _render(results: Results, folder: Path, drawings: Mapping[str, Drawing]) -> str:
+    environment = Environment(
+        loader=PackageLoader("manticore.report", package_path=""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    judged = verdict(results)
+    facts = [_facts(title, folder / file) for title, file in _FACTS]
+    figures = {
+        name: {
+            "title": drawing.title,
+            "caption": drawing.caption,
+            "notes": _notes(name, results),
+            "svg": Markup(inline(drawing.svg, name, f"{drawing.title}. {drawing.caption}")),
+        }
+        for name, drawing in drawings.items()
+    }
+    return environment.get_template("page.html").render(
+        results=results,
+        summary=_summary(results),
+        verdict=judged.sentence,
+        outcome=judged.outcome.name.lower(),
+        outcome_label=judged.outcome.value,
+        warnings=warnings(results) + _fact_warnings(folder),
+        task=results.task or TaskInfo(),
+        compare=_compare_table(results),
+        components=_component_table(results),
+        figures=figures,
+        costs=_cost_table(results),
+        code=loading_code(results, folder) if results.model else None,
+        facts=[entry for entry in facts if entry],
+    )
+
+
+def _summary(results: Results) -> list[tuple[str, str]]:
+    """The line of facts under the title."""
+    search, combine = results.search, results.combine
+    pairs = [
+        ("task", results.task.name if results.task else ""),
+        ("blocks", str(results.num_blocks or "")),
+        ("mixing", combine.mixing if combine else ""),
+        ("projector", combine.projector if combine else ""),
+        ("search", ", ".join(filter(None, [search.method, search.order])) if search else ""),
+        ("seed", "" if results.seed is None else str(results.seed)),
+        ("created", results.created[:19].replace("T", " ")),
+        ("status", results.status),
+    ]
+    return [(key, value) for key, value in pairs if value]
+
+
+def _compare_table(results: Results) -> dict[str, Any] | None:
+    compare = results.compare
+    if compare is None or not compare.rows:
+        return None
+    budgets = range(max(1, len(compare.budgets)))
+    headings = [
+        (compare.budgets[b].name, units.flops(compare.budgets[b].flops)) if compare.budgets else ("", "")
+        for b in budgets
+    ]
+    return {
+        "headings": headings,
+        "rows": [_compare_row(results, compare, m, budgets) for m in compare.models],
+    }
+
+
+def _compare_row(results: Results, compare: Compare, model: str, budgets: range) -> dict[str, Any]:
+    rows = [compare.row(model, b) for b in budgets]
+    first = next(row for row in rows if row is not None)
+    return {
+        "name": model,
+        "colour": model_colour(results, model),
+        "hybrid": model == HYBRID,
+        "scores": [
+            None
+            if row is None
+            else {
+                "mean": units.score(row.mean),
+                "interval": units.interval(row.bounds),
+                "seeds": len(row.seeds),
+                "mismatch": row.mismatch,
+            }
+            for row in rows
+        ],
+        "parameters": units.count(first.parameters),
+        "flops": units.flops(first.flops_per_token),
+        "cache": units.memory(first.cache_bytes_per_token),
+        "state": units.memory(first.state_bytes),
+    }
+
+
+def _component_table(results: Results) -> list[dict[str, str]]:
+    return [
+        {
+            "name": name,
+            "colour": component_colour(k),
+            "family": c.family or units.MISSING,
+            "source": c.source or units.MISSING,
+            "layers": units.MISSING if c.layers is None else str(c.layers),
+            "width": units.MISSING if c.width is None else str(c.width),
+            "parameters": units.count(c.parameters),
+            "license": c.license or "not known",
+            "sha256": (c.sha256 or "")[:12] or units.MISSING,
+        }
+        for k, (name, c) in enumerate(zip(results.component_names, results.components))
+    ]
+
+
+def _cost_table(results: Results) -> list[dict[str, str]]:
+    costs = stage_costs(results)
+    if not costs:
+        return []
+    known = [c.seconds for c in costs if c.seconds is not None]
+    spent = [c.flops for c in costs if c.flops is not None]
+    costs.append(Cost("all", flops=sum(spent) if spent else None, seconds=sum(known) if known else None))
+    return [
+        {
+            "stage": c.stage,
+            "steps": units.MISSING if c.steps is None else str(c.steps),
+            "tokens": units.count(c.tokens),
+            "flops": units.flops(c.flops),
+            "seconds": units.duration(c.seconds),
+        }
+        for c in costs
+    ]
+
+
+def _notes(figure: str, results: Results) -> str:
+    """The sentence under a figure that carries its numbers."""
+    if figure == "blocks" and results.path:
+        names, path = results.component_names, results.path
+        parts = [
+            f"block {n}: {units.shorten(names[c], 40)}"
+            + (f" ({cut})" if (cut := layer_range(results, c, n)) else "")
+            for n, c in enumerate(path)
+        ]
+        changes = sum(a != b for a, b in zip(path, path[1:]))
+        kept = "1 projector stays" if changes == 1 else f"{changes or 'no'} projectors stay"
+        return f"{'; '.join(parts)}. {kept}."
+    if figure == "alignment" and (align := results.align):
+        pieces = []
+        if align.loss_before is not None and align.loss_after is not None:
+            before, after = units.score(align.loss_before), units.score(align.loss_after)
+            pieces.append(f"Held-out loss of the supernet: {before} before, {after} after")
+        if align.tokens is not None:
+            pieces.append(f"{units.count(align.tokens)} tokens of calibration text")
+        return "; ".join(pieces) + "." if pieces else ""
+    return ""
+
+
+def _load_facts(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def _facts(title: str, path: Path) -> dict[str, Any] | None:
+    """A JSON file of the run as rows of ``dotted.key`` and value."""
+    try:
+        content = _load_facts(path)
+    except (OSError, ValueError, RecursionError):
+        return None
+    rows = list(_flatten(content, ""))
+    if not rows:
+        return None
+    return {"title": title, "rows": rows[:_MOST_FACTS], "more": max(0, len(rows) - _MOST_FACTS)}
+
+
+def _fact_warnings(folder: Path) -> list[str]:
+    found = []
+    for _, file in _FACTS:
+        try:
+            content = _load_facts(folder / file)
+        except (OSError, ValueError, RecursionError):
+            found.append(f"{file} cannot be read, so it is not shown.")
+            continue
+        if any(
+            key.split(".")[-1].endswith("dirty") and value == "true" for key, value in _flatten(content, "")
+        ):
+            found.append(
+                "The code had changes that were not committed: the revision alone does not give it back."
+            )
+    return found
+
+
+def _flatten(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _flatten(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list) and any(isinstance(item, Mapping | list) for item in value):
+        for index, item in enumerate(value):
+            yield from _flatten(item, f"{key}.{index}" if key else str(index))
+    elif value is not None:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        yield printable(key), units.shorten(printable(text), _LONGEST_FACT)

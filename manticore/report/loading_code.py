@@ -1,0 +1,37 @@
+"""The lines of Python that load a finished hybrid, for the report and the model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from manticore.report.results import Results
+
+_DEFAULT_CLASS = "AutoModelForCausalLM"
+
+
+def loading_code(results: Results, folder: Path) -> str:
+    """Code that loads the run's model, to be run inside ``folder``."""
+    path = (results.model.path if results.model else "") or "model"
+    return code_for(results, path, with_tokenizer=has_tokenizer(folder / path))
+
+
+def code_for(results: Results, path: str, *, with_tokenizer: bool) -> str:
+    """The same for a model that readers find at ``path`` (a folder or a hub id)."""
+    loads_with = results.model.loads_with if results.model else ""
+    # The record is data: only a name may go into code.
+    loader = loads_with if loads_with.isidentifier() else _DEFAULT_CLASS
+    names = f"{loader}, AutoTokenizer" if with_tokenizer else loader
+    lines = [
+        "import manticore  # registers the classes with transformers",
+        f"from transformers import {names}",
+        "",
+        f"model = {loader}.from_pretrained({path!r})",
+    ]
+    if with_tokenizer:
+        lines.append(f"tokenizer = AutoTokenizer.from_pretrained({path!r})")
+    return "\n".join(lines)
+
+
+def has_tokenizer(model_dir: Path) -> bool:
+    """False for hybrids of a task with its own vocabulary."""
+    return (model_dir / "tokenizer_config.json").is_file()

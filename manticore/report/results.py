@@ -1,0 +1,374 @@
+"""Typed reading of ``results.json``, the record that a run leaves behind and all the report knows.
+
+Every part is optional: a run may have stopped before it. A number that is not finite reads as ``None``, and
+characters that cannot be printed (control characters, direction overrides) are replaced, so that what reads
+these values can show them anywhere. K components, N blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from manticore.errors import ManticoreError
+
+SCHEMA_VERSION = 1
+MISMATCH_LIMIT = 0.05
+"""Training FLOPs of a seed may differ from the budget by this share."""
+
+Weights = tuple[tuple[float | None, ...], ...]
+"""[N, K], rows on the simplex."""
+
+
+@dataclass(frozen=True)
+class Component:
+    name: str = ""
+    source: str = ""
+    family: str = ""
+    parameters: int | None = None
+    layers: int | None = None
+    width: int | None = None
+    license: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    name: str = ""
+    primary_metric: str = "loss"
+    higher_is_better: bool = False
+    chance: float | None = None
+    """What a uniform guess scores on the primary metric."""
+
+
+@dataclass(frozen=True)
+class Combine:
+    num_blocks: int | None = None
+    mixing: str = ""
+    projector: str = ""
+    boundaries: tuple[tuple[int, ...], ...] = ()
+    """Per component N+1 layer indices: block n holds layers ``boundaries[k][n]`` to ``boundaries[k][n+1] - 1``."""
+
+
+@dataclass(frozen=True)
+class Translation:
+    name: str = ""
+    source: int | None = None
+    target: int | None = None
+    boundary: int | None = None
+    r2: float | None = None
+    r2_heldout: float | None = None
+
+
+@dataclass(frozen=True)
+class Align:
+    tokens: int | None = None
+    steps: int | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
+    translations: tuple[Translation, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One logged step; ``weights`` and ``entropy`` only during a search."""
+
+    step: int = 0
+    loss: float | None = None
+    entropy: float | None = None
+    weights: Weights = ()
+
+
+@dataclass(frozen=True)
+class Search:
+    method: str = ""
+    order: str = ""
+    steps: int | None = None
+    tokens: int | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    history: tuple[Step, ...] = ()
+    weights: Weights = ()
+    path: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Discretize:
+    path: tuple[int, ...] = ()
+    loss_before: float | None = None
+    loss_after: float | None = None
+    loss_finetuned: float | None = None
+    metric_before: float | None = None
+    metric_after: float | None = None
+    metric_finetuned: float | None = None
+
+
+@dataclass(frozen=True)
+class Finetune:
+    steps: int | None = None
+    tokens: int | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    metrics: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    history: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class Budget:
+    name: str = ""
+    flops: float | None = None
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    seed: int | None = None
+    flops: float | None = None
+    steps: int | None = None
+    metrics: dict[str, float | None] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model trained with one budget; ``mean`` and ``interval`` (95 %) are of the task's primary metric."""
+
+    model: str = ""
+    budget: int = 0
+    parameters: int | None = None
+    flops_per_token: float | None = None
+    cache_bytes_per_token: float | None = None
+    state_bytes: float | None = None
+    seeds: tuple[SeedRun, ...] = ()
+    mean: float | None = None
+    interval: tuple[float | None, ...] | None = None
+    mismatch: bool = False
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The 95 % interval, or None where there is none (one seed, or a value that is not finite)."""
+        if self.interval is None or len(self.interval) != 2:
+            return None
+        low, high = self.interval
+        return None if low is None or high is None else (low, high)
+
+
+@dataclass(frozen=True)
+class Compare:
+    budgets: tuple[Budget, ...] = ()
+    rows: tuple[Row, ...] = ()
+    seconds: float | None = None
+
+    def row(self, model: str, budget: int) -> Row | None:
+        return next((r for r in self.rows if r.model == model and r.budget == budget), None)
+
+    @property
+    def models(self) -> list[str]:
+        """Names in order of first appearance."""
+        return list(dict.fromkeys(r.model for r in self.rows))
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    path: str = ""
+    loads_with: str = ""
+
+
+@dataclass(frozen=True)
+class Results:
+    name: str = ""
+    created: str = ""
+    status: str = ""
+    seed: int | None = None
+    components: tuple[Component, ...] = ()
+    task: TaskInfo | None = None
+    combine: Combine | None = None
+    align: Align | None = None
+    search: Search | None = None
+    discretize: Discretize | None = None
+    finetune: Finetune | None = None
+    compare: Compare | None = None
+    model: SavedModel | None = None
+
+    @property
+    def num_components(self) -> int:
+        if self.components:
+            return len(self.components)
+        if self.combine and self.combine.boundaries:
+            return len(self.combine.boundaries)
+        return len(self.weights[0]) if self.weights else max((*self.path, -1)) + 1
+
+    @property
+    def num_blocks(self) -> int:
+        if self.combine and self.combine.num_blocks:
+            return self.combine.num_blocks
+        if self.combine and self.combine.boundaries:
+            return len(self.combine.boundaries[0]) - 1
+        return len(self.weights) or len(self.path)
+
+    @property
+    def component_names(self) -> list[str]:
+        """One name per component, invented where the record has none."""
+        named = [c.name for c in self.components]
+        named += [""] * (self.num_components - len(named))
+        return [name or f"component {k}" for k, name in enumerate(named)]
+
+    @property
+    def path(self) -> tuple[int, ...]:
+        """The component that each block keeps; empty before the search has ended."""
+        if self.discretize and self.discretize.path:
+            return self.discretize.path
+        return self.search.path if self.search else ()
+
+    @property
+    def weights(self) -> Weights:
+        """The last known mixture weights [N, K]; empty before a search."""
+        if self.search is None:
+            return ()
+        logged = (step.weights for step in reversed(self.search.history) if step.weights)
+        return self.search.weights or next(logged, ())
+
+
+def read_results(path: str | Path) -> Results:
+    """Read ``results.json``; ``path`` may also be the run folder that holds it.
+
+    Raises:
+        ManticoreError: no such file, not JSON, an unknown schema version, or a value of a wrong kind.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "results.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ManticoreError(
+            f"{path}: no such file. Fix: give the folder of a run that has started"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ManticoreError(
+            f"{path}: cannot be read as JSON ({reason}). Fix: run the stage again"
+        ) from error
+    return parse_results(raw, where=str(path))
+
+
+def parse_results(raw: Mapping[str, Any], *, where: str = "results") -> Results:
+    """The same from a mapping already in memory; keys that are not known are ignored.
+
+    Raises:
+        ManticoreError: an unknown schema version, or a value of a wrong kind.
+    """
+    if not isinstance(raw, Mapping):
+        raise _wrong(where, "", raw, "an object")
+    version = raw.get("schema_version")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise ManticoreError(
+            f"{where}: schema_version: unknown version (got {version!r:.40}, expected {SCHEMA_VERSION}). "
+            "Fix: use the version of manticore that wrote this run"
+        )
+    results: Results = _read(Results, raw, where, "")
+    _check_shapes(results, where)
+    return results
+
+
+def as_results(results: Results | Mapping[str, Any]) -> Results:
+    """``results`` itself, or parsed where it is still a plain mapping."""
+    return results if isinstance(results, Results) else parse_results(results)
+
+
+def _check_shapes(results: Results, where: str) -> None:
+    """Refuse records whose tables do not fit together; a figure of them would show something wrong."""
+    k, n = results.num_components, results.num_blocks
+
+    def expect(ok: bool, at: str, expected: str, got: object) -> None:
+        if not ok:
+            raise _wrong(where, at, got, expected)
+
+    if results.combine and results.combine.boundaries:
+        bounds = results.combine.boundaries
+        expect(len(bounds) == k, "combine.boundaries", f"{k} rows, one per component", f"{len(bounds)} rows")
+        for row in bounds:
+            expect(len(row) == n + 1, "combine.boundaries", f"rows of {n + 1} numbers", f"{len(row)} numbers")
+    tables = [("search.weights", results.search.weights)] if results.search else []
+    tables += [("search.history.weights", step.weights) for step in (results.search or Search()).history]
+    for at, table in tables:
+        if table:
+            shape = f"{len(table)}x{len(table[0])}"
+            fits = len(table) == n and all(len(row) == k for row in table)
+            expect(fits, at, f"{n}x{k} (blocks x components)", shape)
+    for at, path in (("search.path", results.search and results.search.path), ("path", results.path)):
+        if path:
+            expect(len(path) == n and all(0 <= c < k for c in path), at, f"{n} indices below {k}", list(path))
+    for row in results.compare.rows if results.compare else ():
+        known = range(max(1, len(results.compare.budgets if results.compare else ())))
+        expect(row.budget in known, "compare.rows.budget", f"an index below {len(known)}", row.budget)
+
+
+def _wrong(where: str, at: str, got: object, expected: str) -> ManticoreError:
+    place = f"{where}: {at}" if at else where
+    return ManticoreError(
+        f"{place}: wrong value (got {got!r:.60}, expected {expected}). Fix: run the stage again"
+    )
+
+
+@cache
+def _fields(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _read(kind: Any, value: Any, where: str, at: str) -> Any:
+    """``value`` as the type ``kind``, which may be a dataclass, tuple, dict, optional or scalar of JSON."""
+    if get_origin(kind) in (Union, types.UnionType):
+        if value is None:
+            return None
+        kind = next(arm for arm in get_args(kind) if arm is not type(None))
+        if kind in (int, float) and isinstance(value, float) and not math.isfinite(value):
+            return None
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise _wrong(where, at, value, "an object")
+        hints = _fields(kind)  # type: ignore[arg-type]
+        # A key that is null says no more than a key that is missing: the default stands.
+        given = {key: value[key] for key in hints if value.get(key) is not None}
+        prefix = f"{at}." if at else ""
+        return kind(**{key: _read(hints[key], item, where, prefix + key) for key, item in given.items()})  # type: ignore[operator]
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise _wrong(where, at, value, "a list")
+        item_kind = get_args(kind)[0]
+        return tuple(_read(item_kind, item, where, f"{at}[{i}]") for i, item in enumerate(value))
+    if get_origin(kind) is dict:
+        if not isinstance(value, Mapping):
+            raise _wrong(where, at, value, "an object")
+        item_kind = get_args(kind)[1]
+        named = {printable(str(key)): item for key, item in value.items()}
+        return {key: _read(item_kind, item, where, f"{at}.{key}") for key, item in named.items()}
+    return _scalar(kind, value, where, at)
+
+
+def _scalar(kind: type, value: Any, where: str, at: str) -> Any:
+    if kind is str and isinstance(value, str):
+        return printable(value)
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        # No count of a run needs more; Python's integers go on where floats end.
+        if abs(value) < 1e300:
+            return float(value)
+    if kind is int and isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int) or (math.isfinite(value) and value.is_integer()):
+            return int(value)
+    expected = {str: "a text", bool: "true or false", float: "a number", int: "a whole number"}[kind]
+    raise _wrong(where, at, value, expected)
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, with U+FFFD for what cannot be shown (also what XML and UTF-8 cannot carry)."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in text)

@@ -1,0 +1,73 @@
+"""The comparison and the verdict for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from manticore.report import units
+from manticore.report.results import Results, Row, TaskInfo, as_results
+from manticore.report.verdict import HYBRID, Outcome, verdict, warnings
+
+_TONES = {Outcome.BETTER: "green", Outcome.WORSE: "red", Outcome.NOISE: "yellow", Outcome.UNKNOWN: "dim"}
+
+
+def render_comparison(results: Results | Mapping[str, Any]) -> Table:
+    """Scores of every model at every budget, and what each costs to run; empty before the comparison."""
+    results = as_results(results)
+    task, compare = results.task or TaskInfo(), results.compare
+    better = "higher" if task.higher_is_better else "lower"
+    # Names come from outside: Text shows them as they are, a plain str would be read as rich markup.
+    table = Table(title=Text(f"{task.name or 'comparison'}: {task.primary_metric} ({better} is better)"))
+    table.add_column("model", overflow="fold")
+    budgets = range(max(1, len(compare.budgets) if compare else 1))
+    for budget in budgets:
+        heading = Text(task.primary_metric)
+        if compare and compare.budgets:
+            what = compare.budgets[budget]
+            heading = Text(f"{what.name}\n{units.flops(what.flops)}")
+        table.add_column(heading, justify="right")
+    for title in ("parameters", "compute\nper token", "cache\nper token", "state"):
+        table.add_column(title, justify="right")
+    for model in compare.models if compare else ():
+        rows = [compare.row(model, budget) for budget in budgets] if compare else []
+        first = next(row for row in rows if row is not None)
+        table.add_row(
+            Text(model),
+            *(_score(row) for row in rows),
+            units.count(first.parameters),
+            units.flops(first.flops_per_token),
+            units.memory(first.cache_bytes_per_token),
+            units.memory(first.state_bytes),
+            style="bold" if model == HYBRID else None,
+        )
+    return table
+
+
+def render_summary(results: Results | Mapping[str, Any]) -> Group:
+    """The verdict, the chosen blocks, and what to be careful about."""
+    results = as_results(results)
+    judged = verdict(results)
+    lines = [Text(judged.sentence, style=_TONES[judged.outcome])]
+    if results.path:
+        names = results.component_names
+        lines.append(Text("blocks: " + " → ".join(names[component] for component in results.path)))
+    lines += [Text(f"warning: {warning}", style="yellow") for warning in warnings(results)]
+    return Group(*lines)
+
+
+def _score(row: Row | None) -> Text:
+    if row is None:
+        return Text(units.MISSING)
+    text = Text(units.score(row.mean))
+    if row.bounds is not None:
+        text.append(f"\n{units.interval(row.bounds)}", style="dim")
+    elif len(row.seeds) == 1:
+        text.append("\none seed", style="dim")
+    if row.mismatch:
+        text.append("\noff budget", style="yellow")
+    return text

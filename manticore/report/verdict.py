@@ -1,0 +1,148 @@
+"""What a run shows, in words: did the hybrid beat its parents at equal compute, and what to be careful about.
+
+Two scores differ only where their 95 % intervals do not overlap; with one seed nothing can be told from noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from manticore.report import units
+from manticore.report.results import MISMATCH_LIMIT, Compare, Results, Row, TaskInfo
+
+HYBRID = "hybrid"
+NOT_PARENTS = ("ensemble", "supernet (soft)", HYBRID)
+"""Models of a comparison that are no single parent."""
+
+ENOUGH_SEEDS = 3
+
+
+class Outcome(Enum):
+    BETTER = "better"
+    WORSE = "worse"
+    NOISE = "within noise"
+    UNKNOWN = "not known"
+
+
+@dataclass(frozen=True)
+class Match:
+    """The hybrid against the best parent at one budget."""
+
+    budget: int
+    outcome: Outcome
+    hybrid: Row
+    parent: Row
+    one_seed: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    outcome: Outcome
+    sentence: str
+
+
+def verdict(results: Results) -> Verdict:
+    """One sentence with its numbers; the outcome is that of the first budget (fine-tuning alone)."""
+    matches = comparisons(results)
+    if not matches or results.compare is None:
+        return Verdict(Outcome.UNKNOWN, _why_unknown(results))
+    task, budgets = results.task or TaskInfo(), results.compare.budgets
+    findings = [_finding(match, task, budgets[match.budget].name if budgets else "") for match in matches]
+    sentence = f"At equal compute the hybrid {findings[0]}"
+    for match, finding in zip(matches[1:], findings[1:]):
+        sentence += f"{', and' if match.outcome is matches[0].outcome else ', but'} {finding}"
+    return Verdict(matches[0].outcome, sentence + ".")
+
+
+def comparisons(results: Results) -> list[Match]:
+    """One match per budget where both the hybrid and a parent have a score."""
+    compare = results.compare
+    if compare is None:
+        return []
+    task = results.task or TaskInfo()
+    matches = []
+    for budget in range(max(1, len(compare.budgets))):
+        hybrid = hybrid_row(compare, budget)
+        scored = [r for r in compare.rows if r.budget == budget and is_parent(r) and r.mean is not None]
+        if hybrid is None or hybrid.mean is None or not scored:
+            continue
+        parent = (max if task.higher_is_better else min)(scored, key=lambda r: r.mean or 0.0)
+        matches.append(_match(budget, hybrid, parent, task.higher_is_better))
+    return matches
+
+
+def hybrid_row(compare: Compare, budget: int) -> Row | None:
+    """The hybrid's row for a budget.
+
+    What the hybrid costs in all is its own history, so its fine-tuned score (budget 0) also stands against
+    parents that were given all of that.
+    """
+    return compare.row(HYBRID, budget) or compare.row(HYBRID, 0)
+
+
+def is_parent(row: Row) -> bool:
+    return row.model not in NOT_PARENTS
+
+
+def warnings(results: Results) -> list[str]:
+    """What a reader must know before believing the numbers, most serious first."""
+    found = []
+    if results.status and results.status != "complete":
+        found.append(f"The run is {results.status}: parts are missing and the rest may be preliminary.")
+    compare = results.compare
+    if compare is None:
+        return found
+    for row in compare.rows:
+        budget = compare.budgets[row.budget].flops if row.budget < len(compare.budgets) else None
+        spent = [s.flops for s in row.seeds if s.flops is not None]
+        off = max((abs(f / budget - 1) for f in spent), default=0.0) if budget else 0.0
+        if row.mismatch or off > MISMATCH_LIMIT:
+            share = f"{off:.0%} off the budget" if off else "not of the budget"
+            found.append(
+                f"{row.model}, budget {row.budget + 1}: training FLOPs are {share} "
+                f"(limit {MISMATCH_LIMIT:.0%}); this row is not at equal compute."
+            )
+        if row.mean is None:
+            found.append(f"{row.model}, budget {row.budget + 1}: no finite score.")
+    seeds = [len(r.seeds) for r in compare.rows if r.seeds]
+    if seeds and min(seeds) < ENOUGH_SEEDS:
+        found.append(
+            f"Only {min(seeds)} seed{'s' if min(seeds) > 1 else ''} for some rows: "
+            f"at least {ENOUGH_SEEDS} are needed before a difference means much."
+        )
+    return found
+
+
+def _match(budget: int, hybrid: Row, parent: Row, higher_is_better: bool) -> Match:
+    a, b = hybrid.bounds, parent.bounds
+    one_seed = a is None or b is None
+    if a is None or b is None or (a[0] <= b[1] and b[0] <= a[1]):
+        outcome = Outcome.NOISE
+    else:
+        outcome = Outcome.BETTER if (a[0] > b[1]) == higher_is_better else Outcome.WORSE
+    return Match(budget, outcome, hybrid, parent, one_seed)
+
+
+def _finding(match: Match, task: TaskInfo, budget: str) -> str:
+    parent = f"its best parent, {units.shorten(match.parent.model, 40)},"
+    phrase = {
+        Outcome.BETTER: f"beats {parent}",
+        Outcome.WORSE: f"loses to {parent}",
+        Outcome.NOISE: f"is within noise of {parent}",
+    }[match.outcome]
+    if match.one_seed:
+        phrase = f"cannot be told from {parent} for lack of seeds"
+    if budget:
+        phrase += f" with the budget “{units.shorten(budget, 60)}”"
+    ours, theirs = units.score(match.hybrid.mean), units.score(match.parent.mean)
+    return f"{phrase} ({task.primary_metric} {ours} against {theirs})"
+
+
+def _why_unknown(results: Results) -> str:
+    if results.compare is None or not results.compare.rows:
+        return "This run has no comparison yet, so it cannot be said whether the hybrid beats its parents."
+    return (
+        "The comparison has no finite score for both the hybrid and a parent, "
+        "so it cannot be said whether the hybrid beats its parents."
+    )
