@@ -7,6 +7,8 @@ path is known, segments are tinted by their mixture weights. K lanes, N columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -76,6 +78,12 @@ def layer_range(results: Results, component: int, block: int) -> str:
     return f"{first}" if stop - first <= 1 else f"{first}–{stop - 1}"
 
 
+def layer_words(results: Results, component: int, block: int) -> str:
+    """``layer 3`` or ``layers 3–5``; empty where the cuts are not known."""
+    layers = layer_range(results, component, block)
+    return layers and f"layer{'s' if '–' in layers else ''} {layers}"
+
+
 def _lanes(axes: Axes, grid: _Grid, results: Results) -> None:
     right = _LABELS + grid.column * (grid.num_blocks + 2)
     for component, name in enumerate(results.component_names):
@@ -98,9 +106,7 @@ def _lanes(axes: Axes, grid: _Grid, results: Results) -> None:
         axes.text(_LABELS - 0.12, grid.height - _HEADER / 2, "block", ha="right", va="center", color=MUTED)
 
 
-def _box(
-    axes: Axes, grid: _Grid, centre: tuple[float, float], face: str, edge: str, dashed: bool = False
-) -> None:
+def _box(axes: Axes, grid: _Grid, centre: tuple[float, float], face: str, edge: str, dashed: bool = False) -> None:
     x, y = centre
     axes.add_patch(
         FancyBboxPatch(
@@ -119,9 +125,7 @@ def _box(
 
 def _segment(axes: Axes, grid: _Grid, results: Results, component: int, block: int) -> None:
     colour, path, weights = component_colour(component), results.path, results.weights
-    layers = layer_range(results, component, block)
-    plural = "s" if "–" in layers else ""
-    text = f"layer{plural} {layers}" if layers and grid.box > 0.75 else layers
+    text = (layer_words if grid.box > 0.75 else layer_range)(results, component, block)
     centre = grid.centre(component, block + 1)
     if path:
         kept = path[block] == component
@@ -138,9 +142,7 @@ def _segment(axes: Axes, grid: _Grid, results: Results, component: int, block: i
     else:
         _box(axes, grid, centre, "#ffffff", colour)
         ink = INK
-    axes.text(
-        *centre, text, ha="center", va="center", color=ink, fontsize=8 if grid.box > 0.5 else 7, zorder=4
-    )
+    axes.text(*centre, text, ha="center", va="center", color=ink, fontsize=8 if grid.box > 0.5 else 7, zorder=4)
 
 
 def _route(axes: Axes, grid: _Grid, path: tuple[int, ...]) -> None:
@@ -150,7 +152,7 @@ def _route(axes: Axes, grid: _Grid, path: tuple[int, ...]) -> None:
         centre = grid.centre(component, column)
         _box(axes, grid, centre, tint(component_colour(component), 0.14), component_colour(component))
         axes.text(*centre, title, ha="center", va="center", fontsize=8 if grid.box > 0.5 else 6.5, zorder=4)
-    for (a, column), (b, _) in zip(stops, stops[1:]):
+    for (a, column), (b, _) in pairwise(stops):
         (x0, y0), (x1, y1) = grid.centre(a, column), grid.centre(b, column + 1)
         start, stop = x0 + grid.box / 2, x1 - grid.box / 2
         middle, head = (start + stop) / 2, min(0.09, (stop - start) * 0.5)
@@ -171,7 +173,7 @@ def _diamond(axes: Axes, x: float, y: float, radius: float = 0.085) -> None:
 
 def _legend(axes: Axes, grid: _Grid, has_path: bool, has_weights: bool) -> None:
     x, y = _LABELS, _FOOTER / 2
-    style = {"va": "center", "color": MUTED, "fontsize": 8}
+    style: dict[str, Any] = {"va": "center", "color": MUTED, "fontsize": 8}
     if not has_path:
         what = "the tint and the number are the mixture weight" if has_weights else "no weights searched yet"
         axes.text(x, y, f"every block still holds all components; {what}", **style)

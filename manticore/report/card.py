@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +20,11 @@ from manticore.report.licences import strictest
 from manticore.report.loading_code import code_for, has_tokenizer
 from manticore.report.results import Component, Results, Row, TaskInfo, as_results
 from manticore.report.svg import house_style, to_png
-from manticore.report.verdict import HYBRID, hybrid_row, verdict, warnings
+from manticore.report.verdict import HYBRID, score_row, verdict, warnings
 
 PICTURE = "blocks.png"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$^:@-])")
+_SPECIAL = re.compile(r"^[-+]|[\\`*_\[\]#!|~$@]|:(?=//)|(?<=www)\.")
 
 
 def write_model_card(model_dir: str | Path, results: Results | Mapping[str, Any]) -> Path:
@@ -60,14 +61,14 @@ def escape_markdown(value: object) -> str:
     if isinstance(value, Markup):
         return str(value)
     text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _SPECIAL.sub(r"\\\1", text)
+    return _SPECIAL.sub(r"\\\g<0>", text)
 
 
 def _front_matter(results: Results, licence: str) -> ModelCardData:
     families = dict.fromkeys(c.family for c in results.components if c.family)
     parents = list(dict.fromkeys(c.source for c in results.components if _on_hub(c)))
     # A card may only name parents that readers of the hub can open.
-    lineage = {"base_model": parents, "base_model_relation": "merge"} if parents else {}
+    lineage: dict[str, Any] = {"base_model": parents, "base_model_relation": "merge"} if parents else {}
     return ModelCardData(
         language=None,
         license=licence,
@@ -81,11 +82,11 @@ def _front_matter(results: Results, licence: str) -> ModelCardData:
 
 
 def _on_hub(component: Component) -> bool:
-    return bool(_HUB_ID.fullmatch(component.source)) and not Path(component.source).exists()
+    return bool(_HUB_ID.fullmatch(component.source)) and not os.path.exists(component.source)
 
 
 def _eval_results(results: Results) -> list[EvalResult] | None:
-    row = hybrid_row(results.compare, 0) if results.compare else None
+    row = score_row(results.compare, HYBRID, 0) if results.compare else None
     if row is None or row.mean is None or results.task is None:
         return None
     task = results.task
@@ -125,20 +126,18 @@ def _body(results: Results, licence_note: str, folder: Path, has_picture: bool) 
         parents=[_parent(name, c) for name, c in zip(names, results.components)],
         license_note=licence_note,
         picture=Markup(PICTURE) if has_picture else None,
-        picture_text="; ".join(f"block {n}: {names[c]}" for n, c in enumerate(results.path))
-        or "components and blocks",
+        picture_text="; ".join(f"block {n}: {names[c]}" for n, c in enumerate(results.path)) or "components and blocks",
         metric=task.primary_metric,
         task=task.name or "the task",
         direction="higher" if task.higher_is_better else "lower",
         budgets=budgets,
         rows=[
-            _model_row(model, [compare.row(model, b) for b in range(len(budgets))])
+            _model_row(model, [score_row(compare, model, b) for b in range(len(budgets))])
             for model in (compare.models if compare else ())
         ]
         if compare
         else [],
-        # A path with a fence in it would end the block of code.
-        code=Markup(code_for(results, ".", with_tokenizer=has_tokenizer(folder))),
+        code=Markup(code_for(results, "path/to/this/folder", with_tokenizer=has_tokenizer(folder))),
     )
 
 

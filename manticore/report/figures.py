@@ -27,6 +27,7 @@ from manticore.report.palette import (
 )
 from manticore.report.results import Results, Row, Step, TaskInfo, Translation
 from manticore.report.svg import house_style, to_svg
+from manticore.report.verdict import score_row
 
 _POINTS = 400
 """Drawn points per curve: more cannot be seen, and would only make the page heavy."""
@@ -67,9 +68,10 @@ def comparison_figure(results: Results) -> Figure | None:
     figure = Figure(figsize=(WIDTH, 0.95 + 0.34 * len(models)), layout="constrained")
     axes = figure.subplots(1, panels, sharex=True, sharey=True, squeeze=False)[0]
     for budget, ax in enumerate(axes):
-        rows = [row for row in compare.rows if row.budget == budget]
-        for row in rows:
-            _score_line(ax, models.index(row.model), row, task, model_colour(results, row.model))
+        for y, model in enumerate(models):
+            row = score_row(compare, model, budget)
+            if row is not None:
+                _score_line(ax, y, row, task, model_colour(results, model))
         if task.chance is not None:
             ax.axvline(task.chance, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
             ax.annotate(
@@ -101,7 +103,7 @@ def weights_figure(results: Results) -> Figure | None:
     history = [s for s in (results.search.history if results.search else ()) if s.weights]
     if not history:
         return None
-    history = _thinned(history)
+    history = [history[i] for i in _spread(len(history))]
     blocks = results.num_blocks
     columns = min(blocks, 4)
     lines = math.ceil(blocks / columns)
@@ -144,9 +146,7 @@ def weights_figure(results: Results) -> Figure | None:
 def alignment_figure(results: Results) -> Figure | None:
     """R² of every projector after alignment: one panel per direction, bars per boundary."""
     translations = [
-        t
-        for t in (results.align.translations if results.align else ())
-        if t.r2 is not None or t.r2_heldout is not None
+        t for t in (results.align.translations if results.align else ()) if t.r2 is not None or t.r2_heldout is not None
     ]
     if not translations:
         return None
@@ -216,11 +216,19 @@ def gap_figure(results: Results) -> Figure | None:
         for x, value in enumerate(values):
             if value is not None:
                 ax.plot(x, value, "o", color=(SOFT, tint(INK, 0.55), INK)[x], markersize=7)
-                ax.annotate(
-                    units.score(value), (x, value), xytext=(0, 8), textcoords="offset points", ha="center"
-                )
+                ax.annotate(units.score(value), (x, value), xytext=(0, 8), textcoords="offset points", ha="center")
         if chance is not None:
             ax.axhline(chance, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
+            ax.annotate(
+                "chance",
+                (1, chance),
+                xycoords=("axes fraction", "data"),
+                xytext=(-2, 2),
+                textcoords="offset points",
+                ha="right",
+                fontsize=7.5,
+                color=MUTED,
+            )
         ax.set_xticks(range(3), ["supernet", "discretized", "fine-tuned"])
         ax.tick_params(axis="x", labelcolor=INK, length=0)
         ax.set_xlim(-0.45, 2.45)
@@ -244,9 +252,7 @@ def curves_figure(results: Results) -> Figure | None:
     if not panels:
         return None
     figure = Figure(figsize=(WIDTH, 2.2), layout="constrained")
-    for ax, (title, (steps, values), colour) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels
-    ):
+    for ax, (title, (steps, values), colour) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         _curve(ax, steps, values, colour)
         ax.set_title(title)
         ax.set_xlabel("step")
@@ -300,12 +306,11 @@ def _boundary(translation: Translation) -> str:
     return units.shorten(translation.name, 12) if translation.boundary is None else str(translation.boundary)
 
 
-def _thinned(history: Sequence[Step]) -> list[Step]:
-    """At most ``_POINTS`` steps, evenly spread, first and last among them."""
-    if len(history) <= _POINTS:
-        return list(history)
-    last = len(history) - 1
-    return [history[round(i * last / (_POINTS - 1))] for i in range(_POINTS)]
+def _spread(total: int) -> list[int]:
+    """At most ``_POINTS`` indices below ``total``, evenly spread, first and last among them."""
+    if total <= _POINTS:
+        return list(range(total))
+    return [round(i * (total - 1) / (_POINTS - 1)) for i in range(_POINTS)]
 
 
 def _series(history: Sequence[Step], field: str) -> tuple[list[int], list[float]]:
@@ -314,9 +319,7 @@ def _series(history: Sequence[Step], field: str) -> tuple[list[int], list[float]
 
 
 def _curve(ax: Axes, steps: list[int], values: list[float], colour: str) -> None:
-    drawn = range(len(steps))
-    if len(steps) > _POINTS:
-        drawn = [round(i * (len(steps) - 1) / (_POINTS - 1)) for i in range(_POINTS)]
+    drawn = _spread(len(steps))
     smooth = _running_mean(values, len(values) // 20) if len(values) >= _SMOOTH_FROM else None
     xs = [steps[i] for i in drawn]
     raw = tint(colour, 0.35) if smooth else colour
@@ -345,13 +348,13 @@ def _running_mean(values: list[float], reach: int) -> list[float]:
 _FIGURES: dict[str, tuple[str, str, Callable[[Results], Figure | None]]] = {
     "comparison": (
         "At equal compute",
-        "Discs are means over seeds, rings single seeds, lines 95 % intervals. Every model in a panel was "
-        "trained with the same number of FLOPs.",
+        "Discs are means over seeds, rings single seeds, lines 95 % intervals. Every model in a panel cost "
+        "the same number of FLOPs.",
         comparison_figure,
     ),
     "blocks": (
-        "The chosen blocks",
-        "Each lane is a component, each column a block.",
+        "The blocks",
+        "Each lane is a component, each column a block; the chosen path runs from the embeddings to the head.",
         block_picture,
     ),
     "mixture_weights": (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ from markupsafe import Markup
 
 from manticore.errors import ManticoreError
 from manticore.report import units
-from manticore.report.block_picture import layer_range
+from manticore.report.block_picture import layer_words
 from manticore.report.figures import FIGURE_NAMES, Drawing, draw_figures
 from manticore.report.files import write_aside
 from manticore.report.loading_code import loading_code
 from manticore.report.palette import component_colour, model_colour
 from manticore.report.results import Compare, Results, TaskInfo, printable, read_results
 from manticore.report.svg import inline
-from manticore.report.verdict import HYBRID, verdict, warnings
+from manticore.report.verdict import HYBRID, score_row, verdict, warnings
 
 _FACTS = (("Environment", "environment.json"), ("Lineage", "lineage.json"))
 _MOST_FACTS = 200
@@ -146,14 +147,16 @@ def _compare_table(results: Results) -> dict[str, Any] | None:
         (compare.budgets[b].name, units.flops(compare.budgets[b].flops)) if compare.budgets else ("", "")
         for b in budgets
     ]
+    shared = compare.row(HYBRID, 0) is not None and any(compare.row(HYBRID, b) is None for b in budgets)
     return {
         "headings": headings,
+        "shared": shared,
         "rows": [_compare_row(results, compare, m, budgets) for m in compare.models],
     }
 
 
 def _compare_row(results: Results, compare: Compare, model: str, budgets: range) -> dict[str, Any]:
-    rows = [compare.row(model, b) for b in budgets]
+    rows = [score_row(compare, model, b) for b in budgets]
     first = next(row for row in rows if row is not None)
     return {
         "name": model,
@@ -218,15 +221,14 @@ def _notes(figure: str, results: Results) -> str:
     if figure == "blocks" and results.path:
         names, path = results.component_names, results.path
         parts = [
-            f"block {n}: {units.shorten(names[c], 40)}"
-            + (f" ({cut})" if (cut := layer_range(results, c, n)) else "")
+            f"block {n}: {units.shorten(names[c], 40)}" + (f" ({cut})" if (cut := layer_words(results, c, n)) else "")
             for n, c in enumerate(path)
         ]
-        changes = sum(a != b for a, b in zip(path, path[1:]))
+        changes = sum(a != b for a, b in pairwise(path))
         kept = "1 projector stays" if changes == 1 else f"{changes or 'no'} projectors stay"
         return f"{'; '.join(parts)}. {kept}."
     if figure == "alignment" and (align := results.align):
-        pieces = []
+        pieces: list[str] = []
         if align.loss_before is not None and align.loss_after is not None:
             before, after = units.score(align.loss_before), units.score(align.loss_after)
             pieces.append(f"Held-out loss of the supernet: {before} before, {after} after")
@@ -263,12 +265,8 @@ def _fact_warnings(folder: Path) -> list[str]:
         except (OSError, ValueError, RecursionError):
             found.append(f"{file} cannot be read, so it is not shown.")
             continue
-        if any(
-            key.split(".")[-1].endswith("dirty") and value == "true" for key, value in _flatten(content, "")
-        ):
-            found.append(
-                "The code had changes that were not committed: the revision alone does not give it back."
-            )
+        if any(key.split(".")[-1].endswith("dirty") and value == "true" for key, value in _flatten(content, "")):
+            found.append("The code had changes that were not committed: the revision alone does not give it back.")
     return found
 
 

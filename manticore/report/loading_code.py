@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 from manticore.report.results import Results
@@ -21,17 +23,20 @@ def code_for(results: Results, path: str, *, with_tokenizer: bool) -> str:
     # The record is data: only a name may go into code.
     loader = loads_with if loads_with.isidentifier() else _DEFAULT_CLASS
     names = f"{loader}, AutoTokenizer" if with_tokenizer else loader
+    # A string of JSON is also one of Python, quoted the way the rest of the project is.
+    quoted = json.dumps(path, ensure_ascii=False)
     lines = [
         "import manticore  # registers the classes with transformers",
         f"from transformers import {names}",
         "",
-        f"model = {loader}.from_pretrained({path!r})",
+        f"model = {loader}.from_pretrained({quoted})",
     ]
     if with_tokenizer:
-        lines.append(f"tokenizer = AutoTokenizer.from_pretrained({path!r})")
+        lines.append(f"tokenizer = AutoTokenizer.from_pretrained({quoted})")
     return "\n".join(lines)
 
 
 def has_tokenizer(model_dir: Path) -> bool:
     """False for hybrids of a task with its own vocabulary."""
-    return (model_dir / "tokenizer_config.json").is_file()
+    # os.path answers False, not an error, where the record holds what can be no path.
+    return os.path.isfile(model_dir / "tokenizer_config.json")

@@ -248,14 +248,10 @@ def read_results(path: str | Path) -> Results:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ManticoreError(
-            f"{path}: no such file. Fix: give the folder of a run that has started"
-        ) from None
+        raise ManticoreError(f"{path}: no such file. Fix: give the folder of a run that has started") from None
     except (OSError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ManticoreError(
-            f"{path}: cannot be read as JSON ({reason}). Fix: run the stage again"
-        ) from error
+        raise ManticoreError(f"{path}: cannot be read as JSON ({reason}). Fix: run the stage again") from error
     return parse_results(raw, where=str(path))
 
 
@@ -306,16 +302,15 @@ def _check_shapes(results: Results, where: str) -> None:
     for at, path in (("search.path", results.search and results.search.path), ("path", results.path)):
         if path:
             expect(len(path) == n and all(0 <= c < k for c in path), at, f"{n} indices below {k}", list(path))
-    for row in results.compare.rows if results.compare else ():
-        known = range(max(1, len(results.compare.budgets if results.compare else ())))
-        expect(row.budget in known, "compare.rows.budget", f"an index below {len(known)}", row.budget)
+    compare = results.compare or Compare()
+    known = range(max(1, len(compare.budgets)))
+    for scored in compare.rows:
+        expect(scored.budget in known, "compare.rows.budget", f"an index below {len(known)}", scored.budget)
 
 
 def _wrong(where: str, at: str, got: object, expected: str) -> ManticoreError:
     place = f"{where}: {at}" if at else where
-    return ManticoreError(
-        f"{place}: wrong value (got {got!r:.60}, expected {expected}). Fix: run the stage again"
-    )
+    return ManticoreError(f"{place}: wrong value (got {got!r:.60}, expected {expected}). Fix: run the stage again")
 
 
 @cache
@@ -354,17 +349,17 @@ def _read(kind: Any, value: Any, where: str, at: str) -> Any:
 
 
 def _scalar(kind: type, value: Any, where: str, at: str) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # No count of a run needs more, and Python's integers go on where floats end.
+    is_number = is_number and abs(value) < 1e300
     if kind is str and isinstance(value, str):
         return printable(value)
     if kind is bool and isinstance(value, bool):
         return value
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        # No count of a run needs more; Python's integers go on where floats end.
-        if abs(value) < 1e300:
-            return float(value)
-    if kind is int and isinstance(value, int | float) and not isinstance(value, bool):
-        if isinstance(value, int) or (math.isfinite(value) and value.is_integer()):
-            return int(value)
+    if kind is float and is_number:
+        return float(value)
+    if kind is int and is_number and value == int(value):
+        return int(value)
     expected = {str: "a text", bool: "true or false", float: "a number", int: "a whole number"}[kind]
     raise _wrong(where, at, value, expected)
 

@@ -64,9 +64,7 @@ def house_style() -> Iterator[None]:
 def to_svg(figure: Figure) -> str:
     """A whole SVG file, without a date."""
     stream = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(
-        stream, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
+    FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return stream.getvalue()
 
 
@@ -111,9 +109,7 @@ def _walk(element: minidom.Element, prefix: str) -> None:
             element.setAttribute(attribute, f"#{prefix}-{element.getAttribute(attribute)[1:]}")
     for attribute in ("clip-path", "style"):
         if "url(#" in element.getAttribute(attribute):
-            element.setAttribute(
-                attribute, element.getAttribute(attribute).replace("url(#", f"url(#{prefix}-")
-            )
+            element.setAttribute(attribute, element.getAttribute(attribute).replace("url(#", f"url(#{prefix}-"))
     if element.nodeName == "text" and element.hasAttribute("style"):
         fonts = re.sub(r"'DejaVu Sans'[^;]*", FONTS, element.getAttribute("style"))
         element.setAttribute("style", fonts)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from manticore.report import units
 from manticore.report.results import Results, Row, TaskInfo, as_results
-from manticore.report.verdict import HYBRID, Outcome, verdict, warnings
+from manticore.report.verdict import HYBRID, Outcome, score_row, verdict, warnings
 
 _TONES = {Outcome.BETTER: "green", Outcome.WORSE: "red", Outcome.NOISE: "yellow", Outcome.UNKNOWN: "dim"}
 
@@ -34,7 +34,7 @@ def render_comparison(results: Results | Mapping[str, Any]) -> Table:
     for title in ("parameters", "compute\nper token", "cache\nper token", "state"):
         table.add_column(title, justify="right")
     for model in compare.models if compare else ():
-        rows = [compare.row(model, budget) for budget in budgets] if compare else []
+        rows = [score_row(compare, model, budget) for budget in budgets] if compare else []
         first = next(row for row in rows if row is not None)
         table.add_row(
             Text(model),

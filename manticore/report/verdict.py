@@ -63,7 +63,7 @@ def comparisons(results: Results) -> list[Match]:
     task = results.task or TaskInfo()
     matches = []
     for budget in range(max(1, len(compare.budgets))):
-        hybrid = hybrid_row(compare, budget)
+        hybrid = score_row(compare, HYBRID, budget)
         scored = [r for r in compare.rows if r.budget == budget and is_parent(r) and r.mean is not None]
         if hybrid is None or hybrid.mean is None or not scored:
             continue
@@ -72,13 +72,14 @@ def comparisons(results: Results) -> list[Match]:
     return matches
 
 
-def hybrid_row(compare: Compare, budget: int) -> Row | None:
-    """The hybrid's row for a budget.
+def score_row(compare: Compare, model: str, budget: int) -> Row | None:
+    """The row with a model's score at a budget.
 
-    What the hybrid costs in all is its own history, so its fine-tuned score (budget 0) also stands against
-    parents that were given all of that.
+    Align, search and fine-tuning together are what the hybrid cost, so where only its parents were trained with
+    the larger budget, the hybrid's one score stands against theirs.
     """
-    return compare.row(HYBRID, budget) or compare.row(HYBRID, 0)
+    row = compare.row(model, budget)
+    return compare.row(HYBRID, 0) if row is None and model == HYBRID else row
 
 
 def is_parent(row: Row) -> bool:
