@@ -1,0 +1,65 @@
+"""Batches of a task: rows of a dataset stacked into tensors of one fixed shape.
+
+Every batch has the shape [B, T] with T the task's length: shorter examples are filled up on the right, where no
+causal model can see the filling and no loss or metric counts it. So every training step costs the same FLOPs.
+Letters: B batch, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manticore.errors import ManticoreError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+IGNORED = -100
+"""The target of a position that nothing is asked of."""
+
+_FILLING = {"input_ids": 0, "targets": IGNORED, "attention_mask": 0}
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Stacks examples to ``input_ids``, ``targets`` and, where given, ``attention_mask``: each int64 ``[B, T]``."""
+
+    length: int
+    """T, tokens per example."""
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        columns = [name for name in _FILLING if name in examples[0]]
+        return {
+            name: self._stack([example[name] for example in examples], _FILLING[name]) for name in columns
+        }
+
+    def _stack(self, rows: Sequence[Any], filling: int) -> Tensor:
+        stacked = np.full((len(rows), self.length), filling, dtype=np.int64)
+        for row, values in zip(stacked, rows):
+            values = np.asarray(values)
+            if len(values) > self.length:
+                raise ManticoreError(
+                    f"data: an example has {len(values)} tokens (expected at most {self.length}). "
+                    "Fix: cut the examples, or give the task a larger length"
+                )
+            row[: len(values)] = values
+        return torch.from_numpy(stacked)
+
+
+def batches(
+    dataset: Dataset, *, length: int, batch_size: int, max_examples: int | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """All examples (or the first `max_examples`) in order, `batch_size` at a time; the last batch may be smaller."""
+    collate = Collator(length)
+    rows = dataset.with_format("numpy")
+    count = len(rows) if max_examples is None else min(max_examples, len(rows))
+    for start in range(0, count, batch_size):
+        columns = rows[start : min(start + batch_size, count)]
+        names = list(columns)
+        yield collate([dict(zip(names, values)) for values in zip(*columns.values())])

@@ -1,0 +1,260 @@
+"""Fine-tune a model on a task, and score one: the same two functions for parents, supernets and hybrids."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from manticore.errors import ManticoreError
+from manticore.kernels.mamba import use_selective_scan
+from manticore.seeding import derive_seed
+from manticore.training.batches import batches
+from manticore.training.budget import flops_per_step, steps_within
+from manticore.training.callbacks import Progress
+from manticore.training.checkpoints import open_folder
+from manticore.training.prepare import resolve_task, take_vocabulary
+from manticore.training.trainable import merge_lora, set_trainable
+from manticore.training.trainer import TaskTrainer, training_arguments
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from manticore.tasks.task import Task
+
+DEFAULT_STEPS = 300
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """A fine-tuned model and what it took."""
+
+    model: PreTrainedModel
+    """The model that was given, changed in place."""
+    steps: int
+    """Optimizer steps."""
+    tokens: int
+    """Input tokens seen."""
+    flops: int
+    """Training FLOPs, forward and backward."""
+    seconds: float
+    """Training time, earlier sessions of a resumed run included."""
+    metrics: dict[str, float]
+    """Metrics on the test split after training."""
+    history: list[dict[str, float]]
+    """One row per logged step: ``step``, ``loss``, ``learning_rate``, ``grad_norm``, ``epoch``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the model, as JSON values."""
+        names = ("steps", "tokens", "flops", "seconds", "metrics", "history")
+        return {name: getattr(self, name) for name in names}
+
+
+def finetune(
+    model: PreTrainedModel,
+    task: str | Task,
+    *,
+    steps: int | None = None,
+    budget_flops: int | None = None,
+    batch_size: int = 32,
+    lr: float = 1e-3,
+    weight_decay: float = 0.01,
+    schedule: str = "constant",
+    warmup_steps: int = 0,
+    accumulation: int = 1,
+    max_grad_norm: float = 1.0,
+    trainable: str = "all",
+    lora_rank: int = 8,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    save_steps: int | None = None,
+    log_steps: int | None = None,
+    gradient_checkpointing: bool = False,
+    bf16: bool = False,
+    cpu: bool = False,
+    progress: bool | Progress = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> FinetuneResult:
+    """Train `model` on the training split of `task` and score it on the test split.
+
+    The mixture weights of a hybrid stay as they are. A task with a vocabulary of its own gives the model fresh
+    embeddings and a fresh head first, unless it has them already.
+
+    Args:
+        model: a hybrid or any causal LM of transformers; changed in place.
+        task: a task, or the name of a registered one.
+        steps: optimizer steps; without `steps` and `budget_flops`, 300.
+        budget_flops: training FLOPs; as many whole steps are made as they pay for.
+        batch_size: examples per optimizer step.
+        schedule: ``"constant"``, ``"linear"`` or ``"cosine"``, after `warmup_steps` of linear warm-up.
+        accumulation: micro-batches that one optimizer step is cut into.
+        trainable: ``"all"``, ``"frozen"``, ``"projectors"`` or ``"lora"`` (:func:`set_trainable`).
+        seed: of the data order, dropout and fresh parameters.
+        out: folder for ``metrics.jsonl`` and ``checkpoints/``; None writes nothing.
+        resume: go on from the last complete checkpoint in `out`, if there is one.
+        save_steps: optimizer steps between checkpoints; None: ten per run.
+        log_steps: optimizer steps between rows of the history; None: about two hundred rows per run.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more FLOPs.
+        bf16: compute in bfloat16 where that is safe.
+        cpu: stay on the CPU where an accelerator is present.
+        progress: True for a bar on the terminal, or a function of (step, steps, row).
+        tokenizer: for tasks that read text; None takes the hybrid's.
+
+    Raises:
+        ManticoreError: impossible arguments, a budget below one step, a loss that is not finite, a full disk.
+    """
+    if steps is not None and budget_flops is not None:
+        raise ManticoreError("finetune: steps and budget_flops are both given. Fix: give one of them")
+    if steps is not None and steps < 1:
+        raise ManticoreError(f"finetune: steps is {steps} (expected 1 or more)")
+    task = resolve_task(task, model, tokenizer, seed)
+    take_vocabulary(model, task, seed)
+    use_selective_scan(model)
+    set_trainable(
+        model, trainable, fresh_vocabulary=task.vocab_size is not None, lora_rank=lora_rank, seed=seed
+    )
+    with ExitStack() as stack:
+        if gradient_checkpointing:
+            stack.enter_context(_recomputed_activations(model))
+        flops = flops_per_step(model, batch_size, task.length)
+        if budget_flops is not None:
+            steps = steps_within(budget_flops, flops, stage="finetune")
+        steps = steps or DEFAULT_STEPS
+        folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        checkpoint = None
+        if out is not None:
+            settings = {
+                "task": task.name,
+                "data": data_fingerprint(task),
+                "steps": steps,
+                "batch_size": batch_size,
+                "lr": lr,
+                "weight_decay": weight_decay,
+                "schedule": schedule,
+                "warmup_steps": warmup_steps,
+                "accumulation": accumulation,
+                "max_grad_norm": max_grad_norm,
+                "trainable": trainable,
+                "seed": seed,
+                "bf16": bf16,
+            }
+            checkpoint = open_folder(folder / "checkpoints", settings, resume=resume, stage="finetune")
+        args = training_arguments(
+            folder / "checkpoints",
+            steps=steps,
+            batch_size=batch_size,
+            lr=lr,
+            weight_decay=weight_decay,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            accumulation=accumulation,
+            max_grad_norm=max_grad_norm,
+            log_steps=log_steps or max(1, steps // 200),
+            save_steps=None if out is None else save_steps or max(1, steps // 10),
+            seed=derive_seed(seed, "finetune"),
+            data_seed=derive_seed(seed, "data order"),
+            bf16=bf16,
+            cpu=cpu,
+        )
+        trainer = TaskTrainer(
+            model,
+            args,
+            task,
+            checkpoint=checkpoint,
+            metrics_file=None if out is None else folder / "metrics.jsonl",
+            progress=progress,
+        )
+        history = trainer.run()
+    if trainable == "lora":
+        merge_lora(model)
+    return FinetuneResult(
+        model=model,
+        steps=steps,
+        tokens=steps * batch_size * task.length,
+        flops=steps * flops,
+        seconds=trainer.stopwatch.seconds,
+        metrics=evaluate(model, task, batch_size=batch_size),
+        history=history,
+    )
+
+
+def evaluate(
+    model: PreTrainedModel,
+    task: str | Task,
+    *,
+    split: str = "test",
+    batch_size: int = 64,
+    max_examples: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> dict[str, float]:
+    """Score `model` on a split of `task`; batch by batch, so that logits are never held for more than one batch.
+
+    Args:
+        model: a hybrid or any causal LM of transformers; its modules' modes are as before afterwards.
+        task: a task, or the name of a registered one.
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        batch_size: examples per forward pass; it does not change the result.
+        max_examples: score only the first ones.
+        tokenizer: for tasks that read text; None takes the hybrid's.
+
+    Returns:
+        Metric name → value.
+
+    Raises:
+        ManticoreError: no such split, or the model has another vocabulary than the task.
+    """
+    task = resolve_task(task, model, tokenizer, seed=0)
+    if split not in task.data:
+        raise ManticoreError(f"evaluate: {task.name} has no split {split!r} (it has {', '.join(task.data)})")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if task.vocab_size is not None and rows != task.vocab_size:
+        raise ManticoreError(
+            f"evaluate: {task.name} has a vocabulary of {task.vocab_size} tokens, the model one of {rows}. "
+            "Fix: fine-tune the model on the task first"
+        )
+    use_selective_scan(model)
+    device = model.get_input_embeddings().weight.device
+    state = task.metric_state()
+    with torch.no_grad(), _evaluation_mode(model):
+        for batch in batches(
+            task.data[split], length=task.length, batch_size=batch_size, max_examples=max_examples
+        ):
+            targets = batch.pop("targets").to(device)
+            logits = model(**{n: v.to(device) for n, v in batch.items()}, use_cache=False).logits
+            state.update(logits, targets)
+    return state.compute()
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _recomputed_activations(model: PreTrainedModel) -> Iterator[None]:
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing_disable()
+
+
+def data_fingerprint(task: Task) -> str:
+    """Tells training splits apart by their size and their first and last rows."""
+    train = task.data["train"]
+    ends = [train[i] for i in {0, len(train) - 1} if len(train)]
+    return hashlib.sha256(repr((len(train), task.length, ends)).encode()).hexdigest()[:16]

@@ -1,0 +1,298 @@
+"""The one training loop: transformers' Trainer on tasks whose targets stand beside their inputs.
+
+loss = sum over positions with targets[t] != -100 of -log softmax(logits[t])[targets[t]] / number of such positions,
+over the whole optimizer step, however many micro-batches and processes it is cut into. A task's targets are aligned
+(position t predicts targets[t]), so the loss is computed here and never by the model.
+
+A run that is killed at any moment and resumed ends with the same weights and the same rows, bit for bit on one
+CPU: checkpoints are renamed into place when whole, hold every tensor that training can change under its name in
+memory, and fall together with a logged row.
+Letters: B batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import TrainerState
+
+from manticore.errors import ManticoreError
+from manticore.training.batches import IGNORED, Collator
+from manticore.training.callbacks import LogAtCheckpoints, MetricsFile, Progress, ProgressBar, Stopwatch
+from manticore.training.checkpoints import PARTIAL, checkpoint_step, publish, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from manticore.tasks.task import Task
+
+_TENSORS = "trained.safetensors"
+_CLOCK = "seconds.json"
+_KEPT_CHECKPOINTS = 2
+
+
+class TaskTrainer(Trainer):
+    """Trains `model` on `task`'s training split; subclasses (the search) add optimizers and losses.
+
+    Args:
+        model: any causal LM of transformers, hybrids included; trained in place, what ``requires_grad`` allows.
+        args: from :func:`training_arguments`.
+        task: the data.
+        stage: the verb that error messages and the progress bar begin with.
+        checkpoint: the complete checkpoint to go on from.
+        metrics_file: ``metrics.jsonl`` to write, if any.
+        progress: True for a bar on the terminal, or a function called per logged step.
+        callbacks: further callbacks.
+    """
+
+    # `compute_loss` divides by the targets of the whole optimizer step
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        task: Task,
+        *,
+        stage: str = "finetune",
+        checkpoint: Path | None = None,
+        metrics_file: Path | None = None,
+        progress: bool | Progress = False,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        train = task.data["train"]
+        batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if len(train) < batch_size:
+            raise ManticoreError(
+                f"{stage}: {task.name} has {len(train)} training examples, fewer than one batch "
+                f"(batch_size={batch_size}). Fix: a smaller batch_size or more data"
+            )
+        if args.gradient_accumulation_steps > 1:
+            # else the last step of an epoch would have fewer micro-batches than the others
+            train = train.select(range(len(train) // batch_size * batch_size))
+        self.stage = stage
+        self.task = task
+        self.stopwatch = Stopwatch()
+        self._checkpoint = checkpoint
+        self._saving = False
+        watchers: list[TrainerCallback] = [LogAtCheckpoints(), self.stopwatch]
+        if metrics_file is not None:
+            watchers.append(MetricsFile(metrics_file))
+        self._bar = ProgressBar(stage, progress if callable(progress) else None) if progress else None
+        if self._bar is not None:
+            watchers.append(self._bar)
+        use_cache = getattr(model.config, "use_cache", None)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=Collator(task.length),
+            train_dataset=train.with_format("numpy"),
+            callbacks=[*watchers, *(callbacks or [])],
+            **kwargs,
+        )
+        # transformers switches the cache off in the configuration, which would be saved with the model
+        model.config.use_cache = use_cache
+        self.remove_callback(PrinterCallback)
+        self.model_accepts_loss_kwargs = True
+        self._initially_trained = {n for n, p in model.named_parameters() if p.requires_grad}
+        if not self._initially_trained:
+            raise ManticoreError(
+                f"{stage}: nothing to train, every parameter is frozen. Fix: another value of trainable"
+            )
+
+    def run(self) -> list[dict[str, float]]:
+        """Train to the last step, from the checkpoint if one was given; returns the logged rows."""
+        if self._checkpoint is not None:
+            self.stopwatch.seconds = float((self._checkpoint / _CLOCK).read_text())
+        try:
+            if self._checkpoint is not None and checkpoint_step(self._checkpoint) >= self.args.max_steps:
+                self._load_from_checkpoint(str(self._checkpoint))
+                self.state = TrainerState.load_from_json(str(self._checkpoint / "trainer_state.json"))
+            else:
+                self.train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None)
+        finally:
+            if self._bar is not None:
+                self._bar.close()
+        return [row for row in self.state.log_history if "loss" in row]
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Mean cross entropy over the positions that have a target; inputs are ``[B, T]`` each."""
+        targets = inputs["targets"]
+        outputs = model(**{n: v for n, v in inputs.items() if n != "targets"}, use_cache=False)
+        total = functional.cross_entropy(
+            outputs.logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = total / count
+        if num_items_in_batch is not None:
+            # gradients are averaged over processes, the count spans all of them
+            loss = loss * self.accelerator.num_processes
+        self._check_finite("loss", float(loss))
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: Any) -> Tensor | None:
+        if not batch_samples:
+            return None
+        count = sum((batch["targets"] != IGNORED).sum() for batch in batch_samples)
+        return self.accelerator.gather(count.to(device)).sum()  # type: ignore[union-attr]
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._check_finite("gradient norm", float(norm))
+        return norm
+
+    def _check_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise ManticoreError(
+                f"{self.stage}: {what} is {value} at step {self.state.global_step + 1} of {self.args.max_steps} "
+                f"(learning rate {self._get_learning_rate():.3g}). "
+                "Fix: lower lr, or look for invalid values in the model's weights"
+            )
+
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of the model: every parameter that trains and every persistent buffer."""
+        parameters = dict(self.model.named_parameters())
+        trained = {n: p for n, p in parameters.items() if p.requires_grad or n in self._initially_trained}
+        state = self.model.state_dict(keep_vars=True)
+        buffers = {n: b for n, b in self.model.named_buffers() if n in state}
+        return trained | buffers
+
+    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._save(output_dir, state_dict)
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {n: t.detach().cpu().clone() for n, t in self.checkpoint_tensors().items()}
+        save_file(tensors, folder / _TENSORS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = load_file(Path(resume_from_checkpoint) / _TENSORS)
+        current = self.checkpoint_tensors()
+        wrong = sorted(n for n in saved.keys() | current.keys() if _shape(saved, n) != _shape(current, n))
+        if wrong:
+            raise ManticoreError(
+                f"{self.stage}: {resume_from_checkpoint} is of another model: {wrong[0]} has shape "
+                f"{_shape(saved, wrong[0])} there (expected {_shape(current, wrong[0])}). "
+                "Fix: resume with the model that the run was started with, or choose another out"
+            )
+        with torch.no_grad():
+            for name, tensor in saved.items():
+                current[name].copy_(tensor)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder, PARTIAL)) if self._saving else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial))
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+            staged = folder / PARTIAL / f"checkpoint-{self.state.global_step}"
+            if self.args.should_save:
+                write_json(staged / _CLOCK, self.stopwatch.seconds)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ManticoreError(
+                f"{self.stage}: cannot write the checkpoint of step {self.state.global_step} to {folder} "
+                f"({' '.join(str(error).split())}). Fix: free disk space or choose another out, then resume"
+            ) from error
+        finally:
+            self._saving = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            publish(staged, folder, keep=_KEPT_CHECKPOINTS)
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(tensors[name].shape) if name in tensors else None
+
+
+def training_arguments(
+    folder: Path,
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+    schedule: str,
+    warmup_steps: int,
+    accumulation: int,
+    max_grad_norm: float,
+    log_steps: int,
+    save_steps: int | None,
+    seed: int,
+    data_seed: int,
+    bf16: bool,
+    cpu: bool = False,
+) -> TrainingArguments:
+    """transformers' arguments with everything off that prints, reports or guesses.
+
+    Args:
+        folder: where checkpoints go.
+        steps: optimizer steps.
+        batch_size: examples per optimizer step, over all processes.
+        schedule: "constant", "linear" or "cosine", each after `warmup_steps` of linear warm-up.
+        accumulation: micro-batches per optimizer step.
+        save_steps: optimizer steps between checkpoints; None writes none.
+        seed: of dropout and everything else drawn during training.
+        data_seed: of the order of the data.
+        cpu: stay on the CPU where an accelerator is present.
+    """
+    if schedule not in ("constant", "linear", "cosine"):
+        raise ManticoreError(f"schedule: got {schedule!r} (expected constant, linear or cosine). Fix: choose one")
+    args = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=lr,
+        weight_decay=weight_decay,
+        lr_scheduler_type="constant_with_warmup" if schedule == "constant" else schedule,
+        warmup_steps=warmup_steps,
+        max_grad_norm=max_grad_norm,
+        logging_steps=log_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="no" if save_steps is None else "steps",
+        save_steps=save_steps or steps,
+        # this class rotates after the renaming
+        save_total_limit=None,
+        seed=seed,
+        data_seed=data_seed,
+        bf16=bf16,
+        use_cpu=cpu,
+        # every step sees whole batches, so every step costs the same FLOPs
+        dataloader_drop_last=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    # several devices in one process would multiply the batch: more devices are torchrun's business
+    args._n_gpu = min(args.n_gpu, 1)
+    micro_batches = accumulation * args.world_size
+    if batch_size % micro_batches:
+        raise ManticoreError(
+            f"batch_size: {batch_size} cannot be cut into {micro_batches} equal parts "
+            f"(accumulation={accumulation}, {args.world_size} processes). Fix: choose a multiple"
+        )
+    args.per_device_train_batch_size = batch_size // micro_batches
+    return args
