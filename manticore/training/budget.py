@@ -1,8 +1,8 @@
 """Counted costs of a model: FLOPs of a training step or a token, parameters, bytes of cache.
 
 FLOPs are counted by torch's counter (a multiply-add is 2 FLOPs; matrix products, convolutions, attention and every
-kernel with a registered formula count, element-wise work does not) on a copy of the model without data, on the meta
-device. The copy has the live model's structure and ``requires_grad`` pattern, adapters and exchanged kernels
+kernel with a registered formula count, element-wise work does not) on a copy of the model without data: its tensors
+have shapes only (the meta device would do, did transformers' masks not look at values there). The copy has the live model's structure and ``requires_grad`` pattern, adapters and exchanged kernels
 included. An operator of an unknown library has no formula and would count as zero, so it raises.
 Letters: B batch, T tokens.
 """
@@ -12,20 +12,27 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from transformers import AutoModelForCausalLM
+from transformers.cache_utils import CacheLayerMixin
+
 from manticore.errors import ManticoreError
+from manticore.kernels.mamba import use_selective_scan
+from manticore.training.modes import kept_modes
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
+_T = TypeVar("_T")
 logger = logging.getLogger(__name__)
 
 _PLAIN_NAMESPACES = frozenset({"aten", "prim", "prims", "profiler"})
@@ -40,8 +47,7 @@ def flops_per_step(model: PreTrainedModel, batch_size: int, length: int, *, back
     """
     key = _key(model, batch_size, length, backward)
     if key not in _counted:
-        with _without_data(model) as skeleton:
-            _counted[key] = _count(skeleton, batch_size, length, backward)
+        _counted[key] = _measure(model, lambda m: _count(m, batch_size, length, backward))
     return _counted[key]
 
 
@@ -89,14 +95,19 @@ class CacheCost:
 
 
 def cache_cost(model: PreTrainedModel, length: int = 64) -> CacheCost:
-    """Measure the cache after prefills of `length` / 2 and `length` tokens.
+    """Measure what the layers that `model` keeps have cached after prefills of `length` / 2 and `length` tokens.
 
-    A layer with a sliding window grows only until its window is full: a `length` beyond twice the window shows
-    such a layer's cache as state.
+    Each component is laid out without data from its configuration, so that this holds for discretized hybrids. A
+    layer with a sliding window grows only until its window is full: a `length` beyond twice the window shows such
+    a layer's cache as state.
     """
-    with _without_data(model) as skeleton, torch.no_grad():
-        skeleton.eval()
-        short, long = (_cache_bytes(skeleton, tokens) for tokens in (length // 2, length))
+    length = min([length, *(getattr(config, "max_position_embeddings", length) for config, _ in _kept_layers(model))])
+    short, long = (
+        sum(
+            _cache_bytes(config, layers, tokens, model.dtype) for config, layers in _kept_layers(model)
+        )
+        for tokens in (length // 2, length)
+    )
     per_token = (long - short) // (length - length // 2)
     return CacheCost(bytes_per_token=per_token, state_bytes=long - per_token * length)
 
@@ -106,15 +117,33 @@ def cache_bytes_per_token(model: PreTrainedModel) -> int:
     return cache_cost(model).bytes_per_token
 
 
-def _cache_bytes(model: PreTrainedModel, tokens: int) -> int:
-    input_ids = torch.zeros(1, tokens, dtype=torch.long, device=_device(model))
-    output = model(input_ids=input_ids, use_cache=True)
+def _kept_layers(model: PreTrainedModel) -> list[tuple[PreTrainedConfig, list[int]]]:
+    """Each component's configuration and the layers of it that run."""
+    if getattr(model, "mixing", None) is None:
+        return [(model.config, list(range(model.config.num_hidden_layers)))]
+    kept: list[tuple[PreTrainedConfig, list[int]]] = []
+    for k, config in enumerate(model.config.components):
+        edges, path = model.config.boundaries[k], model.config.path
+        blocks = [n for n in range(model.config.num_blocks) if path is None or path[n] == k]
+        kept.append((config, [layer for n in blocks for layer in range(edges[n], edges[n + 1])]))
+    return kept
+
+
+def _cache_bytes(config: PreTrainedConfig, layers: list[int], tokens: int, dtype: torch.dtype) -> int:
+    if not layers:
+        return 0
+    with FakeTensorMode(), torch.no_grad():
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).eval()
+        use_selective_scan(model)
+        output = model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=True)
     cache = output.get("past_key_values", output.get("cache_params"))
-    return sum(t.numel() * t.element_size() for t in _tensors(cache, set()) if t.is_floating_point())
+    seen: set[int] = set()
+    tensors = [t for layer in layers for t in _tensors(cache.layers[layer], seen) if t.is_floating_point()]
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Every tensor reachable from a cache, once."""
+    """Every tensor that a layer of a cache holds, once."""
     if id(value) in seen:
         return
     seen.add(id(value))
@@ -126,7 +155,7 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _tensors(item, seen)
-    elif type(value).__module__.startswith(("transformers.cache_utils", "manticore.")):
+    elif isinstance(value, CacheLayerMixin):
         yield from _tensors(vars(value), seen)
 
 
@@ -149,28 +178,60 @@ def _count(model: PreTrainedModel, batch_size: int, length: int, backward: bool)
     with torch.set_grad_enabled(backward), _KnownOperators(), FlopCounterMode(display=False) as counter:
         logits = model(input_ids=input_ids, use_cache=False).logits
         if backward and logits.requires_grad:
-            logits.sum().backward()
+            trained = [p for p in model.parameters() if p.requires_grad]
+            torch.autograd.grad(logits.sum(), trained, allow_unused=True)
     return counter.get_total_flops()
 
 
 def _device(model: PreTrainedModel) -> torch.device:
-    return model.get_input_embeddings().weight.device
+    return next(model.parameters()).device
 
 
-class _Without:
-    """Context of a copy of a model without data."""
+def _measure(model: PreTrainedModel, measure: Callable[[PreTrainedModel], _T]) -> _T:
+    """`measure` of a copy without data; of the model itself where such a copy cannot run."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        skeleton = _without_data(model, mode)
+        with mode:
+            return measure(skeleton)
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        logger.warning(
+            "%s does not run without data (%s): it is measured with data, which takes the time of one step",
+            type(model).__name__,
+            " ".join(str(error).split())[:200],
+        )
+        devices = [_device(model)] if _device(model).type != "cpu" else []
+        with torch.random.fork_rng(devices), kept_modes(model):
+            return measure(model)
 
 
-def _without_data(model: PreTrainedModel) -> Any:
-    raise TypeError
+def _without_data(model: PreTrainedModel, mode: FakeTensorMode) -> PreTrainedModel:
+    """A deep copy whose parameters and buffers have shapes, but no values."""
+    mixing = getattr(model, "mixing", None)
+    if mixing is not None:
+        # which branches are exactly zero is read from values: read here, kept by the copy
+        mixing.active()
+    memo: dict[int, Any] = {}
+    with mode:
+        for tensor in [*model.parameters(), *model.buffers()]:
+            empty = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
+    tokenizer = getattr(model, "tokenizer", None)
+    memo[id(tokenizer)] = tokenizer
+    return copy.deepcopy(model, memo)
 
 
 def _key(model: PreTrainedModel, batch_size: int, length: int, backward: bool) -> str:
     """Everything that the count depends on."""
+    mixing = getattr(model, "mixing", None)
     parts = [
         repr(model),
         model.config.to_json_string(use_diff=False),
         repr([p.requires_grad for p in model.parameters()]),
+        # branches of exactly zero weight are skipped
+        repr([p.eq(0).tolist() for p in mixing.mixture_parameters()] if mixing is not None else None),
+        repr([getattr(module, "gradient_checkpointing", False) for module in model.modules()]),
         repr((batch_size, length, backward)),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

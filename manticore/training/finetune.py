@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from manticore.errors import ManticoreError
 from manticore.kernels.mamba import use_selective_scan
@@ -20,6 +19,7 @@ from manticore.training.batches import batches
 from manticore.training.budget import flops_per_step, steps_within
 from manticore.training.callbacks import Progress
 from manticore.training.checkpoints import open_folder
+from manticore.training.modes import kept_modes
 from manticore.training.prepare import resolve_task, take_vocabulary
 from manticore.training.trainable import merge_lora, set_trainable
 from manticore.training.trainer import TaskTrainer, training_arguments
@@ -214,16 +214,17 @@ def evaluate(
     task = resolve_task(task, model, tokenizer, seed=0)
     if split not in task.data:
         raise ManticoreError(f"evaluate: {task.name} has no split {split!r} (it has {', '.join(task.data)})")
-    rows = model.get_input_embeddings().weight.shape[0]
-    if task.vocab_size is not None and rows != task.vocab_size:
+    if task.vocab_size is not None and model.config.vocab_size != task.vocab_size:
         raise ManticoreError(
-            f"evaluate: {task.name} has a vocabulary of {task.vocab_size} tokens, the model one of {rows}. "
+            f"evaluate: {task.name} has a vocabulary of {task.vocab_size} tokens, the model one of "
+            f"{model.config.vocab_size}. "
             "Fix: fine-tune the model on the task first"
         )
     use_selective_scan(model)
-    device = model.get_input_embeddings().weight.device
+    device = next(model.parameters()).device
     state = task.metric_state()
-    with torch.no_grad(), _evaluation_mode(model):
+    with torch.no_grad(), kept_modes(model):
+        model.eval()
         for batch in batches(
             task.data[split], length=task.length, batch_size=batch_size, max_examples=max_examples
         ):
@@ -234,23 +235,16 @@ def evaluate(
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
 def _recomputed_activations(model: PreTrainedModel) -> Iterator[None]:
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # versions of transformers before 5.20 know these by their old names only
+    new = hasattr(model, "activation_checkpointing_enable")
+    enable = model.activation_checkpointing_enable if new else model.gradient_checkpointing_enable
+    disable = model.activation_checkpointing_disable if new else model.gradient_checkpointing_disable
+    enable({"use_reentrant": False})
     try:
         yield
     finally:
-        model.gradient_checkpointing_disable()
+        disable()
 
 
 def data_fingerprint(task: Task) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from manticore.components.runner import Runner
 from manticore.errors import ManticoreError
 from manticore.registry import did_you_mean
 from manticore.seeding import derive_seed
@@ -59,11 +60,11 @@ def set_trainable(
         return
     if mixing is not None:
         mixing.projectors.requires_grad_(True)
-    for component in components(model):
+    for runner in _runners(model):
         if fresh_vocabulary:
-            _unfreeze(component.get_input_embeddings())
+            _unfreeze(runner.model.get_input_embeddings())
         if fresh_vocabulary or trainable == "frozen":
-            _unfreeze(component.get_output_embeddings())
+            _unfreeze(runner.model.get_output_embeddings())
     if trainable == "lora":
         add_lora(model, rank=lora_rank, seed=seed)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -78,11 +79,11 @@ def _unfreeze(module: nn.Module | None) -> None:
         module.requires_grad_(True)
 
 
-def components(model: PreTrainedModel) -> list[PreTrainedModel]:
-    """The component models of a hybrid; of another model, the model itself."""
+def _runners(model: PreTrainedModel) -> list[Runner]:
+    """The components that a hybrid has kept; of another model, the model itself."""
     if getattr(model, "mixing", None) is None:
-        return [model]
-    return [model.component(k) for k in range(model.config.num_components)]
+        return [Runner(model)]
+    return [runner for runner in model.runners if runner is not None]
 
 
 def add_lora(model: PreTrainedModel, *, rank: int, seed: int) -> list[str]:
@@ -124,12 +125,12 @@ def merge_lora(model: PreTrainedModel) -> None:
 
 def lora_targets(model: PreTrainedModel) -> list[str]:
     """Full names of the linear maps that may carry a low-rank update."""
-    chosen = {id(linear) for component in components(model) for linear in _safe_linears(component)}
+    chosen = {id(linear) for runner in _runners(model) for linear in _safe_linears(runner)}
     return [name for name, module in model.named_modules() if id(module) in chosen]
 
 
-def _safe_linears(component: PreTrainedModel) -> Iterator[nn.Module]:
-    for layer in decoder_layers(component):
+def _safe_linears(runner: Runner) -> Iterator[nn.Module]:
+    for layer in runner.layers:
         unsafe: set[int] = set()
         for module in layer.modules():
             if _is_state_space(module):
@@ -141,12 +142,3 @@ def _safe_linears(component: PreTrainedModel) -> Iterator[nn.Module]:
 
 def _is_state_space(module: nn.Module) -> bool:
     return "A_log" in module._parameters or "conv1d" in module._modules
-
-
-def decoder_layers(model: Any) -> nn.ModuleList:
-    """The list of decoder layers of a causal LM."""
-    count = model.config.num_hidden_layers
-    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    if not found:
-        raise ManticoreError(f"trainable: {type(model).__name__} has no list of {count} decoder layers")
-    return found[0]
