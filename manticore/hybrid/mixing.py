@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from manticore.errors import ManticoreError
 from manticore.hybrid.configuration import ManticoreConfig
@@ -104,11 +105,12 @@ class MixtureReader:
     def read(self, parameters: Sequence[nn.Parameter]) -> list[list[list[float]] | None]:
         """Per parameter its rows as numbers, or None where it trains (then no zero may be skipped)."""
         versions = [(id(p), p._version, p.requires_grad) for p in parameters]
-        # on the meta device there are no values: keep the ones read before, if any
-        if versions != self._versions and not (self._values and any(p.is_meta for p in parameters)):
+        # without values (meta device, or while FLOPs are counted): keep the ones read before, if any
+        empty = [p.is_meta or is_fake(p) for p in parameters]
+        if versions != self._versions and not (self._values and any(empty)):
             self._values = [
-                None if p.requires_grad or p.is_meta else p.detach().reshape(-1, p.shape[-1]).tolist()
-                for p in parameters
+                None if p.requires_grad or no_values else p.detach().reshape(-1, p.shape[-1]).tolist()
+                for p, no_values in zip(parameters, empty)
             ]
             self._versions = versions
         return self._values

@@ -35,9 +35,7 @@ class Collator:
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         columns = [name for name in _FILLING if name in examples[0]]
-        return {
-            name: self._stack([example[name] for example in examples], _FILLING[name]) for name in columns
-        }
+        return {name: self._stack([example[name] for example in examples], _FILLING[name]) for name in columns}
 
     def _stack(self, rows: Sequence[Any], filling: int) -> Tensor:
         stacked = np.full((len(rows), self.length), filling, dtype=np.int64)

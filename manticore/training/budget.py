@@ -1,9 +1,10 @@
 """Counted costs of a model: FLOPs of a training step or a token, parameters, bytes of cache.
 
 FLOPs are counted by torch's counter (a multiply-add is 2 FLOPs; matrix products, convolutions, attention and every
-kernel with a registered formula count, element-wise work does not) on a copy of the model without data: its tensors
-have shapes only (the meta device would do, did transformers' masks not look at values there). The copy has the live model's structure and ``requires_grad`` pattern, adapters and exchanged kernels
-included. An operator of an unknown library has no formula and would count as zero, so it raises.
+kernel with a registered formula count, element-wise work does not). It runs on a copy of the model without data:
+tensors that have shapes only, on the CPU, so that every machine counts the same. The copy has the live model's
+structure and ``requires_grad`` pattern, adapters and exchanged kernels included. An operator of an unknown library
+has no formula and would count as zero, so it raises.
 Letters: B batch, T tokens.
 """
 
@@ -20,10 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
-
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, flop_registry
 from transformers import AutoModelForCausalLM
-from transformers.cache_utils import CacheLayerMixin
 
 from manticore.errors import ManticoreError
 from manticore.kernels.mamba import use_selective_scan
@@ -103,9 +102,7 @@ def cache_cost(model: PreTrainedModel, length: int = 64) -> CacheCost:
     """
     length = min([length, *(getattr(config, "max_position_embeddings", length) for config, _ in _kept_layers(model))])
     short, long = (
-        sum(
-            _cache_bytes(config, layers, tokens, model.dtype) for config, layers in _kept_layers(model)
-        )
+        sum(_cache_bytes(config, layers, tokens, model.dtype) for config, layers in _kept_layers(model))
         for tokens in (length // 2, length)
     )
     per_token = (long - short) // (length - length // 2)
@@ -155,7 +152,7 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _tensors(item, seen)
-    elif isinstance(value, CacheLayerMixin):
+    elif type(value).__module__ == "transformers.cache_utils":
         yield from _tensors(vars(value), seen)
 
 
@@ -171,11 +168,22 @@ class _KnownOperators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def _counter() -> FlopCounterMode:
+    # torch's own formula counts a depthwise convolution's weight gradient as if all channels met all others
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward})
+
+
+def _convolution_backward(grad: Any, x: Any, weight: Any, *options: Any, **kwargs: Any) -> int:
+    """Each of the gradients of input and weight takes as many multiply-adds as the convolution."""
+    transposed, wanted = options[4], options[7]
+    return conv_flop_count(x, weight, grad, transposed=transposed) * (wanted[0] + wanted[1])
+
+
 def _count(model: PreTrainedModel, batch_size: int, length: int, backward: bool) -> int:
     input_ids = torch.zeros(batch_size, length, dtype=torch.long, device=_device(model))
     model.train(backward)
     # the counter is inside: it breaks composite operators into parts before they are looked at
-    with torch.set_grad_enabled(backward), _KnownOperators(), FlopCounterMode(display=False) as counter:
+    with torch.set_grad_enabled(backward), _KnownOperators(), _counter() as counter:
         logits = model(input_ids=input_ids, use_cache=False).logits
         if backward and logits.requires_grad:
             trained = [p for p in model.parameters() if p.requires_grad]

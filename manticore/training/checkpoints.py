@@ -26,9 +26,7 @@ def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in `folder`, oldest first."""
     if not folder.is_dir():
         return []
-    found = {
-        int(match[1]): entry for entry in folder.iterdir() if (match := _COMPLETE.fullmatch(entry.name))
-    }
+    found = {int(match[1]): entry for entry in folder.iterdir() if (match := _COMPLETE.fullmatch(entry.name))}
     return [found[step] for step in sorted(found)]
 
 

@@ -118,9 +118,7 @@ def finetune(
     task = resolve_task(task, model, tokenizer, seed)
     take_vocabulary(model, task, seed)
     use_selective_scan(model)
-    set_trainable(
-        model, trainable, fresh_vocabulary=task.vocab_size is not None, lora_rank=lora_rank, seed=seed
-    )
+    set_trainable(model, trainable, fresh_vocabulary=task.vocab_size is not None, lora_rank=lora_rank, seed=seed)
     with ExitStack() as stack:
         if gradient_checkpointing:
             stack.enter_context(_recomputed_activations(model))
@@ -225,9 +223,7 @@ def evaluate(
     state = task.metric_state()
     with torch.no_grad(), kept_modes(model):
         model.eval()
-        for batch in batches(
-            task.data[split], length=task.length, batch_size=batch_size, max_examples=max_examples
-        ):
+        for batch in batches(task.data[split], length=task.length, batch_size=batch_size, max_examples=max_examples):
             targets = batch.pop("targets").to(device)
             logits = model(**{n: v.to(device) for n, v in batch.items()}, use_cache=False).logits
             state.update(logits, targets)

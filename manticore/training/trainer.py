@@ -143,7 +143,7 @@ class TaskTrainer(Trainer):
         if num_items_in_batch is not None:
             # gradients are averaged over processes, the count spans all of them
             loss = loss * self.accelerator.num_processes
-        self._check_finite("loss", float(loss))
+        self._check_finite("loss", float(loss.detach()))
         return (loss, outputs) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: Any) -> Tensor | None:
