@@ -69,7 +69,7 @@ def _refuse_spaced_out(index: int, document: str, text: str, num_tokens: int) ->
     if characters > 1 and num_tokens >= 0.8 * characters and added >= 0.5 * characters:
         raise ManticoreError(
             f"text: document {index} comes out with its characters spaced apart ({text[:20]!r}, {num_tokens} tokens "
-            f"for {characters} characters). Fix: use the tokenizer of the checkpoint; this one does not know these words"
+            f"for {characters} characters). Fix: use the checkpoint's own tokenizer; this one does not know these words"
         )
 
 
