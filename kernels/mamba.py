@@ -60,13 +60,13 @@ def use_selective_scan(model: nn.Module, enabled: bool = True) -> int:
     changes: list[tuple[nn.Module, type[nn.Module]]] = []
     for module in model.modules():
         current = type(module)
-        switched = issubclass(current, _Switched)
-        if enabled and not switched:
+        if issubclass(current, _Switched):
+            if not enabled:
+                changes.append((module, current.original))
+        elif enabled:
             target = _switched_class(current)
             if target is not None:
                 changes.append((module, target))
-        elif not enabled and switched:
-            changes.append((module, current.original))
     for module, target in changes:
         module.__class__ = target
     return len(changes)
@@ -94,7 +94,7 @@ def _remake(original: type[nn.Module]) -> nn.Module:
 
 
 @cache
-def _switched_class(original: type[nn.Module]) -> type[nn.Module] | None:
+def _switched_class(original: Any) -> type[nn.Module] | None:
     """The subclass that runs our scan; None if the class has nothing to do with Mamba."""
     forward = inspect.unwrap(original.forward)
     names = forward.__code__.co_names if isinstance(forward, FunctionType) else ()

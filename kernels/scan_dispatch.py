@@ -6,15 +6,20 @@ path that cannot run at all is an error; one that does not support a dtype or a 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 
 import torch
 
 from manticore.errors import ManticoreError
+from manticore.kernels import scan_native
 from manticore.kernels.scan_contract import Path
+
+logger = logging.getLogger(__name__)
 
 VARIABLE = "MANTICORE_SCAN"
 
@@ -47,9 +52,12 @@ def _no_problem() -> None:
 PATHS: dict[str, Entry] = {
     "reference": Entry("manticore.kernels.scan_reference", "the plain loop, for checking", _anything, _no_problem),
     "torch": Entry("manticore.kernels.scan_torch", "chunked, plain torch, any device", _anything, _no_problem),
+    "native": Entry(
+        "manticore.kernels.scan_native", "compiled C, CPU, float32", scan_native.supports, scan_native.problem
+    ),
 }
 
-PREFERENCE = ("torch",)
+PREFERENCE = ("native", "torch")
 """For ``auto``, fastest first. The last one takes anything."""
 
 
@@ -66,11 +74,24 @@ def requested() -> str:
 def choose(device: torch.device, dtype: torch.dtype) -> str:
     """The name of the path that runs for tensors of this device and compute dtype."""
     name = requested()
-    if name == "auto":
-        return next(
-            path for path in PREFERENCE if PATHS[path].supports(device, dtype) and PATHS[path].problem() is None
-        )
-    problem = PATHS[name].problem()
-    if problem is not None:
-        raise ManticoreError(f"{VARIABLE}={name}: {problem}")
-    return name if PATHS[name].supports(device, dtype) else "torch"
+    if name != "auto":
+        problem = PATHS[name].problem()
+        if problem is not None:
+            raise ManticoreError(f"{VARIABLE}={name}: {problem}, or unset {VARIABLE}")
+        return name if PATHS[name].supports(device, dtype) else PREFERENCE[-1]
+    for path in PREFERENCE[:-1]:
+        if PATHS[path].supports(device, dtype):
+            problem = PATHS[path].problem()
+            if problem is None:
+                return path
+            _say_once(path, problem)
+    return PREFERENCE[-1]
+
+
+@cache
+def _say_once(path: str, problem: str) -> None:
+    logger.warning(
+        "selective scan: the %s path is not available, so Mamba layers run in plain torch, several times slower: %s",
+        path,
+        problem,
+    )

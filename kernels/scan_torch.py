@@ -81,9 +81,8 @@ def backward(inputs: Inputs, states: Tensor, grad_out: Tensor, grad_last_state: 
     """Walk the chunks backwards."""
     length = inputs.u.shape[2]
     raw_time_step, time_step = _time_step(inputs)
-    gate = None if inputs.z is None else torch.sigmoid(inputs.z)
     # gradient with respect to y, before the gate: [B, D, L]
-    grad_y = grad_out if inputs.z is None else grad_out * inputs.z * gate
+    grad_y = grad_out if inputs.z is None else grad_out * F.silu(inputs.z)
     y = None if inputs.z is None else torch.empty_like(inputs.u)
     grad_u, grad_delta = torch.empty_like(inputs.u), torch.empty_like(inputs.delta)
     grad_A = torch.zeros_like(inputs.A)
@@ -124,9 +123,10 @@ def backward(inputs: Inputs, states: Tensor, grad_out: Tensor, grad_last_state: 
     if inputs.D is not None:
         grad_u.addcmul_(inputs.D[:, None], grad_y)
         grad_D = (grad_y * inputs.u).sum((0, 2))
-    if y is not None and inputs.z is not None and gate is not None:
+    if y is not None and inputs.z is not None:
         if inputs.D is not None:
             y.addcmul_(inputs.D[:, None], inputs.u)
+        gate = torch.sigmoid(inputs.z)
         # d silu(z) / dz = s + z * s * (1 - s)
         grad_z = grad_out * y * gate * (1 + inputs.z * (1 - gate))
     if inputs.delta_softplus:
