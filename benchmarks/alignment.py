@@ -1,4 +1,4 @@
-"""Does alignment help? Vertices and supernets of two small pretrained models, untranslated and aligned, trained briefly.
+"""Does alignment help? Vertices and supernets of two small pretrained models, untranslated and aligned.
 
     python benchmarks/alignment.py                 # about half an hour on two cores, three seeds
 

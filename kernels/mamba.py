@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from types import CellType, FunctionType
@@ -70,6 +71,19 @@ def use_selective_scan(model: nn.Module, enabled: bool = True) -> int:
     for module, target in changes:
         module.__class__ = target
     return len(changes)
+
+
+@contextmanager
+def fast_scan(model: nn.Module) -> Iterator[None]:
+    """Run ``model`` with this package's scan inside the ``with`` block, and as it was before after it."""
+    switched = [module for module in model.modules() if isinstance(module, _Switched)]
+    use_selective_scan(model)
+    try:
+        yield
+    finally:
+        use_selective_scan(model, enabled=False)
+        for module in switched:
+            use_selective_scan(module)
 
 
 class _Switched:

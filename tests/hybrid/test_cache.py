@@ -119,7 +119,7 @@ def test_reset_starts_anew(hybrids: list[ManticoreForCausalLM]) -> None:
 
 def test_foreign_and_fixed_size_caches_are_refused(hybrids: list[ManticoreForCausalLM]) -> None:
     hybrid = hybrids[0]
-    with pytest.raises(manticore.ManticoreError, match="DynamicCache.*expected a HybridCache"):
+    with pytest.raises(manticore.ManticoreError, match=r"DynamicCache.*expected a HybridCache"):
         hybrid(prompt(), past_key_values=DynamicCache(config=hybrid.config.component_0), use_cache=True)
     with pytest.raises(manticore.ManticoreError, match="cache_implementation 'static'"):
         hybrid.generate(prompt(), cache_implementation="static", **GENERATE)
