@@ -45,6 +45,7 @@ class SearchMethod(Protocol):
     """What the search trainer needs of a method, beyond ``torch.optim.Optimizer``."""
 
     param_groups: list[dict[str, Any]]
+    state: Any
 
     def begin_step(self) -> None:
         """Called once before the forward passes of a step; may write a random sample into the model."""
@@ -54,6 +55,9 @@ class SearchMethod(Protocol):
 
     def settle(self) -> None:
         """Leaves the noise-free weights in the model, learning nothing."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue as if never stopped."""
