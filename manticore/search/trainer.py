@@ -39,16 +39,17 @@ class MixturePlan:
 
 
 class SearchTrainer(TaskTrainer):
-    """Trains a supernet and its mixture weights.
+    """Trains a supernet and its mixture weights, which require gradients already.
 
     Args:
-        hybrid: the supernet inside ``model`` (``model`` itself, unless adapters wrap it).
+        hybrid: the supernet.
+        arguments: those of ``TaskTrainer`` after its model.
         plan: how the mixture weights learn.
-        arguments: those of ``TaskTrainer``.
+        named: those of ``TaskTrainer``.
     """
 
-    def __init__(self, *arguments: Any, hybrid: ManticoreForCausalLM, plan: MixturePlan, **named: Any) -> None:
-        super().__init__(*arguments, **named)
+    def __init__(self, hybrid: ManticoreForCausalLM, *arguments: Any, plan: MixturePlan, **named: Any) -> None:
+        super().__init__(hybrid, *arguments, **named)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ManticoreError(
                 "search: sharded training splits the mixture weights over devices, where they cannot be read. "
@@ -59,6 +60,14 @@ class SearchTrainer(TaskTrainer):
         self.mixture = hybrid.mixing.mixture_parameters()
         self.joint: JointOptimizer | None = None
         self.add_callback(_BeginStep(self))
+
+    def run(self) -> list[dict[str, float]]:
+        """Train to the last step; whatever ends the training, no random sample stays in the model."""
+        try:
+            return super().run()
+        finally:
+            if self.joint is not None:
+                self.joint.settle()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Both optimizers as one; the mixture weights are in no group of the network's."""
@@ -102,7 +111,7 @@ class SearchTrainer(TaskTrainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         if grad_norm is None:
             grad_norm = self.accelerator.clip_grad_norm_(self._network_parameters(model), float("inf"))
-        return grad_norm
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
 
     def _network_parameters(self, model: nn.Module) -> list[nn.Parameter]:
         mixture = {id(parameter) for parameter in self.mixture}
@@ -132,5 +141,5 @@ class _BeginStep(TrainerCallback):
 
 def _factor(schedule: str, warmup_steps: int, total_steps: int) -> Callable[[int], float]:
     """The learning rate's factor per step, as transformers defines the schedule of that name."""
-    nobody = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    return get_scheduler(schedule, nobody, warmup_steps, total_steps).lr_lambdas[0]
+    alone = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    return get_scheduler(schedule, alone, warmup_steps, total_steps).lr_lambdas[0]
