@@ -29,7 +29,7 @@ from manticore.training.finetune import data_fingerprint, recomputed_activations
 from manticore.training.modes import kept_modes
 from manticore.training.prepare import resolve_task, take_vocabulary
 from manticore.training.trainable import merge_lora, set_trainable
-from manticore.training.trainer import training_arguments
+from manticore.training.trainer import scheduler_name, training_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -238,7 +238,7 @@ def search(
             plan=MixturePlan(
                 make_method=lambda parameters: make_method(parameters, derive_seed(seed, "mixture"), steps),
                 order=parsed_order,
-                schedule=mixture_schedule,
+                schedule=scheduler_name(mixture_schedule),
                 warmup_steps=mixture_warmup_steps,
                 seed=seed,
             ),

@@ -1,0 +1,64 @@
+import pytest
+import torch
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, MambaConfig, MambaForCausalLM
+
+import manticore
+from manticore.tasks.task import load_task
+
+VOCABULARY = 8
+
+
+def tiny_gpt(seed: int) -> GPTNeoForCausalLM:
+    torch.manual_seed(seed)
+    config = GPTNeoConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global"], 2]],
+        max_position_embeddings=32,
+        intermediate_size=32,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return GPTNeoForCausalLM(config)
+
+
+def tiny_mamba(seed: int) -> MambaForCausalLM:
+    torch.manual_seed(seed)
+    config = MambaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=12,
+        num_hidden_layers=3,
+        state_size=4,
+        time_step_rank=2,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    return MambaForCausalLM(config)
+
+
+@pytest.fixture
+def make_hybrid():
+    """A tiny supernet: a GPT-Neo and a Mamba (component 0 and 1) of unequal width and depth."""
+
+    def make(mixing="translated", num_blocks=2, seed=0):
+        return manticore.combine(
+            [tiny_gpt(seed), tiny_mamba(seed)], num_blocks=num_blocks, mixing=mixing, check=False, seed=seed
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def recall():
+    """In-context recall, small; its vocabulary is the components'."""
+    return load_task(
+        "mad/in-context-recall",
+        vocab_size=VOCABULARY,
+        seq_len=12,
+        num_train_examples=64,
+        num_validation_examples=8,
+        num_test_examples=8,
+    )
