@@ -39,9 +39,7 @@ class Order(str, Enum):
             return cls(name)
         except ValueError:
             choices = [order.value for order in cls]
-            raise ManticoreError(
-                f"search: unknown order {name!r}{did_you_mean(str(name), choices)}"
-            ) from None
+            raise ManticoreError(f"search: unknown order {name!r}{did_you_mean(str(name), choices)}") from None
 
 
 class JointOptimizer(torch.optim.Optimizer):

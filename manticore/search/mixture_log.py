@@ -48,9 +48,7 @@ class MixtureWeightsCsv(TrainerCallback):
             aside.write_text(self._header + "".join(_rows(entry) for entry in state.log_history))
             os.replace(aside, self._path)
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Appends the rows of the newest entry."""
         if state.is_world_process_zero:
             with self._path.open("a") as file:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from manticore.training.batches import batches
 from manticore.training.budget import flops_per_step, steps_within
 from manticore.training.callbacks import Progress
 from manticore.training.checkpoints import open_folder
-from manticore.training.modes import kept_modes
+from manticore.training.modes import kept_modes, recomputed_activations
 from manticore.training.prepare import resolve_task, take_vocabulary
 from manticore.training.trainable import merge_lora, set_trainable
 from manticore.training.trainer import TaskTrainer, training_arguments
@@ -121,7 +120,7 @@ def finetune(
     set_trainable(model, trainable, fresh_vocabulary=task.vocab_size is not None, lora_rank=lora_rank, seed=seed)
     with ExitStack() as stack:
         if gradient_checkpointing:
-            stack.enter_context(_recomputed_activations(model))
+            stack.enter_context(recomputed_activations(model))
         flops = flops_per_step(model, batch_size, task.length)
         if budget_flops is not None:
             steps = steps_within(budget_flops, flops, stage="finetune")
@@ -228,19 +227,6 @@ def evaluate(
             logits = model(**{n: v.to(device) for n, v in batch.items()}, use_cache=False).logits
             state.update(logits, targets)
     return state.compute()
-
-
-@contextmanager
-def _recomputed_activations(model: PreTrainedModel) -> Iterator[None]:
-    # versions of transformers before 5.20 know these by their old names only
-    new = hasattr(model, "activation_checkpointing_enable")
-    enable = model.activation_checkpointing_enable if new else model.gradient_checkpointing_enable
-    disable = model.activation_checkpointing_disable if new else model.gradient_checkpointing_disable
-    enable({"use_reentrant": False})
-    try:
-        yield
-    finally:
-        disable()
 
 
 def data_fingerprint(task: Task) -> str:

@@ -258,15 +258,13 @@ def training_arguments(
         data_seed: of the order of the data.
         cpu: stay on the CPU where an accelerator is present.
     """
-    if schedule not in ("constant", "linear", "cosine"):
-        raise ManticoreError(f"schedule: got {schedule!r} (expected constant, linear or cosine). Fix: choose one")
     args = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         gradient_accumulation_steps=accumulation,
         learning_rate=lr,
         weight_decay=weight_decay,
-        lr_scheduler_type="constant_with_warmup" if schedule == "constant" else schedule,
+        lr_scheduler_type=scheduler_name(schedule),
         warmup_steps=warmup_steps,
         max_grad_norm=max_grad_norm,
         logging_steps=log_steps,
@@ -296,3 +294,10 @@ def training_arguments(
         )
     args.per_device_train_batch_size = batch_size // micro_batches
     return args
+
+
+def scheduler_name(schedule: str) -> str:
+    """transformers' name of the schedule "constant", "linear" or "cosine"; all of them warm up first."""
+    if schedule not in ("constant", "linear", "cosine"):
+        raise ManticoreError(f"schedule: got {schedule!r} (expected constant, linear or cosine). Fix: choose one")
+    return "constant_with_warmup" if schedule == "constant" else schedule
