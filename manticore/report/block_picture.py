@@ -24,7 +24,7 @@ _LANE = 0.68
 _HEADER = 0.34
 _FOOTER = 0.42
 _BOX_HEIGHT = 0.42
-_WIDEST_COLUMN = 1.35
+_WIDEST_COLUMN = 2.0
 
 
 @dataclass(frozen=True)

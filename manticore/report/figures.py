@@ -134,7 +134,7 @@ def weights_figure(results: Results) -> Figure | None:
         title = f"block {block}"
         if results.path:
             kept = results.path[block]
-            title += f" → {units.shorten(names[kept], 22)}"
+            title += f" → {units.shorten(names[kept], 60 // columns)}"
             ax.set_title(title, color=component_colour(kept))
         else:
             ax.set_title(title)
@@ -163,22 +163,7 @@ def alignment_figure(results: Results) -> Figure | None:
         group = sorted(group, key=lambda t: -1 if t.boundary is None else t.boundary)
         known = source is not None and source < results.num_components
         colour = component_colour(source) if known and source is not None else MUTED
-        for offset, field, face in ((-0.2, "r2", tint(colour, 0.4)), (0.2, "r2_heldout", colour)):
-            heights = [getattr(t, field) for t in group]
-            xs = [x + offset for x in range(len(group))]
-            ax.bar(xs, [max(h or 0.0, lowest) for h in heights], width=0.36, color=face)
-            if len(group) <= 6:
-                for x, height in zip(xs, heights):
-                    if height is not None:
-                        ax.annotate(
-                            f"{height:.2f}",
-                            (x, max(height, 0.0)),
-                            xytext=(0, 2),
-                            textcoords="offset points",
-                            ha="center",
-                            fontsize=7.5,
-                            color=MUTED,
-                        )
+        _bars(ax, group, colour, lowest)
         ax.axhline(0, color=MUTED, linewidth=0.6)
         ax.set_title(_direction(results, source, target, group))
         ax.set_xticks(range(len(group)), [_boundary(t) for t in group])
@@ -192,7 +177,7 @@ def alignment_figure(results: Results) -> Figure | None:
     for shade, label in ((0.45, "calibration text"), (1.0, "held-out text")):
         grid[0].bar([0], [0], color=tint(MUTED, shade), label=label)
     figure.legend(loc="outside upper left", ncols=2)
-    figure.supxlabel("boundary (0 follows the embeddings, n the block before)", fontsize=8.5, color=MUTED)
+    figure.supxlabel("boundary (0: after the embeddings, n: after block n − 1)", fontsize=8.5, color=MUTED)
     return figure
 
 
@@ -215,8 +200,8 @@ def gap_figure(results: Results) -> Figure | None:
         ax.plot(range(3), [math.nan if v is None else v for v in values], color=FAINT, zorder=1)
         for x, value in enumerate(values):
             if value is not None:
-                ax.plot(x, value, "o", color=(SOFT, tint(INK, 0.55), INK)[x], markersize=7)
-                ax.annotate(units.score(value), (x, value), xytext=(0, 8), textcoords="offset points", ha="center")
+                ax.plot(x, value, "o", color=(SOFT, tint(INK, 0.55), INK)[x], markersize=7, clip_on=False)
+                _number(ax, units.score(value), (x, value), INK, size=8.5, above=8)
         if chance is not None:
             ax.axhline(chance, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
             ax.annotate(
@@ -233,6 +218,8 @@ def gap_figure(results: Results) -> Figure | None:
         ax.tick_params(axis="x", labelcolor=INK, length=0)
         ax.set_xlim(-0.45, 2.45)
         ax.margins(y=0.28)
+        if min(v for v in values if v is not None) >= 0:
+            ax.set_ylim(bottom=max(0.0, ax.get_ylim()[0]))
         ax.yaxis.set_major_locator(MaxNLocator(4))
         ax.grid(axis="x", visible=False)
         ax.set_title(title)
@@ -253,7 +240,7 @@ def curves_figure(results: Results) -> Figure | None:
         return None
     figure = Figure(figsize=(WIDTH, 2.2), layout="constrained")
     for ax, (title, (steps, values), colour) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-        _curve(ax, steps, values, colour)
+        _curve(ax, steps, values, colour, is_noisy="loss" in title)
         ax.set_title(title)
         ax.set_xlabel("step")
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -262,32 +249,34 @@ def curves_figure(results: Results) -> Figure | None:
 
 
 def _score_line(ax: Axes, y: int, row: Row, task: TaskInfo, colour: str) -> None:
+    if row.mean is None:
+        place = ("axes fraction", "data")
+        ax.annotate("no finite score", (0.02, y), xycoords=place, va="center", fontsize=8, color=MUTED)
+        return
     scores = [s.metrics.get(task.primary_metric) for s in row.seeds]
     finite = [s for s in scores if s is not None]
     ax.plot(finite, [y] * len(finite), "o", color=tint(colour, 0.5), markersize=4, fillstyle="none", zorder=2)
     if row.bounds is not None:
         ax.plot(row.bounds, [y, y], color=colour, linewidth=2, solid_capstyle="butt", zorder=3)
-    if row.mean is not None:
-        ax.plot(row.mean, y, "o", color=colour, markersize=7, zorder=4)
-        ax.annotate(
-            units.score(row.mean),
-            (row.mean, y),
-            xytext=(0, 6),
-            textcoords="offset points",
-            ha="center",
-            fontsize=7.5,
-            color=colour,
-            zorder=5,
-        )
-    else:
-        ax.annotate(
-            "no finite score",
-            (0.02, y),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            fontsize=8,
-            color=MUTED,
-        )
+    ax.plot(row.mean, y, "o", color=colour, markersize=5.5, zorder=4)
+    _number(ax, units.score(row.mean), (row.mean, y), colour)
+
+
+def _bars(ax: Axes, group: Sequence[Translation], colour: str, lowest: float) -> None:
+    """Two bars per projector: calibration text, held-out text."""
+    for offset, field, face in ((-0.2, "r2", tint(colour, 0.4)), (0.2, "r2_heldout", colour)):
+        for x, translation in enumerate(group):
+            height = getattr(translation, field)
+            if height is None:
+                continue
+            ax.bar(x + offset, max(height, lowest), width=0.36, color=face)
+            if len(group) <= 6:
+                _number(ax, f"{height:.2f}", (x + offset, max(height, 0.0)), MUTED, above=2)
+
+
+def _number(ax: Axes, text: str, at: tuple[float, float], colour: str, *, size: float = 7.5, above: float = 6) -> None:
+    """A value written over its mark, ``above`` in points."""
+    ax.annotate(text, at, (0, above), textcoords="offset points", ha="center", fontsize=size, color=colour, zorder=5)
 
 
 def _metric_label(task: TaskInfo) -> str:
@@ -318,9 +307,9 @@ def _series(history: Sequence[Step], field: str) -> tuple[list[int], list[float]
     return [p[0] for p in points], [p[1] for p in points]
 
 
-def _curve(ax: Axes, steps: list[int], values: list[float], colour: str) -> None:
+def _curve(ax: Axes, steps: list[int], values: list[float], colour: str, is_noisy: bool) -> None:
     drawn = _spread(len(steps))
-    smooth = _running_mean(values, len(values) // 20) if len(values) >= _SMOOTH_FROM else None
+    smooth = _running_mean(values, len(values) // 20) if is_noisy and len(values) >= _SMOOTH_FROM else None
     xs = [steps[i] for i in drawn]
     raw = tint(colour, 0.35) if smooth else colour
     marker = "o" if len(xs) < 12 else None
@@ -337,11 +326,12 @@ def _curve(ax: Axes, steps: list[int], values: list[float], colour: str) -> None
 
 
 def _running_mean(values: list[float], reach: int) -> list[float]:
-    """Mean over ``reach`` values to either side, fewer at the ends."""
+    """Mean over ``reach`` values to either side; at the ends over fewer, as many on one side as on the other."""
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)
-    windows = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
+    reaches = [min(reach, i, len(values) - 1 - i) for i in range(len(values))]
+    windows = [(i - near, i + near + 1) for i, near in enumerate(reaches)]
     return [(sums[stop] - sums[start]) / (stop - start) for start, stop in windows]
 
 

@@ -94,6 +94,7 @@ def _render(results: Results, folder: Path, drawings: Mapping[str, Drawing]) -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["short"] = units.shorten
     judged = verdict(results)
     facts = [_facts(title, folder / file) for title, file in _FACTS]
     figures = {
@@ -219,14 +220,13 @@ def _cost_table(results: Results) -> list[dict[str, str]]:
 def _notes(figure: str, results: Results) -> str:
     """The sentence under a figure that carries its numbers."""
     if figure == "blocks" and results.path:
-        names, path = results.component_names, results.path
-        parts = [
-            f"block {n}: {units.shorten(names[c], 40)}" + (f" ({cut})" if (cut := layer_words(results, c, n)) else "")
-            for n, c in enumerate(path)
+        kept = [
+            f"{units.shorten(results.component_names[c], 40)} {layer_words(results, c, n)}".strip()
+            for n, c in enumerate(results.path)
         ]
-        changes = sum(a != b for a, b in pairwise(path))
-        kept = "1 projector stays" if changes == 1 else f"{changes or 'no'} projectors stay"
-        return f"{'; '.join(parts)}. {kept}."
+        changes = sum(a != b for a, b in pairwise(results.path))
+        rest = "1 projector" if changes == 1 else f"{changes or 'no'} projectors"
+        return f"Kept: {' → '.join(kept)}, and {rest}."
     if figure == "alignment" and (align := results.align):
         pieces: list[str] = []
         if align.loss_before is not None and align.loss_after is not None:

@@ -99,13 +99,13 @@ def warnings(results: Results) -> list[str]:
         spent = [s.flops for s in row.seeds if s.flops is not None]
         off = max((abs(f / budget - 1) for f in spent), default=0.0) if budget else 0.0
         if row.mismatch or off > MISMATCH_LIMIT:
-            share = f"{off:.0%} off the budget" if off else "not of the budget"
+            share = f"{off:.0%} off the budget" if off > MISMATCH_LIMIT else "marked as off the budget"
             found.append(
-                f"{row.model}, budget {row.budget + 1}: training FLOPs are {share} "
+                f"{units.shorten(row.model, 60)}, budget {row.budget + 1}: training FLOPs are {share} "
                 f"(limit {MISMATCH_LIMIT:.0%}); this row is not at equal compute."
             )
         if row.mean is None:
-            found.append(f"{row.model}, budget {row.budget + 1}: no finite score.")
+            found.append(f"{units.shorten(row.model, 60)}, budget {row.budget + 1}: no finite score.")
     seeds = [len(r.seeds) for r in compare.rows if r.seeds]
     if seeds and min(seeds) < ENOUGH_SEEDS:
         found.append(
@@ -133,11 +133,12 @@ def _finding(match: Match, task: TaskInfo, budget: str) -> str:
         Outcome.NOISE: f"is within noise of {parent}",
     }[match.outcome]
     if match.one_seed:
-        phrase = f"cannot be told from {parent} for lack of seeds"
+        phrase = f"cannot be told from {parent}"
     if budget:
         phrase += f" with the budget “{units.shorten(budget, 60)}”"
     ours, theirs = units.score(match.hybrid.mean), units.score(match.parent.mean)
-    return f"{phrase} ({task.primary_metric} {ours} against {theirs})"
+    lack = "; too few seeds for an interval" if match.one_seed else ""
+    return f"{phrase} ({units.shorten(task.primary_metric, 30)} {ours} against {theirs}{lack})"
 
 
 def _why_unknown(results: Results) -> str:

@@ -79,13 +79,14 @@ def test_names_stay_text(name):
     record["compare"]["budgets"][0]["name"] = name
     record["task"]["primary_metric"] = name
     results = parse_results(record)
-    for drawing in draw_figures(results).values():
+    drawings = draw_figures(results)
+    for drawing in drawings.values():
         page_form = inline(drawing.svg, drawing.name, results.component_names[0])
         for text in (drawing.svg, page_form):
             document = minidom.parseString(text)
             assert not document.getElementsByTagName("script")
             assert not document.getElementsByTagName("img")
-    shown = _texts(draw_figures(results)["blocks"].svg)
+    shown = _texts(drawings["blocks"].svg)
     if len(name) < 19:
         assert results.component_names[0] in [text.strip() for text in shown]
 

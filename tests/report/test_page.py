@@ -82,7 +82,7 @@ def test_page_has_the_numbers_of_the_record(run_folder, record):
     words = page.words()
     assert "At equal compute the hybrid beats its best parent, mamba" in words
     assert "5.150 before, 4.160 after" in words
-    assert "block 0: mamba (layers 0–1); block 1: gpt (layers 2–4). 1 projector stays." in words
+    assert "Kept: mamba layers 0–1 → gpt layers 2–4, and 1 projector." in words
     for number in ("1.210", "2.384", "0.071"):
         assert number in words
     assert 'AutoModelForCausalLM.from_pretrained("model")' in words
@@ -106,8 +106,14 @@ def test_dark_and_print_are_provided_for(run_folder):
     assert "@media print" in html
 
 
+@pytest.fixture(scope="module")
+def clean_tags(tmp_path_factory):
+    folder = write_record(tmp_path_factory.mktemp("clean"), build_record())
+    return {tag for tag, _ in _page(folder).elements}
+
+
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
-def test_every_text_of_the_record_is_escaped(tmp_path, name):
+def test_every_text_of_the_record_is_escaped(tmp_path, clean_tags, name):
     def poison(value, key=""):
         if isinstance(value, dict):
             return {k: poison(v, k) for k, v in value.items()}
@@ -119,8 +125,7 @@ def test_every_text_of_the_record_is_escaped(tmp_path, name):
     folder = write_record(tmp_path / "run", record)
     (folder / "environment.json").write_text(json.dumps({name: {"packages": [name, {name: name}]}}))
     page = _page(folder)
-    clean = _page(write_record(tmp_path / "clean", build_record()))
-    allowed = {tag for tag, _ in clean.elements} | {"details", "summary", "ul", "li"}
+    allowed = clean_tags | {"details", "summary", "ul", "li"}
     assert {tag for tag, _ in page.elements} <= allowed
     assert all(not key.startswith("on") for _, attributes in page.elements for key in attributes)
     assert sum(tag == "h1" for tag, _ in page.elements) == 1

@@ -45,7 +45,7 @@ def test_one_seed_is_never_a_win(record):
         row.update(seeds=row["seeds"][:1], interval=None)
     results = parse_results(record)
     assert verdict(results).outcome is Outcome.NOISE
-    assert "for lack of seeds" in verdict(results).sentence
+    assert "too few seeds for an interval" in verdict(results).sentence
     assert any("Only 1 seed " in text for text in warnings(results))
 
 
@@ -80,6 +80,6 @@ def test_warnings_name_what_is_not_at_equal_compute(record):
     found = warnings(parse_results(record))
     assert "interrupted" in found[0]
     assert any(text.startswith("gpt, budget 1: training FLOPs are 19% off") for text in found)
-    assert any(text.startswith("ensemble, budget 1: training FLOPs") for text in found)
+    assert any(text.startswith("ensemble, budget 1: training FLOPs are marked as off the budget") for text in found)
     assert any(text == "supernet (soft), budget 1: no finite score." for text in found)
     assert not any(text.startswith("mamba") for text in found)
