@@ -92,7 +92,7 @@ def _lanes(axes: Axes, grid: _Grid, results: Results) -> None:
         axes.text(
             _LABELS - 0.12,
             y,
-            shorten(name, 19),
+            shorten(name, 17),
             ha="right",
             va="center",
             color=component_colour(component),

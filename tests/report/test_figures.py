@@ -87,7 +87,7 @@ def test_names_stay_text(name):
             assert not document.getElementsByTagName("script")
             assert not document.getElementsByTagName("img")
     shown = _texts(drawings["blocks"].svg)
-    if len(name) < 19:
+    if len(name) < 17:
         assert results.component_names[0] in [text.strip() for text in shown]
 
 
