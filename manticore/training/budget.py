@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, flop_registry
 from transformers import AutoModelForCausalLM
 
 from manticore.errors import ManticoreError
 from manticore.kernels.mamba import use_selective_scan
+from manticore.training.flops import counted_flops
 from manticore.training.modes import kept_modes
 
 if TYPE_CHECKING:
@@ -34,7 +33,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 logger = logging.getLogger(__name__)
 
-_PLAIN_NAMESPACES = frozenset({"aten", "prim", "prims", "profiler"})
+_NEEDS_DATA = (RuntimeError, NotImplementedError, TypeError, ValueError)
+"""What a forward pass raises that looks at values, or calls an operator that needs them."""
 _counted: dict[str, int] = {}
 
 
@@ -46,6 +46,10 @@ def flops_per_step(model: PreTrainedModel, batch_size: int, length: int, *, back
     """
     key = _key(model, batch_size, length, backward)
     if key not in _counted:
+        mixing = getattr(model, "mixing", None)
+        if mixing is not None:
+            # which branches are exactly zero is read from values: read here, kept by copies
+            mixing.active()
         _counted[key] = _measure(model, lambda m: _count(m, batch_size, length, backward))
     return _counted[key]
 
@@ -127,16 +131,21 @@ def _kept_layers(model: PreTrainedModel) -> list[tuple[PreTrainedConfig, list[in
 
 
 def _cache_bytes(config: PreTrainedConfig, layers: list[int], tokens: int, dtype: torch.dtype) -> int:
-    if not layers:
-        return 0
-    with FakeTensorMode(), torch.no_grad():
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype).eval()
+    def build(precision: torch.dtype | None) -> PreTrainedModel:
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=precision or dtype).eval()
         use_selective_scan(model)
-        output = model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=True)
-    cache = output.get("past_key_values", output.get("cache_params"))
-    seen: set[int] = set()
-    tensors = [t for layer in layers for t in _tensors(cache.layers[layer], seen) if t.is_floating_point()]
-    return sum(t.numel() * t.element_size() for t in tensors)
+        return model
+
+    def measure(model: PreTrainedModel) -> int:
+        with torch.no_grad():
+            output = model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=True)
+        cache = output.get("past_key_values", output.get("cache_params"))
+        seen: set[int] = set()
+        found = [t for layer in layers for t in _tensors(cache.layers[layer], seen) if t.is_floating_point()]
+        # what is cached in the model's precision, whichever that is here, counts in the live model's
+        return sum(t.numel() * (dtype.itemsize if t.dtype == model.dtype else t.element_size()) for t in found)
+
+    return _measure_without_data(build, measure) if layers else 0
 
 
 def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
@@ -156,34 +165,10 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
         yield from _tensors(vars(value), seen)
 
 
-class _KnownOperators(TorchDispatchMode):
-    """Stops at the first operator that the FLOP counter would take for free without knowing it."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace not in _PLAIN_NAMESPACES and func._overloadpacket not in flop_registry:
-            raise ManticoreError(
-                f"budget: the FLOPs of operator {func} are unknown and would count as zero. "
-                "Fix: register a formula with torch.utils.flop_counter.register_flop_formula"
-            )
-        return func(*args, **(kwargs or {}))
-
-
-def _counter() -> FlopCounterMode:
-    # torch's own formula counts a depthwise convolution's weight gradient as if all channels met all others
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward})
-
-
-def _convolution_backward(grad: Any, x: Any, weight: Any, *options: Any, **kwargs: Any) -> int:
-    """Each of the gradients of input and weight takes as many multiply-adds as the convolution."""
-    transposed, wanted = options[4], options[7]
-    return conv_flop_count(x, weight, grad, transposed=transposed) * (wanted[0] + wanted[1])
-
-
 def _count(model: PreTrainedModel, batch_size: int, length: int, backward: bool) -> int:
     input_ids = torch.zeros(batch_size, length, dtype=torch.long, device=_device(model))
     model.train(backward)
-    # the counter is inside: it breaks composite operators into parts before they are looked at
-    with torch.set_grad_enabled(backward), _KnownOperators(), _counter() as counter:
+    with torch.set_grad_enabled(backward), counted_flops() as counter:
         logits = model(input_ids=input_ids, use_cache=False).logits
         if backward and logits.requires_grad:
             trained = [p for p in model.parameters() if p.requires_grad]
@@ -197,12 +182,9 @@ def _device(model: PreTrainedModel) -> torch.device:
 
 def _measure(model: PreTrainedModel, measure: Callable[[PreTrainedModel], _T]) -> _T:
     """`measure` of a copy without data; of the model itself where such a copy cannot run."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        skeleton = _without_data(model, mode)
-        with mode:
-            return measure(skeleton)
-    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        return _measure_without_data(lambda dtype: _without_data(model, dtype), measure)
+    except _NEEDS_DATA as error:
         logger.warning(
             "%s does not run without data (%s): it is measured with data, which takes the time of one step",
             type(model).__name__,
@@ -213,18 +195,32 @@ def _measure(model: PreTrainedModel, measure: Callable[[PreTrainedModel], _T]) -
             return measure(model)
 
 
-def _without_data(model: PreTrainedModel, mode: FakeTensorMode) -> PreTrainedModel:
+def _measure_without_data(
+    build: Callable[[torch.dtype | None], PreTrainedModel], measure: Callable[[PreTrainedModel], _T]
+) -> _T:
+    """`measure` of what `build` makes for a precision (None: the model's own), inside a mode without data."""
+    # torch logs a traceback of what is about to be tried in another way
+    complaints = logging.getLogger("torch._subclasses.fake_tensor")
+    was_disabled, complaints.disabled = complaints.disabled, True
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return measure(build(None))
+    except _NEEDS_DATA:
+        # mixtures of experts have shapes for their grouped products in this precision only
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return measure(build(torch.bfloat16))
+    finally:
+        complaints.disabled = was_disabled
+
+
+def _without_data(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
     """A deep copy whose parameters and buffers have shapes, but no values."""
-    mixing = getattr(model, "mixing", None)
-    if mixing is not None:
-        # which branches are exactly zero is read from values: read here, kept by the copy
-        mixing.active()
     memo: dict[int, Any] = {}
-    with mode:
-        for tensor in [*model.parameters(), *model.buffers()]:
-            empty = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
+    for tensor in [*model.parameters(), *model.buffers()]:
+        kept = tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype
+        empty = torch.empty_strided(tensor.size(), tensor.stride(), dtype=kept)
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
     tokenizer = getattr(model, "tokenizer", None)
     memo[id(tokenizer)] = tokenizer
     return copy.deepcopy(model, memo)

@@ -132,7 +132,7 @@ def test_a_checkpoint_holds_what_trains(uninterrupted):
 def test_an_earlier_run_is_not_overwritten(uninterrupted):
     _, out = uninterrupted
     before = (out / "metrics.jsonl").read_bytes()
-    with pytest.raises(ManticoreError, match="holds the checkpoints of an earlier run.*Fix: resume"):
+    with pytest.raises(ManticoreError, match=r"holds the checkpoints of an earlier run.*Fix: resume"):
         run(model(), out)
     assert (out / "metrics.jsonl").read_bytes() == before
 

@@ -1,0 +1,94 @@
+"""A FLOP counter that counts what torch's own gets wrong, and stops where nobody knows the count.
+
+A multiply-add is 2 FLOPs. Matrix products, convolutions, attention and every kernel with a registered formula count;
+element-wise work does not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    conv_flop_count,
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+
+from manticore.errors import ManticoreError
+
+aten = torch.ops.aten
+_PLAIN_NAMESPACES = frozenset({"aten", "prim", "prims", "profiler"})
+_PRODUCT = re.compile(r"(mm|mv|dot)_?$|attention")
+
+Shape = Sequence[int]
+
+
+@contextmanager
+def counted_flops() -> Iterator[FlopCounterMode]:
+    """Counts everything run inside; ask the counter for ``get_total_flops()``.
+
+    Raises:
+        ManticoreError: an operator was called whose FLOPs nobody has written down.
+    """
+    # the counter is inside: it takes composite operators apart before they are looked at
+    with _KnownOperators(), FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+        yield counter
+
+
+class _KnownOperators(TorchDispatchMode):
+    """Stops at the first operator that the counter would take for free without knowing it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        packet = func._overloadpacket
+        unknown = func.namespace not in _PLAIN_NAMESPACES or _PRODUCT.search(packet.__name__)
+        if unknown and packet not in flop_registry and packet not in _FORMULAS:
+            raise ManticoreError(
+                f"budget: the FLOPs of operator {func} are unknown and would count as zero. "
+                "Fix: register a formula with torch.utils.flop_counter.register_flop_formula"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def _convolution_backward(grad: Shape, x: Shape, weight: Shape, *options: Any, **kwargs: Any) -> int:
+    """Each of the gradients of input and weight takes as many multiply-adds as the convolution itself.
+
+    torch's own formula counts the weight's gradient of a depthwise convolution as if all channels met all others.
+    """
+    transposed, wanted = options[4], options[7]
+    return conv_flop_count(list(x), list(weight), list(grad), transposed=transposed) * (wanted[0] + wanted[1])
+
+
+def _grouped_product(a: Shape, b: Shape, *options: Any, **kwargs: Any) -> int:
+    """Products of groups of rows, the experts of a layer: every row of the 2-D side belongs to one group."""
+    groups = a[0] if len(a) == len(b) == 3 else 1
+    return 2 * groups * a[-2] * a[-1] * b[-1]
+
+
+def _matrix_vector(matrix: Shape, vector: Shape, **kwargs: Any) -> int:
+    return 2 * prod(matrix)
+
+
+def _attention(query: Shape, key: Shape, value: Shape, *options: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(grad: Shape, query: Shape, key: Shape, value: Shape, *options: Any, **kwargs: Any) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+_FORMULAS = {
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    aten.convolution_backward: _convolution_backward,
+    aten._grouped_mm: _grouped_product,
+    aten.mv: _matrix_vector,
+    aten.dot: _matrix_vector,
+}
