@@ -60,7 +60,7 @@ def use_selective_scan(model: nn.Module, enabled: bool = True) -> int:
     """
     changes: list[tuple[nn.Module, type[nn.Module]]] = []
     for module in model.modules():
-        current = type(module)
+        current: Any = type(module)
         if issubclass(current, _Switched):
             if not enabled:
                 changes.append((module, current.original))
@@ -96,7 +96,7 @@ class _Switched:
         return _remake, (self.original,), self.__dict__
 
 
-def _remake(original: type[nn.Module]) -> nn.Module:
+def _remake(original: Any) -> nn.Module:
     """An empty instance of the switched class, for pickle and copy to fill."""
     target = _switched_class(original)
     if target is None:

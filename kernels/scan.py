@@ -83,7 +83,7 @@ class _SelectiveScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None) -> tuple[Any, ...]:
         states, *tensors = ctx.saved_tensors
-        inputs = Inputs(*tensors, delta_softplus=ctx.delta_softplus)
+        inputs = Inputs(*(*tensors, ctx.delta_softplus))
         if grad_out is None:
             grad_out = torch.zeros_like(inputs.u)
         gradients = run_backward(inputs, states, grad_out, grad_last_state)

@@ -79,6 +79,11 @@ def choose(device: torch.device, dtype: torch.dtype) -> str:
         if problem is not None:
             raise ManticoreError(f"{VARIABLE}={name}: {problem}, or unset {VARIABLE}")
         return name if PATHS[name].supports(device, dtype) else PREFERENCE[-1]
+    return fastest(device, dtype)
+
+
+def fastest(device: torch.device, dtype: torch.dtype) -> str:
+    """The first path of ``PREFERENCE`` that can run; says once what stands in the way of a better one."""
     for path in PREFERENCE[:-1]:
         if PATHS[path].supports(device, dtype):
             problem = PATHS[path].problem()

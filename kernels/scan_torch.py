@@ -40,11 +40,16 @@ def _time_step(inputs: Inputs) -> tuple[Tensor, Tensor]:
     return raw, F.softplus(raw) if inputs.delta_softplus else raw
 
 
-def _run_chunk(inputs: Inputs, time_step: Tensor, state: Tensor, start: int) -> _Chunk:
-    """Run the recurrence over one chunk from ``state`` [B, N, D], which is left as it is."""
+def _time_first(x: Tensor, span: slice) -> Tensor:
+    """The steps of one chunk, [B, D, L] → [T, B, D], copied: broadcasting from strided memory is slow."""
+    return x[:, :, span].permute(2, 0, 1).contiguous()
+
+
+def _run_chunk(inputs: Inputs, A: Tensor, time_step: Tensor, state: Tensor, start: int) -> _Chunk:
+    """Run the recurrence over one chunk, with A as [N, D], from ``state`` [B, N, D], which is left as it is."""
     span = slice(start, min(start + CHUNK, inputs.u.shape[2]))
-    u, delta, B, C = (x[:, :, span].permute(2, 0, 1) for x in (inputs.u, time_step, inputs.B, inputs.C))
-    decay = torch.exp_(delta[:, :, None, :] * inputs.A.T)
+    u, delta, B, C = (_time_first(x, span) for x in (inputs.u, time_step, inputs.B, inputs.C))
+    decay = torch.exp_(delta[:, :, None, :] * A)
     states = (delta * u)[:, :, None, :] * B[:, :, :, None]
     for decay_t, state_t in zip(decay.unbind(0), states.unbind(0)):
         state = torch.addcmul(state_t, decay_t, state, out=state_t)
@@ -59,13 +64,14 @@ def _read(states: Tensor, C: Tensor) -> Tensor:
 def forward(inputs: Inputs, save_states: bool) -> Outputs:
     """Run the scan chunk by chunk."""
     _, time_step = _time_step(inputs)
+    A = inputs.A.T.contiguous()
     out = torch.empty_like(inputs.u)
     state = inputs.first_state()
     boundaries = []
     for start in range(0, inputs.u.shape[2], CHUNK):
         if save_states:
             boundaries.append(state)
-        chunk = _run_chunk(inputs, time_step, state, start)
+        chunk = _run_chunk(inputs, A, time_step, state, start)
         out[:, :, start : start + CHUNK] = _read(chunk.states, chunk.C).permute(1, 2, 0)
         # a copy, so that the chunk's tensors can go
         state = chunk.states[-1].clone()
@@ -81,11 +87,12 @@ def backward(inputs: Inputs, states: Tensor, grad_out: Tensor, grad_last_state: 
     """Walk the chunks backwards."""
     length = inputs.u.shape[2]
     raw_time_step, time_step = _time_step(inputs)
+    A = inputs.A.T.contiguous()
     # gradient with respect to y, before the gate: [B, D, L]
     grad_y = grad_out if inputs.z is None else grad_out * F.silu(inputs.z)
     y = None if inputs.z is None else torch.empty_like(inputs.u)
     grad_u, grad_delta = torch.empty_like(inputs.u), torch.empty_like(inputs.delta)
-    grad_A = torch.zeros_like(inputs.A)
+    grad_A = torch.zeros_like(A)
     grad_B, grad_C = torch.empty_like(inputs.B), torch.empty_like(inputs.C)
     # gradient that reaches a chunk's last state from the steps after it: [B, N, D]
     carry = torch.zeros_like(states[:, 0]) if grad_last_state is None else grad_last_state
@@ -93,8 +100,8 @@ def backward(inputs: Inputs, states: Tensor, grad_out: Tensor, grad_last_state: 
     for index in reversed(range(inputs.num_chunks)):
         start = index * CHUNK
         span = slice(start, min(start + CHUNK, length))
-        chunk = _run_chunk(inputs, time_step, states[:, index], start)
-        grad_y_chunk = grad_y[:, :, span].permute(2, 0, 1)
+        chunk = _run_chunk(inputs, A, time_step, states[:, index], start)
+        grad_y_chunk = _time_first(grad_y, span)
         if y is not None:
             y[:, :, span] = _read(chunk.states, chunk.C).permute(1, 2, 0)
 
@@ -115,8 +122,8 @@ def backward(inputs: Inputs, states: Tensor, grad_out: Tensor, grad_last_state: 
         exponent = chunk.decay.mul_(grad_states)
         exponent[1:] *= chunk.states[:-1]
         exponent[0] *= states[:, index]
-        grad_A += (exponent * chunk.delta[:, :, None, :]).sum((0, 1)).T
-        grad_delta_chunk = (exponent * inputs.A.T).sum(2).addcmul_(grad_inflow, chunk.u)
+        grad_A += (exponent * chunk.delta[:, :, None, :]).sum((0, 1))
+        grad_delta_chunk = (exponent * A).sum(2).addcmul_(grad_inflow, chunk.u)
         grad_delta[:, :, span] = grad_delta_chunk.permute(1, 2, 0)
 
     grad_D = grad_z = None
@@ -134,7 +141,7 @@ def backward(inputs: Inputs, states: Tensor, grad_out: Tensor, grad_last_state: 
     return Gradients(
         u=grad_u,
         delta=grad_delta,
-        A=grad_A,
+        A=grad_A.T,
         B=grad_B,
         C=grad_C,
         D=grad_D,

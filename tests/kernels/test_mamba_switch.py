@@ -131,6 +131,19 @@ def test_continuing_a_cached_prompt(family, cut):
     assert relative(continued(model, family, cut), whole) <= 1e-5
 
 
+def test_gradients_through_a_continuation():
+    """The cache is overwritten in place after the scan has read it; the backward pass must not notice."""
+    model = make("mamba")
+    use_selective_scan(model)
+    norm = model.backbone.norm_f.weight
+    (whole,) = torch.autograd.grad(model(tokens()).logits[:, 20:].square().sum(), norm)
+    with torch.no_grad():
+        cache = model(tokens()[:, :20], use_cache=True).cache_params
+    model(tokens()[:, 20:], cache_params=cache, use_cache=True).logits.square().sum().backward()
+    assert relative(norm.grad, whole) <= 1e-5
+    assert model.backbone.layers[0].mixer.A_log.grad.abs().max() > 0
+
+
 def test_transformers_own_continuation_is_wrong():
     """The reason for handing over the state; when this fails, transformers has repaired it."""
     model = make("mamba")

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from manticore.errors import ManticoreError
 from manticore.kernels import scan_reference
 from manticore.kernels.scan import selective_scan
-from manticore.kernels.scan_contract import Inputs
+from manticore.kernels.scan_contract import CHUNK, Inputs
 from manticore.kernels.scan_dispatch import PATHS
 
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
@@ -159,6 +160,31 @@ def test_half_precision_is_computed_in_float32(path, dtype, tolerance):
     assert ((out.double() - expected["out"]).abs() <= tolerance * expected["out"].abs() + 1e-5).all()
     out.sum().backward()
     assert all(value.grad.dtype == dtype for value in tensors.values())
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the largest tensor that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return result
+
+
+@pytest.mark.parametrize("name", [name for name in PATH_NAMES if name != "reference"])
+def test_memory_does_not_grow_with_length_times_state(name):
+    module = PATHS[name].load()
+    tensors = {key: value.detach() for key, value in make(2, 64, 512, 16, (), dtype=torch.float32).items()}
+    inputs = Inputs(**tensors, D=None, z=None, delta_bias=None, initial_state=None, delta_softplus=True)
+    with LargestTensor() as largest:
+        out, _, states = module.forward(inputs, True)
+        module.backward(inputs, states, torch.ones_like(out), None)
+    # one chunk with all its states, or one tensor of the size of u
+    assert largest.elements <= max(CHUNK * 2 * 64 * 16, 2 * 64 * 512)
 
 
 def test_without_gradients_equals_with(path):

@@ -1,0 +1,164 @@
+"""Building and caching of compiled files: races, hostile folders, missing compilers."""
+
+import logging
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from manticore.kernels import native_build
+from manticore.kernels.native_build import BASELINE, BuildError, InstructionSet, load_library
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "getuid") or native_build.shutil.which("cc") is None, reason="needs a C compiler"
+)
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "answer.c"
+    path.write_text("int answer(void) { return LANES + 38; }\n")
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MANTICORE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "kernels"
+
+
+def libraries(folder):
+    return sorted(path.name for path in folder.glob("*"))
+
+
+def test_builds_once(source, cache, monkeypatch):
+    assert load_library(source, BASELINE).answer() == 42
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    (name,) = libraries(cache)
+    built = (cache / name).stat().st_mtime_ns
+
+    def no_build(*arguments):
+        raise AssertionError("built again")
+
+    monkeypatch.setattr(native_build, "_build", no_build)
+    assert load_library(source, BASELINE).answer() == 42
+    assert (cache / name).stat().st_mtime_ns == built
+
+
+def test_source_and_flags_make_another_file(source, cache):
+    load_library(source, BASELINE)
+    assert load_library(source, InstructionSet("other", 8, ())).answer() == 46
+    source.write_text("int answer(void) { return 7; }\n")
+    assert load_library(source, BASELINE).answer() == 7
+    assert len(libraries(cache)) == 3
+
+
+def test_two_processes_at_once(source, cache):
+    code = (
+        "import sys; from pathlib import Path; from manticore.kernels.native_build import BASELINE, load_library;"
+        "sys.exit(load_library(Path(sys.argv[1]), BASELINE).answer() != 42)"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code, str(source)]) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    assert len(libraries(cache)) == 1
+
+
+@pytest.mark.parametrize("trap", ["writable by others", "a link", "a file", "not creatable"])
+def test_hostile_folder_is_not_used(trap, source, cache, tmp_path, caplog, monkeypatch):
+    cache.parent.mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if trap == "writable by others":
+        cache.mkdir()
+        cache.chmod(0o777)
+    elif trap == "a link":
+        cache.symlink_to(elsewhere)
+    elif trap == "a file":
+        cache.write_text("")
+    else:
+        # a folder that not even root can write to
+        monkeypatch.setenv("MANTICORE_CACHE", "/proc/self/nothing")
+    with caplog.at_level(logging.WARNING, "manticore.kernels.native_build"):
+        assert load_library(source, BASELINE).answer() == 42
+    assert libraries(elsewhere) == []
+    assert not cache.is_dir() or libraries(cache) == []
+    (record,) = caplog.records
+    assert "is not usable" in record.getMessage()
+    assert "Fix: set MANTICORE_CACHE" in record.getMessage()
+
+
+def planted(source, cache, content_of):
+    """Put another library where the cache expects this one; returns its path."""
+    load_library(source, BASELINE)
+    (name,) = libraries(cache)
+    evil = source.with_name("evil.c")
+    evil.write_text("int answer(void) { return 666; }\n")
+    evil_cache = source.parent / "evil-cache"
+    os.environ["MANTICORE_CACHE"] = str(evil_cache)
+    load_library(evil, BASELINE)
+    os.environ["MANTICORE_CACHE"] = str(cache.parent)
+    (evil_library,) = (evil_cache / "kernels").glob("*.so")
+    target = cache / name
+    target.unlink()
+    content_of(evil_library, target)
+    return target
+
+
+def test_planted_files_are_replaced(source, cache):
+    def writable_by_others(evil, target):
+        target.write_bytes(evil.read_bytes())
+        target.chmod(0o666)
+
+    target = planted(source, cache, writable_by_others)
+    assert load_library(source, BASELINE).answer() == 42
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+
+
+def test_planted_links_are_replaced(source, cache):
+    target = planted(source, cache, lambda evil, target: target.symlink_to(evil))
+    assert load_library(source, BASELINE).answer() == 42
+    assert not target.is_symlink()
+
+
+def test_damaged_file_is_not_the_end(source, cache, caplog):
+    load_library(source, BASELINE)
+    source.write_text("int answer(void) { return 5; }\n")
+    load_library(source, BASELINE)
+    newest = max(cache.glob("*.so"), key=lambda path: path.stat().st_mtime_ns)
+    newest.write_bytes(b"not a library")
+    # another process: this one has the library open already
+    code = (
+        "import sys; from pathlib import Path; from manticore.kernels.native_build import BASELINE, load_library;"
+        "sys.exit(load_library(Path(sys.argv[1]), BASELINE).answer() != 5)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(source)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert "is not usable" in done.stderr
+
+
+def test_no_compiler(source, cache, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(BuildError, match=r"no C compiler \(cc, gcc, clang not on PATH\)\. Fix: install one"):
+        load_library(source, BASELINE)
+    monkeypatch.setenv("CC", "strange-cc")
+    with pytest.raises(BuildError, match="strange-cc not on PATH"):
+        load_library(source, BASELINE)
+
+
+def test_source_that_does_not_compile(source, cache):
+    source.write_text("int answer(void) { return }\n")
+    with pytest.raises(BuildError, match=r"failed \(.*answer\.c.*Fix: "):
+        load_library(source, BASELINE)
+    assert libraries(cache) == []
+
+
+def test_compiler_that_does_not_run(source, cache, tmp_path, monkeypatch):
+    broken = tmp_path / "broken-cc"
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    with pytest.raises(BuildError, match="--version failed"):
+        load_library(source, BASELINE)
