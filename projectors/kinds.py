@@ -86,6 +86,9 @@ class LowRank(Projector):
         delta = F.linear(_affine(x, self.down, None), self.up, self.bias)
         return resize(x, self.d_out) + delta.to(x.dtype)
 
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={self.rank}"
+
     def initial_values(self, init: str) -> dict[str, Tensor]:
         # V stays random where U is zero: with both at zero neither would ever receive a gradient
         return {"down": _uniform(self.down)} | _learned_part(
@@ -138,6 +141,9 @@ class TwoLayer(Projector):
         hidden = F.gelu(_affine(x, self.weight_in, self.bias_in))
         y = F.linear(hidden, self.weight_out, self.bias_out).to(x.dtype)
         return resize(x, self.d_out) + y if self.skip else y
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, hidden={self.hidden}, skip={self.skip}"
 
     def initial_values(self, init: str) -> dict[str, Tensor]:
         if init == "identity" and not self.skip:

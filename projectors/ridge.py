@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable, Iterable, Mapping
 from itertools import chain
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ from manticore.projectors.projector import InputMoments
 
 logger = logging.getLogger(__name__)
 
+Key = TypeVar("Key", bound=Hashable)
+
 CHUNK_TOKENS = 4096
 """Tokens that are held in float64 at a time."""
 
@@ -38,7 +41,7 @@ MAX_CONDITION = 1e12
 """Above this ratio of pivots, Cholesky's digits are not trusted and eigenvectors are used instead."""
 
 
-class FeatureSums:
+class FeatureSums(Generic[Key]):
     """The sums that regressions among several feature spaces share.
 
     A feature space is named by any hashable ``key``. Each space that is the source of a pair has one Gram matrix,
@@ -49,18 +52,18 @@ class FeatureSums:
         pairs: (source, target) of every regression that will be asked for.
     """
 
-    def __init__(self, pairs: Iterable[tuple[Hashable, Hashable]]) -> None:
+    def __init__(self, pairs: Iterable[tuple[Key, Key]]) -> None:
         self.pairs = list(dict.fromkeys(pairs))
         self.keys = list(dict.fromkeys(chain.from_iterable(self.pairs)))
         self.tokens = 0
         self._device = torch.device("cpu")
-        self._shift: dict[Hashable, Tensor] = {}
-        self._sum: dict[Hashable, Tensor] = {}
-        self._square: dict[Hashable, Tensor] = {}
-        self._gram: dict[Hashable, Tensor] = {}
-        self._cross: dict[tuple[Hashable, Hashable], Tensor] = {}
+        self._shift: dict[Key, Tensor] = {}
+        self._sum: dict[Key, Tensor] = {}
+        self._square: dict[Key, Tensor] = {}
+        self._gram: dict[Key, Tensor] = {}
+        self._cross: dict[tuple[Key, Key], Tensor] = {}
 
-    def update(self, features: Mapping[Hashable, Tensor], mask: Tensor | None = None) -> None:
+    def update(self, features: Mapping[Key, Tensor], mask: Tensor | None = None) -> None:
         """Add a batch.
 
         Args:
@@ -94,7 +97,7 @@ class FeatureSums:
             self._add({key: value[start : start + CHUNK_TOKENS] for key, value in rows.items()})
         self.tokens += tokens
 
-    def solve(self, source: Hashable, target: Hashable, ridge: float) -> tuple[Tensor, Tensor]:
+    def solve(self, source: Key, target: Key, ridge: float) -> tuple[Tensor, Tensor]:
         """The ridge regression of ``target`` on ``source``.
 
         Args:
@@ -115,7 +118,7 @@ class FeatureSums:
         weight = _solve_regularised(gram, cross, ridge * gram.diagonal().mean(), noise).T.contiguous()
         return weight, mean_y - weight @ mean_x
 
-    def r_squared(self, source: Hashable, target: Hashable, weight: Tensor, bias: Tensor) -> float:
+    def r_squared(self, source: Key, target: Key, weight: Tensor, bias: Tensor) -> float:
         """R² of an affine map over the tokens of these sums; at most 1, negative if worse than the mean.
 
         A target without any variance has R² = 1 under a map without any error, else 0.
@@ -127,7 +130,7 @@ class FeatureSums:
             return 1.0 if error <= floor else 0.0
         return 1.0 - error / variance
 
-    def mean_squared_error(self, source: Hashable, target: Hashable, weight: Tensor, bias: Tensor) -> float:
+    def mean_squared_error(self, source: Key, target: Key, weight: Tensor, bias: Tensor) -> float:
         """Mean over tokens of the squared error of an affine map, summed over channels."""
         gram, cross = self.covariance(source), self._cross_covariance(source, target)
         weight, bias = weight.to(gram), bias.to(gram)
@@ -135,28 +138,28 @@ class FeatureSums:
         explained = 2 * (weight * cross.T).sum() - (weight @ gram * weight).sum()
         return max(float(self.variance(target) - explained + offset.square().sum()), 0.0)
 
-    def mean(self, key: Hashable) -> Tensor:
+    def mean(self, key: Key) -> Tensor:
         """Mean ``[D]`` of a feature space."""
         self._require_tokens()
         return self._shift[key] + self._sum[key] / self.tokens
 
-    def variance(self, key: Hashable) -> float:
+    def variance(self, key: Key) -> float:
         """Variance of a feature space, summed over its channels."""
         self._require_tokens()
         mean = self._sum[key] / self.tokens
         return float((self._square[key] / self.tokens - mean.square()).clamp_min(0).sum())
 
-    def covariance(self, key: Hashable) -> Tensor:
+    def covariance(self, key: Key) -> Tensor:
         """Covariance ``[D, D]`` of a feature space that is a source."""
         self._require_tokens()
         mean = self._sum[key] / self.tokens
         return self._gram[key] / self.tokens - torch.outer(mean, mean)
 
-    def moments(self, key: Hashable) -> InputMoments:
+    def moments(self, key: Key) -> InputMoments:
         """Mean and covariance of a feature space that is a source."""
         return InputMoments(self.mean(key), self.covariance(key))
 
-    def _cross_covariance(self, source: Hashable, target: Hashable) -> Tensor:
+    def _cross_covariance(self, source: Key, target: Key) -> Tensor:
         """``[d_in, d_out]``"""
         if (source, target) in self._cross:
             cross = self._cross[source, target]
@@ -165,7 +168,7 @@ class FeatureSums:
         mean_x, mean_y = self._sum[source] / self.tokens, self._sum[target] / self.tokens
         return cross / self.tokens - torch.outer(mean_x, mean_y)
 
-    def _start(self, rows: Mapping[Hashable, Tensor]) -> None:
+    def _start(self, rows: Mapping[Key, Tensor]) -> None:
         device = rows[self.keys[0]].device
         # one device for all sums, though components may be spread over several; MPS has no float64
         self._device = torch.device("cpu") if device.type == "mps" else device
@@ -180,15 +183,15 @@ class FeatureSums:
             if (source, target) not in self._cross and (target, source) not in self._cross:
                 self._cross[source, target] = self._shift[source].new_zeros(d_in, len(self._shift[target]))
 
-    def _add(self, rows: Mapping[Hashable, Tensor]) -> None:
+    def _add(self, rows: Mapping[Key, Tensor]) -> None:
         shifted = {key: value.to(self._device).double() - self._shift[key] for key, value in rows.items()}
         for key, value in shifted.items():
             self._sum[key] += value.sum(0)
             self._square[key] += value.square().sum(0)
         for key, gram in self._gram.items():
-            gram.addmm_(shifted[key].T, shifted[key])
+            gram += shifted[key].T @ shifted[key]
         for (source, target), cross in self._cross.items():
-            cross.addmm_(shifted[source].T, shifted[target])
+            cross += shifted[source].T @ shifted[target]
 
     def _require_tokens(self) -> None:
         if not self.tokens:

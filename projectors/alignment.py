@@ -1,0 +1,305 @@
+"""Fits the projectors of a hybrid: in closed form, then, if asked, by gradient steps.
+
+Each component runs alone over calibration text. What it holds at a block boundary is one feature space; each
+projector is the ridge regression of its target's space on its source's (``manticore.projectors.ridge``), token by
+token. Only sums are kept: one Gram matrix per source, one cross matrix per pair.
+
+The gradient steps minimise the language-modelling loss of the hybrid at its current mixture weights: that, and not
+the distance between features, is what the projectors are for. Everything but the projectors is frozen.
+
+Letters: B batch, T tokens, D width, K components, N blocks, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from manticore.errors import ManticoreError
+from manticore.projectors.calibration import Packs, Text, calibration_packs
+from manticore.projectors.descent import Clock, Progress, counted, descend, mean_loss
+from manticore.projectors.ridge import FeatureSums
+from manticore.seeding import derive_seed
+from manticore.tasks.corpus import STDLIB
+from manticore.tasks.metrics import IGNORE
+
+if TYPE_CHECKING:
+    from manticore.hybrid.mixing import Translation
+    from manticore.hybrid.modeling import ManticoreForCausalLM
+
+
+class FeatureSpace(NamedTuple):
+    """What a component holds at a block boundary when it runs alone."""
+
+    component: int
+    boundary: int
+
+    def __str__(self) -> str:
+        return f"component {self.component} at boundary {self.boundary}"
+
+
+@dataclass(frozen=True)
+class TranslationFit:
+    """How well one projector translates. R² is 1 for a perfect map, 0 for the mean of the target."""
+
+    name: str
+    source: int
+    """Component whose features go in."""
+    target: int
+    """Component whose features should come out."""
+    boundary: int
+    """Block boundary, from 0 (embeddings) to N."""
+    r2: float
+    """R² of the closed form on the text it was fitted on."""
+    r2_heldout: float
+    """R² of the closed form on held-out text."""
+
+
+@dataclass(frozen=True)
+class AlignmentReport:
+    """What :func:`align` did. Losses are in nats per token, on held-out text at the hybrid's mixture weights."""
+
+    translations: list[TranslationFit]
+    tokens: int
+    """Tokens the projectors were fitted on."""
+    heldout_tokens: int
+    steps: int
+    """Gradient steps after the closed form."""
+    loss_before: float
+    loss_closed_form: float
+    loss_after: float
+    """After the gradient steps; without any, that of the closed form."""
+    flops: int
+    """Matrix products of the fit and the gradient steps; what only measures is left out."""
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
+        return asdict(self)
+
+
+def align(
+    hybrid: ManticoreForCausalLM,
+    text: Text = STDLIB,
+    *,
+    tokens: int = 65536,
+    holdout: float = 0.1,
+    ridge: float = 1e-4,
+    batch_size: int = 16,
+    length: int = 128,
+    steps: int = 0,
+    lr: float = 1e-3,
+    seed: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    progress: Progress | None = None,
+) -> AlignmentReport:
+    """Fit the projectors of a supernet, in place. If anything fails, the hybrid is as it was.
+
+    Args:
+        hybrid: a supernet; its components, mixture weights, modes and ``requires_grad`` stay as they are.
+        text: a file, a folder, a datasets id, ``"stdlib"``, strings, or a data set; one with the column ``input_ids``
+            is taken as tokenised, for tasks with their own vocabulary.
+        tokens: calibration tokens, held-out ones included.
+        holdout: share of the tokens that is never fitted on, between 0 and 1.
+        ridge: strength of the ridge, relative to the mean variance of a source channel.
+        batch_size: sequences per forward pass, and per gradient step.
+        length: tokens per sequence, when text is packed.
+        steps: gradient steps of AdamW on the projectors after the closed form.
+        lr: their first learning rate; it falls linearly to zero.
+        seed: decides which text is taken, and in which order the steps see it.
+        tokenizer: by default the hybrid's own.
+        progress: called after each batch.
+
+    Raises:
+        ManticoreError: a discretized hybrid, unusable text or numbers, features or a loss that are not finite, or
+            gradient steps that no projector feels.
+    """
+    started = time.perf_counter()
+    _check(hybrid, tokens, holdout, ridge, batch_size, length, steps, lr)
+    fit, heldout = calibration_packs(
+        text,
+        tokens=tokens,
+        holdout=holdout,
+        length=length,
+        seed=seed,
+        tokenizer=tokenizer if tokenizer is not None else hybrid.tokenizer,
+    )
+    _check_packs(hybrid, fit, heldout)
+    per_pass = math.ceil(len(heldout) / batch_size)
+    clock = Clock(progress, math.ceil(len(fit) / batch_size) + (4 if steps else 3) * per_pass + steps)
+
+    translations = hybrid.mixing.translations()
+    with _undone_on_failure(hybrid):
+        loss_before = mean_loss(hybrid, heldout, batch_size, clock)
+        sums, flops = _collect(hybrid, translations, fit, batch_size, clock)
+        heldout_sums, _ = _collect(hybrid, translations, heldout, batch_size, clock)
+        solutions = [_solve(sums, translation, ridge) for translation in translations]
+        with torch.random.fork_rng(devices=[hybrid.device] if hybrid.device.type == "cuda" else []):
+            torch.manual_seed(derive_seed(seed, "align"))
+            fits = [
+                _write(translation, solution, sums, heldout_sums)
+                for translation, solution in zip(translations, solutions)
+            ]
+        loss_closed_form = loss_after = mean_loss(hybrid, heldout, batch_size, clock)
+        if not math.isfinite(loss_closed_form):
+            raise ManticoreError(
+                f"align: the held-out loss is {loss_closed_form} with the fitted projectors. "
+                "Fix: a larger ridge, or components in float32"
+            )
+        if steps:
+            flops += descend(hybrid, fit, steps, lr, batch_size, seed, clock)
+            loss_after = mean_loss(hybrid, heldout, batch_size, clock)
+    return AlignmentReport(
+        translations=fits,
+        tokens=fit.tokens,
+        heldout_tokens=heldout.tokens,
+        steps=steps,
+        loss_before=loss_before,
+        loss_closed_form=loss_closed_form,
+        loss_after=loss_after,
+        flops=flops,
+        seconds=time.perf_counter() - started,
+    )
+
+
+@torch.no_grad()
+def boundary_features(
+    hybrid: ManticoreForCausalLM, spaces: Iterable[tuple[int, int]], batch: Packs
+) -> dict[FeatureSpace, Tensor]:
+    """Features ``[B, T, D]`` of components that run alone, at (component, boundary) pairs."""
+    wanted = {FeatureSpace(*space) for space in spaces}
+    features: dict[FeatureSpace, Tensor] = {}
+    for k in sorted({space.component for space in wanted}):
+        runner = hybrid.runners[k]
+        if runner is None:
+            raise ManticoreError(f"align: component {k} was dropped. Fix: align before discretizing")
+        edges = hybrid.config.boundaries[k]
+        recording = runner.record(batch.input_ids, batch.attention_mask)
+        hidden = recording.hidden
+        for n in range(max(space.boundary for space in wanted if space.component == k) + 1):
+            if n:
+                hidden = runner.run(recording, hidden, edges[n - 1], edges[n])
+            if (k, n) in wanted:
+                features[FeatureSpace(k, n)] = hidden
+    return features
+
+
+Sums: TypeAlias = FeatureSums[FeatureSpace]
+Solution: TypeAlias = tuple[Tensor, Tensor]
+"""weight ``[d_out, d_in]`` and bias ``[d_out]``"""
+
+
+def _collect(
+    hybrid: ManticoreForCausalLM, translations: list[Translation], packs: Packs, batch_size: int, clock: Clock
+) -> tuple[Sums, int]:
+    """The sums over all packs, and the FLOPs they took."""
+    pairs = [(FeatureSpace(*t.source), FeatureSpace(*t.target)) for t in translations if t.source != t.target]
+    sums: Sums = FeatureSums(pairs)
+    flops_per_pack = 0.0
+    for batch in packs.batches(batch_size, hybrid.device):
+        with counted(not flops_per_pack) as count:
+            sums.update(boundary_features(hybrid, sums.keys, batch), batch.attention_mask)
+        flops_per_pack = flops_per_pack or count() / len(batch)
+        clock.tick()
+    return sums, round(flops_per_pack * len(packs))
+
+
+def _solve(sums: Sums, translation: Translation, ridge: float) -> Solution | None:
+    """The ridge regression; None where source and target are the same features."""
+    if translation.source == translation.target:
+        return None
+    return sums.solve(FeatureSpace(*translation.source), FeatureSpace(*translation.target), ridge)
+
+
+def _write(
+    translation: Translation,
+    solution: Solution | None,
+    sums: Sums,
+    heldout: Sums,
+) -> TranslationFit:
+    """Put the solution into the projector, and measure what the projector can hold of it."""
+    source, target = FeatureSpace(*translation.source), FeatureSpace(*translation.target)
+    if solution is None:
+        translation.projector.reset_identity()
+        r2 = r2_heldout = 1.0
+    else:
+        held = translation.projector.set_affine(*solution, sums.moments(source))
+        r2, r2_heldout = (s.r_squared(source, target, *held) for s in (sums, heldout))
+    return TranslationFit(translation.name, source.component, target.component, source.boundary, r2, r2_heldout)
+
+
+@contextmanager
+def _undone_on_failure(hybrid: ManticoreForCausalLM) -> Iterator[None]:
+    """Evaluation mode inside; modes and ``requires_grad`` come back, projectors too if something goes wrong."""
+    modes = [(module, module.training) for module in hybrid.modules()]
+    gradients = [(parameter, parameter.requires_grad) for parameter in hybrid.parameters()]
+    projectors = {name: value.clone() for name, value in hybrid.mixing.projectors.state_dict().items()}
+    hybrid.eval()
+    try:
+        yield
+    except BaseException:
+        hybrid.mixing.projectors.load_state_dict(projectors)
+        raise
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in gradients:
+            parameter.requires_grad_(requires_grad)
+        hybrid.mixing.projectors.zero_grad(set_to_none=True)
+
+
+def _check(
+    hybrid: ManticoreForCausalLM,
+    tokens: int,
+    holdout: float,
+    ridge: float,
+    batch_size: int,
+    length: int,
+    steps: int,
+    lr: float,
+) -> None:
+    if hybrid.is_discretized:
+        raise ManticoreError(
+            "align: the hybrid is discretized, so its components no longer run alone. Fix: align before discretizing"
+        )
+    for name, value, least in (("tokens", tokens, 2), ("batch_size", batch_size, 1), ("length", length, 2),
+                               ("steps", steps, 0)):  # fmt: skip
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ManticoreError(f"align: {name} is {value!r} (expected a whole number of {least} or more)")
+    for name, number, fine in (
+        ("holdout", holdout, 0 < holdout < 1),
+        ("ridge", ridge, 0 <= ridge < math.inf),
+        ("lr", lr, 0 < lr < math.inf),
+    ):
+        if not fine:
+            expected = "a share between 0 and 1" if name == "holdout" else "a positive number"
+            raise ManticoreError(f"align: {name} is {number!r} (expected {expected})")
+
+
+def _check_packs(hybrid: ManticoreForCausalLM, *packs: Packs) -> None:
+    """The ids and the length must be ones that every component knows."""
+    largest = max(int(part.input_ids.max()) for part in packs)
+    if largest >= hybrid.config.vocab_size:
+        raise ManticoreError(
+            f"align: token id {largest} (expected ids below the vocabulary's {hybrid.config.vocab_size}). "
+            "Fix: tokenise with the hybrid's tokenizer, or give it the task's vocabulary first"
+        )
+    if any(bool((part.targets == IGNORE).all()) for part in packs):
+        raise ManticoreError(
+            "align: the targets hold nothing to predict (-100 everywhere). Fix: leave the column out, or take more rows"
+        )
+    length = packs[0].input_ids.shape[1]
+    for k, config in enumerate(hybrid.config.components):
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is not None and length > limit:
+            raise ManticoreError(
+                f"align: sequences of {length} tokens, but component {k} has {limit} positions. Fix: length={limit}"
+            )
