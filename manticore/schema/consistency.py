@@ -44,9 +44,8 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
         yield from options(("task", "options"), "task", sections["task"].name, sections["task"].options)
     for name in ("search", "finetune"):
         section = sections.get(name)
-        if section is not None and (section.steps is None) == (section.budget_flops is None):
-            verb = "both are given" if section.steps is not None else "neither is given"
-            yield (name,), f"steps or budget_flops, one of them: {verb}. Fix: set {name}.steps"
+        if section is not None and section.steps is not None and section.budget_flops is not None:
+            yield (name,), "steps and budget_flops are both given. Fix: give one of them"
     if "discretize" in sections and "combine" in sections and components:
         yield from _path(sections, len(components))
 

@@ -16,8 +16,9 @@ Amount = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 Scalar = bool | int | float | str | None
-Trainable = Literal["all", "projectors", "lora"]
+Trainable = Literal["all", "frozen", "projectors", "lora"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 
@@ -30,7 +31,7 @@ class Section(BaseModel):
 class Component(Section):
     """One pretrained causal language model that goes into the hybrid."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
+    name: Name
     """What tables and plots call it."""
     source: Annotated[str, Field(min_length=1)]
     """A folder, a hub id, or the name of an entry of `pretrain`."""
@@ -45,6 +46,31 @@ class TaskChoice(Section):
     """Name of the task."""
     options: dict[str, Scalar] = {}
     """The task's own options; `manticore show TASK` lists them."""
+
+
+class Pretrain(Section):
+    """A small model pretrained on the spot, kept in the cache and used as a component."""
+
+    name: Name
+    """What `components` calls it as a source."""
+    family: Literal["gpt-neo", "mamba"]
+    """Architecture."""
+    layers: Count
+    """Depth."""
+    width: Count
+    """Width of the hidden states."""
+    vocab_size: Count = 1024
+    """Tokens of the byte-pair tokenizer that is trained on the text."""
+    text: Annotated[str, Field(min_length=1)] = "stdlib"
+    """A file, a folder, a datasets id, or stdlib: the sources of Python's standard library."""
+    length: Count = 128
+    """Tokens per sequence."""
+    steps: Count = 300
+    """Optimizer steps."""
+    batch_size: Count = 16
+    """Sequences per step."""
+    lr: Positive = 1e-3
+    """Peak learning rate."""
 
 
 class Combine(Section):
@@ -115,13 +141,13 @@ class Finetune(Section):
     """Train the discretized hybrid end to end."""
 
     start: Literal["aligned", "searched"] = "aligned"
-    """Weights to start from: those before the search (costs what a parent's fine-tuning costs), or after it."""
+    """Weights to start from: those before the search (it then costs what a parent's costs), or after it."""
     steps: Count | None = None
-    """Optimizer steps; give either this or budget_flops."""
+    """Optimizer steps; without steps and budget_flops, 300."""
     budget_flops: Positive | None = None
     """Training FLOPs to spend, instead of steps."""
     batch_size: Count = 32
-    """Examples per step."""
+    """Examples per optimizer step."""
     lr: Positive = 1e-3
     """Peak learning rate."""
     weight_decay: NotNegative = 0.01
@@ -130,16 +156,22 @@ class Finetune(Section):
     """Course of the learning rate after warm-up."""
     warmup_steps: Amount = 0
     """Steps over which the learning rate rises from zero."""
+    accumulation: Count = 1
+    """Micro-batches that one optimizer step is cut into."""
+    max_grad_norm: Positive = 1.0
+    """Longer gradients are scaled down to this norm."""
     trainable: Trainable = "all"
-    """What trains: everything, projectors and heads only, or LoRA."""
+    """What trains: everything, only what the hybrid adds, projectors and heads, or LoRA."""
     lora_rank: Count = 8
     """Rank of the LoRA updates."""
+    save_steps: Count | None = None
+    """Steps between checkpoints that a killed run resumes from; left out, ten per run."""
+    log_steps: Count | None = None
+    """Steps between logged losses; left out, about two hundred per run."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass: less memory, a third more FLOPs."""
     bf16: bool = False
-    """Train in bfloat16 mixed precision."""
-    save_steps: Count = 100
-    """Steps between checkpoints that a killed run resumes from."""
+    """Compute in bfloat16 where that is safe."""
 
 
 class Compare(Section):

@@ -1,0 +1,71 @@
+"""Where a run's weights and data came from: digests of model files and of task data."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from huggingface_hub import try_to_load_from_cache
+
+if TYPE_CHECKING:
+    from manticore.tasks.task import Task
+
+
+def model_folder(source: str, revision: str | None = None) -> Path | None:
+    """The local folder of a checkpoint that has been loaded; for a hub id, its snapshot in the cache."""
+    if Path(source).is_dir():
+        return Path(source)
+    config = try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def model_lineage(source: str, revision: str | None = None) -> dict[str, Any]:
+    """Files of a checkpoint with their sha256, one digest over all, the licence its card states, the hub's commit."""
+    folder = model_folder(source, revision)
+    files: dict[str, str] = {}
+    if folder is not None:
+        names = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
+        files = {path.name: _sha256(path) for path in names}
+    whole = hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in files.items()).encode())
+    return {
+        "source": source,
+        "commit": folder.name if folder is not None and not Path(source).is_dir() else None,
+        "license": _license(folder) if folder is not None else None,
+        "files": files,
+        "sha256": whole.hexdigest() if files else None,
+    }
+
+
+def data_lineage(task: Task) -> dict[str, str]:
+    """Split → sha256 over its examples' input ids and targets."""
+    digests: dict[str, str] = {}
+    for split, rows in task.data.items():
+        digest = hashlib.sha256()
+        for batch in rows.with_format("numpy").iter(batch_size=1000):
+            for column in ("input_ids", "targets"):
+                digest.update(batch[column].astype("int64").tobytes())
+        digests[str(split)] = digest.hexdigest()
+    return digests
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _license(folder: Path) -> str | None:
+    """The licence in the front matter of a model card."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---")
+    if len(parts) < 3:
+        return None
+    try:
+        matter = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return None
+    found = matter.get("license") if isinstance(matter, dict) else None
+    return str(found) if found else None

@@ -1,0 +1,121 @@
+"""Stages: finished ones are skipped, interrupted ones go on, changed ones start over.
+
+A stage's inputs are what it was asked to do together with the inputs of all stages before it. Its folder holds
+``state.json`` with the hash of those inputs; a stage that is finished with the same hash is not run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manticore.errors import ManticoreError
+from manticore.runs.reporter import Reporter
+from manticore.runs.writing import write_json
+
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage made."""
+
+    results: dict[str, Any]
+    """Its parts of ``results.json``."""
+    summary: str
+    """The same in a few words."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run."""
+
+    name: str
+    plan: str
+    """What it will do, in a few words."""
+    inputs: Mapping[str, Any]
+    """What determines its result, beside the stages before it; JSON values."""
+    work: Callable[[Path], Outcome]
+    """Does it, in the stage's own folder. If the folder holds an interrupted attempt, it goes on from there."""
+
+
+def run_stages(
+    folder: Path, stages: Sequence[Stage], reporter: Reporter, written: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Run the stages in order.
+
+    Args:
+        folder: the run folder; each stage gets a folder of its name in it.
+        stages: what to do.
+        reporter: told about each.
+        written: called with all results so far whenever a stage is done.
+
+    Returns:
+        The results of all stages, merged: a later stage may add to a part of an earlier one.
+    """
+    results: dict[str, Any] = {}
+    chain = ""
+    for stage in stages:
+        chain = _hash({"before": chain, "stage": stage.name, "inputs": stage.inputs})
+        own = folder / stage.name
+        state = _read(own)
+        if state.get("inputs") == chain and state.get("status") == "finished":
+            outcome, seconds = Outcome(state["results"], state["summary"]), state["seconds"]
+            reporter.skipped(stage.name, seconds, outcome.summary)
+        else:
+            if state.get("inputs") != chain and own.exists():
+                shutil.rmtree(own)
+            own.mkdir(exist_ok=True)
+            spent = state.get("seconds", 0.0) if state.get("inputs") == chain else 0.0
+            write_json(own / STATE, {"status": "started", "inputs": chain, "seconds": spent})
+            reporter.started(stage.name, stage.plan)
+            begun = time.perf_counter()
+            outcome = stage.work(own)
+            seconds = spent + time.perf_counter() - begun
+            write_json(
+                own / STATE,
+                {
+                    "status": "finished",
+                    "inputs": chain,
+                    "seconds": seconds,
+                    "summary": outcome.summary,
+                    "results": outcome.results,
+                },
+            )
+            reporter.finished(stage.name, seconds, outcome.summary)
+        _merge(results, outcome.results)
+        written(results)
+    return results
+
+
+def _merge(results: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, Mapping) and isinstance(results.get(key), dict):
+            results[key].update(value)
+        else:
+            results[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _read(own: Path) -> dict[str, Any]:
+    """The state of a stage; empty if it never started.
+
+    Raises:
+        ManticoreError: the file was damaged.
+    """
+    try:
+        state = json.loads((own / STATE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, OSError) as error:
+        raise ManticoreError(f"{own / STATE}: cannot be read. Fix: remove the folder {own}, then resume") from error
+    return dict(state)
