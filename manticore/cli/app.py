@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from manticore import __version__
-from manticore.cli import recipes
+from manticore.cli import doctor, recipes, runs, stages
 from manticore.cli.faults import reported
+
+
+class _Verbs(TyperGroup):
+    """Reports errors itself: typer would end on Ctrl-C before anyone else hears of it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with reported():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="manticore",
-    help="Turn pretrained language models of different families into one better hybrid.",
+    cls=_Verbs,
     epilog="Start here: manticore run quickstart",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-_RECIPES = "Recipes"
 
 
 def _version(asked: bool) -> None:
@@ -38,11 +46,25 @@ def options(
     """Turn pretrained language models of different families into one better hybrid."""
 
 
-for verb in (recipes.ls, recipes.show, recipes.cp, recipes.check):
-    app.command(rich_help_panel=_RECIPES)(verb)
+_VERBS = {
+    "Recipes and runs": (recipes.ls, recipes.show, recipes.cp, recipes.check, runs.run, runs.resume, runs.report),
+    "Stages, one at a time": (
+        stages.combine,
+        stages.align,
+        stages.search,
+        stages.discretize,
+        stages.finetune,
+        stages.evaluate,
+        stages.generate,
+    ),
+    "This machine": (doctor.doctor,),
+}
+
+for panel, verbs in _VERBS.items():
+    for verb in verbs:
+        app.command(rich_help_panel=panel)(verb)
 
 
 def main() -> None:
     """Run the command line."""
-    with reported():
-        app(prog_name="manticore")
+    app(prog_name="manticore")

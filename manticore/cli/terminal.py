@@ -1,12 +1,21 @@
-"""What the command line prints while it works: plain lines where there is no terminal, live ones where there is."""
+"""What the command line prints while it works: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console(highlight=False)
+
+Step = Callable[[int, int, Mapping[str, Any]], None]
+"""Called with (step, steps, logged row)."""
 
 
 def say(text: str) -> None:
@@ -18,3 +27,105 @@ def done(path: str | Path, next_command: str) -> None:
     """The last lines of every verb: what was written, and the command that comes next."""
     say(f"wrote {path}")
     say(f"next: {next_command}")
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own bars and advice out of the output; warnings of this package still appear."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|datasets)\b")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Step]:
+    """A callback for training progress, shown as a bar, or as a line per tenth where there is no terminal."""
+    if console.is_terminal:
+        with _bar() as bar:
+            yield _Live(bar, what)
+    else:
+        yield _Lines(what)
+
+
+class RunReporter:
+    """Shows a run: a line per finished stage, and how far the current one is."""
+
+    def __init__(self, stages: list[str]) -> None:
+        self._stages = stages
+        self._bar: Progress | None = None
+        self._step: Step | None = None
+        self._what = ""
+
+    def started(self, stage: str, plan: str) -> None:
+        say(f"{self._number(stage)} {stage}: {plan}")
+
+    def skipped(self, stage: str, seconds: float, outcome: str) -> None:
+        say(f"{self._number(stage)} {stage}: done before in {_time(seconds)}: {outcome}")
+
+    def finished(self, stage: str, seconds: float, outcome: str) -> None:
+        self.close()
+        say(f"{' ' * len(self._number(stage))} {outcome}, {_time(seconds)}")
+
+    def progress(self, what: str, step: int, steps: int, loss: float | None) -> None:
+        if what != self._what or self._step is None:
+            self.close()
+            self._what = what
+            if console.is_terminal:
+                self._bar = _bar()
+                self._bar.start()
+                self._step = _Live(self._bar, what)
+            else:
+                self._step = _Lines(what)
+        self._step(step, steps, {} if loss is None else {"loss": loss})
+
+    def close(self) -> None:
+        """Take down the live line, also after an error."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = self._step = None
+
+    def _number(self, stage: str) -> str:
+        return f"[{self._stages.index(stage) + 1}/{len(self._stages)}]"
+
+
+class _Live:
+    def __init__(self, bar: Progress, what: str) -> None:
+        self._bar = bar
+        self._task = bar.add_task(what, total=None, loss="")
+
+    def __call__(self, step: int, steps: int, row: Mapping[str, Any]) -> None:
+        loss = f"loss {row['loss']:.3f}" if "loss" in row else ""
+        self._bar.update(self._task, completed=step, total=steps, loss=loss)
+
+
+class _Lines:
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._tenth = 0
+
+    def __call__(self, step: int, steps: int, row: Mapping[str, Any]) -> None:
+        tenth = 10 * step // max(1, steps)
+        if tenth > self._tenth:
+            self._tenth = tenth
+            loss = f", loss {row['loss']:.3f}" if "loss" in row else ""
+            say(f"      {self._what}: {step}/{steps}{loss}")
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("      {task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60} s"

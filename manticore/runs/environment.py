@@ -8,7 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from manticore import __version__
+from manticore.kernels.scan_dispatch import choose
 
 PACKAGES = (
     "torch",
@@ -32,8 +35,6 @@ def package_versions() -> dict[str, str | None]:
 
 def environment() -> dict[str, Any]:
     """Everything about this machine and installation that can change numbers."""
-    import torch
-
     return {
         "manticore": __version__,
         "git": git_state(),
@@ -41,6 +42,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": package_versions(),
         "threads": torch.get_num_threads(),
+        "scan": choose(torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float32),
         "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
     }
 

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 from huggingface_hub import try_to_load_from_cache
 
@@ -43,16 +44,20 @@ def data_lineage(task: Task) -> dict[str, str]:
     digests: dict[str, str] = {}
     for split, rows in task.data.items():
         digest = hashlib.sha256()
-        for batch in rows.with_format("numpy").iter(batch_size=1000):
+        for batch in rows.select_columns(["input_ids", "targets"]).with_format(None).iter(batch_size=1000):
             for column in ("input_ids", "targets"):
-                digest.update(batch[column].astype("int64").tobytes())
+                for example in batch[column]:
+                    digest.update(np.asarray(example, dtype=np.int64).tobytes())
         digests[str(split)] = digest.hexdigest()
     return digests
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _license(folder: Path) -> str | None:

@@ -42,17 +42,6 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def is_locked(folder: Path) -> bool:
-    """Whether a living process works in the run folder."""
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
-
-
 def _owner(folder: Path) -> str:
     try:
         return (folder / OWNER).read_text(encoding="utf-8")

@@ -115,19 +115,51 @@ class Search(Section):
     method: SearchMethod = "darts"
     """How the mixture weights are learned."""
     order: Literal["simultaneous", "alternating", "bilevel"] = "simultaneous"
-    """When they are updated: with the network, in turns on the same data, or on a held-out half."""
+    """When they are: with the network, in turns on the same data, or in turns on a held-out half."""
     steps: Count | None = None
-    """Optimizer steps; give either this or budget_flops."""
+    """Optimizer steps; without steps and budget_flops, 120."""
     budget_flops: Positive | None = None
     """Training FLOPs to spend, instead of steps."""
     batch_size: Count = 32
-    """Examples per step."""
+    """Examples per optimizer step."""
     lr: Positive = 1e-3
-    """Learning rate of the network."""
-    mixture_lr: Positive = 0.01
-    """Learning rate of the mixture weights."""
+    """Peak learning rate of the network."""
+    weight_decay: NotNegative = 0.01
+    """AdamW's weight decay on the network."""
+    schedule: Schedule = "constant"
+    """Course of the network's learning rate after warm-up."""
+    warmup_steps: Amount = 0
+    """Steps over which it rises from zero."""
+    accumulation: Count = 1
+    """Micro-batches that one optimizer step is cut into."""
+    max_grad_norm: Positive = 1.0
+    """Longer gradients of the network are scaled down to this norm."""
+    mixture_lr: Positive | None = None
+    """Learning rate of the mixture weights; left out, the method's own."""
+    mixture_weight_decay: NotNegative | None = None
+    """Weight decay of their logits, where the method has logits."""
+    mixture_schedule: Schedule = "constant"
+    """Course of their learning rate after warm-up."""
+    mixture_warmup_steps: Amount = 0
+    """Steps over which it rises from zero."""
+    temperature: Positive | None = None
+    """dash: temperature of the first sample."""
+    final_temperature: Positive | None = None
+    """dash: temperature of the last sample."""
+    start: Literal["current"] | None = None
+    """current keeps the hybrid's mixture weights; left out, the mixing's own start."""
+    start_floor: Share | None = None
+    """Smallest probability to start from."""
     trainable: Trainable = "all"
-    """What trains beside the mixture weights: everything, projectors and heads only, or LoRA."""
+    """What learns beside the mixture weights: everything, only what the hybrid adds, projectors and heads, or LoRA."""
+    lora_rank: Count = 8
+    """Rank of the LoRA updates."""
+    save_steps: Count | None = None
+    """Steps between checkpoints that a killed run resumes from; left out, ten per search."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more FLOPs."""
+    bf16: bool = False
+    """Compute in bfloat16 where that is safe."""
 
 
 class Discretize(Section):

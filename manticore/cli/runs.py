@@ -1,0 +1,83 @@
+"""Verbs on runs: run, resume, report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from manticore.cli.recipes import Overrides, RecipeName
+from manticore.cli.terminal import RunReporter, console, done, quiet_libraries, say
+from manticore.schema.loading import load_recipe
+
+if TYPE_CHECKING:
+    from manticore.runs.folder import RunFolder
+
+RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+def run(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Run folder; must not exist. [default: runs/NAME-DATE-HASH]"),
+    ] = None,
+) -> None:
+    """Do all that a recipe says: combine, align, search, discretize, fine-tune, compare, report.
+
+    Example: manticore run quickstart search.steps=60 -o my-run
+    """
+    loaded = load_recipe(recipe, overrides)
+    say(f"run: {loaded.source}")
+    from manticore.runs.folder import create_run
+
+    _go(create_run(loaded, out))
+
+
+def resume(run: RunPath) -> None:
+    """Go on with a run that was stopped or killed; it ends with the numbers it would have had anyway.
+
+    Example: manticore resume runs/quickstart-20260101-120000-a1b2c3
+    """
+    from manticore.runs.folder import open_run
+
+    folder = open_run(run)
+    say(f"resume: {folder.path}")
+    _go(folder)
+
+
+def report(run: RunPath) -> None:
+    """Write a run's report again from its results, and print its comparison.
+
+    Example: manticore report runs/quickstart-20260101-120000-a1b2c3
+    """
+    from manticore.report import read_results, render_comparison, render_summary, write_report
+    from manticore.runs.folder import open_run
+
+    folder = open_run(run)
+    results = read_results(folder.path)
+    page = write_report(folder.path)
+    console.print(render_comparison(results))
+    console.print(render_summary(results))
+    done(page, f"manticore generate {folder.path / 'model'} PROMPT")
+
+
+def _go(folder: RunFolder) -> None:
+    from manticore.report import render_comparison, render_summary
+    from manticore.runs.pipeline import Pipeline, execute
+
+    say(f"folder: {folder.path}")
+    quiet_libraries()
+    reporter = RunReporter([stage.name for stage in Pipeline(folder).stages()])
+    try:
+        results = execute(folder, reporter)
+    except KeyboardInterrupt:
+        reporter.close()
+        say(f"stopped; finished stages and checkpoints are kept. next: manticore resume {folder.path}")
+        raise SystemExit(130) from None
+    finally:
+        reporter.close()
+    console.print(render_comparison(results))
+    console.print(render_summary(results))
+    done(folder.path / "report.html", f"manticore evaluate {folder.path / 'model'} --task {folder.recipe.task.name}")

@@ -1,0 +1,247 @@
+"""Verbs on models, one per stage: combine, align, search, discretize, finetune, evaluate, generate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from manticore.cli.parameters import Out, Seed, Task, TaskOptions, pairs, takes
+from manticore.cli.terminal import done, progress_bar, say
+from manticore.errors import ManticoreError
+from manticore.runs.writing import new_folder, refuse_existing, write_json
+from manticore.schema.consistency import options
+from manticore.schema.sections import Align, Combine, Discretize, Finetune, Search
+
+if TYPE_CHECKING:
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+Hybrid = Annotated[str, typer.Argument(metavar="HYBRID", help="A folder that `manticore combine` or align wrote.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of a model or a hybrid.")]
+
+
+@takes(Combine)
+def combine(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL MODEL...", help="Folders or hub ids, two or more.")],
+    out: Out,
+    seed: Seed = 0,
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", help="A task with its own vocabulary: fresh embeddings and heads.")
+    ] = None,
+    task_option: TaskOptions = None,
+    *,
+    settings: dict[str, Any],
+) -> None:
+    """Put two or more causal language models side by side, block by block, into one hybrid.
+
+    Example: manticore combine ./gpt ./mamba --num-blocks 2 -o hybrid
+    """
+    refuse_existing(out)
+    chosen = checked_task(task, task_option) if task else None
+    _check_options("--projector-option", "projector", settings["projector"], settings["projector_options"])
+    say(f"combine: {' + '.join(models)}, {settings['num_blocks']} blocks, {settings['mixing']}")
+    import manticore
+    from manticore.tasks.task import load_task
+
+    vocab_size = load_task(task, seed=seed, **chosen).vocab_size if task and chosen is not None else None
+    hybrid = manticore.combine(models, vocab_size=vocab_size, seed=seed, **settings)
+    with new_folder(out) as folder:
+        hybrid.save_pretrained(folder)
+    done(out, f"manticore align {out} -o {out}-aligned")
+
+
+@takes(Align)
+def align(hybrid: Hybrid, out: Out, seed: Seed = 0, *, settings: dict[str, Any]) -> None:
+    """Fit a hybrid's projectors in closed form on calibration text, so that its components understand each other.
+
+    Example: manticore align hybrid --text notes.txt -o aligned
+    """
+    refuse_existing(out)
+    say(f"align: {hybrid} on {settings['tokens']:,} tokens of {settings['text']}")
+    import manticore
+    from manticore.runs.models import load_hybrid
+
+    model = load_hybrid(hybrid, supernet=True)
+    with progress_bar("align") as progress:
+        report = manticore.align(model, seed=seed, progress=progress, **settings)
+    with new_folder(out) as folder:
+        model.save_pretrained(folder)
+        write_json(folder / "alignment.json", report.to_dict())
+    say(f"loss at equal weights {report.loss_before:.3f} before, {report.loss_after:.3f} after")
+    done(out, f"manticore search {out} --task mad/in-context-recall -o {out}-searched")
+
+
+@takes(Search)
+def search(
+    hybrid: Hybrid, task: Task, out: Out, task_option: TaskOptions = None, seed: Seed = 0, *, settings: dict[str, Any]
+) -> None:
+    """Learn which component each block of a hybrid should use, on a task.
+
+    Example: manticore search aligned --task mad/in-context-recall --steps 120 -o searched
+    """
+    refuse_existing(out)
+    chosen = checked_task(task, task_option)
+    say(f"search: {settings['method']} on {task} in {hybrid}")
+    import manticore
+    from manticore.runs.models import load_hybrid
+    from manticore.tasks.task import load_task
+
+    model = load_hybrid(hybrid, supernet=True)
+    loaded = load_task(task, tokenizer=model.tokenizer, seed=seed, **chosen)
+    with new_folder(out) as folder:
+        with progress_bar("search") as progress:
+            result = manticore.search(
+                model, loaded, seed=seed, out=folder / "search", progress=progress, **whole_flops(settings)
+            )
+        result.model.save_pretrained(folder)
+        write_json(folder / "search.json", result.to_dict())
+    say(f"path {result.path}")
+    done(out, f"manticore discretize {out} -o {out}-small")
+
+
+@takes(Discretize)
+def discretize(hybrid: Hybrid, out: Out, *, settings: dict[str, Any]) -> None:
+    """Keep one component per block of a hybrid, drop the rest: as cheap as one component.
+
+    Example: manticore discretize searched -o small
+    """
+    refuse_existing(out)
+    say(f"discretize: {hybrid} to {settings['path'] or 'its best path'}")
+    import manticore
+    from manticore.runs.models import load_hybrid
+
+    small = manticore.discretize(load_hybrid(hybrid, supernet=True), **settings)
+    with new_folder(out) as folder:
+        small.save_pretrained(folder)
+    say(f"path {small.config.path}")
+    done(out, f"manticore finetune {out} --task mad/in-context-recall -o {out}-tuned")
+
+
+@takes(Finetune, without=("start",))
+def finetune(
+    model: Model, task: Task, out: Out, task_option: TaskOptions = None, seed: Seed = 0, *, settings: dict[str, Any]
+) -> None:
+    """Train a model or a hybrid end to end on a task, and score it.
+
+    Example: manticore finetune small --task mad/in-context-recall --steps 240 -o tuned
+    """
+    refuse_existing(out)
+    chosen = checked_task(task, task_option)
+    say(f"finetune: {model} on {task}")
+    import manticore
+    from manticore.runs.models import load_model
+    from manticore.tasks.task import load_task
+
+    loaded, tokenizer = load_model(model)
+    problem = load_task(task, tokenizer=tokenizer, seed=seed, **chosen)
+    with new_folder(out) as folder:
+        with progress_bar("finetune") as progress:
+            result = manticore.finetune(
+                loaded, problem, seed=seed, out=folder / "finetune", progress=progress, **whole_flops(settings)
+            )
+        result.model.save_pretrained(folder)
+        _keep_tokenizer(tokenizer if problem.vocab_size is None else None, folder)
+        write_json(folder / "finetune.json", result.to_dict())
+    _say_metrics(result.metrics)
+    done(out, f"manticore evaluate {out} --task {task}")
+
+
+def evaluate(
+    model: Model,
+    task: Task,
+    task_option: TaskOptions = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    batch_size: Annotated[int, typer.Option(help="Examples per forward pass.", min=1)] = 64,
+    max_examples: Annotated[int | None, typer.Option(help="Score only the first ones.", min=1)] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="JSON file to write; must not exist yet.")] = None,
+) -> None:
+    """Score a model or a hybrid on a task.
+
+    Example: manticore evaluate tuned --task mad/in-context-recall
+    """
+    if out is not None:
+        refuse_existing(out)
+    chosen = checked_task(task, task_option)
+    say(f"evaluate: {model} on {task}, {split}")
+    import manticore
+    from manticore.runs.models import load_model
+    from manticore.tasks.task import load_task
+
+    loaded, tokenizer = load_model(model)
+    problem = load_task(task, tokenizer=tokenizer, **chosen)
+    metrics = manticore.evaluate(loaded, problem, split=split, batch_size=batch_size, max_examples=max_examples)
+    _say_metrics(metrics)
+    again = f"manticore finetune {model} --task {task} -o {Path(model).name}-tuned"
+    if out is None:
+        say(f"next: {again}")
+    else:
+        write_json(Path(out), {"model": model, "task": task, "split": split, "metrics": metrics})
+        done(out, again)
+
+
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to add.", min=1)] = 40,
+    temperature: Annotated[float, typer.Option(help="0: always the most probable token.", min=0.0)] = 0.0,
+    seed: Seed = 0,
+) -> None:
+    """Continue a text with a model or a hybrid.
+
+    Example: manticore generate tuned "import os"
+    """
+    from transformers import set_seed
+
+    from manticore.runs.models import load_model
+
+    loaded, tokenizer = load_model(model)
+    if tokenizer is None:
+        raise ManticoreError(f"{model}: carries no tokenizer, so it reads no text. Fix: give a model that has one")
+    encoded = tokenizer(prompt, return_tensors="pt")
+    if encoded.input_ids.shape[1] == 0:
+        raise ManticoreError("generate: the prompt is empty. Fix: give at least one word")
+    set_seed(seed)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    tokens = loaded.generate(
+        input_ids=encoded.input_ids, attention_mask=encoded.attention_mask, max_new_tokens=max_new_tokens, **sampling
+    )
+    say(tokenizer.decode(tokens[0], skip_special_tokens=True))
+    say(f"\nnext: manticore evaluate {model} --task text")
+
+
+def checked_task(task: str, task_option: list[str] | None) -> dict[str, Any]:
+    """The task's options, after the checks a recipe would make: before anything heavy is imported.
+
+    Raises:
+        ManticoreError: no such task, or an option that it does not have.
+    """
+    from manticore import registry
+
+    if task not in registry.entries("task"):
+        raise ManticoreError(f"--task: {registry.unknown_name('task', task)}")
+    chosen = pairs(task_option or [], "--task-option")
+    _check_options("--task-option", "task", task, chosen)
+    return chosen
+
+
+def whole_flops(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the FLOPs budget, written like 1e12, as the whole number that functions take."""
+    budget = settings.get("budget_flops")
+    return settings if budget is None else {**settings, "budget_flops": int(budget)}
+
+
+def _check_options(flag: str, kind: str, name: str, given: dict[str, Any]) -> None:
+    found = [f"{flag} {path[-1]}: {text}" for path, text in options((), kind, name, given)]
+    if found:
+        raise ManticoreError("\n".join(found))
+
+
+def _keep_tokenizer(tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def _say_metrics(metrics: dict[str, float]) -> None:
+    say(", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))

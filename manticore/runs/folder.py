@@ -1,0 +1,144 @@
+"""A run folder: what is in it, how it is made, found again and kept up to date.
+
+====================== =============================================================
+recipe.yaml            the recipe as given
+resolved.yaml          the same with every default and override written out
+environment.json       packages, hardware and source revision, one entry per session
+lineage.json           digests of the models' files and of the task's data
+<stage>/               state.json, checkpoints, intermediate models
+metrics.jsonl          every logged step of every training stage
+mixture_weights.csv    the course of the search
+results.json           all numbers
+model/                 the hybrid, with its card
+report.html, figures/  the page that shows it
+====================== =============================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from manticore.errors import ManticoreError
+from manticore.runs.environment import environment
+from manticore.runs.writing import new_folder, write_json, write_text
+from manticore.schema.loading import LoadedRecipe, load_recipe
+from manticore.schema.recipe import Recipe
+
+SCHEMA_VERSION = 1
+RESULTS = "results.json"
+RESOLVED = "resolved.yaml"
+KEYWORDS = ("stdlib", "task")
+"""Texts with a meaning of their own where a path may stand."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder on disk and the recipe it follows."""
+
+    path: Path
+    recipe: Recipe
+
+    def begin_session(self) -> None:
+        """Note with what software and hardware the run goes on from here."""
+        file = self.path / "environment.json"
+        sessions = json.loads(file.read_text(encoding="utf-8"))["sessions"] if file.exists() else []
+        session = {"started": _now(), "process": os.getpid(), "host": socket.gethostname(), **environment()}
+        write_json(file, {"sessions": [*sessions, session]})
+
+    def write_results(self, parts: dict[str, Any], status: str) -> None:
+        """Write ``results.json``.
+
+        Args:
+            parts: what the stages have found so far.
+            status: ``"running"``, ``"complete"``, ``"interrupted"`` or ``"failed"``.
+        """
+        sessions = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["sessions"]
+        head = {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.recipe.name,
+            "created": sessions[0]["started"],
+            "status": status,
+            "seed": self.recipe.seed,
+        }
+        write_json(self.path / RESULTS, {**head, **parts})
+
+    def replace(self, name: str, source: Path) -> None:
+        """Move the finished folder ``source`` to ``name`` in the run folder, over what an earlier attempt left."""
+        target, old = self.path / name, self.path / f".{name}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            os.rename(target, old)
+        os.rename(source, target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def create_run(loaded: LoadedRecipe, out: str | None = None) -> RunFolder:
+    """Make the run folder of a recipe.
+
+    Args:
+        loaded: the checked recipe.
+        out: the folder; left out, ``runs/<name>-<date>-<hash>``.
+
+    Raises:
+        ManticoreError: the folder exists.
+    """
+    recipe = _rooted(loaded.recipe)
+    resolved = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    if out is None:
+        digest = hashlib.sha256(resolved.encode()).hexdigest()[:6]
+        out = f"runs/{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}-{digest}"
+    elif (Path(out).expanduser() / RESOLVED).is_file():
+        raise ManticoreError(
+            f"--out {out}: a run is there already, nothing was changed. "
+            f"Fix: `manticore resume {out}` goes on with it, or choose another name"
+        )
+    with new_folder(out) as folder:
+        write_text(folder / "recipe.yaml", loaded.text)
+        write_text(folder / RESOLVED, resolved)
+    return RunFolder(Path(out).expanduser(), recipe)
+
+
+def open_run(path: str | Path) -> RunFolder:
+    """An existing run folder.
+
+    Raises:
+        ManticoreError: it is none.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ManticoreError(f"{path}: no such run folder. Fix: check the path; runs are made by `manticore run RECIPE`")
+    if not (folder / RESOLVED).is_file():
+        raise ManticoreError(f"{path}: not a run folder (no {RESOLVED} in it). Fix: give one made by `manticore run`")
+    return RunFolder(folder, load_recipe(str(folder / RESOLVED)).recipe)
+
+
+def _rooted(recipe: Recipe) -> Recipe:
+    """The recipe with absolute paths, so that a run resumes from any working directory."""
+    made_here = {entry.name for entry in recipe.pretrain}
+    components = [
+        c if c.source in made_here else c.model_copy(update={"source": _absolute(c.source)}) for c in recipe.components
+    ]
+    pretrain = [p.model_copy(update={"text": _absolute(p.text)}) for p in recipe.pretrain]
+    align = recipe.align and recipe.align.model_copy(update={"text": _absolute(recipe.align.text)})
+    return recipe.model_copy(update={"components": components, "pretrain": pretrain, "align": align})
+
+
+def _absolute(text: str) -> str:
+    path = Path(text).expanduser()
+    if text in KEYWORDS:
+        return text
+    return str(path.resolve()) if path.exists() else text
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,285 @@
+"""A run: pretrain → combine → align → search → discretize → finetune → compare → report, by the public functions.
+
+Every stage reads models from the folders of earlier stages, never from memory, so that a resumed run and an
+uninterrupted one see the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import manticore
+from manticore.components.loading import load_component, load_tokenizer
+from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.runs.folder import RunFolder
+from manticore.runs.lineage import data_lineage, model_lineage
+from manticore.runs.lock import locked
+from manticore.runs.records import component_record, task_record, write_history
+from manticore.runs.reporter import LogReporter, Reporter
+from manticore.runs.stages import Outcome, Stage, run_stages
+from manticore.runs.writing import new_folder, write_json
+from manticore.schema.sections import Section
+from manticore.tasks.task import Task, load_task
+from manticore.training.pretrain import pretrain
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MODEL = "model"
+
+
+def execute(folder: RunFolder, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Do all stages of a run that are not done yet.
+
+    Args:
+        folder: new, or left by an interrupted run.
+        reporter: told about every stage; None sends that to the log.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        ManticoreError: the folder is in use, or a stage cannot do its work.
+    """
+    reporter = reporter or LogReporter()
+    with locked(folder.path):
+        folder.begin_session()
+        found: dict[str, Any] = {}
+
+        def keep(parts: dict[str, Any], status: str = "running") -> None:
+            found.update(parts)
+            folder.write_results(found, status)
+            write_history(folder.path, found)
+
+        try:
+            run_stages(folder.path, Pipeline(folder, reporter).stages(), reporter, keep)
+        except KeyboardInterrupt:
+            keep({}, "interrupted")
+            raise
+        except BaseException:
+            keep({}, "failed")
+            raise
+        return folder.write_results(found, "complete")
+
+
+class Pipeline:
+    """The stages of one run."""
+
+    def __init__(self, folder: RunFolder, reporter: Reporter | None = None) -> None:
+        self.folder = folder
+        self.path = folder.path
+        self.recipe = folder.recipe
+        self.reporter = reporter or LogReporter()
+
+    def stages(self) -> list[Stage]:
+        """What the recipe asks for, in order."""
+        recipe = self.recipe
+        names = " + ".join(component.name for component in recipe.components)
+        stages = []
+        if recipe.pretrain:
+            plan = ", ".join(f"{entry.family} {entry.layers}x{entry.width}" for entry in recipe.pretrain)
+            inputs = {"pretrain": [entry.model_dump(mode="json") for entry in recipe.pretrain]}
+            stages.append(self._stage("pretrain", plan, inputs, self._pretrain))
+        inputs = {
+            "components": [component.model_dump(mode="json") for component in recipe.components],
+            "task": recipe.task.model_dump(mode="json"),
+            "combine": recipe.combine.model_dump(mode="json"),
+        }
+        plan = f"{names}, {recipe.combine.num_blocks} blocks, {recipe.combine.mixing}"
+        stages.append(self._stage("combine", plan, inputs, self._combine))
+        if recipe.align is not None:
+            plan = f"{recipe.align.tokens:,} tokens of {recipe.align.text}"
+            stages.append(self._stage("align", plan, recipe.align, self._align))
+        if recipe.search is not None:
+            plan = f"{recipe.search.method}, {_amount(recipe.search)} on {recipe.task.name}"
+            stages.append(self._stage("search", plan, recipe.search, self._search))
+        inputs = {"path": recipe.discretize.path, "start": recipe.finetune.start}
+        stages.append(self._stage("discretize", "one component per block", inputs, self._discretize))
+        plan = f"{_amount(recipe.finetune)} on {recipe.task.name}"
+        stages.append(self._stage("finetune", plan, recipe.finetune, self._finetune))
+        return stages
+
+    def _stage(self, name: str, plan: str, inputs: Section | Mapping[str, Any], work: Any) -> Stage:
+        asked = inputs.model_dump(mode="json") if isinstance(inputs, Section) else inputs
+        determined = {"asked": asked, "seed": self.recipe.seed, "version": manticore.__version__}
+        return Stage(name, plan, determined, work)
+
+    # What stages share
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """Folder or hub id of each component."""
+        made: dict[str, str] = {}
+        if self.recipe.pretrain:
+            made = json.loads((self.path / "pretrain" / "models.json").read_text(encoding="utf-8"))
+        return [made.get(component.source, component.source) for component in self.recipe.components]
+
+    @cached_property
+    def task(self) -> Task:
+        """The task, read with the first component's tokenizer."""
+        tokenizer = load_tokenizer(self.sources[0], revision=self.recipe.components[0].revision)
+        choice = self.recipe.task
+        return load_task(choice.name, tokenizer=tokenizer, seed=self.recipe.seed, **choice.options)
+
+    @property
+    def fresh_at_once(self) -> bool:
+        """Whether the hybrid gets the task's vocabulary when it is combined: where no text is to be read before."""
+        align = self.recipe.align
+        return self.task.vocab_size is not None and (align is None or align.text == "task")
+
+    def aligned(self) -> ManticoreForCausalLM:
+        """The supernet before any training on the task, with the vocabulary that the task needs."""
+        stage = "combine" if self.recipe.align is None else "align"
+        hybrid = ManticoreForCausalLM.from_pretrained(self.path / stage / MODEL)
+        if self.task.vocab_size is not None and hybrid.config.vocab_size != self.task.vocab_size:
+            hybrid.with_vocabulary(self.task.vocab_size, seed=self.recipe.seed)
+        return hybrid
+
+    def searched(self) -> ManticoreForCausalLM:
+        """The supernet after the search; where there was none, before."""
+        if self.recipe.search is None:
+            return self.aligned()
+        return ManticoreForCausalLM.from_pretrained(self.path / "search" / MODEL)
+
+    def _progress(self, what: str) -> Any:
+        return lambda step, steps, row: self.reporter.progress(what, step, steps, row.get("loss"))
+
+    # The stages
+
+    def _pretrain(self, own: Path) -> Outcome:
+        made: dict[str, str] = {}
+        for entry in self.recipe.pretrain:
+            settings = entry.model_dump(exclude={"name"})
+            made[entry.name] = str(pretrain(**settings, seed=self.recipe.seed, progress=self._progress(entry.name)))
+        write_json(own / "models.json", made)
+        return Outcome({}, ", ".join(f"{name} in {folder}" for name, folder in made.items()))
+
+    def _combine(self, own: Path) -> Outcome:
+        recipe = self.recipe
+        hybrid = manticore.combine(
+            self.sources,
+            revisions=[component.revision for component in recipe.components],
+            vocab_size=self.task.vocab_size if self.fresh_at_once else None,
+            seed=recipe.seed,
+            **recipe.combine.model_dump(),
+        )
+        lineages = [
+            model_lineage(source, component.revision) for source, component in zip(self.sources, recipe.components)
+        ]
+        write_json(self.path / "lineage.json", {"models": lineages, "data": data_lineage(self.task)})
+        _save(hybrid, own)
+        components = [
+            component_record(component, hybrid.component(k), lineages[k])
+            for k, component in enumerate(recipe.components)
+        ]
+        combined = {
+            "num_blocks": recipe.combine.num_blocks,
+            "mixing": recipe.combine.mixing,
+            "projector": recipe.combine.projector,
+            "boundaries": hybrid.config.boundaries,
+        }
+        sizes = " + ".join(f"{record['parameters']:,}" for record in components)
+        results = {"components": components, "task": task_record(self.task), "combine": combined}
+        return Outcome(results, f"{sizes} parameters")
+
+    def _align(self, own: Path) -> Outcome:
+        section = self.recipe.align
+        if section is None:
+            return Outcome({}, "left out")
+        hybrid = ManticoreForCausalLM.from_pretrained(self.path / "combine" / MODEL)
+        settings = section.model_dump()
+        if section.text == "task":
+            settings["text"] = self._task_text()
+        report = manticore.align(hybrid, seed=self.recipe.seed, progress=self._progress("align"), **settings)
+        _save(hybrid, own)
+        found = report.to_dict()
+        return Outcome({"align": found}, f"loss {found['loss_before']:.3f} before, {found['loss_after']:.3f} after")
+
+    def _task_text(self) -> Dataset:
+        return self.task.data["train"].select_columns(["input_ids"])
+
+    def _search(self, own: Path) -> Outcome:
+        section = self.recipe.search
+        if section is None:
+            return Outcome({}, "left out")
+        result = manticore.search(
+            self.aligned(),
+            self.task,
+            seed=self.recipe.seed,
+            out=own,
+            resume=True,
+            progress=self._progress("search"),
+            **_whole(section),
+        )
+        _save(result.model, own)
+        found = {"method": section.method, "order": section.order, **result.to_dict()}
+        return Outcome({"search": found}, f"path {self._path_text(result.path)}")
+
+    def _discretize(self, own: Path) -> Outcome:
+        searched = self.searched()
+        path = self.recipe.discretize.path or manticore.discretize(searched).config.path
+        start = self.aligned() if self.recipe.finetune.start == "aligned" else searched
+        small = manticore.discretize(start, path)
+        small.config.searched_weights = searched.mixture_weights.tolist()
+        _save(small, own)
+        before = manticore.evaluate(searched, self.task)
+        after = manticore.evaluate(manticore.discretize(searched, path), self.task)
+        metric = self.task.primary_metric
+        found = {
+            "path": path,
+            "loss_before": before["loss"],
+            "loss_after": after["loss"],
+            "metric_before": before[metric],
+            "metric_after": after[metric],
+        }
+        summary = f"{self._path_text(path)}, loss {before['loss']:.3f} soft, {after['loss']:.3f} discrete"
+        return Outcome({"discretize": found}, summary)
+
+    def _finetune(self, own: Path) -> Outcome:
+        section = self.recipe.finetune
+        result = manticore.finetune(
+            ManticoreForCausalLM.from_pretrained(self.path / "discretize" / MODEL),
+            self.task,
+            seed=self.recipe.seed,
+            out=own,
+            resume=True,
+            progress=self._progress("finetune"),
+            **_whole(section, "start"),
+        )
+        _save(result.model, own)
+        metric = self.task.primary_metric
+        results = {
+            "finetune": result.to_dict(),
+            "discretize": {"loss_finetuned": result.metrics["loss"], "metric_finetuned": result.metrics[metric]},
+        }
+        return Outcome(results, f"{metric} {result.metrics[metric]:.3f} after {result.steps} steps")
+
+    def _path_text(self, path: list[int]) -> str:
+        return " → ".join(self.recipe.components[index].name for index in path)
+
+
+def _save(model: Any, own: Path) -> None:
+    """Write a stage's model, over what an interrupted attempt may have left."""
+    import shutil
+
+    shutil.rmtree(own / MODEL, ignore_errors=True)
+    with new_folder(own / MODEL) as folder:
+        model.save_pretrained(folder)
+
+
+def _whole(section: Any, *without: str) -> dict[str, Any]:
+    """A section as arguments; a FLOPs budget, written like 1e12, as a whole number."""
+    settings = section.model_dump(exclude=set(without))
+    if settings["budget_flops"] is not None:
+        settings["budget_flops"] = int(settings["budget_flops"])
+    return settings
+
+
+def _amount(section: Any) -> str:
+    if section.budget_flops is not None:
+        return f"{section.budget_flops:.3g} FLOPs"
+    return f"{section.steps} steps" if section.steps is not None else "the default number of steps"
