@@ -109,5 +109,6 @@ def unknown_name(kind: str, name: str) -> str:
 
 def did_you_mean(word: str, choices: list[str]) -> str:
     """``". Did you mean 'x'?"`` if something is near, else the choices."""
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    # one wrong letter out of two leaves a ratio of 0.5
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.5 if len(word) < 4 else 0.6)
     return f". Did you mean {near[0]!r}?" if near else f" (expected one of {', '.join(choices)})"

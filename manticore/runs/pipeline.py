@@ -81,7 +81,7 @@ class Pipeline:
         names = " + ".join(component.name for component in recipe.components)
         stages = []
         if recipe.pretrain:
-            plan = ", ".join(f"{entry.family} {entry.layers}x{entry.width}" for entry in recipe.pretrain)
+            plan = ", ".join(f"{entry.family} of {entry.layers} layers, width {entry.width}" for entry in recipe.pretrain)
             inputs = {"pretrain": [entry.model_dump(mode="json") for entry in recipe.pretrain]}
             stages.append(self._stage("pretrain", plan, inputs, self._pretrain))
         inputs = {
@@ -154,7 +154,7 @@ class Pipeline:
         made: dict[str, str] = {}
         for entry in self.recipe.pretrain:
             settings = entry.model_dump(exclude={"name"})
-            made[entry.name] = str(pretrain(**settings, seed=self.recipe.seed, progress=self._progress(entry.name)))
+            made[entry.name] = str(pretrain(**settings, progress=self._progress(entry.name)))
         write_json(own / "models.json", made)
         return Outcome({}, ", ".join(f"{name} in {folder}" for name, folder in made.items()))
 

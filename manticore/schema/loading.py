@@ -86,7 +86,9 @@ def check(document: Document) -> Recipe | None:
     recipe, found = findings(Recipe, document.values)
     wrong = {path[0] for path, _ in found if path}
     found += inconsistencies(_well_formed(document.values, wrong))
-    document.problems += [Problem(document.place(path), path, text) for path, text in found]
+    # what could not even be read holds no value to complain about
+    spoiled = {problem.path for problem in document.problems}
+    document.problems += [Problem(document.place(path), path, text) for path, text in found if path not in spoiled]
     return recipe if isinstance(recipe, Recipe) and not found else None
 
 

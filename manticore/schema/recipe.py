@@ -18,6 +18,7 @@ from manticore.schema.sections import (
     Report,
     Search,
     Section,
+    Seed,
     TaskChoice,
 )
 
@@ -27,7 +28,7 @@ class Recipe(Section):
 
     name: Name
     """Name of the run folder."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
     """Every random stream is derived from it."""
     pretrain: list[Pretrain] = Field(default=[])
     """Small models to pretrain first."""

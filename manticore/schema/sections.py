@@ -17,6 +17,8 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
+Text = Annotated[str, Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Scalar = bool | int | float | str | None
 Trainable = Literal["all", "frozen", "projectors", "lora"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -33,7 +35,7 @@ class Component(Section):
 
     name: Name
     """What tables and plots call it."""
-    source: Annotated[str, Field(min_length=1)]
+    source: Text
     """A folder, a hub id, or the name of an entry of `pretrain`."""
     revision: str | None = None
     """Branch, tag or commit of the hub id."""
@@ -53,24 +55,36 @@ class Pretrain(Section):
 
     name: Name
     """What `components` calls it as a source."""
-    family: Literal["gpt-neo", "mamba"]
-    """Architecture."""
+    family: Text
+    """A model_type of transformers, such as gpt_neo or mamba."""
     layers: Count
     """Depth."""
     width: Count
     """Width of the hidden states."""
-    vocab_size: Count = 1024
-    """Tokens of the byte-pair tokenizer that is trained on the text."""
-    text: Annotated[str, Field(min_length=1)] = "stdlib"
+    config: dict[str, Scalar] = {}
+    """Further fields of the family's configuration; the rest is scaled to the width."""
+    text: Text = "stdlib"
     """A file, a folder, a datasets id, or stdlib: the sources of Python's standard library."""
+    max_bytes: Count | None = None
+    """Read so much of the text only."""
+    tokenizer: Text = "train"
+    """Folder or hub id of a tokenizer, or train: a new one, shared by all models with this text and vocab_size."""
+    vocab_size: Count = 1024
+    """Tokens of a new tokenizer."""
     length: Count = 128
     """Tokens per sequence."""
     steps: Count = 300
     """Optimizer steps."""
     batch_size: Count = 16
     """Sequences per step."""
-    lr: Positive = 1e-3
-    """Peak learning rate."""
+    lr: Positive = 3e-3
+    """Peak learning rate: warm-up over a tenth of the steps, then a cosine to zero."""
+    weight_decay: NotNegative = 0.01
+    """AdamW's weight decay."""
+    seed: Seed = 0
+    """Of the first weights and the order of the data; not the run's, so that runs share the model."""
+    data_seed: Seed = 0
+    """Which documents are held out."""
 
 
 class Combine(Section):
@@ -89,24 +103,25 @@ class Combine(Section):
 
 
 class Align(Section):
-    """Fit the projectors in closed form on calibration text, no training."""
+    """Fit the projectors in closed form on calibration text."""
 
-    text: Annotated[str, Field(min_length=1)] = "stdlib"
-    """A file, a folder, a datasets id, or stdlib: the sources of Python's standard library."""
-    tokens: Count = 65536
-    """Calibration tokens."""
-    length: Count = 128
-    """Tokens per sequence."""
-    batch_size: Count = 16
-    """Sequences per forward pass."""
+    text: Text = "stdlib"
+    """A file, a folder, a datasets id, or stdlib: the sources of Python's standard library.
+    In a recipe also task: the task's own inputs."""
+    tokens: Annotated[int, Field(ge=2)] = 65536
+    """Calibration tokens, held-out ones included."""
     holdout: Share = 0.1
-    """Share of the tokens kept for the held-out numbers."""
+    """Share of the tokens that is never fitted on."""
     ridge: NotNegative = 1e-4
-    """Strength of the ridge, relative to the mean variance of the features."""
+    """Strength of the ridge, relative to the mean variance of a source channel."""
+    batch_size: Count = 16
+    """Sequences per forward pass, and per gradient step."""
+    length: Annotated[int, Field(ge=2)] = 128
+    """Tokens per sequence, where text is packed."""
     steps: Amount = 0
     """Gradient steps on the projectors after the closed form."""
     lr: Positive = 1e-3
-    """Learning rate of those steps."""
+    """Their first learning rate; it falls linearly to zero."""
 
 
 class Search(Section):
