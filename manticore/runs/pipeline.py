@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import manticore
-from manticore.components.loading import load_component, load_tokenizer
+from manticore.components.loading import load_tokenizer
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.runs.folder import RunFolder
 from manticore.runs.lineage import data_lineage, model_lineage
@@ -81,7 +81,9 @@ class Pipeline:
         names = " + ".join(component.name for component in recipe.components)
         stages = []
         if recipe.pretrain:
-            plan = ", ".join(f"{entry.family} of {entry.layers} layers, width {entry.width}" for entry in recipe.pretrain)
+            plan = ", ".join(
+                f"{entry.family} of {entry.layers} layers, width {entry.width}" for entry in recipe.pretrain
+            )
             inputs = {"pretrain": [entry.model_dump(mode="json") for entry in recipe.pretrain]}
             stages.append(self._stage("pretrain", plan, inputs, self._pretrain))
         inputs = {

@@ -1,0 +1,70 @@
+"""How the package sits among others: root folders, lazy imports, registration with transformers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+REGISTERED = (
+    "from transformers import AutoConfig, AutoModelForCausalLM\n"
+    "known = AutoModelForCausalLM._model_mapping[type(AutoConfig.for_model('manticore'))]\n"
+    "print(known.__name__)"
+)
+
+
+def python(code: str) -> str:
+    """Run code in a fresh interpreter with the repository root on its path; its output."""
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.strip()
+
+
+def test_the_kernels_folder_does_not_hide_the_package_that_transformers_imports() -> None:
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    found = python(
+        "import transformers.integrations.hub_kernels\n"
+        "module = sys.modules.get('kernels')\n"
+        "print(getattr(module, '__file__', None))"
+    )
+    assert str(ROOT) not in found
+
+
+def test_root_folders_are_reached_through_relative_links() -> None:
+    for name in ("kernels", "projectors", "recipes"):
+        link = ROOT / "manticore" / name
+        assert link.is_symlink()
+        assert not link.readlink().is_absolute()
+        assert link.resolve() == ROOT / name
+
+
+def test_importing_manticore_imports_neither_torch_nor_transformers() -> None:
+    loaded = python("import manticore; print([name for name in ('torch', 'transformers') if name in sys.modules])")
+    assert loaded == "[]"
+
+
+def test_the_hybrid_is_registered_whichever_is_imported_first() -> None:
+    assert python(f"import manticore\n{REGISTERED}") == "ManticoreForCausalLM"
+    assert python(f"import transformers, manticore\n{REGISTERED}") == "ManticoreForCausalLM"
+    assert (
+        python(f"from transformers import AutoModelForCausalLM\nimport manticore\n{REGISTERED}")
+        == "ManticoreForCausalLM"
+    )
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["components.loading", "hybrid.configuration", "hybrid.modeling"],
+)
+def test_a_module_can_be_the_first_to_be_imported(module: str) -> None:
+    assert python(f"import manticore.{module}\n{REGISTERED}") == "ManticoreForCausalLM"
+
+
+def test_every_public_name_leads_to_something() -> None:
+    names = python("import manticore; print(*[name for name in manticore.__all__ if getattr(manticore, name) is None])")
+    assert names == ""
