@@ -86,22 +86,21 @@ class SearchTrainer(TaskTrainer):
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """One scheduler over all groups: the network's schedule on its own groups, the mixture's on the rest."""
         if self.lr_scheduler is None:
-            if self.joint is None:
-                raise ManticoreError("search: the scheduler was asked for before the optimizer")
+            assert self.joint is not None, "the trainer makes the optimizer first"
             network = _factor(
                 self.args.lr_scheduler_type, self.args.get_warmup_steps(num_training_steps), num_training_steps
             )
             mixture = _factor(self.plan.schedule, self.plan.warmup_steps, num_training_steps)
             factors = [network] * len(self.joint.network.param_groups)
             factors += [mixture] * len(self.joint.mixture.param_groups)
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factors)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer or self.joint, factors)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         if self.plan.order is not Order.BILEVEL:
             return super()._get_train_sampler(train_dataset)
-        dataset = self.train_dataset if train_dataset is None else train_dataset
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         chunk = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return AlternatingHalves(len(dataset), chunk, self.plan.seed)
 
@@ -117,7 +116,7 @@ class SearchTrainer(TaskTrainer):
         mixture = {id(parameter) for parameter in self.mixture}
         return [parameter for parameter in model.parameters() if id(parameter) not in mixture]
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Adds the mixture weights ``[N][K]`` and their mean entropy in nats to every row with a loss."""
         if "loss" in logs:
             weights = self.hybrid.mixture_weights

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tiny_search import make_hybrid, recall
 
 from manticore.search.joint import Order
 from manticore.search.methods import Darts
@@ -8,7 +9,7 @@ from manticore.training.trainer import training_arguments
 
 
 @pytest.fixture
-def make_trainer(make_hybrid, recall, tmp_path):
+def make_trainer(tmp_path):
     def make(order="simultaneous", max_grad_norm=1.0, schedule="constant_with_warmup", warmup_steps=0, steps=1):
         hybrid = make_hybrid()
         for parameter in hybrid.mixing.mixture_parameters():
@@ -37,7 +38,7 @@ def make_trainer(make_hybrid, recall, tmp_path):
             warmup_steps=warmup_steps,
             seed=0,
         )
-        return SearchTrainer(hybrid, args, recall, plan=plan, stage="search")
+        return SearchTrainer(hybrid, args, recall(), plan=plan, stage="search")
 
     return make
 

@@ -1,4 +1,7 @@
-import pytest
+"""A tiny supernet and a small task, for all tests of the search."""
+
+from functools import cache
+
 import torch
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, MambaConfig, MambaForCausalLM
 
@@ -18,6 +21,7 @@ def tiny_gpt(seed: int) -> GPTNeoForCausalLM:
         attention_types=[[["global"], 2]],
         max_position_embeddings=32,
         intermediate_size=32,
+        resid_dropout=0.1,
         bos_token_id=None,
         eos_token_id=None,
     )
@@ -39,19 +43,14 @@ def tiny_mamba(seed: int) -> MambaForCausalLM:
     return MambaForCausalLM(config)
 
 
-@pytest.fixture
-def make_hybrid():
-    """A tiny supernet: a GPT-Neo and a Mamba (component 0 and 1) of unequal width and depth."""
-
-    def make(mixing="translated", num_blocks=2, seed=0):
-        return manticore.combine(
-            [tiny_gpt(seed), tiny_mamba(seed)], num_blocks=num_blocks, mixing=mixing, check=False, seed=seed
-        )
-
-    return make
+def make_hybrid(mixing="translated", num_blocks=2, seed=0):
+    """A supernet of a GPT-Neo and a Mamba (component 0 and 1) of unequal width and depth."""
+    return manticore.combine(
+        [tiny_gpt(seed), tiny_mamba(seed)], num_blocks=num_blocks, mixing=mixing, check=False, seed=seed
+    )
 
 
-@pytest.fixture(scope="session")
+@cache
 def recall():
     """In-context recall, small; its vocabulary is the components'."""
     return load_task(
