@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from manticore.errors import ManticoreError
+from manticore.kernels.mamba import fast_scan
 from manticore.projectors.calibration import Packs, Text, calibration_packs
 from manticore.projectors.descent import Clock, Progress, counted, descend, mean_loss
 from manticore.projectors.ridge import FeatureSums
@@ -137,7 +138,7 @@ def align(
     clock = Clock(progress, math.ceil(len(fit) / batch_size) + (4 if steps else 3) * per_pass + steps)
 
     translations = hybrid.mixing.translations()
-    with _undone_on_failure(hybrid):
+    with _undone_on_failure(hybrid), fast_scan(hybrid):
         loss_before = mean_loss(hybrid, heldout, batch_size, clock)
         sums, flops = _collect(hybrid, translations, fit, batch_size, clock)
         heldout_sums, _ = _collect(hybrid, translations, heldout, batch_size, clock)

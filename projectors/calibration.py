@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 Text: TypeAlias = str | Path | Sequence[str] | Dataset
 
-_CHARACTERS_PER_TOKEN = 4
+_CHARACTERS_PER_TOKEN = 6
 """A first guess of how much text to read; doubled until it is enough."""
 
 
@@ -104,7 +104,7 @@ def calibration_packs(
             f"align: {len(packs)} pack of {packs.input_ids.shape[1]} tokens (expected two or more: one to fit on, one "
             "held out). Fix: more tokens, more text, or a smaller length"
         )
-    if packs.input_ids.numel() < tokens // 2:
+    if len(packs) < tokens // packs.input_ids.shape[1]:
         logger.warning("align: the text has %d of the %d tokens asked for", packs.input_ids.numel(), tokens)
     held_out = min(max(1, round(len(packs) * holdout)), len(packs) - 1)
     return packs.select(slice(None, -held_out)), packs.select(slice(-held_out, None))
