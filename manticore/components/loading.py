@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -46,12 +47,12 @@ def load_component(
     if isinstance(source, PreTrainedModel):
         check_family(source.config, str(source.config.name_or_path or type(source).__name__))
         model = copy.deepcopy(source)
-        return (model if dtype is None else model.to(dtype=_as_dtype(dtype))).eval()
+        return (model if dtype is None else nn.Module.to(model, dtype=_as_dtype(dtype))).eval()
     name = str(source)
     config = load_config(name, revision=revision)
     _refuse_pickle(name)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             config=config,
             revision=revision,
@@ -67,6 +68,7 @@ def load_component(
         if type(error).__module__.partition(".")[0] != "safetensors_rust" and "Safetensor" not in type(error).__name__:
             raise
         raise ManticoreError(f"{name}: a weights file is damaged: {one_line(error)}. Fix: download it again") from error
+    model, info = loaded
     missing = sorted(info.get("missing_keys", []))
     if missing:
         raise ManticoreError(

@@ -75,7 +75,7 @@ def prune_component(
         # a kept partner must not be tied to a dropped one when the model is loaded
         model.config.tie_word_embeddings = False
     if not embeddings:
-        table = model.get_input_embeddings()
+        table: Any = model.get_input_embeddings()
         model.set_input_embeddings(DroppedEmbedding(table.embedding_dim, table.weight.dtype))
     if not head:
         model.set_output_embeddings(DroppedHead())

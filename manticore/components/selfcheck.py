@@ -6,6 +6,8 @@ go into a hybrid; there is no list of supported families.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -36,8 +38,7 @@ def self_check(model: PreTrainedModel, runner: Runner, *, seed: int = 0) -> floa
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(derive_seed(seed, "self-check"))
-    rows = model.get_input_embeddings().weight.shape[0]
-    input_ids = torch.randint(0, rows, (_BATCH, _TOKENS), generator=generator).to(device)
+    input_ids = torch.randint(0, _rows(model), (_BATCH, _TOKENS), generator=generator).to(device)
     mask = torch.ones_like(input_ids)
     mask[0, :_PADDED] = 0
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
@@ -70,8 +71,7 @@ def continues_by_one_token_only(runner: Runner, *, seed: int = 0) -> bool:
     model = runner.model
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(derive_seed(seed, "continuation"))
-    rows = model.get_input_embeddings().weight.shape[0]
-    input_ids = torch.randint(0, rows, (1, _TOKENS), generator=generator).to(device)
+    input_ids = torch.randint(0, _rows(model), (1, _TOKENS), generator=generator).to(device)
     positions = torch.arange(_TOKENS, device=device)[None]
     with torch.no_grad():
         whole = logits_of(runner, input_ids)
@@ -108,7 +108,12 @@ def logits_of(
 def _own_logits(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
 ) -> Tensor:
-    arguments = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
     if position_ids is not None:
         arguments["position_ids"] = position_ids
     return model(**arguments).logits
+
+
+def _rows(model: PreTrainedModel) -> int:
+    table: Any = model.get_input_embeddings()
+    return int(table.weight.shape[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -38,8 +40,8 @@ def with_vocabulary(model: PreTrainedModel, vocab_size: int, *, seed: int = 0) -
         if isinstance(token, int) and token >= vocab_size:
             setattr(config, name, None)
             setattr(model.generation_config, name, None)
-    embeddings = model.get_input_embeddings()
-    head = model.get_output_embeddings()
+    embeddings: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(derive_seed(seed, "vocabulary"))
         if not isinstance(embeddings, DroppedEmbedding):

@@ -100,6 +100,8 @@ def combine(
         for component, runner in zip(components, runners):
             self_check(component, runner, seed=seed)
         one_token = [continues_by_one_token_only(runner, seed=seed) for runner in runners]
+    # the attention implementation that was resolved is written into configurations, so each component has its own
+    configurations: dict[str, Any] = {f"component_{k}": component.config for k, component in enumerate(components)}
     config = ManticoreConfig(
         num_components=len(components),
         num_blocks=num_blocks,
@@ -110,8 +112,7 @@ def combine(
         one_token_at_a_time=one_token,
         vocab_size=vocab_size_kept,
         dtype=components[0].dtype,
-        # the attention implementation that was resolved is written into configurations, so each gets its own
-        **{f"component_{k}": component.config for k, component in enumerate(components)},
+        **configurations,
     )
     for name in _SPECIAL_TOKENS:
         setattr(config, name, getattr(tokenizer, name, None))
@@ -188,5 +189,5 @@ def _unify_dtype(components: Sequence[PreTrainedModel], dtype: torch.dtype | str
     if dtype is None and len(found) > 1:
         logger.warning("components come in %s; all are taken as float32", sorted(str(d) for d in found))
         for component in components:
-            component.to(dtype=torch.float32)
+            component.float()
             component.config.dtype = torch.float32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+from torch import nn
 from transformers.initialization import no_init_weights
 
 from manticore.errors import ManticoreError
@@ -45,7 +46,7 @@ def discretize(hybrid: ManticoreForCausalLM, path: Sequence[int] | None = None) 
         ours._attn_implementation = theirs._attn_implementation
     with no_init_weights():
         small = ManticoreForCausalLM(config)
-    small.to(device=hybrid.device, dtype=hybrid.dtype)
+    nn.Module.to(small, device=hybrid.device, dtype=hybrid.dtype)
     weights = hybrid.state_dict()
     small.load_state_dict({name: weights[name] for name in small.state_dict()})
     small.tokenizer = hybrid.tokenizer

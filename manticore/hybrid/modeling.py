@@ -47,9 +47,9 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _is_stateful = True
-    _skip_keys_device_placement = ("past_key_values", "cache_params", "layer_past")
+    _skip_keys_device_placement = ["past_key_values", "cache_params", "layer_past"]  # noqa: RUF012
     # probabilities in half precision would no longer sum to 1
-    _keep_in_fp32_modules_strict = frozenset({"mixing.weights", "mixing.routing"})
+    _keep_in_fp32_modules_strict = {"mixing.weights", "mixing.routing"}  # noqa: RUF012
 
     def __init__(self, config: ManticoreConfig, components: Sequence[PreTrainedModel] | None = None) -> None:
         super().__init__(config)
@@ -258,8 +258,11 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> None:
         """None: every component has its own head."""
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def resize_token_embeddings(  # type: ignore[override]
+        self, *args: Any, **kwargs: Any
+    ) -> nn.Embedding:
         """Refused: K components have K embeddings."""
+        del args, kwargs
         raise ManticoreError("resize_token_embeddings: a hybrid has one table per component. Fix: use with_vocabulary")
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -269,7 +272,7 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
         elif isinstance(module, Mixing):
             module.reset_mixture()
 
-    def _prepare_cache_for_generation(
+    def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         """Every generation gets a :class:`HybridCache` of its own, unless it asked for none or brought one."""
