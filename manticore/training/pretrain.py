@@ -1,0 +1,228 @@
+"""Pretrains small language models from scratch, as ordinary checkpoints with their tokenizer.
+
+They stand in for downloaded checkpoints where there is no network: for trying things out, for tests of claims, for
+models of two families that share one tokenizer. Nothing is trained twice: a result is kept in the cache under the hash
+of everything that determines it, and a run that was killed goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict
+from filelock import FileLock
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+import manticore
+from manticore.cache import cache_folder, content_key
+from manticore.components.loading import load_tokenizer
+from manticore.errors import ManticoreError
+from manticore.seeding import derive_seed
+from manticore.tasks.corpus import STDLIB, corpus_digest, read_corpus
+from manticore.tasks.metrics import TokenMetrics
+from manticore.tasks.task import Task
+from manticore.tasks.text import pack, split_documents
+from manticore.training.callbacks import Progress
+from manticore.training.finetune import finetune
+from manticore.training.shapes import build, small_config
+from manticore.training.tokenizers import train_tokenizer
+
+TRAIN = "train"
+"""Value of ``tokenizer``: train one on the text."""
+
+_SCORED_PACKS = 32
+
+
+def pretrain(
+    family: str,
+    *,
+    layers: int,
+    width: int,
+    config: Mapping[str, Any] | None = None,
+    text: str | Path | Sequence[str] | Dataset = STDLIB,
+    max_bytes: int | None = None,
+    tokenizer: str | Path | PreTrainedTokenizerBase = TRAIN,
+    vocab_size: int = 1024,
+    length: int = 128,
+    steps: int = 300,
+    batch_size: int = 16,
+    lr: float = 3e-3,
+    weight_decay: float = 0.01,
+    seed: int = 0,
+    data_seed: int = 0,
+    out: str | Path | None = None,
+    cache: bool = True,
+    cpu: bool = False,
+    progress: bool | Progress = False,
+) -> Path:
+    """Train a small causal language model on the training part of a text; returns the folder of its checkpoint.
+
+    The text is split as the task ``text`` splits it, so what that task holds out was never seen here.
+
+    Args:
+        family: a ``model_type`` of transformers, for instance ``"gpt_neo"`` or ``"mamba"``.
+        layers: depth.
+        width: of the hidden states.
+        config: further fields of the family's configuration; the rest is scaled to the width.
+        text: what ``read_corpus`` reads.
+        max_bytes: read so much of the text only.
+        tokenizer: a tokenizer, the folder or hub id of one, or ``"train"`` for a new one with ``vocab_size`` tokens.
+            Training is repeatable: models with the same text and size share their tokenizer.
+        vocab_size: tokens of a new tokenizer.
+        length: tokens per sequence.
+        steps: optimizer steps.
+        batch_size: sequences per step.
+        lr: peak learning rate; warm-up over a tenth of the steps, then a cosine to zero.
+        weight_decay: AdamW's.
+        seed: of the first weights and the order of the data.
+        data_seed: which documents are held out.
+        out: folder for the checkpoint; None: it stays in the cache.
+        cache: take the model from the cache, and put it there.
+        cpu: stay on the CPU where an accelerator is present.
+        progress: True for a bar on the terminal, or a function of (step, steps, row).
+
+    Raises:
+        ManticoreError: a family that is no causal LM, a shape it cannot have, bad text, ``out`` exists.
+    """
+    numbers = {"layers": layers, "width": width, "length": length, "steps": steps, "batch_size": batch_size}
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ManticoreError(f"pretrain: {name} is {value!r}, expected a whole number of at least 1")
+    shape = small_config(family, layers=layers, width=width, positions=length, options=config)
+    documents = read_corpus(text, max_bytes=max_bytes)
+    given = None if isinstance(tokenizer, str) and tokenizer == TRAIN else _loaded_tokenizer(tokenizer)
+    settings = {
+        "manticore": manticore.__version__,
+        "family": shape.model_type,
+        **numbers,
+        "config": dict(config or {}),
+        "text": corpus_digest(documents),
+        "tokenizer": {"train": vocab_size} if given is None else _fingerprint(given),
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "seed": seed,
+        "data_seed": data_seed,
+    }
+    name = f"{shape.model_type}-{content_key(settings)}"
+    folder = _destination(name, out, cache)
+    work = folder.parent / f".{name}.part"
+    if not folder.exists():
+        with _exclusive(work):
+            # While this process waited, another one may have finished the same model.
+            if not folder.exists():
+                splits = split_documents(documents, data_seed=data_seed)
+                used = train_tokenizer(splits["train"], vocab_size) if given is None else given
+                result = finetune(
+                    _new_model(shape, used, seed),
+                    _task(splits, used, length),
+                    steps=steps,
+                    batch_size=batch_size,
+                    lr=lr,
+                    weight_decay=weight_decay,
+                    schedule="cosine",
+                    warmup_steps=steps // 10,
+                    seed=seed,
+                    out=work,
+                    resume=True,
+                    cpu=cpu,
+                    progress=progress,
+                )
+                record = {**settings, "tokens": result.tokens, "heldout": result.metrics}
+                _publish(result.model, used, record, work / "model", folder)
+            shutil.rmtree(work, ignore_errors=True)
+    return folder if out is None or not cache else _copy(folder, Path(out).expanduser())
+
+
+def _destination(name: str, out: str | Path | None, cache: bool) -> Path:
+    if out is None and not cache:
+        raise ManticoreError("pretrain: neither out nor the cache may hold the model. Fix: give out, or cache=True")
+    if out is not None and Path(out).expanduser().exists():
+        raise ManticoreError(f"pretrain: {out} exists already. Fix: choose another folder or remove it")
+    return cache_folder("pretrained") / name if cache or out is None else Path(out).expanduser()
+
+
+@contextmanager
+def _exclusive(work: Path) -> Iterator[None]:
+    """Makes the folder, for one process at a time; the others wait."""
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(work / "lock")
+        lock.acquire()
+    except OSError as error:
+        raise ManticoreError(
+            f"pretrain: {work} cannot be made ({error.strerror or error}). "
+            "Fix: give another out, or another folder for the cache in MANTICORE_CACHE"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _loaded_tokenizer(tokenizer: str | Path | PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        return tokenizer
+    loaded = load_tokenizer(tokenizer)
+    if loaded is None:
+        raise ManticoreError(f"pretrain: no tokenizer in {tokenizer}. Fix: give its folder, or tokenizer='train'")
+    return loaded
+
+
+def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return content_key([tokenizer.get_vocab(), special, type(tokenizer).__name__])
+
+
+def _new_model(shape: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    shape.vocab_size = len(tokenizer)
+    shape.bos_token_id = tokenizer.bos_token_id
+    shape.eos_token_id = tokenizer.eos_token_id
+    shape.pad_token_id = tokenizer.pad_token_id
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "pretrain weights"))
+        return build(shape)
+
+
+def _task(splits: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase, length: int) -> Task:
+    """The text as a task whose test split is a little of the validation part: a number to look at, at low cost."""
+    train = pack(splits["train"], tokenizer, length, name="training part")
+    held_out = pack(splits["validation"], tokenizer, length, name="validation part")
+    held_out = held_out.select(range(min(_SCORED_PACKS, len(held_out))))
+    return Task(
+        name="text",
+        vocab_size=None,
+        length=length,
+        data=DatasetDict({"train": train, "validation": held_out, "test": held_out}),
+        primary_metric="loss",
+        higher_is_better=False,
+        metric_state=TokenMetrics,
+    )
+
+
+def _publish(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any], aside: Path, folder: Path
+) -> None:
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    (aside / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.rename(aside, folder)
+
+
+def _copy(folder: Path, out: Path) -> Path:
+    aside = out.parent / f".{out.name}.part-{os.getpid()}"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copytree(folder, aside)
+        os.rename(aside, out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return out

@@ -1,0 +1,113 @@
+"""Configurations of small models: depth and width are chosen, the family's other sizes follow in proportion."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from manticore.components.loading import check_family
+from manticore.errors import ManticoreError
+from manticore.registry import did_you_mean
+
+_HEAD_WIDTH = 32
+
+LEAST_POSITIONS = 1024
+"""Positions that families with learned positions get at least: tasks may be longer than the text's packs."""
+
+
+def small_config(
+    family: str, *, layers: int, width: int, positions: int = 0, options: Mapping[str, Any] | None = None
+) -> PreTrainedConfig:
+    """A configuration of ``family`` with this depth and width; heads are 32 wide, hidden layers four times the width.
+
+    Args:
+        family: a ``model_type`` of transformers, with ``-`` or ``_``.
+        layers: depth.
+        width: of the hidden states.
+        positions: the longest sequence, for families that need to know.
+        options: fields of the configuration that win over what is derived; JSON values.
+
+    Raises:
+        ManticoreError: no such causal LM, an unknown field, or a shape that the family cannot have.
+    """
+    family = _known(family)
+    kind = CONFIG_MAPPING[family]
+    # The size of the vocabulary is the tokenizer's.
+    fields = {field.name for field in dataclasses.fields(kind)} - {"vocab_size"}
+    given = {kind.attribute_map.get(name, name): value for name, value in (options or {}).items()}
+    for name, value in given.items():
+        if name not in fields:
+            hint = _near(name, sorted(fields)) or ". Fix: see the family's configuration in transformers"
+            raise ManticoreError(f"pretrain: {family} has no option {name!r}{hint}")
+        _check_json(family, name, value)
+    sizes = {kind.attribute_map.get(name, name): value for name, value in _sizes(family, layers, width).items()}
+    sizes["max_position_embeddings"] = max(positions, LEAST_POSITIONS)
+    derived = {name: value for name, value in sizes.items() if name in fields}
+    try:
+        shape = kind(**{**derived, **given})
+        check_family(shape, f"pretrain: {family}")
+        # Only the model knows all that cannot be, such as widths that heads do not divide.
+        with torch.device("meta"):
+            build(shape)
+    except (StrictDataclassError, ValueError, RuntimeError, TypeError, AssertionError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:200]
+        rest = f" and {dict(options)}" if options else ""
+        raise ManticoreError(
+            f"pretrain: {family} cannot have {layers} layers of width {width}{rest} ({reason}). Fix: other sizes"
+        ) from error
+    return shape
+
+
+def build(shape: PreTrainedConfig) -> PreTrainedModel:
+    """A model of this configuration with fresh weights in float32."""
+    return AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+
+
+def _known(family: str) -> str:
+    for spelling in (family, family.replace("-", "_")):
+        if spelling in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and spelling in CONFIG_MAPPING:
+            return spelling
+    hint = _near(family, list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+    hint = hint or ". Fix: a model_type of transformers, such as gpt_neo or mamba"
+    raise ManticoreError(f"pretrain: family {family!r} is no causal language model of transformers{hint}")
+
+
+def _near(word: str, choices: list[str]) -> str:
+    """A suggestion, or nothing: these lists are too long to print."""
+    hint = did_you_mean(word, choices)
+    return hint if hint.startswith(". Did") else ""
+
+
+def _check_json(family: str, name: str, value: Any) -> None:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ManticoreError(
+            f"pretrain: option {name!r} of {family} is {value!r}, expected a number, text, list or mapping"
+        ) from error
+
+
+def _sizes(family: str, layers: int, width: int) -> dict[str, Any]:
+    """What follows from depth and width; a family takes the fields that it has."""
+    heads = max(1, width // _HEAD_WIDTH)
+    sizes: dict[str, Any] = {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "intermediate_size": 4 * width,
+    }
+    if family == "gpt_neo":
+        # Global and local layers in turn, as in the family's own checkpoints.
+        sizes["attention_types"] = [[["global", "local"], layers // 2], [["global"], layers % 2]]
+    if family == "mamba2":
+        # Its inner width is twice the width.
+        sizes |= {"num_heads": 2 * heads, "head_dim": width // heads, "n_groups": 1}
+    return sizes

@@ -1,0 +1,146 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from manticore.errors import ManticoreError
+from manticore.training.pretrain import pretrain
+from manticore.training.tokenizers import train_tokenizer
+
+DOCUMENTS = [f"def f{i}(x):\n    return x + {i} * {i % 7}\n" * (3 + i % 5) for i in range(60)]
+TINY = {
+    "layers": 2,
+    "width": 32,
+    "text": DOCUMENTS,
+    "vocab_size": 280,
+    "length": 16,
+    "steps": 6,
+    "batch_size": 4,
+    "cpu": True,
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MANTICORE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("family", ["gpt_neo", "mamba"])
+def test_the_result_is_an_ordinary_checkpoint_that_learned_something(family):
+    folder = pretrain(family, **{**TINY, "steps": 80, "lr": 1e-2})
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert type(model).__module__.startswith(f"transformers.models.{family}.")
+    assert model.config.num_hidden_layers == 2
+    assert model.config.vocab_size == len(tokenizer) == 280
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    ids = torch.tensor([tokenizer(DOCUMENTS[3])["input_ids"]])
+    with torch.no_grad():
+        loss = model(input_ids=ids, labels=ids).loss.item()
+    # A uniform guess among 280 tokens costs 5.6 nats.
+    assert loss < 4
+    assert json.loads((folder / "pretraining.json").read_text())["heldout"]["loss"] < 4
+
+
+def test_the_second_call_trains_nothing(own_cache):
+    rows = []
+    first = pretrain("gpt_neo", **TINY, progress=lambda *row: rows.append(row))
+    assert [step for step, _, _ in rows][-1] == 6
+    rows.clear()
+    assert pretrain("gpt_neo", **TINY, progress=lambda *row: rows.append(row)) == first
+    assert rows == []
+    assert list(own_cache.rglob("*.part")) == []
+
+
+def test_whatever_changes_the_numbers_changes_the_entry():
+    changes = [{}, {"seed": 1}, {"lr": 1e-3}, {"text": DOCUMENTS[1:]}, {"config": {"window_size": 8}}, {"steps": 5}]
+    entries = {pretrain("gpt_neo", **{**TINY, **change}) for change in changes}
+    assert len(entries) == len(changes)
+    assert pretrain("gpt-neo", **TINY) in entries
+
+
+def test_the_same_text_gives_the_same_tokenizer_to_both_families(tmp_path):
+    one, other = (pretrain(family, **TINY) for family in ("gpt_neo", "mamba"))
+    assert (one / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
+    again = pretrain("gpt_neo", **{**TINY, "seed": 1, "tokenizer": one})
+    assert AutoTokenizer.from_pretrained(again).get_vocab() == AutoTokenizer.from_pretrained(one).get_vocab()
+
+
+def test_out_receives_the_checkpoint_with_and_without_the_cache(tmp_path, own_cache):
+    pretrain("gpt_neo", **TINY, out=tmp_path / "a" / "plain", cache=False)
+    assert not own_cache.exists()
+    pretrain("gpt_neo", **TINY, out=tmp_path / "a" / "copied")
+    entry = pretrain("gpt_neo", **TINY)
+    weights = [
+        load_file(path / "model.safetensors") for path in (tmp_path / "a" / "plain", tmp_path / "a" / "copied", entry)
+    ]
+    assert all(torch.equal(weights[0][name], other[name]) for other in weights[1:] for name in weights[0])
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"plain", "copied"}
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, own_cache):
+    script = f"""
+        import os, signal
+        from manticore.training.pretrain import pretrain
+
+        def progress(step, steps, row):
+            if step == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        pretrain("mamba", **{TINY!r}, progress=progress)
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=os.environ, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(own_cache.rglob("checkpoint-*"))
+    rows = []
+    resumed = pretrain("mamba", **TINY, progress=lambda *row: rows.append(row))
+    assert rows[0][0] > 1
+    whole = pretrain("mamba", **TINY, out=tmp_path / "whole", cache=False)
+    expected, found = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("gpt_neoo", {}, "Did you mean 'gpt_neo'"),
+        ("gpt_neo", {"layers": 0}, "layers is 0"),
+        ("gpt_neo", {"width": 32.0}, r"width is 32\.0"),
+        ("gpt_neo", {"steps": True}, "steps is True"),
+        ("gpt_neo", {"vocab_size": 10}, "expected at least 258"),
+        ("gpt_neo", {"text": ["too short"]}, "too short"),
+        ("gpt_neo", {"text": "/no/such/file"}, "no such file"),
+        ("gpt_neo", {"batch_size": 4096}, "fewer than one batch"),
+        ("gpt_neo", {"cache": False}, "Fix: give out, or cache=True"),
+        ("gpt_neo", {"lr": 1e30, "steps": 20}, "(loss|gradient norm) is"),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_leaves_no_model(family, change, message, own_cache):
+    with pytest.raises(ManticoreError, match=message) as caught:
+        pretrain(family, **{**TINY, **change})
+    assert "\n" not in str(caught.value)
+    assert not list(own_cache.glob("pretrained/[!.]*"))
+
+
+def test_bad_folders_end_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ManticoreError, match="there exists already"):
+        pretrain("gpt_neo", **TINY, out=tmp_path / "there")
+    with pytest.raises(ManticoreError, match="no tokenizer in"):
+        pretrain("gpt_neo", **TINY, tokenizer=tmp_path / "there")
+    without_end = train_tokenizer(DOCUMENTS, 280)
+    without_end.eos_token = None
+    with pytest.raises(ManticoreError, match="no end-of-text token"):
+        pretrain("gpt_neo", **TINY, tokenizer=without_end)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MANTICORE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ManticoreError, match="MANTICORE_CACHE"):
+        pretrain("gpt_neo", **TINY)
