@@ -1,5 +1,6 @@
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from manticore.errors import ManticoreError
 from manticore.training.pretrain import pretrain
 from manticore.training.tokenizers import train_tokenizer
 
-DOCUMENTS = [f"def f{i}(x):\n    return x + {i} * {i % 7}\n" * (3 + i % 5) for i in range(60)]
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "slept"]
+DOCUMENTS = [" ".join(random.Random(i).choices(WORDS, k=20 + i % 30)) + "\n" for i in range(60)]
 TINY = {
     "layers": 2,
     "width": 32,
