@@ -223,7 +223,10 @@ def _without_data(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrain
         memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
     tokenizer = getattr(model, "tokenizer", None)
     memo[id(tokenizer)] = tokenizer
-    return copy.deepcopy(model, memo)
+    skeleton = copy.deepcopy(model, memo)
+    # training and evaluation run with it, so that is what counts
+    use_selective_scan(skeleton)
+    return skeleton
 
 
 def _key(model: PreTrainedModel, batch_size: int, length: int, backward: bool) -> str:

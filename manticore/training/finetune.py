@@ -117,6 +117,10 @@ def finetune(
     task = resolve_task(task, model, tokenizer, seed)
     take_vocabulary(model, task, seed)
     use_selective_scan(model)
+    mixing = getattr(model, "mixing", None)
+    for weights in mixing.mixture_parameters() if mixing is not None else ():
+        # a search may have left them trainable; an ordinary optimizer would leave the simplex
+        weights.requires_grad_(False)
     set_trainable(model, trainable, fresh_vocabulary=task.vocab_size is not None, lora_rank=lora_rank, seed=seed)
     with ExitStack() as stack:
         if gradient_checkpointing:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from manticore.components.loading import load_tokenizer
 from manticore.components.vocabulary import with_vocabulary
+from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.tasks.task import load_task
 
 if TYPE_CHECKING:
@@ -22,7 +25,16 @@ def resolve_task(
     """`task` itself, or the registered task of that name, read with `tokenizer` or else the model's own."""
     if not isinstance(task, str):
         return task
-    return load_task(task, tokenizer=tokenizer or getattr(model, "tokenizer", None), seed=seed)
+    return load_task(task, tokenizer=tokenizer or own_tokenizer(model), seed=seed)
+
+
+def own_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that a hybrid carries, or that lies in the folder which a model was loaded from."""
+    carried = getattr(model, "tokenizer", None)
+    folder = model.config.name_or_path or ""
+    if carried is not None or not Path(folder, "config.json").is_file():
+        return carried
+    return load_tokenizer(folder)
 
 
 def take_vocabulary(model: PreTrainedModel, task: Task, seed: int) -> bool:
@@ -34,8 +46,8 @@ def take_vocabulary(model: PreTrainedModel, task: Task, seed: int) -> bool:
     if task.vocab_size is None or model.config.vocab_size == task.vocab_size:
         return False
     logger.info("%s has its own %d tokens: fresh embeddings and heads", task.name, task.vocab_size)
-    if getattr(model, "mixing", None) is None:
-        with_vocabulary(model, task.vocab_size, seed=seed)
-    else:
+    if isinstance(model, ManticoreForCausalLM):
         model.with_vocabulary(task.vocab_size, seed=seed)
+    else:
+        with_vocabulary(model, task.vocab_size, seed=seed)
     return True

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from manticore.components.runner import Runner
 from manticore.errors import ManticoreError
+from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.registry import did_you_mean
 from manticore.seeding import derive_seed
 
@@ -81,9 +82,9 @@ def _unfreeze(module: nn.Module | None) -> None:
 
 def _runners(model: PreTrainedModel) -> list[Runner]:
     """The components that a hybrid has kept; of another model, the model itself."""
-    if getattr(model, "mixing", None) is None:
-        return [Runner(model)]
-    return [runner for runner in model.runners if runner is not None]
+    if isinstance(model, ManticoreForCausalLM):
+        return [runner for runner in model.runners if runner is not None]
+    return [Runner(model)]
 
 
 def add_lora(model: PreTrainedModel, *, rank: int, seed: int) -> list[str]:

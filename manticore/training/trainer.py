@@ -167,17 +167,17 @@ class TaskTrainer(Trainer):
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds of the model: every parameter that trains and every persistent buffer."""
-        parameters = dict(self.model.named_parameters())
-        trained = {n: p for n, p in parameters.items() if p.requires_grad or n in self._initially_trained}
-        state = self.model.state_dict(keep_vars=True)
-        buffers = {n: b for n, b in self.model.named_buffers() if n in state}
+        model: nn.Module = self.model  # type: ignore[assignment]
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad or n in self._initially_trained}
+        state = model.state_dict(keep_vars=True)
+        buffers = {n: b for n, b in model.named_buffers() if n in state}
         return trained | buffers
 
-    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._save(output_dir, state_dict)
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {n: t.detach().cpu().clone() for n, t in self.checkpoint_tensors().items()}
         save_file(tensors, folder / _TENSORS)

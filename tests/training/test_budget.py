@@ -47,6 +47,7 @@ def test_counting_without_data_equals_counting_a_real_step(family):
 
 def test_counting_without_data_equals_counting_a_real_step_of_hybrids(hybrid, mamba):
     for model in (mamba, hybrid, discretize(hybrid, [1, 0])):
+        use_selective_scan(model)
         assert flops_per_step(model, 2, 9) == run_for_real(model, 2, 9)
 
 
@@ -115,6 +116,12 @@ def test_counting_leaves_the_model_alone(hybrid):
     flops_per_step(hybrid, 2, 9)
     assert all(torch.equal(p, before[n]) and p.grad is None for n, p in hybrid.named_parameters())
     assert not hybrid.training
+
+
+def test_mamba_is_counted_with_the_scan_that_training_uses(mamba):
+    counted = flops_per_step(mamba, 2, 9)
+    assert use_selective_scan(mamba) == 3
+    assert flops_per_step(mamba, 2, 9) == counted
 
 
 def test_frozen_components_cost_less_and_lora_lies_between(hybrid):

@@ -1,0 +1,288 @@
+"""Compare models at equal compute: each is fine-tuned on the same data with the same number of training FLOPs.
+
+Two budgets are compared. "Fine-tuning alone": every model gets the same FLOPs from where it stands. "Everything the
+hybrid cost": what was spent before on a model (aligning and searching the hybrid) is taken off its share, so that
+parents train for as much longer. Every (model, budget, learning rate, seed) is one run whose result is kept, so that
+a comparison that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from manticore.errors import ManticoreError
+from manticore.kernels.mamba import use_selective_scan
+from manticore.training.budget import cache_cost, count_parameters, flops_per_step, flops_per_token_forward
+from manticore.training.contestants import Source, add_ensemble, build, named, shared_task, weights_fingerprint
+from manticore.training.finetune import DEFAULT_STEPS, data_fingerprint, evaluate, finetune
+from manticore.training.intervals import mean_interval
+from manticore.training.prepare import take_vocabulary
+from manticore.training.trainable import set_trainable
+from manticore.training.units import UnitLog
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from manticore.tasks.task import Task
+
+MISMATCH = 0.05
+"""Share of a budget by which a run may miss it before it is flagged."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Training FLOPs that every model of a table may spend."""
+
+    name: str
+    flops: int
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One model at one budget."""
+
+    model: str
+    budget: int
+    """Index into :attr:`Comparison.budgets`."""
+    parameters: int
+    flops_per_token: float
+    """Forward, averaged over an example."""
+    cache_bytes_per_token: int
+    state_bytes: int
+    seeds: list[dict[str, Any]]
+    """Per seed: ``seed``, ``lr``, ``steps``, ``flops`` (those spent before included), ``seconds``, test ``metrics``."""
+    mean: float
+    """Of the primary metric over seeds."""
+    interval: tuple[float, float] | None
+    """95 % confidence interval of the mean; None for a single seed."""
+    mismatch: bool
+    """Whether a run missed the budget by more than 5 %."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models fine-tuned at equal compute."""
+
+    task: str
+    primary_metric: str
+    higher_is_better: bool
+    budgets: list[Budget]
+    rows: list[ComparisonRow]
+
+    def row(self, model: str, budget: int = 0) -> ComparisonRow:
+        """The row of a model at a budget."""
+        return next(row for row in self.rows if (row.model, row.budget) == (model, budget))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def compare(
+    models: Mapping[str, Source] | Sequence[Source],
+    task: str | Task,
+    *,
+    budget_flops: int | None = None,
+    spent_flops: Mapping[str, int] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    learning_rates: Sequence[float] = (1e-3,),
+    ensemble: bool = True,
+    batch_size: int = 32,
+    weight_decay: float = 0.01,
+    schedule: str = "constant",
+    warmup_steps: int = 0,
+    trainable: str = "all",
+    lora_rank: int = 8,
+    gradient_checkpointing: bool = False,
+    bf16: bool = False,
+    cpu: bool = False,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool | Callable[[int, int, str], None] = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Comparison:
+    """Fine-tune every model with the same FLOPs, data, seeds and learning rates; none of the given ones is changed.
+
+    Args:
+        models: name → model, or models alone; folders and hub ids are loaded, a function gets the seed.
+        task: a task, or the name of a registered one.
+        budget_flops: training FLOPs of fine-tuning; None: what 300 steps of the costliest model take.
+        spent_flops: name → training FLOPs spent on that model before (align, search). Where given, a second budget
+            counts them: the largest of them on top of `budget_flops`, for every model.
+        seeds: of data order, dropout and fresh parameters; three or more show a spread worth the name.
+        learning_rates: with more than one, each model at each budget uses the one that scores best on the
+            validation split with the first seed.
+        ensemble: add the average of the logits of all models that are no hybrids, where there are two or more.
+        batch_size, weight_decay, schedule, warmup_steps, trainable, lora_rank, gradient_checkpointing, bf16, cpu:
+            as in :func:`manticore.finetune`, the same for all.
+        out: folder for results and checkpoints, from which a killed comparison resumes.
+        resume: go on with the results in `out`, if there are any.
+        progress: True for a bar over runs, or a function of (runs done, runs in all, what runs next).
+        tokenizer: for tasks that read text; None takes that of the first model that has one.
+
+    Raises:
+        ManticoreError: no models or seeds, an unknown name in `spent_flops`, a budget below one step, other settings
+            than those of the comparison in `out`.
+    """
+    sources = named(models)
+    spent = dict(spent_flops or {})
+    for name in spent:
+        if name not in sources:
+            raise ManticoreError(f"compare: spent_flops names {name!r} (the models are {', '.join(sources)})")
+    if not seeds or not learning_rates:
+        raise ManticoreError("compare: seeds or learning_rates is empty. Fix: seeds=[0, 1, 2], learning_rates=[1e-3]")
+    if len(set(seeds)) < len(seeds):
+        raise ManticoreError(f"compare: seeds {list(seeds)} hold one twice. Fix: give different seeds")
+    task = shared_task(task, sources, tokenizer)
+    if ensemble:
+        add_ensemble(sources, task)
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "weight_decay": weight_decay,
+        "schedule": schedule,
+        "warmup_steps": warmup_steps,
+        "trainable": trainable,
+        "lora_rank": lora_rank,
+        "gradient_checkpointing": gradient_checkpointing,
+        "bf16": bf16,
+    }
+    settings = {
+        **options,
+        "task": task.name,
+        "data": data_fingerprint(task),
+        **{f"weights of {name}": weights_fingerprint(source) for name, source in sources.items()},
+    }
+    folder = None if out is None else Path(out)
+    log = UnitLog(None if folder is None else folder / "units.jsonl", settings, resume=resume, stage="compare")
+    runs = _Runs(sources, task, options | {"cpu": cpu}, list(seeds), list(learning_rates), folder, log)
+    if budget_flops is None:
+        budget_flops = DEFAULT_STEPS * max(runs.step_flops(name) for name in sources)
+    budgets = [Budget("fine-tuning alone", budget_flops)]
+    if any(spent.values()):
+        budgets.append(Budget("everything the hybrid cost", budget_flops + max(spent.values())))
+    with _watched(progress, len(budgets) * len(sources) * runs.per_row) as runs.report:
+        rows = [
+            _row(runs, name, index, budget, spent.get(name, 0) if index else 0)
+            for index, budget in enumerate(budgets)
+            for name in sources
+        ]
+    return Comparison(task.name, task.primary_metric, task.higher_is_better, budgets, rows)
+
+
+def _row(runs: _Runs, name: str, index: int, budget: Budget, spent: int) -> ComparisonRow:
+    results = runs.of(name, budget.flops - spent)
+    seeds = [
+        {"seed": seed, "flops": result["flops"] + spent}
+        | {key: result[key] for key in ("lr", "steps", "seconds", "metrics")}
+        for seed, result in results.items()
+    ]
+    mean, interval = mean_interval([entry["metrics"][runs.task.primary_metric] for entry in seeds])
+    facts = next(iter(results.values()))
+    return ComparisonRow(
+        model=name,
+        budget=index,
+        parameters=facts["parameters"],
+        flops_per_token=facts["flops_per_token"],
+        cache_bytes_per_token=facts["cache_bytes_per_token"],
+        state_bytes=facts["state_bytes"],
+        seeds=seeds,
+        mean=mean,
+        interval=interval,
+        mismatch=any(abs(entry["flops"] - budget.flops) > MISMATCH * budget.flops for entry in seeds),
+    )
+
+
+@dataclass
+class _Runs:
+    """Makes the runs of a comparison, or finds their results."""
+
+    sources: Mapping[str, Source]
+    task: Task
+    options: Mapping[str, Any]
+    seeds: list[int]
+    learning_rates: list[float]
+    folder: Path | None
+    log: UnitLog
+    report: Callable[[str], object] = str
+
+    @property
+    def per_row(self) -> int:
+        """Runs that a row of the table takes."""
+        return len(self.seeds) + len(self.learning_rates) - 1
+
+    def of(self, name: str, train_flops: int) -> dict[int, dict[str, Any]]:
+        """Seed → result, all at the learning rate that suits this model and budget best."""
+        first = [self._run(name, train_flops, lr, self.seeds[0]) for lr in self.learning_rates]
+        sign = 1 if self.task.higher_is_better else -1
+        best = max(first, key=lambda result: sign * (result["validation"] or 0.0))
+        others = {seed: self._run(name, train_flops, best["lr"], seed) for seed in self.seeds[1:]}
+        return {self.seeds[0]: best, **others}
+
+    def _run(self, name: str, train_flops: int, lr: float, seed: int) -> dict[str, Any]:
+        unit = f"{name} · {train_flops} FLOPs · lr {lr:g} · seed {seed}"
+        self.report(unit)
+        found = self.log.get(unit)
+        if found is not None:
+            return found
+        where = None if self.folder is None else self.folder / "units" / re.sub(r"[^\w.-]+", "_", unit)
+        model, task = build(self.sources[name], seed), self.task
+        result = finetune(
+            model, task, budget_flops=train_flops, lr=lr, seed=seed, out=where, resume=True, **self.options
+        )
+        choosing = len(self.learning_rates) > 1
+        cache = cache_cost(model)
+        kept = self.log.add(
+            unit,
+            {
+                "lr": lr,
+                "steps": result.steps,
+                "flops": result.flops,
+                "seconds": result.seconds,
+                "metrics": result.metrics,
+                "validation": evaluate(model, task, split="validation")[task.primary_metric] if choosing else None,
+                "parameters": count_parameters(model).total,
+                "flops_per_token": flops_per_token_forward(model, task.length),
+                "cache_bytes_per_token": cache.bytes_per_token,
+                "state_bytes": cache.state_bytes,
+            },
+        )
+        if where is not None:
+            shutil.rmtree(where)
+        return kept
+
+    def step_flops(self, name: str) -> int:
+        """What one training step of a model costs."""
+        model = build(self.sources[name], self.seeds[0])
+        take_vocabulary(model, self.task, self.seeds[0])
+        use_selective_scan(model)
+        set_trainable(
+            model,
+            self.options["trainable"],
+            fresh_vocabulary=self.task.vocab_size is not None,
+            lora_rank=self.options["lora_rank"],
+        )
+        return flops_per_step(model, self.options["batch_size"], self.task.length)
+
+
+@contextmanager
+def _watched(progress: bool | Callable[[int, int, str], None], runs: int) -> Iterator[Callable[[str], object]]:
+    """A function to call with the name of each run before it starts."""
+    if callable(progress):
+        counter = itertools.count()
+        yield lambda name: progress(next(counter), runs, name)
+    elif progress:
+        with tqdm(total=runs, desc="compare", unit="run") as bar:
+            counter = itertools.count()
+            yield lambda name: (bar.set_postfix_str(name), bar.update(next(counter) - bar.n))
+            bar.update(runs - bar.n)
+    else:
+        yield lambda name: None

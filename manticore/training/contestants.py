@@ -1,0 +1,112 @@
+"""The models of a comparison: given in many ways, built anew for every run, and the ensemble that joins them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from manticore.components.loading import load_component, load_config, load_tokenizer
+from manticore.errors import ManticoreError
+from manticore.hybrid.combine import combine
+from manticore.hybrid.configuration import ManticoreConfig
+from manticore.tasks.task import Task, load_task
+from manticore.training.prepare import own_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Source = PreTrainedModel | str | Path | Callable[[int], PreTrainedModel]
+"""A model (copied for every run), its folder or hub id, or a function of the seed that makes one."""
+
+ENSEMBLE = "ensemble"
+
+
+def named(models: Mapping[str, Source] | Sequence[Source]) -> dict[str, Source]:
+    """Name → model; models given without names take those of their families or folders."""
+    if isinstance(models, Mapping):
+        named = dict(models)
+    else:
+        named = {}
+        for model in models:
+            name = _name(model)
+            same = sum(re.fullmatch(re.escape(name) + r"(-\d+)?", other) is not None for other in named)
+            named[f"{name}-{same + 1}" if same else name] = model
+    if not named:
+        raise ManticoreError("compare: no models. Fix: give two or more")
+    return named
+
+
+def _name(model: Source) -> str:
+    if isinstance(model, PreTrainedModel):
+        return model.config.model_type
+    return Path(model).name if isinstance(model, str | Path) else getattr(model, "__name__", "model")
+
+
+def build(source: Source, seed: int) -> PreTrainedModel:
+    """A model of its own for one run."""
+    if isinstance(source, PreTrainedModel):
+        return copy.deepcopy(source)
+    return load_component(source) if isinstance(source, str | Path) else source(seed)
+
+
+def shared_task(task: str | Task, sources: Mapping[str, Source], tokenizer: PreTrainedTokenizerBase | None) -> Task:
+    """`task`, or the registered task of that name, read with `tokenizer` or the first one that a model has."""
+    if not isinstance(task, str):
+        return task
+    for source in sources.values():
+        if tokenizer is None and isinstance(source, PreTrainedModel):
+            tokenizer = own_tokenizer(source)
+        elif tokenizer is None and isinstance(source, str | Path):
+            tokenizer = load_tokenizer(source)
+    return load_task(task, tokenizer=tokenizer)
+
+
+def add_ensemble(sources: dict[str, Source], task: Task) -> None:
+    """Beside the models that are no hybrids, the mean of their logits: a routed hybrid whose routes stay apart."""
+    parents = {name: source for name, source in sources.items() if not _is_hybrid(source)}
+    if len(parents) < 2 or ENSEMBLE in sources:
+        return
+
+    def ensemble(seed: int) -> PreTrainedModel:
+        models = [build(source, seed) for source in parents.values()]
+        fresh = any(task.vocab_size not in (None, model.config.vocab_size) for model in models)
+        hybrid = combine(
+            models,
+            num_blocks=1,
+            mixing="routed",
+            vocab_size=task.vocab_size if fresh else None,
+            seed=seed,
+        )
+        # nothing crosses from one parent to another, so the projectors would only be counted
+        hybrid.mixing.projectors = nn.ModuleDict()
+        return hybrid
+
+    sources[ENSEMBLE] = ensemble
+
+
+def _is_hybrid(source: Source) -> bool:
+    if isinstance(source, str | Path):
+        return isinstance(load_config(str(source)), ManticoreConfig)
+    return not isinstance(source, PreTrainedModel) or isinstance(source.config, ManticoreConfig)
+
+
+def weights_fingerprint(source: Source) -> str | None:
+    """Tells models apart by both ends of every tensor; None for models that are made by a function."""
+    if isinstance(source, str | Path):
+        return str(source)
+    if not isinstance(source, PreTrainedModel):
+        return None
+    digest = hashlib.sha256(source.config.to_json_string().encode())
+    for name, tensor in source.state_dict().items():
+        flat = tensor.detach().flatten()
+        ends = torch.cat([flat[:16], flat[-16:]]).double().cpu()
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + ends.numpy().tobytes())
+    return digest.hexdigest()[:16]
