@@ -2,7 +2,7 @@
 
     linear        W x + b
     linear-skip   S x + W x + b
-    low-rank      S x + U V x + b               U [d_out, r], V [r, d_in]
+    low-rank      s S x + U V x + b             U [d_out, r], V [r, d_in], s a learned number
     two-layer     U gelu(V x + c) + b           U [d_out, h], V [h, d_in]; with ``skip``: S x + ...
 
 S pads with zeros or cuts (``resize``). A two-layer projector of hidden width h >= 2 min(d_in, d_out) holds
@@ -67,7 +67,10 @@ class LinearSkip(Projector):
 
 
 class LowRank(Projector):
-    """``S x + U V x + b`` with r columns in U.
+    """``s S x + U V x + b`` with r columns in U; s starts at 1.
+
+    Channels of two components that were trained apart do not match, so alignment often does better without S: a
+    fixed S would use up the rank to be cancelled.
 
     Args:
         rank: r. More than min(d_in, d_out) holds nothing more, so r is cut to that.
@@ -80,28 +83,32 @@ class LowRank(Projector):
         self.down = nn.Parameter(torch.empty(self.rank, d_in))
         self.up = nn.Parameter(torch.empty(d_out, self.rank))
         self.bias = nn.Parameter(torch.empty(d_out))
+        self.scale = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         delta = F.linear(_affine(x, self.down, None), self.up, self.bias)
-        return resize(x, self.d_out) + delta.to(x.dtype)
+        return self.scale.to(x.dtype) * resize(x, self.d_out) + delta.to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.rank}"
 
     def initial_values(self, init: str) -> dict[str, Tensor]:
         # V stays random where U is zero: with both at zero neither would ever receive a gradient
-        return {"down": _uniform(self.down)} | _learned_part(
+        return {"down": _uniform(self.down), "scale": torch.ones_like(self.scale)} | _learned_part(
             self.up, self.bias, random=init == "default", names=("up", "bias")
         )
 
     def set_affine(self, weight: Tensor, bias: Tensor, moments: InputMoments | None = None) -> tuple[Tensor, Tensor]:
         weight, bias = _as_float64(self, weight, bias)
         base = _eye_like(weight)
-        delta = weight - base
-        up, down, bias = _truncate(delta, bias, self.rank, moments)
-        self._write({"up": up, "down": down, "bias": bias})
-        return base + up @ down, bias
+        spread = base if moments is None else base @ moments.covariance.to(weight)
+        # of s S alone, the best s
+        fitted = float((weight * spread).sum() / (base * spread).sum().clamp_min(1e-300))
+        scale = min((1.0, 0.0, fitted), key=lambda s: _lost(weight - s * base, self.rank, moments))
+        up, down, bias = _truncate(weight - scale * base, bias, self.rank, moments)
+        self._write({"up": up, "down": down, "bias": bias, "scale": bias.new_tensor([scale])})
+        return scale * base + up @ down, bias
 
 
 class TwoLayer(Projector):
@@ -248,13 +255,23 @@ def _truncate(weight: Tensor, bias: Tensor, rank: int, moments: InputMoments | N
     if rank >= min(d_out, d_in):
         eye = torch.eye(min(d_out, d_in), dtype=weight.dtype, device=weight.device)
         return (weight, eye, bias) if d_in <= d_out else (eye, weight, bias)
-    if moments is None:
-        outputs = weight @ weight.T
-    else:
-        outputs = weight @ moments.covariance.to(weight) @ weight.T
     # eigh sorts upwards
-    up = torch.linalg.eigh((outputs + outputs.T) / 2).eigenvectors[:, d_out - rank :]
+    up = torch.linalg.eigh(_spread(weight, moments)).eigenvectors[:, d_out - rank :]
     down = up.T @ weight
     if moments is not None:
         bias = bias + (weight - up @ down) @ moments.mean.to(weight)
     return up, down, bias
+
+
+def _lost(weight: Tensor, rank: int, moments: InputMoments | None) -> float:
+    """The mean squared error of the best map of that rank."""
+    if rank >= min(weight.shape):
+        return 0.0
+    values = torch.linalg.eigvalsh(_spread(weight, moments))
+    return float(values[: len(values) - rank].clamp_min(0).sum())
+
+
+def _spread(weight: Tensor, moments: InputMoments | None) -> Tensor:
+    """Covariance ``[d_out, d_out]`` of the outputs of a linear map."""
+    outputs = weight @ weight.T if moments is None else weight @ moments.covariance.to(weight) @ weight.T
+    return (outputs + outputs.T) / 2

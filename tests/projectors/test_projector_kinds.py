@@ -149,19 +149,13 @@ def test_set_affine_is_exact_where_the_kind_can_hold_it(kind, options, d_in, d_o
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "rank"),
-    [
-        ("low-rank", {"rank": 3}, 3),
-        ("two-layer", {"hidden": 7, "skip": True}, 3),
-        ("two-layer", {"hidden": 6}, 3),
-        ("two-layer", {"hidden": 1}, 0),
-    ],
+    ("options", "rank"), [({"hidden": 7, "skip": True}, 3), ({"hidden": 6}, 3), ({"hidden": 1}, 0)]
 )
 @pytest.mark.parametrize(("d_in", "d_out"), [(8, 11), (11, 8)])
-def test_set_affine_keeps_the_largest_singular_values(kind, options, rank, d_in, d_out):
-    projector = make_projector(kind, d_in, d_out, **options)
+def test_few_hidden_units_keep_the_largest_singular_values(options, rank, d_in, d_out):
+    projector = make_projector("two-layer", d_in, d_out, **options)
     weight, bias = affine_map(d_in, d_out)
-    base = torch.eye(d_out, d_in) if kind == "low-rank" or "skip" in options else torch.zeros(d_out, d_in)
+    base = torch.eye(d_out, d_in) if "skip" in options else torch.zeros(d_out, d_in)
     u, s, v = torch.linalg.svd(weight - base, full_matrices=False)
     expected = base + u[:, :rank] * s[:rank] @ v[:rank]
     held_weight, _ = projector.set_affine(weight, bias)
@@ -170,24 +164,54 @@ def test_set_affine_keeps_the_largest_singular_values(kind, options, rank, d_in,
     torch.testing.assert_close(projector(x), x @ expected.T + bias, rtol=1e-4, atol=1e-4)
 
 
-def test_set_affine_weighs_by_the_distribution_of_the_inputs():
-    """With the inputs' moments, a truncated map is the reduced-rank regression, bias included."""
+def inputs_of_unequal_scales():
     generator = torch.Generator().manual_seed(1)
     scales = torch.tensor([100.0, 30, 1, 1, 0.1, 0.01, 0.01, 0.01])
     x = torch.randn(4000, 8, generator=generator) * scales + torch.randn(8, generator=generator) * 5
+    return x, InputMoments(x.double().mean(0), x.double().T.cov(correction=0))
+
+
+def lost_variance(x, weight, rank):
+    """What the best approximation of rank ``rank`` of the centred outputs leaves over."""
+    centred = (x - x.mean(0)).double() @ weight.double().T
+    return torch.linalg.svdvals(centred)[rank:].square().sum() / len(x)
+
+
+def test_set_affine_weighs_by_the_distribution_of_the_inputs():
+    """With the inputs' moments, a truncated map is the reduced-rank regression, bias included."""
+    x, moments = inputs_of_unequal_scales()
     weight, bias = affine_map(8, 8)
-    moments = InputMoments(x.double().mean(0), x.double().T.cov(correction=0))
-    target = x @ weight.T + bias
     errors = {}
     for name, given in {"plain": None, "moments": moments}.items():
-        projector = make_projector("low-rank", 8, 8, rank=2)
+        projector = make_projector("two-layer", 8, 8, hidden=4, skip=True)
         projector.set_affine(weight, bias, given)
-        errors[name] = (projector(x) - target).square().sum(1).mean().double()
-    # optimum: what the best rank-2 approximation of the centred outputs of W - S leaves over
-    centred = (x - x.mean(0)).double() @ (weight - torch.eye(8)).double().T
-    optimum = torch.linalg.svdvals(centred)[2:].square().sum() / len(x)
-    torch.testing.assert_close(errors["moments"], optimum, rtol=1e-3, atol=0)
+        errors[name] = (projector(x) - x @ weight.T - bias).square().sum(1).mean().double()
+    torch.testing.assert_close(errors["moments"], lost_variance(x, weight - torch.eye(8), 2), rtol=1e-3, atol=0)
     assert errors["plain"] > 10 * errors["moments"]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize(("d_in", "d_out"), [(6, 9), (9, 6)])
+def test_low_rank_uses_only_as_much_of_the_skip_as_helps(share, d_in, d_out):
+    weight, bias = affine_map(d_in, d_out)
+    u, s, v = torch.linalg.svd(weight, full_matrices=False)
+    low_rank = u[:, :2] * s[:2] @ v[:2]
+    projector = make_projector("low-rank", d_in, d_out, rank=2)
+    projector.set_affine(low_rank + share * torch.eye(d_out, d_in), bias)
+    x = torch.randn(20, d_in)
+    expected = x @ low_rank.T + share * resize(x, d_out) + bias
+    torch.testing.assert_close(projector(x), expected, rtol=1e-4, atol=1e-4)
+    assert projector.scale.item() == share
+
+
+def test_low_rank_is_never_worse_than_with_a_fixed_skip_or_without():
+    x, moments = inputs_of_unequal_scales()
+    weight, bias = affine_map(8, 8)
+    projector = make_projector("low-rank", 8, 8, rank=2)
+    projector.set_affine(weight, bias, moments)
+    error = (projector(x) - x @ weight.T - bias).square().sum(1).mean().double()
+    for scale in (0.0, 1.0):
+        assert error < 1.001 * lost_variance(x, weight - scale * torch.eye(8), 2)
 
 
 def test_units_beyond_the_affine_map_can_be_trained():
