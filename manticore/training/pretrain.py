@@ -115,7 +115,7 @@ def pretrain(
     folder = _destination(name, out, cache)
     work = folder.parent / f".{name}.part"
     if not folder.exists():
-        with _exclusive(work):
+        with _exclusive(work, folder):
             # While this process waited, another one may have finished the same model.
             if not folder.exists():
                 splits = split_documents(documents, data_seed=data_seed)
@@ -150,12 +150,13 @@ def _destination(name: str, out: str | Path | None, cache: bool) -> Path:
 
 
 @contextmanager
-def _exclusive(work: Path) -> Iterator[None]:
-    """Makes the folder, for one process at a time; the others wait."""
+def _exclusive(work: Path, folder: Path) -> Iterator[None]:
+    """Makes ``work``, for one process at a time; the others wait."""
+    lock = FileLock(work.with_suffix(".lock"))
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(work / "lock")
+        work.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
+        work.mkdir(exist_ok=True)
     except OSError as error:
         raise ManticoreError(
             f"pretrain: {work} cannot be made ({error.strerror or error}). "
@@ -164,6 +165,9 @@ def _exclusive(work: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # Once the result is there nobody needs the lock, whoever may still wait for it.
+        if folder.exists():
+            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 

@@ -110,6 +110,22 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, own_cache):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+def test_two_processes_that_want_the_same_model_train_it_once(own_cache):
+    script = f"""
+        from manticore.training.pretrain import pretrain
+
+        rows = []
+        print(pretrain("gpt_neo", **{TINY!r}, progress=lambda *row: rows.append(row)), len(rows))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    answers = [process.communicate()[0].split() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert answers[0][0] == answers[1][0]
+    assert sorted(int(rows) for _, rows in answers) == [0, 6]
+    assert len(list((own_cache / "pretrained").iterdir())) == 1
+
+
 @pytest.mark.parametrize(
     ("family", "change", "message"),
     [
