@@ -55,6 +55,7 @@ _VERBS = {
         stages.discretize,
         stages.finetune,
         stages.evaluate,
+        stages.compare,
         stages.generate,
     ),
     "This machine": (doctor.doctor,),

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from manticore.cli.parameters import Out, Seed, Task, TaskOptions, pairs, takes
-from manticore.cli.terminal import done, progress_bar, say
+from manticore.cli.terminal import console, done, progress_bar, say
 from manticore.errors import ManticoreError
 from manticore.runs.writing import new_folder, refuse_existing, write_json
 from manticore.schema.consistency import options
-from manticore.schema.sections import Align, Combine, Discretize, Finetune, Search
+from manticore.schema.sections import Align, Combine, CompareModels, Discretize, Finetune, Search
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -145,6 +145,45 @@ def finetune(
         write_json(folder / "finetune.json", result.to_dict())
     _say_metrics(result.metrics)
     done(out, f"manticore evaluate {out} --task {task}")
+
+
+@takes(CompareModels)
+def compare(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders or hub ids of models or hybrids.")],
+    task: Task,
+    out: Out,
+    task_option: TaskOptions = None,
+    *,
+    settings: dict[str, Any],
+) -> None:
+    """Fine-tune models on a task with the same training FLOPs each, and score them.
+
+    Example: manticore compare ./gpt ./mamba small --task mad/in-context-recall -o comparison
+    """
+    refuse_existing(out)
+    chosen = checked_task(task, task_option)
+    say(f"compare: {', '.join(models)} on {task}")
+    import manticore
+    from manticore.report import render_comparison
+    from manticore.runs.models import load_model
+    from manticore.runs.records import task_record
+    from manticore.tasks.task import load_task
+
+    loaded = {name: load_model(name) for name in models}
+    problem = load_task(task, tokenizer=next(iter(loaded.values()))[1], **chosen)
+    with new_folder(out) as folder:
+        with progress_bar("compare") as progress:
+            comparison = manticore.compare(
+                {name: model for name, (model, _) in loaded.items()},
+                problem,
+                progress=lambda done, runs, what: progress(done, runs, {}),
+                **whole_flops(settings),
+            )
+        table = comparison.to_dict()
+        results = {"schema_version": 1, "task": task_record(problem), "compare": table}
+        write_json(folder / "results.json", results)
+    console.print(render_comparison(results))
+    done(out, f"manticore evaluate {models[0]} --task {task}")
 
 
 def evaluate(

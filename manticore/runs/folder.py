@@ -55,8 +55,8 @@ class RunFolder:
         session = {"started": _now(), "process": os.getpid(), "host": socket.gethostname(), **environment()}
         write_json(file, {"sessions": [*sessions, session]})
 
-    def write_results(self, parts: dict[str, Any], status: str) -> None:
-        """Write ``results.json``.
+    def write_results(self, parts: dict[str, Any], status: str) -> dict[str, Any]:
+        """Write ``results.json``, and return its content.
 
         Args:
             parts: what the stages have found so far.
@@ -70,7 +70,9 @@ class RunFolder:
             "status": status,
             "seed": self.recipe.seed,
         }
-        write_json(self.path / RESULTS, {**head, **parts})
+        results = {**head, **parts}
+        write_json(self.path / RESULTS, results)
+        return results
 
     def replace(self, name: str, source: Path) -> None:
         """Move the finished folder ``source`` to ``name`` in the run folder, over what an earlier attempt left."""

@@ -7,6 +7,7 @@ uninterrupted one see the same bytes.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import manticore
 from manticore.components.loading import load_tokenizer
 from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.report import write_model_card, write_report
 from manticore.runs.folder import RunFolder
 from manticore.runs.lineage import data_lineage, model_lineage
 from manticore.runs.lock import locked
 from manticore.runs.records import component_record, task_record, write_history
 from manticore.runs.reporter import LogReporter, Reporter
-from manticore.runs.stages import Outcome, Stage, run_stages
+from manticore.runs.stages import Outcome, Stage, results_of, run_stages
 from manticore.runs.writing import new_folder, write_json
 from manticore.schema.sections import Section
 from manticore.tasks.task import Task, load_task
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 MODEL = "model"
+SUPERNET = "supernet (soft)"
+HYBRID = "hybrid"
 
 
 def execute(folder: RunFolder, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -63,7 +67,12 @@ def execute(folder: RunFolder, reporter: Reporter | None = None) -> dict[str, An
         except BaseException:
             keep({}, "failed")
             raise
-        return folder.write_results(found, "complete")
+        results = folder.write_results(found, "complete")
+        if (folder.path / MODEL).is_dir():
+            write_model_card(folder.path / MODEL, results)
+        if folder.recipe.report is not None:
+            write_report(folder.path)
+        return results
 
 
 class Pipeline:
@@ -103,6 +112,9 @@ class Pipeline:
         stages.append(self._stage("discretize", "one component per block", inputs, self._discretize))
         plan = f"{_amount(recipe.finetune)} on {recipe.task.name}"
         stages.append(self._stage("finetune", plan, recipe.finetune, self._finetune))
+        if recipe.compare is not None:
+            plan = f"parents and hybrids at equal compute, {len(recipe.compare.seeds)} seeds"
+            stages.append(self._stage("compare", plan, recipe.compare, self._compare))
         return stages
 
     def _stage(self, name: str, plan: str, inputs: Section | Mapping[str, Any], work: Any) -> Stage:
@@ -133,19 +145,33 @@ class Pipeline:
         align = self.recipe.align
         return self.task.vocab_size is not None and (align is None or align.text == "task")
 
-    def aligned(self) -> ManticoreForCausalLM:
-        """The supernet before any training on the task, with the vocabulary that the task needs."""
+    def aligned(self, seed: int) -> ManticoreForCausalLM:
+        """The supernet before any training on the task, with the vocabulary that the task needs.
+
+        Args:
+            seed: of fresh embeddings and heads.
+        """
         stage = "combine" if self.recipe.align is None else "align"
         hybrid = ManticoreForCausalLM.from_pretrained(self.path / stage / MODEL)
         if self.task.vocab_size is not None and hybrid.config.vocab_size != self.task.vocab_size:
-            hybrid.with_vocabulary(self.task.vocab_size, seed=self.recipe.seed)
+            hybrid.with_vocabulary(self.task.vocab_size, seed=seed)
         return hybrid
 
     def searched(self) -> ManticoreForCausalLM:
         """The supernet after the search; where there was none, before."""
         if self.recipe.search is None:
-            return self.aligned()
+            return self.aligned(self.recipe.seed)
         return ManticoreForCausalLM.from_pretrained(self.path / "search" / MODEL)
+
+    def discrete(self, path: list[int], seed: int) -> ManticoreForCausalLM:
+        """The hybrid of a path before its fine-tuning.
+
+        Args:
+            path: one component index per block.
+            seed: of fresh embeddings and heads, where it starts from aligned weights.
+        """
+        start = self.aligned(seed) if self.recipe.finetune.start == "aligned" else self.searched()
+        return manticore.discretize(start, path)
 
     def _progress(self, what: str) -> Any:
         return lambda step, steps, row: self.reporter.progress(what, step, steps, row.get("loss"))
@@ -209,7 +235,7 @@ class Pipeline:
         if section is None:
             return Outcome({}, "left out")
         result = manticore.search(
-            self.aligned(),
+            self.aligned(self.recipe.seed),
             self.task,
             seed=self.recipe.seed,
             out=own,
@@ -224,8 +250,7 @@ class Pipeline:
     def _discretize(self, own: Path) -> Outcome:
         searched = self.searched()
         path = self.recipe.discretize.path or manticore.discretize(searched).config.path
-        start = self.aligned() if self.recipe.finetune.start == "aligned" else searched
-        small = manticore.discretize(start, path)
+        small = self.discrete(path, self.recipe.seed)
         small.config.searched_weights = searched.mixture_weights.tolist()
         _save(small, own)
         before = manticore.evaluate(searched, self.task)
@@ -253,12 +278,51 @@ class Pipeline:
             **_whole(section, "start"),
         )
         _save(result.model, own)
+        self.folder.replace(MODEL, own / MODEL)
         metric = self.task.primary_metric
         results = {
             "finetune": result.to_dict(),
             "discretize": {"loss_finetuned": result.metrics["loss"], "metric_finetuned": result.metrics[metric]},
+            "model": {"path": MODEL, "loads_with": "AutoModelForCausalLM"},
         }
         return Outcome(results, f"{metric} {result.metrics[metric]:.3f} after {result.steps} steps")
+
+    def _compare(self, own: Path) -> Outcome:
+        section, tuning = self.recipe.compare, self.recipe.finetune
+        if section is None:
+            return Outcome({}, "left out")
+        found = {stage: self._found(stage) for stage in ("align", "search", "discretize", "finetune")}
+        path = found["discretize"]["path"]
+        searching = found["align"].get("flops", 0) + found["search"].get("flops", 0)
+        models: dict[str, Any] = {
+            component.name: str(source) for component, source in zip(self.recipe.components, self.sources)
+        }
+        models[SUPERNET] = lambda seed: self.searched()
+        models[HYBRID] = lambda seed: self.discrete(path, seed)
+        shared = ("batch_size", "weight_decay", "schedule", "warmup_steps", "trainable", "lora_rank")
+        comparison = manticore.compare(
+            models,
+            self.task,
+            budget_flops=found["finetune"]["flops"],
+            spent_flops={SUPERNET: searching, HYBRID: searching},
+            seeds=section.seeds,
+            learning_rates=section.learning_rates or [tuning.lr],
+            ensemble=section.ensemble,
+            gradient_checkpointing=tuning.gradient_checkpointing,
+            bf16=tuning.bf16,
+            out=own,
+            resume=True,
+            progress=lambda done, runs, what: self.reporter.progress("compare", done, runs, None),
+            **{name: getattr(tuning, name) for name in shared},
+        )
+        metric = comparison.primary_metric
+        scores = ", ".join(f"{row.model} {row.mean:.3f}" for row in comparison.rows if row.budget == 0)
+        table = comparison.to_dict()
+        return Outcome({"compare": {"budgets": table["budgets"], "rows": table["rows"]}}, f"{metric}: {scores}")
+
+    def _found(self, stage: str) -> dict[str, Any]:
+        """What a stage that is done has put into the results; nothing if the recipe leaves it out."""
+        return results_of(self.path / stage).get(stage, {})
 
     def _path_text(self, path: list[int]) -> str:
         return " → ".join(self.recipe.components[index].name for index in path)
@@ -266,8 +330,6 @@ class Pipeline:
 
 def _save(model: Any, own: Path) -> None:
     """Write a stage's model, over what an interrupted attempt may have left."""
-    import shutil
-
     shutil.rmtree(own / MODEL, ignore_errors=True)
     with new_folder(own / MODEL) as folder:
         model.save_pretrained(folder)

@@ -94,6 +94,11 @@ def run_stages(
     return results
 
 
+def results_of(own: Path) -> dict[str, Any]:
+    """The results of a finished stage, by its folder; empty if it has not run."""
+    return dict(_read(own).get("results", {}))
+
+
 def _merge(results: dict[str, Any], more: Mapping[str, Any]) -> None:
     for key, value in more.items():
         if isinstance(value, Mapping) and isinstance(results.get(key), dict):

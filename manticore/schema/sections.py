@@ -222,14 +222,44 @@ class Finetune(Section):
 
 
 class Compare(Section):
-    """Fine-tune parents, ensemble, soft supernet and hybrid at the same training FLOPs."""
+    """Fine-tune parents, ensemble, soft supernet and hybrid at the same training FLOPs, with finetune's settings."""
 
     seeds: Annotated[list[Amount], Field(min_length=1)] = [0, 1, 2]
-    """One fine-tuning per seed and model."""
+    """One fine-tuning per seed and model; three or more show a spread worth the name."""
+    learning_rates: Annotated[list[Positive], Field(min_length=1)] | None = None
+    """Each model takes the one that scores best on the validation split; left out, finetune's."""
+    ensemble: bool = True
+    """Add the average of the parents' logits."""
+
+
+class CompareModels(Section):
+    """Fine-tune models at the same training FLOPs."""
+
+    budget_flops: Positive | None = None
+    """Training FLOPs of fine-tuning; left out, what 300 steps of the costliest model take."""
+    seeds: Annotated[list[Amount], Field(min_length=1)] = [0, 1, 2]
+    """One fine-tuning per seed and model; three or more show a spread worth the name."""
+    learning_rates: Annotated[list[Positive], Field(min_length=1)] = [1e-3]
+    """Each model takes the one that scores best on the validation split."""
+    ensemble: bool = True
+    """Add the average of the logits of all models that are no hybrids."""
+    batch_size: Count = 32
+    """Examples per optimizer step."""
+    weight_decay: NotNegative = 0.01
+    """AdamW's weight decay."""
+    schedule: Schedule = "constant"
+    """Course of the learning rate after warm-up."""
+    warmup_steps: Amount = 0
+    """Steps over which the learning rate rises from zero."""
+    trainable: Trainable = "all"
+    """What trains: everything, only what a hybrid adds, projectors and heads, or LoRA."""
+    lora_rank: Count = 8
+    """Rank of the LoRA updates."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more FLOPs."""
+    bf16: bool = False
+    """Compute in bfloat16 where that is safe."""
 
 
 class Report(Section):
-    """The page that shows it all."""
-
-    title: str | None = None
-    """Heading; left out, the recipe's name."""
+    """The page that shows it all. It has no settings; `null` leaves it out."""
