@@ -35,16 +35,13 @@ def reported() -> Iterator[None]:
             print(f"error: {line}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        print(
-            "stopped. Finished stages and checkpoints are kept; `manticore resume RUN` goes on.",
-            file=sys.stderr,
-        )
+        print("stopped, nothing was written", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
-        line = disk_trouble(error)
-        if line is None:
+        trouble = disk_trouble(error)
+        if trouble is None:
             raise
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {trouble}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

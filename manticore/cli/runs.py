@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from manticore.cli.recipes import Overrides, RecipeName
 from manticore.cli.terminal import RunReporter, console, done, quiet_libraries, say
+from manticore.errors import ManticoreError
 from manticore.schema.loading import load_recipe
 
 if TYPE_CHECKING:
@@ -32,7 +35,12 @@ def run(
     say(f"run: {loaded.source}")
     from manticore.runs.folder import create_run
 
-    _go(create_run(loaded, out))
+    folder = create_run(loaded, out)
+    try:
+        _go(folder)
+    except ManticoreError:
+        _forget_if_nothing_is_done(folder.path)
+        raise
 
 
 def resume(run: RunPath) -> None:
@@ -63,6 +71,14 @@ def report(run: RunPath) -> None:
     done(page, f"manticore generate {folder.path / 'model'} PROMPT")
 
 
+def _forget_if_nothing_is_done(path: Path) -> None:
+    """Remove the folder of a run whose first stage already failed: there is nothing in it to go on from."""
+    if any(stage_state(own).get("status") == "finished" for own in path.iterdir() if own.is_dir()):
+        say(f"finished stages are kept\nnext: manticore resume {path}")
+    else:
+        shutil.rmtree(path)
+
+
 def _go(folder: RunFolder) -> None:
     from manticore.report import render_comparison, render_summary
     from manticore.runs.pipeline import Pipeline, execute
@@ -74,10 +90,11 @@ def _go(folder: RunFolder) -> None:
         results = execute(folder, reporter)
     except KeyboardInterrupt:
         reporter.close()
-        say(f"stopped; finished stages and checkpoints are kept. next: manticore resume {folder.path}")
+        say(f"stopped; finished stages and checkpoints are kept\nnext: manticore resume {folder.path}")
         raise SystemExit(130) from None
     finally:
         reporter.close()
-    console.print(render_comparison(results))
+    if "compare" in results:
+        console.print(render_comparison(results))
     console.print(render_summary(results))
     done(folder.path / "report.html", f"manticore evaluate {folder.path / 'model'} --task {folder.recipe.task.name}")

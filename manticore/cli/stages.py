@@ -242,10 +242,10 @@ def generate(
         raise ManticoreError("generate: the prompt is empty. Fix: give at least one word")
     set_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    tokens = loaded.generate(
+    tokens = loaded.generate(  # type: ignore[operator]
         input_ids=encoded.input_ids, attention_mask=encoded.attention_mask, max_new_tokens=max_new_tokens, **sampling
     )
-    say(tokenizer.decode(tokens[0], skip_special_tokens=True))
+    say(str(tokenizer.decode(tokens[0], skip_special_tokens=True)))
     say(f"\nnext: manticore evaluate {model} --task text")
 
 

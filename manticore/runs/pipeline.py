@@ -93,9 +93,9 @@ class Pipeline:
             plan = ", ".join(
                 f"{entry.family} of {entry.layers} layers, width {entry.width}" for entry in recipe.pretrain
             )
-            inputs = {"pretrain": [entry.model_dump(mode="json") for entry in recipe.pretrain]}
-            stages.append(self._stage("pretrain", plan, inputs, self._pretrain))
-        inputs = {
+            made = {"pretrain": [entry.model_dump(mode="json") for entry in recipe.pretrain]}
+            stages.append(self._stage("pretrain", plan, made, self._pretrain))
+        inputs: dict[str, Any] = {
             "components": [component.model_dump(mode="json") for component in recipe.components],
             "task": recipe.task.model_dump(mode="json"),
             "combine": recipe.combine.model_dump(mode="json"),

@@ -64,7 +64,7 @@ def run_stages(
     for stage in stages:
         chain = _hash({"before": chain, "stage": stage.name, "inputs": stage.inputs})
         own = folder / stage.name
-        state = _read(own)
+        state = stage_state(own)
         if state.get("inputs") == chain and state.get("status") == "finished":
             outcome, seconds = Outcome(state["results"], state["summary"]), state["seconds"]
             reporter.skipped(stage.name, seconds, outcome.summary)
@@ -96,7 +96,7 @@ def run_stages(
 
 def results_of(own: Path) -> dict[str, Any]:
     """The results of a finished stage, by its folder; empty if it has not run."""
-    return dict(_read(own).get("results", {}))
+    return dict(stage_state(own).get("results", {}))
 
 
 def _merge(results: dict[str, Any], more: Mapping[str, Any]) -> None:
@@ -111,7 +111,7 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _read(own: Path) -> dict[str, Any]:
+def stage_state(own: Path) -> dict[str, Any]:
     """The state of a stage; empty if it never started.
 
     Raises:

@@ -92,7 +92,7 @@ def check(document: Document) -> Recipe | None:
     return recipe if isinstance(recipe, Recipe) and not found else None
 
 
-def _well_formed(values: dict[str, object], wrong: set[object]) -> dict[str, object]:
+def _well_formed(values: dict[str, object], wrong: set[str | int]) -> dict[str, object]:
     """Section name → validated value, for each section without an error of its own."""
     sections: dict[str, object] = {}
     for name, field in Recipe.model_fields.items():
@@ -102,7 +102,7 @@ def _well_formed(values: dict[str, object], wrong: set[object]) -> dict[str, obj
             sections[name] = field.default
             continue
         try:
-            sections[name] = TypeAdapter(field.annotation).validate_python(values[name])
+            sections[name] = TypeAdapter[object](field.annotation).validate_python(values[name])
         except ValidationError:
             continue
     return sections

@@ -36,7 +36,8 @@ def apply_overrides(document: Document, overrides: list[str]) -> None:
 
 def _write(document: Document, keys: list[str], value: Any, place: Place) -> str | None:
     """Set one value; the text of the problem if the way to it is blocked."""
-    container, path = document.values, ()
+    container: Any = document.values
+    path: Path = ()
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
         step: str | int = key
