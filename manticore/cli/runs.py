@@ -73,6 +73,8 @@ def report(run: RunPath) -> None:
 
 def _forget_if_nothing_is_done(path: Path) -> None:
     """Remove the folder of a run whose first stage already failed: there is nothing in it to go on from."""
+    from manticore.runs.stages import stage_state
+
     if any(stage_state(own).get("status") == "finished" for own in path.iterdir() if own.is_dir()):
         say(f"finished stages are kept\nnext: manticore resume {path}")
     else:

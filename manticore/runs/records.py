@@ -42,7 +42,7 @@ def task_record(task: Task) -> dict[str, Any]:
 def write_history(folder: Path, results: dict[str, Any]) -> None:
     """``metrics.jsonl``: every logged step of every stage; ``mixture_weights.csv``: the course of the search."""
     rows = [
-        json.dumps({"stage": stage, **row}) + "\n"
+        json.dumps({"stage": stage, **row}, sort_keys=True) + "\n"
         for stage in ("search", "finetune")
         for row in results.get(stage, {}).get("history", [])
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -102,7 +103,8 @@ def _well_formed(values: dict[str, object], wrong: set[str | int]) -> dict[str, 
             sections[name] = field.default
             continue
         try:
-            sections[name] = TypeAdapter[object](field.annotation).validate_python(values[name])
+            annotation: Any = field.annotation
+            sections[name] = TypeAdapter(annotation).validate_python(values[name])
         except ValidationError:
             continue
     return sections
