@@ -63,7 +63,7 @@ def takes(section: type[BaseModel], *, without: tuple[str, ...] = ()) -> Callabl
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     """The command-line option of one field. Unset is None, so that defaults live in the schema alone."""
-    flag = f"--{name.replace('_', '-')}"
+    flag = _flag(name, field)
     kind, metavar = _kind(field)
     help_text = field.description or ""
     for marker in field.metadata:
@@ -73,18 +73,21 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         help_text += f" One of: {', '.join(choices)}."
     declaration = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
     default = field.get_default()
-    info = typer.Option(
-        declaration,
-        help=help_text,
-        metavar=metavar,
-        show_default=_shown(default) if default not in (None, {}) else False,
-    )
+    if default not in (None, {}):
+        help_text += f" Default: {_shown(default)}."
+    info = typer.Option(declaration, help=help_text, metavar=metavar, show_default=False)
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
         annotation=Annotated[(list[str] if kind is dict else str if kind is list else kind) | None, info],
     )
+
+
+def _flag(name: str, field: FieldInfo) -> str:
+    """``projector_options`` is given one at a time, as ``--projector-option``."""
+    kind, _ = _kind(field)
+    return f"--{name.removesuffix('s') if kind is dict else name}".replace("_", "-")
 
 
 def _shown(default: Any) -> str:
@@ -119,14 +122,14 @@ def _checked(section: type[BaseModel], fields: dict[str, FieldInfo], given: dict
         if value is None:
             continue
         kind, _ = _kind(fields[name])
-        flag = f"--{name.replace('_', '-')}"
+        flag = _flag(name, fields[name])
         if kind is dict:
             values[name] = pairs(value, flag)
         else:
             values[name] = _value(f"[{value}]", flag) if kind is list else value
     model, found = findings(section, values)
     if model is None:
-        lines = [f"--{str(path[0]).replace('_', '-')}: {text}" for path, text in found]
+        lines = [f"{_flag(str(path[0]), fields[str(path[0])])}: {text}" for path, text in found]
         raise ManticoreError("\n".join(lines))
     return {name: getattr(model, name) for name in fields}
 

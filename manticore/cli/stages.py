@@ -23,7 +23,7 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of
 
 @takes(Combine)
 def combine(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL MODEL...", help="Folders or hub ids, two or more.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Folders or hub ids, two or more.")],
     out: Out,
     seed: Seed = 0,
     task: Annotated[

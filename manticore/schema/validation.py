@@ -50,7 +50,7 @@ def _text(model: type[BaseModel], details: ErrorDetails) -> str:
             "less_than_equal": ("<=", "le"),
             "less_than": ("<", "lt"),
         }[kind]
-        return _got(value, f"{sign} {context[bound]}")
+        return _got(value, f"{sign} {context[bound]:g}")
     if kind == "too_short":
         return _got(value, f"at least {context['min_length']} entries", f"{context['actual_length']}")
     if kind == "string_too_short":
