@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from manticore.errors import ManticoreError
 from manticore.kernels.mamba import use_selective_scan
@@ -28,7 +28,7 @@ from manticore.training.flops import counted_flops
 from manticore.training.modes import kept_modes
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
 _T = TypeVar("_T")
 logger = logging.getLogger(__name__)
@@ -145,7 +145,10 @@ def _cache_bytes(config: PreTrainedConfig, layers: list[int], tokens: int, dtype
         # what is cached in the model's precision, whichever that is here, counts in the live model's
         return sum(t.numel() * (dtype.itemsize if t.dtype == model.dtype else t.element_size()) for t in found)
 
-    return _measure_without_data(build, measure) if layers else 0
+    key = _hash(config.to_json_string(use_diff=False), layers, tokens, dtype)
+    if key not in _counted:
+        _counted[key] = _measure_without_data(build, measure) if layers else 0
+    return _counted[key]
 
 
 def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
@@ -232,13 +235,17 @@ def _without_data(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrain
 def _key(model: PreTrainedModel, batch_size: int, length: int, backward: bool) -> str:
     """Everything that the count depends on."""
     mixing = getattr(model, "mixing", None)
-    parts = [
-        repr(model),
+    return _hash(
+        model,
         model.config.to_json_string(use_diff=False),
-        repr([p.requires_grad for p in model.parameters()]),
+        [m.config._attn_implementation for m in model.modules() if isinstance(m, PreTrainedModel)],
+        [p.requires_grad for p in model.parameters()],
         # branches of exactly zero weight are skipped
-        repr([p.eq(0).tolist() for p in mixing.mixture_parameters()] if mixing is not None else None),
-        repr([getattr(module, "gradient_checkpointing", False) for module in model.modules()]),
-        repr((batch_size, length, backward)),
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        [p.eq(0).tolist() for p in mixing.mixture_parameters()] if mixing is not None else None,
+        [getattr(module, "gradient_checkpointing", False) for module in model.modules()],
+        (batch_size, length, backward),
+    )
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -70,16 +70,16 @@ def test_everyone_spends_the_same_flops_and_the_given_models_stay_as_they_are(gp
     models = {"gpt": gpt, "mamba": mamba, "supernet (soft)": hybrid, "hybrid": small}
     before = {name: [p.clone() for p in model.parameters()] for name, model in models.items()}
     budget = budget_for(hybrid, 21)
-    table = compare(models, copying_task(), budget_flops=budget, seeds=(0, 1, 2), batch_size=BATCH)
+    table = compare(models, copying_task(), budget_flops=budget, seeds=(0, 1), batch_size=BATCH)
     assert [(row.model, row.budget) for row in table.rows] == [(name, 0) for name in [*models, "ensemble"]]
     for row in table.rows:
-        assert len(row.seeds) == 3
+        assert len(row.seeds) == 2
         for entry in row.seeds:
             assert budget * 0.95 < entry["flops"] <= budget
         assert not row.mismatch
         low, high = row.interval
         assert low <= row.mean <= high
-        assert row.mean == pytest.approx(sum(e["metrics"]["accuracy"] for e in row.seeds) / 3)
+        assert row.mean == pytest.approx(sum(e["metrics"]["accuracy"] for e in row.seeds) / 2)
     for name, model in models.items():
         assert all(torch.equal(a, b) for a, b in zip(before[name], model.parameters())), name
         assert table.row(name).parameters == count_parameters(model).total
