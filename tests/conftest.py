@@ -1,0 +1,82 @@
+"""Tiny models and checkpoints for the tests of all packages: a GPT-Neo and a Mamba of unequal width and depth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from manticore.training.tokenizers import train_tokenizer
+
+VOCABULARY = 97
+
+
+def gpt_neo(vocab_size: int = VOCABULARY, seed: int = 1) -> GPTNeoForCausalLM:
+    """Width 32, 4 layers, local windows shorter than the test sequences, no dropout."""
+    torch.manual_seed(seed)
+    config = GPTNeoConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        num_layers=4,
+        num_heads=2,
+        attention_types=[[["global", "local"], 2]],
+        window_size=4,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
+    return GPTNeoForCausalLM(config).eval()
+
+
+def mamba(vocab_size: int = VOCABULARY, seed: int = 2) -> MambaForCausalLM:
+    """Width 24, 6 layers."""
+    torch.manual_seed(seed)
+    config = MambaConfig(
+        vocab_size=vocab_size,
+        hidden_size=24,
+        num_hidden_layers=6,
+        state_size=4,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
+    return MambaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def tiny_gpt() -> GPTNeoForCausalLM:
+    """A GPT-Neo in memory, the test's own."""
+    return gpt_neo()
+
+
+@pytest.fixture
+def tiny_mamba() -> MambaForCausalLM:
+    """A Mamba in memory, the test's own."""
+    return mamba()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level, lossless on any text; id 0 ends a text, id 1 is padding."""
+    return train_tokenizer(["def f(x):\n    return x + 1\n"] * 3, 260)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> list[Path]:
+    """Folders of a GPT-Neo and a Mamba with that tokenizer, the second's table padded; read, never write."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    paths = [root / "gpt", root / "mamba"]
+    rows = len(tokenizer)
+    for path, model in zip(paths, (gpt_neo(rows), mamba(rows + 4))):
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+    return paths
