@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from manticore.cli.parameters import Out, Seed, Task, TaskOptions, pairs, takes
-from manticore.cli.terminal import console, done, progress_bar, say
+from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say
 from manticore.errors import ManticoreError
 from manticore.runs.writing import new_folder, refuse_existing, write_json
 from manticore.schema.consistency import options
@@ -44,6 +44,7 @@ def combine(
     import manticore
     from manticore.tasks.task import load_task
 
+    quiet_libraries()
     vocab_size = load_task(task, seed=seed, **chosen).vocab_size if task and chosen is not None else None
     hybrid = manticore.combine(models, vocab_size=vocab_size, seed=seed, **settings)
     with new_folder(out) as folder:
@@ -62,6 +63,7 @@ def align(hybrid: Hybrid, out: Out, seed: Seed = 0, *, settings: dict[str, Any])
     import manticore
     from manticore.runs.models import load_hybrid
 
+    quiet_libraries()
     model = load_hybrid(hybrid, supernet=True)
     with progress_bar("align") as progress:
         report = manticore.align(model, seed=seed, progress=progress, **settings)
@@ -87,6 +89,7 @@ def search(
     from manticore.runs.models import load_hybrid
     from manticore.tasks.task import load_task
 
+    quiet_libraries()
     model = load_hybrid(hybrid, supernet=True)
     loaded = load_task(task, tokenizer=model.tokenizer, seed=seed, **chosen)
     with new_folder(out) as folder:
@@ -111,6 +114,7 @@ def discretize(hybrid: Hybrid, out: Out, *, settings: dict[str, Any]) -> None:
     import manticore
     from manticore.runs.models import load_hybrid
 
+    quiet_libraries()
     small = manticore.discretize(load_hybrid(hybrid, supernet=True), **settings)
     with new_folder(out) as folder:
         small.save_pretrained(folder)
@@ -133,6 +137,7 @@ def finetune(
     from manticore.runs.models import load_model
     from manticore.tasks.task import load_task
 
+    quiet_libraries()
     loaded, tokenizer = load_model(model)
     problem = load_task(task, tokenizer=tokenizer, seed=seed, **chosen)
     with new_folder(out) as folder:
@@ -169,6 +174,7 @@ def compare(
     from manticore.runs.records import task_record
     from manticore.tasks.task import load_task
 
+    quiet_libraries()
     loaded = {name: load_model(name) for name in models}
     problem = load_task(task, tokenizer=next(iter(loaded.values()))[1], **chosen)
     with new_folder(out) as folder:
@@ -207,6 +213,7 @@ def evaluate(
     from manticore.runs.models import load_model
     from manticore.tasks.task import load_task
 
+    quiet_libraries()
     loaded, tokenizer = load_model(model)
     problem = load_task(task, tokenizer=tokenizer, **chosen)
     metrics = manticore.evaluate(loaded, problem, split=split, batch_size=batch_size, max_examples=max_examples)
@@ -234,6 +241,7 @@ def generate(
 
     from manticore.runs.models import load_model
 
+    quiet_libraries()
     loaded, tokenizer = load_model(model)
     if tokenizer is None:
         raise ManticoreError(f"{model}: carries no tokenizer, so it reads no text. Fix: give a model that has one")
