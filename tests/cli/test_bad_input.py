@@ -85,8 +85,21 @@ def recipe(first: str, second: str, **sections: str) -> str:
             ["evaluate", "gpt", "-t", "text", "--task-option", "source=binary.dat"], "binary.dat", id="binary text"
         ),
         pytest.param(
-            ["finetune", "gpt", "-t", "mad/in-context-recall", *TASK_OPTIONS, "-o", "new"]
-            + ["--lr", "1e30", "--batch-size", "8", "--steps", "8"],
+            [
+                "finetune",
+                "gpt",
+                "-t",
+                "mad/in-context-recall",
+                *TASK_OPTIONS,
+                "-o",
+                "new",
+                "--lr",
+                "1e30",
+                "--batch-size",
+                "8",
+                "--steps",
+                "8",
+            ],
             "loss",
             id="NaN loss",
         ),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,14 +25,14 @@ def test_help_is_quick_and_imports_neither_torch_nor_transformers() -> None:
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "print('loaded', [name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
     )
-    best = float("inf")
-    for _ in range(3):
-        started = time.perf_counter()
-        finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-        best = min(best, time.perf_counter() - started)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # time on the processor: how long one waits depends on what else this machine does
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert finished.stdout.strip().endswith("loaded []")
     assert "quickstart" in finished.stdout
-    assert best < 1.0
+    assert seconds < 1.0
 
 
 def test_check_needs_no_torch_either() -> None:
