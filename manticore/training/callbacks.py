@@ -35,6 +35,8 @@ class MetricsFile(TrainerCallback):
         self._path = path
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
         # the checkpoint's history replaces rows that an interrupted run wrote after its last checkpoint
         aside = self._path.with_name(self._path.name + ".tmp")
         aside.write_text("".join(_line(row) for row in state.log_history if "loss" in row))

@@ -92,6 +92,7 @@ def open_folder(folder: Path, settings: Mapping[str, Any], *, resume: bool, stag
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON; a reader sees the old file or the new one, never a part."""
-    aside = path.with_name(path.name + ".tmp")
+    # several processes of one run may write it at once
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     aside.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(aside, path)

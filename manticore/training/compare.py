@@ -105,6 +105,7 @@ def compare(
     gradient_checkpointing: bool = False,
     bf16: bool = False,
     cpu: bool = False,
+    test_examples: int | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool | Callable[[int, int, str], None] = False,
@@ -124,6 +125,7 @@ def compare(
         ensemble: add the average of the logits of all models that are no hybrids, where there are two or more.
         batch_size, weight_decay, schedule, warmup_steps, trainable, lora_rank, gradient_checkpointing, bf16, cpu:
             as in :func:`manticore.finetune`, the same for all.
+        test_examples: score only so many examples of the test split (and of the validation split).
         out: folder for results and checkpoints, from which a killed comparison resumes.
         resume: go on with the results in `out`, if there are any.
         progress: True for a bar over runs, or a function of (runs done, runs in all, what runs next).
@@ -154,6 +156,7 @@ def compare(
         "lora_rank": lora_rank,
         "gradient_checkpointing": gradient_checkpointing,
         "bf16": bf16,
+        "test_examples": test_examples,
     }
     settings = {
         **options,
@@ -238,7 +241,10 @@ class _Runs:
         result = finetune(
             model, task, budget_flops=train_flops, lr=lr, seed=seed, out=where, resume=True, **self.options
         )
-        choosing = len(self.learning_rates) > 1
+        validation = None
+        if len(self.learning_rates) > 1:
+            examples = self.options["test_examples"]
+            validation = evaluate(model, task, split="validation", max_examples=examples)[task.primary_metric]
         cache = cache_cost(model)
         kept = self.log.add(
             unit,
@@ -248,7 +254,7 @@ class _Runs:
                 "flops": result.flops,
                 "seconds": result.seconds,
                 "metrics": result.metrics,
-                "validation": evaluate(model, task, split="validation")[task.primary_metric] if choosing else None,
+                "validation": validation,
                 "parameters": count_parameters(model).total,
                 "flops_per_token": flops_per_token_forward(model, task.length),
                 "cache_bytes_per_token": cache.bytes_per_token,

@@ -79,6 +79,7 @@ def finetune(
     gradient_checkpointing: bool = False,
     bf16: bool = False,
     cpu: bool = False,
+    test_examples: int | None = None,
     progress: bool | Progress = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> FinetuneResult:
@@ -104,6 +105,7 @@ def finetune(
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more FLOPs.
         bf16: compute in bfloat16 where that is safe.
         cpu: stay on the CPU where an accelerator is present.
+        test_examples: score only so many examples of the test split.
         progress: True for a bar on the terminal, or a function of (step, steps, row).
         tokenizer: for tasks that read text; None takes the hybrid's.
 
@@ -182,7 +184,7 @@ def finetune(
         tokens=steps * batch_size * task.length,
         flops=steps * flops,
         seconds=trainer.stopwatch.seconds,
-        metrics=evaluate(model, task, batch_size=batch_size),
+        metrics=evaluate(model, task, batch_size=batch_size, max_examples=test_examples),
         history=history,
     )
 

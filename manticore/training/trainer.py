@@ -276,7 +276,8 @@ def training_arguments(
         seed=seed,
         data_seed=data_seed,
         bf16=bf16,
-        use_cpu=cpu,
+        # bfloat16 is refused unless the CPU is asked for by name
+        use_cpu=cpu or not torch.accelerator.is_available(),
         # every step sees whole batches, so every step costs the same FLOPs
         dataloader_drop_last=True,
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -147,6 +147,21 @@ def test_scoring_does_not_depend_on_the_batch_size(hybrid, task):
     assert one["loss"] == pytest.approx(three["loss"], abs=1e-6)
 
 
+def test_training_in_bfloat16(hybrid, task):
+    before = evaluate(hybrid, task)["loss"]
+    result = finetune(hybrid, task, steps=20, batch_size=8, lr=1e-2, bf16=True)
+    assert result.metrics["loss"] < before - 0.1
+    assert {p.dtype for p in hybrid.parameters()} == {torch.float32}
+
+
+def test_a_hybrid_whose_search_left_the_mixture_trainable_is_fine_tuned_at_its_weights(hybrid, task):
+    for parameter in hybrid.mixing.mixture_parameters():
+        parameter.requires_grad_(True)
+    before = hybrid.mixture_weights
+    finetune(hybrid, task, steps=2, batch_size=8, test_examples=1)
+    assert torch.equal(hybrid.mixture_weights, before)
+
+
 def test_scoring_some_examples(gpt, task):
     # the test split is the first seven rows of the training split
     assert evaluate(gpt, task, split="train", max_examples=7)["loss"] == pytest.approx(evaluate(gpt, task)["loss"])
