@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from manticore.training.pretrain import pretrain
 
@@ -12,19 +13,7 @@ TOKENS = 128
 
 def pretrained_pair(seed: int, *, steps: int) -> tuple[Path, Path]:
     """A GPT-Neo of width 128 and a Mamba of width 160, four layers each, with one shared tokenizer (cached)."""
-    shared = {"corpus": "stdlib", "steps": steps, "batch_size": 16, "length": TOKENS, "seed": seed, "lr": 2e-3}
-    gpt = pretrain(
-        "gpt_neo",
-        {
-            "hidden_size": 128,
-            "num_layers": 4,
-            "num_heads": 4,
-            "attention_types": [[["global", "local"], 2]],
-            "window_size": 64,
-            "max_position_embeddings": 256,
-        },
-        vocab_size=1024,
-        **shared,
-    )
-    mamba = pretrain("mamba", {"hidden_size": 160, "num_hidden_layers": 4, "state_size": 16}, tokenizer=gpt, **shared)
+    shared: dict[str, Any] = {"steps": steps, "batch_size": 16, "length": TOKENS, "seed": seed}
+    gpt = pretrain("gpt_neo", layers=4, width=128, **shared)
+    mamba = pretrain("mamba", layers=4, width=160, **shared)
     return gpt, mamba
