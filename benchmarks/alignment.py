@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from measure import write_json
-from pairs import TOKENS, pretrained_pair
+from pairs import TEXT_BYTES, TOKENS, pretrained_pair
 from rich.console import Console
 from rich.table import Table
 
@@ -42,7 +42,7 @@ class Seed:
         self.seed = seed
         self.paths = pretrained_pair(seed, steps=pretrain_steps)
         tokenizer = load_tokenizer(self.paths[0])
-        self.task: Task = load_task("text", tokenizer=tokenizer, source="stdlib", length=TOKENS)
+        self.task: Task = load_task("text", tokenizer=tokenizer, source="stdlib", length=TOKENS, max_bytes=TEXT_BYTES)
         self.calibration = self.task.data["train"].shuffle(seed=seed)
         self.parents = [load_component(path) for path in self.paths]
         self.budget = FULL_STEPS * flops_per_step(self.parents[0], BATCH, TOKENS)
@@ -144,7 +144,7 @@ def main() -> int:
     """Print the table, write the JSON, and fail where ridge does not beat the gradient steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pretrain-steps", type=int, default=800)
+    parser.add_argument("--pretrain-steps", type=int, default=600)
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     seeds = []

@@ -9,11 +9,15 @@ from manticore.training.pretrain import pretrain
 
 TOKENS = 128
 """Length of the packs they are trained on."""
+TEXT_BYTES = 4_000_000
+"""How much of the standard library's source is read."""
 
 
 def pretrained_pair(seed: int, *, steps: int) -> tuple[Path, Path]:
     """A GPT-Neo of width 128 and a Mamba of width 160, four layers each, with one shared tokenizer (cached)."""
-    shared: dict[str, Any] = {"steps": steps, "batch_size": 16, "length": TOKENS, "seed": seed}
+    shared: dict[str, Any] = {
+        "steps": steps, "batch_size": 16, "length": TOKENS, "max_bytes": TEXT_BYTES, "seed": seed
+    }  # fmt: skip
     gpt = pretrain("gpt_neo", layers=4, width=128, **shared)
     mamba = pretrain("mamba", layers=4, width=160, **shared)
     return gpt, mamba
