@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from manticore.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
-TASK_OPTIONS = [
-    *("--task-option", "seq_len=16", "--task-option", "num_train_examples=32"),
+MAD = [
+    *("-t", "mad/in-context-recall", "--task-option", "seq_len=16", "--task-option", "num_train_examples=32"),
     *("--task-option", "num_test_examples=16", "--task-option", "num_validation_examples=16"),
 ]
 
@@ -85,21 +85,7 @@ def recipe(first: str, second: str, **sections: str) -> str:
             ["evaluate", "gpt", "-t", "text", "--task-option", "source=binary.dat"], "binary.dat", id="binary text"
         ),
         pytest.param(
-            [
-                "finetune",
-                "gpt",
-                "-t",
-                "mad/in-context-recall",
-                *TASK_OPTIONS,
-                "-o",
-                "new",
-                "--lr",
-                "1e30",
-                "--batch-size",
-                "8",
-                "--steps",
-                "8",
-            ],
+            ["finetune", "gpt", *MAD, "-o", "new", "--lr", "1e30", "--batch-size", "8", "--steps", "8"],
             "loss",
             id="NaN loss",
         ),
