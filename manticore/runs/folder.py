@@ -32,6 +32,7 @@ from manticore.errors import ManticoreError
 from manticore.runs.environment import environment
 from manticore.runs.writing import new_folder, write_json, write_text
 from manticore.schema.loading import LoadedRecipe, load_recipe
+from manticore.schema.options import options_of
 from manticore.schema.recipe import Recipe
 
 SCHEMA_VERSION = 1
@@ -134,7 +135,14 @@ def _rooted(recipe: Recipe) -> Recipe:
     ]
     pretrain = [p.model_copy(update={"text": _absolute(p.text)}) for p in recipe.pretrain]
     align = recipe.align and recipe.align.model_copy(update={"text": _absolute(recipe.align.text)})
-    return recipe.model_copy(update={"components": components, "pretrain": pretrain, "align": align})
+    known = options_of("task", recipe.task.name) or {}
+    paths = {name for name, option in known.items() if "Path" in option.annotation}
+    options = {
+        name: _absolute(value) if name in paths and isinstance(value, str) else value
+        for name, value in recipe.task.options.items()
+    }
+    task = recipe.task.model_copy(update={"options": options})
+    return recipe.model_copy(update={"components": components, "pretrain": pretrain, "align": align, "task": task})
 
 
 def _absolute(text: str) -> str:

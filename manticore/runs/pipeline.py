@@ -6,7 +6,6 @@ uninterrupted one see the same bytes.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from functools import cached_property
@@ -18,7 +17,7 @@ from manticore.components.loading import load_tokenizer
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.report import write_model_card, write_report
 from manticore.runs.folder import RunFolder
-from manticore.runs.lineage import data_lineage, model_lineage
+from manticore.runs.lineage import data_lineage, model_folder, model_lineage
 from manticore.runs.lock import locked
 from manticore.runs.records import component_record, task_record, write_history
 from manticore.runs.reporter import LogReporter, Reporter
@@ -108,7 +107,11 @@ class Pipeline:
         if recipe.search is not None:
             plan = f"{recipe.search.method}, {_amount(recipe.search)} on {recipe.task.name}"
             stages.append(self._stage("search", plan, recipe.search, self._search))
-        inputs = {"path": recipe.discretize.path, "start": recipe.finetune.start}
+        inputs = {
+            "path": recipe.discretize.path,
+            "start": recipe.finetune.start,
+            "test_examples": recipe.finetune.test_examples,
+        }
         stages.append(self._stage("discretize", "one component per block", inputs, self._discretize))
         plan = f"{_amount(recipe.finetune)} on {recipe.task.name}"
         stages.append(self._stage("finetune", plan, recipe.finetune, self._finetune))
@@ -128,8 +131,10 @@ class Pipeline:
     def sources(self) -> list[str]:
         """Folder or hub id of each component."""
         made: dict[str, str] = {}
-        if self.recipe.pretrain:
-            made = json.loads((self.path / "pretrain" / "models.json").read_text(encoding="utf-8"))
+        for entry in self.recipe.pretrain:
+            # in the cache since the first stage, and made again if it was emptied
+            settings = entry.model_dump(exclude={"name"})
+            made[entry.name] = str(pretrain(**settings, progress=self._progress(entry.name)))
         return [made.get(component.source, component.source) for component in self.recipe.components]
 
     @cached_property
@@ -179,12 +184,8 @@ class Pipeline:
     # The stages
 
     def _pretrain(self, own: Path) -> Outcome:
-        made: dict[str, str] = {}
-        for entry in self.recipe.pretrain:
-            settings = entry.model_dump(exclude={"name"})
-            made[entry.name] = str(pretrain(**settings, progress=self._progress(entry.name)))
-        write_json(own / "models.json", made)
-        return Outcome({}, ", ".join(f"{name} in {folder}" for name, folder in made.items()))
+        names = ", ".join(component.name for component in self.recipe.components)
+        return Outcome({}, f"{names} in {Path(self.sources[0]).parent}")
 
     def _combine(self, own: Path) -> Outcome:
         recipe = self.recipe
@@ -253,8 +254,9 @@ class Pipeline:
         small = self.discrete(path, self.recipe.seed)
         small.config.searched_weights = searched.mixture_weights.tolist()
         _save(small, own)
-        before = manticore.evaluate(searched, self.task)
-        after = manticore.evaluate(manticore.discretize(searched, path), self.task)
+        scored = self.recipe.finetune.test_examples
+        before = manticore.evaluate(searched, self.task, max_examples=scored)
+        after = manticore.evaluate(manticore.discretize(searched, path), self.task, max_examples=scored)
         metric = self.task.primary_metric
         found = {
             "path": path,
@@ -295,7 +297,8 @@ class Pipeline:
         path = found["discretize"]["path"]
         searching = found["align"].get("flops", 0) + found["search"].get("flops", 0)
         models: dict[str, Any] = {
-            component.name: str(source) for component, source in zip(self.recipe.components, self.sources)
+            component.name: str(model_folder(source, component.revision) or source)
+            for component, source in zip(self.recipe.components, self.sources)
         }
         models[SUPERNET] = lambda seed: self.searched()
         models[HYBRID] = lambda seed: self.discrete(path, seed)
@@ -310,6 +313,7 @@ class Pipeline:
             ensemble=section.ensemble,
             gradient_checkpointing=tuning.gradient_checkpointing,
             bf16=tuning.bf16,
+            test_examples=tuning.test_examples,
             out=own,
             resume=True,
             progress=lambda done, runs, what: self.reporter.progress("compare", done, runs, None),

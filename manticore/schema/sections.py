@@ -219,6 +219,8 @@ class Finetune(Section):
     """Recompute activations in the backward pass: less memory, a third more FLOPs."""
     bf16: bool = False
     """Compute in bfloat16 where that is safe."""
+    test_examples: Count | None = None
+    """Score only so many examples of the test split; left out, all."""
 
 
 class Compare(Section):
@@ -259,6 +261,8 @@ class CompareModels(Section):
     """Recompute activations in the backward pass: less memory, a third more FLOPs."""
     bf16: bool = False
     """Compute in bfloat16 where that is safe."""
+    test_examples: Count | None = None
+    """Score only so many examples of the test split, and of the validation split; left out, all."""
 
 
 class Report(Section):
