@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +160,8 @@ def compare(
     }
     settings = {
         **options,
+        # how a rate was chosen is part of a result
+        "learning_rates": list(learning_rates),
         "task": task.name,
         "data": data_fingerprint(task),
         **{f"weights of {name}": weights_fingerprint(source) for name, source in sources.items()},
@@ -215,7 +217,8 @@ class _Runs:
     learning_rates: list[float]
     folder: Path | None
     log: UnitLog
-    report: Callable[[str], object] = str
+    report: Callable[[str], None] = field(default=lambda unit: None)
+    """Called with the name of each run before it starts."""
 
     @property
     def per_row(self) -> int:
@@ -280,15 +283,17 @@ class _Runs:
 
 
 @contextmanager
-def _watched(progress: bool | Callable[[int, int, str], None], runs: int) -> Iterator[Callable[[str], object]]:
+def _watched(progress: bool | Callable[[int, int, str], None], runs: int) -> Iterator[Callable[[str], None]]:
     """A function to call with the name of each run before it starts."""
+    started = itertools.count()
     if callable(progress):
-        counter = itertools.count()
-        yield lambda name: progress(next(counter), runs, name)
-    elif progress:
-        with tqdm(total=runs, desc="compare", unit="run") as bar:
-            counter = itertools.count()
-            yield lambda name: (bar.set_postfix_str(name), bar.update(next(counter) - bar.n))
-            bar.update(runs - bar.n)
-    else:
-        yield lambda name: None
+        yield lambda name: progress(next(started), runs, name)
+        return
+    with tqdm(total=runs, desc="compare", unit="run", disable=not progress) as bar:
+
+        def show(name: str) -> None:
+            bar.set_postfix_str(name)
+            bar.update(next(started) - bar.n)
+
+        yield show
+        bar.update(runs - bar.n)

@@ -76,15 +76,12 @@ def add_ensemble(sources: dict[str, Source], task: Task) -> None:
         return
 
     def ensemble(seed: int) -> PreTrainedModel:
-        models = [build(source, seed) for source in parents.values()]
-        fresh = any(task.vocab_size not in (None, model.config.vocab_size) for model in models)
-        hybrid = combine(
-            models,
-            num_blocks=1,
-            mixing="routed",
-            vocab_size=task.vocab_size if fresh else None,
-            seed=seed,
-        )
+        # folders keep their tokenizers, which say what differently padded tables have in common
+        models = [s if isinstance(s, str | Path) else build(s, seed) for s in parents.values()]
+        sizes = {(load_config(str(m)) if isinstance(m, str | Path) else m.config).vocab_size for m in models}
+        fresh = task.vocab_size is not None and sizes != {task.vocab_size}
+        vocab_size = task.vocab_size if fresh else None
+        hybrid = combine(models, num_blocks=1, mixing="routed", vocab_size=vocab_size, seed=seed)
         # nothing crosses from one parent to another, so the projectors would only be counted
         hybrid.mixing.projectors = nn.ModuleDict()
         return hybrid

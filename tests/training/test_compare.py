@@ -207,8 +207,8 @@ def test_models_from_folders_and_from_functions_of_the_seed(gpt, tmp_path):
         seeds.append(seed)
         return parents()["wide"]
 
-    table = run([tmp_path / "saved", str(tmp_path / "saved"), made])
-    assert [row.model for row in table.rows] == ["saved", "saved-2", "made"]
+    table = run([tmp_path / "saved", str(tmp_path / "saved"), made], ensemble=True, budget_flops=9_000_000)
+    assert [row.model for row in table.rows] == ["saved", "saved-2", "made", "ensemble"]
     assert table.rows[0].seeds[0]["metrics"] == table.rows[1].seeds[0]["metrics"]
     assert seeds == [0, 1]
 
