@@ -122,7 +122,8 @@ def compare(
         seeds: of data order, dropout and fresh parameters; three or more show a spread worth the name.
         learning_rates: with more than one, each model at each budget uses the one that scores best on the
             validation split with the first seed.
-        ensemble: add the average of the logits of all models that are no hybrids, where there are two or more.
+        ensemble: add the average of the logits of all models that are no hybrids, where two or more are given as
+            models or folders.
         batch_size, weight_decay, schedule, warmup_steps, trainable, lora_rank, gradient_checkpointing, bf16, cpu:
             as in :func:`manticore.finetune`, the same for all.
         test_examples: score only so many examples of the test split (and of the validation split).
