@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from manticore.runs.folder import RESULTS
 
 SOON = 0.002
@@ -87,7 +85,6 @@ def _numbers(value: Any) -> Any:
     return [_numbers(item) for item in value] if isinstance(value, list) else value
 
 
-@pytest.mark.slow
 def test_a_run_killed_in_every_stage_resumes_to_the_same_numbers(mini_recipe: Path, tmp_path: Path) -> None:
     stages = ["pretrain", "combine", "align", "search", "discretize", "finetune", "compare"]
     caught = {stage: _kill_in(stage, mini_recipe, tmp_path / "killed", tmp_path / "cache-1") for stage in stages}

@@ -1,0 +1,147 @@
+"""Stages, locks and files: what is skipped, what starts over, and what a failure leaves behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from manticore.errors import ManticoreError
+from manticore.runs.lock import locked
+from manticore.runs.stages import Outcome, Stage, run_stages
+from manticore.runs.writing import new_folder, write_text
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Watcher:
+    """Notes a run's events."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def started(self, stage: str, plan: str) -> None:
+        self.events.append(f"{stage} started")
+
+    def skipped(self, stage: str, seconds: float, outcome: str) -> None:
+        self.events.append(f"{stage} skipped")
+
+    def finished(self, stage: str, seconds: float, outcome: str) -> None:
+        self.events.append(f"{stage} finished")
+
+    def progress(self, what: str, step: int, steps: int, loss: float | None) -> None:
+        self.events.append(f"{what} {step}/{steps}")
+
+
+def go(folder: Path, *inputs: int, fail_in: str = "") -> tuple[list[str], dict]:
+    """Run stages a, b, c with these inputs; their results, and what happened."""
+    watcher = Watcher()
+
+    def stage(name: str, value: int) -> Stage:
+        def work(own: Path) -> Outcome:
+            if name == fail_in:
+                (own / "half").touch()
+                raise ManticoreError(f"{name} cannot")
+            return Outcome({"all": {name: value}, name: {"half": (own / "half").exists()}}, "done")
+
+        return Stage(name, "plan", {"value": value}, work)
+
+    stages = [stage(name, value) for name, value in zip("abc", inputs)]
+    results: dict = {}
+    try:
+        results = run_stages(folder, stages, watcher, lambda so_far: None)
+    except ManticoreError as error:
+        watcher.events.append(str(error))
+    return watcher.events, results
+
+
+def test_finished_stages_are_skipped_and_their_results_kept(tmp_path: Path) -> None:
+    _, first = go(tmp_path, 1, 2, 3)
+    events, second = go(tmp_path, 1, 2, 3)
+    assert events == ["a skipped", "b skipped", "c skipped"]
+    assert second == first
+    assert second["all"] == {"a": 1, "b": 2, "c": 3}
+
+
+def test_a_changed_stage_starts_over_and_so_do_those_after_it(tmp_path: Path) -> None:
+    go(tmp_path, 1, 2, 3)
+    (tmp_path / "b" / "half").touch()
+    events, results = go(tmp_path, 1, 7, 3)
+    assert events == ["a skipped", "b started", "b finished", "c started", "c finished"]
+    assert results["all"] == {"a": 1, "b": 7, "c": 3}
+    assert results["b"] == {"half": False}
+
+
+def test_an_interrupted_stage_finds_what_it_left_behind(tmp_path: Path) -> None:
+    events, _ = go(tmp_path, 1, 2, 3, fail_in="b")
+    assert events[-2:] == ["b started", "b cannot"]
+    events, results = go(tmp_path, 1, 2, 3)
+    assert events[:3] == ["a skipped", "b started", "b finished"]
+    assert results["b"] == {"half": True}
+
+
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    go(tmp_path, 1, 2, 3)
+    (tmp_path / "b" / "state.json").write_text("{")
+    events, _ = go(tmp_path, 1, 2, 3)
+    assert events[-1].startswith(f"{tmp_path}/b/state.json: cannot be read. Fix: remove the folder {tmp_path}/b")
+
+
+def test_a_second_process_is_refused_until_the_first_has_died(tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from pathlib import Path\n"
+        "from manticore.runs.lock import locked\n"
+        f"with locked(Path({str(tmp_path)!r})):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(ManticoreError, match=rf"process {holder.pid} on .* is working in this run folder\. Fix: "):
+        with locked(tmp_path):
+            pass
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.communicate()
+    with locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_an_output_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    with pytest.raises(ManticoreError, match="half"), new_folder(out) as folder:
+        (folder / "part").touch()
+        raise ManticoreError("half")
+    assert list(out.parent.iterdir()) == []
+    with new_folder(out) as folder:
+        (folder / "part").touch()
+        assert not out.exists()
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    with pytest.raises(ManticoreError, match="exists already, nothing was changed"), new_folder(out):
+        pass
+
+
+def test_a_folder_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ManticoreError, match="exists already"), new_folder(out):
+        out.mkdir()
+        (out / "theirs").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"]
+
+
+def test_a_file_is_replaced_whole_or_stays(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    write_text(file, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(file, "new \ud800")
+    assert file.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
