@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,12 @@ from transformers import (
 from manticore.training.tokenizers import train_tokenizer
 
 VOCABULARY = 97
+
+
+def pytest_collection_finish() -> None:
+    """Sets aside what the libraries imported: every training run collects garbage, which takes longer than the run."""
+    gc.collect()
+    gc.freeze()
 
 
 def gpt_neo(vocab_size: int = VOCABULARY, seed: int = 1) -> GPTNeoForCausalLM:

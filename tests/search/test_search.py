@@ -177,6 +177,20 @@ def test_a_budget_buys_whole_steps():
     assert result.tokens == 3 * 8 * recall().length
 
 
+@pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"accumulation": 2}], ids=str)
+def test_saving_memory_changes_nothing_but_rounding(options):
+    plain = search(make_hybrid(), recall(), method="dash", **QUICK)
+    result = search(make_hybrid(), recall(), method="dash", **QUICK, **options)
+    torch.testing.assert_close(result.weights, plain.weights, atol=1e-4, rtol=0)
+
+
+def test_bfloat16_keeps_the_weights_in_single_precision():
+    result = search(make_hybrid(), recall(), bf16=True, **QUICK)
+    assert result.weights.dtype == torch.float32
+    torch.testing.assert_close(result.weights.sum(-1), torch.ones(2))
+    assert not torch.equal(result.weights, torch.full((2, 2), 0.5))
+
+
 def test_the_hybrid_keeps_its_mode():
     hybrid = make_hybrid().eval()
     search(hybrid, recall(), **QUICK)

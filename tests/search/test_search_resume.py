@@ -38,7 +38,8 @@ SETTINGS = {
 
 def run(name, out, **options):
     """Ten steps of four batches an epoch; checkpoints at 3, 6, 9 and 10."""
-    hybrid = make_hybrid("routed" if name == "gaea" else "translated")
+    # with dropout, so that the stream of random numbers matters
+    hybrid = make_hybrid("routed" if name == "gaea" else "translated", dropout=0.1)
     return search(
         hybrid,
         recall(),

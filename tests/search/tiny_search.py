@@ -11,7 +11,7 @@ from manticore.tasks.task import load_task
 VOCABULARY = 8
 
 
-def tiny_gpt(seed: int) -> GPTNeoForCausalLM:
+def tiny_gpt(seed: int, dropout: float) -> GPTNeoForCausalLM:
     torch.manual_seed(seed)
     config = GPTNeoConfig(
         vocab_size=VOCABULARY,
@@ -21,7 +21,7 @@ def tiny_gpt(seed: int) -> GPTNeoForCausalLM:
         attention_types=[[["global"], 2]],
         max_position_embeddings=32,
         intermediate_size=32,
-        resid_dropout=0.1,
+        resid_dropout=dropout,
         bos_token_id=None,
         eos_token_id=None,
     )
@@ -43,10 +43,10 @@ def tiny_mamba(seed: int) -> MambaForCausalLM:
     return MambaForCausalLM(config)
 
 
-def make_hybrid(mixing="translated", num_blocks=2, seed=0):
+def make_hybrid(mixing="translated", num_blocks=2, seed=0, dropout=0.0):
     """A supernet of a GPT-Neo and a Mamba (component 0 and 1) of unequal width and depth."""
     return manticore.combine(
-        [tiny_gpt(seed), tiny_mamba(seed)], num_blocks=num_blocks, mixing=mixing, check=False, seed=seed
+        [tiny_gpt(seed, dropout), tiny_mamba(seed)], num_blocks=num_blocks, mixing=mixing, check=False, seed=seed
     )
 
 
