@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from manticore.errors import ManticoreError
 
@@ -23,6 +23,9 @@ REFUSED_FAMILIES = {
     "rwkv": "it rescales its weights in place while it runs",
     "recurrent_gemma": "its recurrent state lives in the modules, not in a cache",
 }
+
+# one of these lies beside the weights where a checkpoint brings its tokenizer
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def load_component(
@@ -44,10 +47,20 @@ def load_component(
     Raises:
         ManticoreError: no causal LM, weights only as pickle, remote code needed, weights missing or of wrong shape.
     """
+    wanted = None if dtype is None else _as_dtype(dtype)
     if isinstance(source, PreTrainedModel):
-        check_family(source.config, str(source.config.name_or_path or type(source).__name__))
+        _check_object(source)
         model = copy.deepcopy(source)
-        return (model if dtype is None else nn.Module.to(model, dtype=_as_dtype(dtype))).eval()
+        if wanted is not None:
+            # as from_pretrained does it: tables that a family derives, such as rotary frequencies, are not rounded
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(wanted)
+        return model.eval()
+    if not isinstance(source, str | Path):
+        raise ManticoreError(
+            f"a {type(source).__name__} is no component (expected a folder, a hub id or a PreTrainedModel). "
+            "Fix: merge adapters into their model first"
+        )
     name = str(source)
     config = load_config(name, revision=revision)
     _refuse_pickle(name)
@@ -56,12 +69,14 @@ def load_component(
             name,
             config=config,
             revision=revision,
-            dtype=dtype if dtype is not None else "auto",
+            dtype=wanted if wanted is not None else "auto",
             use_safetensors=True,
+            # reported below, with the name of the weight
+            ignore_mismatched_sizes=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ManticoreError(f"{name}: its weights cannot be loaded: {one_line(error)}") from error
     except Exception as error:
         # safetensors raises its own class for damaged files
@@ -69,15 +84,19 @@ def load_component(
             raise
         raise ManticoreError(f"{name}: a weights file is damaged: {one_line(error)}. Fix: download it again") from error
     model, info = loaded
+    mismatched = sorted(info.get("mismatched_keys", []), key=str)
+    if mismatched:
+        key, got, expected = mismatched[0]
+        raise ManticoreError(
+            f"{name}: {key} does not fit config.json (got shape {list(got)}, expected {list(expected)}). "
+            "Fix: give weights and config.json of one checkpoint"
+        )
     missing = sorted(info.get("missing_keys", []))
     if missing:
         raise ManticoreError(
             f"{name}: {len(missing)} weights are not in the checkpoint (first: {missing[0]}). "
             "Fix: give a complete checkpoint"
         )
-    mismatched = sorted(str(entry[0]) for entry in info.get("mismatched_keys", []))
-    if mismatched:
-        raise ManticoreError(f"{name}: {mismatched[0]} has another shape than its config.json says")
     for parameter_name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ManticoreError(f"{name}: {parameter_name} holds NaN or infinity. Fix: give an intact checkpoint")
@@ -93,23 +112,33 @@ def load_config(name: str, *, revision: str | None = None) -> PreTrainedConfig:
     path = Path(name)
     if path.exists() and not (path / "config.json").is_file():
         raise ManticoreError(f"{name}: no config.json there. Fix: give the folder of a checkpoint")
+    if not path.exists() and (path.is_absolute() or name.startswith(".") or len(path.parts) > 2):
+        raise ManticoreError(f"{name}: no such folder. Fix: check the path")
     try:
         raw, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
-    except (OSError, ValueError) as error:
+        if not isinstance(raw, dict) or not raw:
+            raise ValueError("it holds no settings")
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        if path.exists():
+            raise ManticoreError(
+                f"{name}: config.json cannot be read ({one_line(error)}). Fix: give the folder of a checkpoint"
+            ) from error
         raise ManticoreError(
             f"{name}: no such checkpoint: neither a folder nor a model that the hub returned ({one_line(error)}). "
             "Fix: check the path or id, or go online"
         ) from error
     family = raw.get("model_type")
-    if "auto_map" in raw and family not in CONFIG_MAPPING:
+    known = isinstance(family, str) and family in CONFIG_MAPPING
+    if "auto_map" in raw and not known:
         raise ManticoreError(
             f"{name}: it asks to run its own Python code (auto_map), which is never done. "
             "Fix: use a checkpoint of a family that transformers ships"
         )
-    if not raw:
-        raise ManticoreError(f"{name}: config.json is empty or unreadable. Fix: give the folder of a checkpoint")
-    if family not in CONFIG_MAPPING:
-        raise ManticoreError(f"{name}: model_type {family!r} is unknown to this version of transformers")
+    if not known:
+        raise ManticoreError(
+            f"{name}: model_type {family!r} is unknown to this version of transformers. "
+            "Fix: use a checkpoint of a family that it ships"
+        )
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:
@@ -132,7 +161,8 @@ def check_family(config: PreTrainedConfig, name: str) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise ManticoreError(f"{name}: family {family!r} is an encoder-decoder. Fix: give a decoder-only causal LM")
     causal = {known} if isinstance(known, str) else set(known or ())
-    architectures = config.architectures or []
+    named = config.architectures or []
+    architectures = [named] if isinstance(named, str) else named
     if architectures and causal and not causal & set(architectures):
         raise ManticoreError(
             f"{name}: the checkpoint is a {architectures[0]} (expected {' or '.join(sorted(causal))}). "
@@ -140,6 +170,8 @@ def check_family(config: PreTrainedConfig, name: str) -> None:
         )
     if getattr(config, "vision_config", None) is not None or getattr(config, "audio_config", None) is not None:
         raise ManticoreError(f"{name}: family {family!r} takes more than text. Fix: give its text-only checkpoint")
+    if getattr(config, "quantization_config", None) is not None:
+        raise ManticoreError(f"{name}: its weights are quantised. Fix: give the checkpoint in its full precision")
 
 
 def load_tokenizer(
@@ -149,14 +181,21 @@ def load_tokenizer(
     if isinstance(source, PreTrainedModel):
         return None
     name = str(source)
-    path = Path(name)
-    if path.is_dir() and not any(
-        (path / file).exists() for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+    if not any(
+        cached_file(
+            name,
+            file,
+            revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        for file in TOKENIZER_FILES
     ):
         return None
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:
+        # the tokenizers library raises plain exceptions for files it cannot read
         raise ManticoreError(f"{name}: its tokenizer cannot be loaded: {one_line(error)}") from error
 
 
@@ -179,5 +218,21 @@ def _refuse_pickle(name: str) -> None:
     raise ManticoreError(f"{name}: no weights there (expected *.safetensors). Fix: give the folder of a checkpoint")
 
 
+def _check_object(model: PreTrainedModel) -> None:
+    """Refuse a model in memory that is no causal LM, such as a family's bare body or its classifier."""
+    name = str(model.config.name_or_path or type(model).__name__)
+    check_family(model.config, name)
+    mapped: Any = AutoModelForCausalLM._model_mapping[type(model.config)]
+    expected: tuple[type, ...] = mapped if isinstance(mapped, tuple) else (mapped,)
+    if not isinstance(model, expected):
+        raise ManticoreError(
+            f"{name}: the model is a {type(model).__name__} (expected {' or '.join(c.__name__ for c in expected)}). "
+            "Fix: give a causal language model"
+        )
+
+
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype)
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ManticoreError(f"dtype is {dtype!r} (expected float32, bfloat16, float16 or float64)")
+    return found

@@ -29,14 +29,17 @@ class DroppedLayer(nn.Module):
 class DroppedEmbedding(nn.Module):
     """Embeddings without a table: the right shape, so that masks and positions can be derived, and zeros."""
 
+    like: Tensor
+
     def __init__(self, width: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.width = width
-        self.dtype = dtype
+        # holds no number, but follows the model to another precision or device
+        self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """``[B, T]`` → zeros ``[B, T, width]``."""
-        return torch.zeros(*input_ids.shape, self.width, device=input_ids.device, dtype=self.dtype)
+        return torch.zeros(*input_ids.shape, self.width, device=input_ids.device, dtype=self.like.dtype)
 
 
 class DroppedHead(nn.Module):

@@ -12,14 +12,15 @@ from manticore.components.pruning import DroppedEmbedding
 from manticore.errors import ManticoreError
 from manticore.seeding import derive_seed
 
-_SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id")
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 
 
 def with_vocabulary(model: PreTrainedModel, vocab_size: int, *, seed: int = 0) -> PreTrainedModel:
     """Replace embeddings and head, in place, by freshly initialised ones of ``vocab_size`` rows.
 
-    Both are drawn by the family's own initialiser; layers, norms and position tables stay. Special tokens that
-    the new vocabulary does not hold are unset. A part that a discretized hybrid has dropped stays dropped.
+    Both are drawn by the family's own initialiser; layers, norms and position tables stay. Special tokens are
+    unset: the old ids mean something else now, and a padding id would keep its row from training. A part that a
+    discretized hybrid has dropped stays dropped.
 
     Args:
         model: a causal LM.
@@ -35,11 +36,10 @@ def with_vocabulary(model: PreTrainedModel, vocab_size: int, *, seed: int = 0) -
     if vocab_size < 1:
         raise ManticoreError(f"with_vocabulary: vocab_size is {vocab_size}. Fix: give 1 or more")
     config = model.config
-    for name in _SPECIAL_TOKENS:
-        token = getattr(config, name, None)
-        if isinstance(token, int) and token >= vocab_size:
-            setattr(config, name, None)
-            setattr(model.generation_config, name, None)
+    for name in SPECIAL_TOKENS:
+        for holder in (config, model.generation_config):
+            if getattr(holder, name, None) is not None:
+                setattr(holder, name, None)
     embeddings: Any = model.get_input_embeddings()
     head: Any = model.get_output_embeddings()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -56,7 +56,8 @@ def with_vocabulary(model: PreTrainedModel, vocab_size: int, *, seed: int = 0) -
                 head.bias = nn.Parameter(head.bias.new_zeros(vocab_size))
             _initialise(model, head)
     config.vocab_size = vocab_size
-    for part in (model, model.base_model):
+    parts: tuple[Any, ...] = (model, model.base_model)
+    for part in parts:
         if hasattr(part, "vocab_size"):
             part.vocab_size = vocab_size
     model.tie_weights()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,6 @@ from manticore.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
 
-_SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # tells tokenizers apart that share a vocabulary but split text differently
 _PROBE = "The 3 quick brown-foxes' café jumped:\n\tdef f(x):  return x**2 # 12345 §\u00a0日本"
 
@@ -55,7 +53,8 @@ def combine(
         projector_options: its arguments, such as ``{"rank": 16}``.
         vocab_size: give every component fresh embeddings and a fresh head of so many rows, for a task with its own
             vocabulary; None keeps the components' own, which then must share a tokenizer.
-        tokenizer: kept with the hybrid; None takes the components' common one.
+        tokenizer: what the token ids mean, for components that carry no tokenizer themselves; None takes the one that
+            all of them carry.
         revisions: branch, tag or commit of each hub id.
         dtype: precision of all components; None takes the one they have in common, or float32.
         seed: of fresh embeddings, heads and projectors.
@@ -70,8 +69,8 @@ def combine(
     """
     if isinstance(models, str | Path | PreTrainedModel) or len(models) < 2:
         raise ManticoreError("combine: one component (expected two or more). Fix: name a second checkpoint")
-    if num_blocks < 1:
-        raise ManticoreError(f"combine: num_blocks is {num_blocks} (expected 1 or more)")
+    if isinstance(num_blocks, bool) or not isinstance(num_blocks, int) or num_blocks < 1:
+        raise ManticoreError(f"combine: num_blocks is {num_blocks!r} (expected a whole number, 1 or more)")
     resolve("mixing", mixing)
     resolve("projector", projector)
     pinned = list(revisions) if revisions is not None else [None] * len(models)
@@ -80,13 +79,18 @@ def combine(
 
     components = [load_component(m, revision=r, dtype=dtype) for m, r in zip(models, pinned)]
     names = [_name(model, k) for k, model in enumerate(models)]
+    for name, component in zip(names, components):
+        if isinstance(component, ManticoreForCausalLM):
+            raise ManticoreError(f"combine: {name} is a hybrid itself. Fix: combine all its components at once")
     if vocab_size is None:
-        common = _common_tokenizer(names, [load_tokenizer(m, revision=r) for m, r in zip(models, pinned)])
-        tokenizer = tokenizer if tokenizer is not None else common
-        vocab_size_kept = _common_vocabulary(names, components, tokenizer)
+        carried = [load_tokenizer(m, revision=r) for m, r in zip(models, pinned)]
+        # a tokenizer speaks for the components that carry it; given by hand, for all
+        vouched = tokenizer is not None or all(found is not None for found in carried)
+        tokenizer = _common_tokenizer([*names, "tokenizer="], [*carried, tokenizer])
+        vocab_size_kept = _common_vocabulary(names, components, tokenizer, vouched)
     else:
         vocab_size_kept = min(component.config.vocab_size for component in components)
-    _unify_dtype(components, dtype)
+    _unify_dtype(components)
     for name, component in zip(names, components):
         depth = component.config.num_hidden_layers
         if num_blocks > depth:
@@ -114,12 +118,11 @@ def combine(
         dtype=components[0].dtype,
         **configurations,
     )
-    for name in _SPECIAL_TOKENS:
-        setattr(config, name, getattr(tokenizer, name, None))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "combine"))
         hybrid = build(config, components)
     hybrid.tokenizer = tokenizer
+    hybrid.set_special_tokens(tokenizer)
     if vocab_size is not None:
         hybrid.with_vocabulary(vocab_size, seed=seed)
     return hybrid.eval()
@@ -132,9 +135,6 @@ def build(config: ManticoreConfig, components: Sequence[PreTrainedModel]) -> Man
     for projector in hybrid.mixing.projectors.values():
         projector.to(components[0].dtype).reset_parameters()  # type: ignore[operator]
     hybrid.mixing.reset_mixture()
-    hybrid.generation_config = copy.deepcopy(hybrid.generation_config)
-    for name in _SPECIAL_TOKENS:
-        setattr(hybrid.generation_config, name, getattr(config, name))
     return hybrid
 
 
@@ -162,17 +162,20 @@ def _common_tokenizer(
 
 
 def _common_vocabulary(
-    names: Sequence[str], components: Sequence[PreTrainedModel], tokenizer: PreTrainedTokenizerBase | None
+    names: Sequence[str],
+    components: Sequence[PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase | None,
+    vouched: bool,
 ) -> int:
-    """Rows that all components have; tables may be padded beyond the tokenizer's tokens."""
+    """Rows that all components have; tables may be padded beyond the tokens of a tokenizer that speaks for all."""
     rows = [component.config.vocab_size for component in components]
+    if not vouched and len(set(rows)) > 1:
+        listed = ", ".join(f"{name}: {count}" for name, count in zip(names, rows))
+        raise ManticoreError(
+            f"combine: vocabulary sizes differ ({listed}) and no common tokenizer says which ids are shared. "
+            "Fix: give folders with tokenizers, or pass tokenizer="
+        )
     if tokenizer is None:
-        if len(set(rows)) > 1:
-            listed = ", ".join(f"{name}: {count}" for name, count in zip(names, rows))
-            raise ManticoreError(
-                f"combine: vocabulary sizes differ ({listed}) and there is no tokenizer to say which ids are shared. "
-                "Fix: give folders with tokenizers, or pass tokenizer="
-            )
         return rows[0]
     short = [(name, count) for name, count in zip(names, rows) if count < len(tokenizer)]
     if short:
@@ -183,11 +186,13 @@ def _common_vocabulary(
     return min(rows)
 
 
-def _unify_dtype(components: Sequence[PreTrainedModel], dtype: torch.dtype | str | None) -> None:
+def _unify_dtype(components: Sequence[PreTrainedModel]) -> None:
     """One precision for all: the common one, or float32 where they differ."""
     found = {component.dtype for component in components}
-    if dtype is None and len(found) > 1:
+    if len(found) > 1:
         logger.warning("components come in %s; all are taken as float32", sorted(str(d) for d in found))
-        for component in components:
+    for component in components:
+        if len(found) > 1:
             component.float()
-            component.config.dtype = torch.float32
+        # a model in memory may have been converted after it was configured
+        component.config.dtype = component.dtype

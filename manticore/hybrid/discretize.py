@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
 from manticore.errors import ManticoreError
@@ -41,14 +41,28 @@ def discretize(hybrid: ManticoreForCausalLM, path: Sequence[int] | None = None) 
     settings = copy.deepcopy(hybrid.config).to_dict()
     settings.update(path=[int(m) for m in chosen], searched_weights=hybrid.mixture_weights.tolist())
     config = ManticoreConfig(**settings)
-    for ours, theirs in zip(config.components, hybrid.config.components):
+    for k, (ours, theirs) in enumerate(zip(config.components, hybrid.config.components)):
         # not part of a saved configuration
         ours._attn_implementation = theirs._attn_implementation
+        ours._experts_implementation = theirs._experts_implementation
+        ours.dtype = hybrid.component(k).dtype
     with no_init_weights():
         small = ManticoreForCausalLM(config)
-    nn.Module.to(small, device=hybrid.device, dtype=hybrid.dtype)
-    weights = hybrid.state_dict()
-    small.load_state_dict({name: weights[name] for name in small.state_dict()})
+    # not through the state dict: it lacks the tables that families derive (rotary frequencies), and each tensor has to
+    # keep its own precision
+    nn.Module.to(small, device=hybrid.device)
+    given = _tensors(hybrid)
+    for name, tensor in _tensors(small).items():
+        if name in given:
+            tensor.data = given[name].detach().clone()
     small.tokenizer = hybrid.tokenizer
     small.generation_config = copy.deepcopy(hybrid.generation_config)
     return small.train(hybrid.training)
+
+
+def _tensors(hybrid: ManticoreForCausalLM) -> dict[str, Tensor]:
+    """Parameters and buffers by name; shared ones under each of their names."""
+    return {
+        **dict(hybrid.named_parameters(remove_duplicate=False)),
+        **dict(hybrid.named_buffers(remove_duplicate=False)),
+    }

@@ -231,7 +231,8 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
     def with_vocabulary(self, vocab_size: int, *, seed: int = 0) -> ManticoreForCausalLM:
         """Fresh embeddings and heads, in place, for a task with its own vocabulary.
 
-        Projectors between embeddings are reset, since what they translated is gone. The tokenizer is let go.
+        Projectors between embeddings are reset, since what they translated is gone. The tokenizer and its special
+        tokens are let go.
 
         Args:
             vocab_size: V of the task.
@@ -245,7 +246,14 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
                 translation.projector.reset_identity()
         self.config.vocab_size = vocab_size
         self.tokenizer = None
+        self.set_special_tokens(None)
         return self
+
+    def set_special_tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Take over the ids that begin, end and pad a text; None unsets them."""
+        for holder in (self.config, self.generation_config):
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                setattr(holder, name, getattr(tokenizer, name, None))
 
     def get_input_embeddings(self) -> nn.Module:
         """The first kept component's embeddings; the other components have their own."""
