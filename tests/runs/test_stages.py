@@ -105,9 +105,9 @@ def test_a_second_process_is_refused_until_the_first_has_died(tmp_path: Path) ->
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(ManticoreError, match=rf"process {holder.pid} on .* is working in this run folder\. Fix: "):
-        with locked(tmp_path):
-            pass
+    said = rf"process {holder.pid} on .* is working in this run folder\. Fix: "
+    with pytest.raises(ManticoreError, match=said), locked(tmp_path):
+        pass
     os.kill(holder.pid, signal.SIGKILL)
     holder.communicate()
     with locked(tmp_path):
@@ -116,25 +116,32 @@ def test_a_second_process_is_refused_until_the_first_has_died(tmp_path: Path) ->
         pass
 
 
-def test_an_output_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    out = tmp_path / "deep" / "out"
-    with pytest.raises(ManticoreError, match="half"), new_folder(out) as folder:
-        (folder / "part").touch()
-        raise ManticoreError("half")
-    assert list(out.parent.iterdir()) == []
+def make(out: Path, *, fails: bool = False, meanwhile: Path | None = None) -> None:
+    """Write a new folder; fail on the way, or see another one appear in its place."""
     with new_folder(out) as folder:
         (folder / "part").touch()
         assert not out.exists()
-    assert [path.name for path in out.parent.iterdir()] == ["out"]
-    with pytest.raises(ManticoreError, match="exists already, nothing was changed"), new_folder(out):
-        pass
+        if meanwhile is not None:
+            meanwhile.mkdir()
+            (meanwhile / "theirs").touch()
+        if fails:
+            raise ManticoreError("half")
+
+
+def test_an_output_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    with pytest.raises(ManticoreError, match="half"):
+        make(out, fails=True)
+    assert list(out.parent.iterdir()) == []
+    make(out)
+    assert [path.name for path in out.parent.rglob("*")] == ["out", "part"]
+    with pytest.raises(ManticoreError, match="exists already, nothing was changed"):
+        make(out)
 
 
 def test_a_folder_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(ManticoreError, match="exists already"), new_folder(out):
-        out.mkdir()
-        (out / "theirs").touch()
+    with pytest.raises(ManticoreError, match="exists already"):
+        make(tmp_path / "out", meanwhile=tmp_path / "out")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"]
 
 
