@@ -18,7 +18,7 @@ def doctor() -> None:
     import torch
 
     from manticore.cache import cache_folder
-    from manticore.kernels.scan_dispatch import choose
+    from manticore.kernels.scan_dispatch import PATHS, choose
     from manticore.runs.environment import git_state, package_versions
 
     versions = package_versions()
@@ -33,9 +33,11 @@ def doctor() -> None:
         table.add_row(name, version or "not installed")
     table.add_row("device", torch.cuda.get_device_name(0) if device.type == "cuda" else "CPU")
     table.add_row("threads", str(torch.get_num_threads()))
-    table.add_row("Mamba's scan", f"{choose(device, torch.float32)} (float32 on {device.type})")
+    chosen = choose(device, torch.float32)
+    table.add_row("Mamba's scan", f"{chosen} (float32 on {device.type})")
+    for name, path in PATHS.items():
+        problem = path.problem()
+        table.add_row(f"  {name}", f"{path.summary}{f': {problem}' if problem else ''}")
     table.add_row("cache", str(cache_folder("models").parent))
     console.print(table)
-    if device.type == "cuda" and versions["mamba-ssm"] is None:
-        say("faster scan: pip install 'manticore-hybrids[cuda]'")
     say("next: manticore run quickstart")

@@ -105,7 +105,7 @@ class _Live:
 class _Lines:
     def __init__(self, what: str) -> None:
         self._what = what
-        self._tenth = 0
+        self._tenth = -1
 
     def __call__(self, step: int, steps: int, row: Mapping[str, Any]) -> None:
         tenth = 10 * step // max(1, steps)

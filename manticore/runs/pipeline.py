@@ -116,7 +116,7 @@ class Pipeline:
         plan = f"{_amount(recipe.finetune)} on {recipe.task.name}"
         stages.append(self._stage("finetune", plan, recipe.finetune, self._finetune))
         if recipe.compare is not None:
-            plan = f"parents and hybrids at equal compute, {len(recipe.compare.seeds)} seeds"
+            plan = f"parents and hybrids at equal compute, seeds {', '.join(map(str, recipe.compare.seeds))}"
             stages.append(self._stage("compare", plan, recipe.compare, self._compare))
         return stages
 
@@ -316,7 +316,7 @@ class Pipeline:
             test_examples=tuning.test_examples,
             out=own,
             resume=True,
-            progress=lambda done, runs, what: self.reporter.progress("compare", done, runs, None),
+            progress=lambda done, runs, what: self.reporter.progress(what.split(" · ")[0], done, runs, None),
             **{name: getattr(tuning, name) for name in shared},
         )
         metric = comparison.primary_metric
