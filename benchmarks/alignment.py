@@ -67,7 +67,9 @@ class Seed:
     def train(self, model: Any, **options: Any) -> Any:
         """A fine-tuned copy."""
         model = copy.deepcopy(model)
-        manticore.finetune(model, self.task, batch_size=BATCH, lr=1e-3, seed=self.seed, test_examples=EVALUATION, **options)
+        manticore.finetune(
+            model, self.task, batch_size=BATCH, lr=1e-3, seed=self.seed, test_examples=EVALUATION, **options
+        )
         return model
 
     def timed(self, name: str, run: Callable[[], Any]) -> Any:

@@ -1,0 +1,181 @@
+"""Which search finds the best path? Every method against the true optimum: all paths through two blocks, fine-tuned.
+
+    python benchmarks/search_methods.py          # about forty minutes on one core, three seeds, two tasks
+
+A GPT-Neo and a Mamba of four layers (widths 64 and 80, pretrained by the script) are cut into two blocks and aligned.
+On each task every one of the four paths is fine-tuned with the same number of FLOPs; each method searches and picks
+one of them. Regret is how much the chosen path scores below the best, in the task's metric.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import sys
+from collections import Counter
+from typing import Any
+
+import torch
+from measure import write_json
+from pairs import TEXT_BYTES, TOKENS, pretrained_pair
+from rich.console import Console
+from rich.table import Table
+
+import manticore
+from manticore.components.loading import load_tokenizer
+from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.tasks.corpus import read_corpus
+from manticore.tasks.task import Task, load_task
+from manticore.training.budget import flops_per_step
+
+WIDTHS, BLOCKS, EVALUATION = (64, 80), 2, 256
+SEARCHES: dict[str, dict[str, Any]] = {
+    "translated, darts simultaneous": {"method": "darts"},
+    "translated, darts alternating": {"method": "darts", "order": "alternating"},
+    "translated, darts bilevel": {"method": "darts", "order": "bilevel"},
+    "translated, dash": {"method": "dash"},
+    "translated, gaea": {"method": "gaea"},
+    "routed, darts simultaneous": {"mixing": "routed", "method": "darts"},
+    "gated, darts simultaneous": {"mixing": "gated", "method": "darts"},
+}
+
+
+class Trial:
+    """One task and one seed."""
+
+    def __init__(self, task: Task, seed: int, arguments: argparse.Namespace) -> None:
+        self.task, self.seed, self.arguments = task, seed, arguments
+        self.paths = pretrained_pair(seed, steps=arguments.pretrain_steps, widths=WIDTHS)
+        small = manticore.discretize(self.supernet("translated"), [0] * BLOCKS)
+        self.budget = arguments.steps * flops_per_step(small, arguments.batch_size, task.length)
+
+    def supernet(self, mixing: str) -> ManticoreForCausalLM:
+        """Aligned, with the vocabulary of the task."""
+        hybrid = manticore.combine(list(self.paths), num_blocks=BLOCKS, mixing=mixing, seed=self.seed)
+        manticore.align(hybrid, read_corpus("stdlib", max_bytes=TEXT_BYTES), tokens=32_768, seed=self.seed)
+        if self.task.vocab_size is not None:
+            hybrid.with_vocabulary(self.task.vocab_size, seed=self.seed)
+        return hybrid
+
+    def score(self, model: Any) -> dict[str, float]:
+        """Metrics on held-out data."""
+        return manticore.evaluate(model, self.task, split="test", max_examples=EVALUATION)
+
+    def vertices(self, mixing: str) -> dict[str, dict[str, float]]:
+        """Every path, fine-tuned at the same compute: the ground truth."""
+        supernet = self.supernet(mixing)
+        found = {}
+        for path in itertools.product(range(2), repeat=BLOCKS):
+            small = manticore.discretize(supernet, path)
+            manticore.finetune(
+                small, self.task, budget_flops=self.budget, batch_size=self.arguments.batch_size,
+                lr=self.arguments.lr, seed=self.seed, test_examples=EVALUATION,
+            )  # fmt: skip
+            found[name(path)] = self.score(small)
+        return found
+
+    def search(self, options: dict[str, Any], vertices: dict[str, dict[str, float]]) -> dict[str, Any]:
+        """One search, with the supernet trained at the compute that a vertex is fine-tuned with."""
+        settings = dict(options)
+        supernet = self.supernet(settings.pop("mixing", "translated"))
+        result = manticore.search(
+            supernet, self.task, budget_flops=self.budget, batch_size=self.arguments.batch_size,
+            lr=self.arguments.lr, seed=self.seed, **settings,
+        )  # fmt: skip
+        chosen = name(result.path)
+        metric, sign = self.task.primary_metric, 1 if self.task.higher_is_better else -1
+        scores = {path: sign * figures[metric] for path, figures in vertices.items()}
+        return {
+            "path": chosen,
+            "weights": result.weights.tolist(),
+            "soft": self.score(supernet),
+            "discretized": self.score(manticore.discretize(supernet)),
+            "finetuned": vertices[chosen],
+            "regret": max(scores.values()) - scores[chosen],
+            "seconds": result.seconds,
+        }
+
+
+def name(path: Any) -> str:
+    """``GM`` for a GPT-Neo block and then a Mamba block."""
+    return "".join("GM"[m] for m in path)
+
+
+def run(task_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All seeds of one task."""
+    seeds = []
+    for seed in range(arguments.seeds):
+        pair = pretrained_pair(seed, steps=arguments.pretrain_steps, widths=WIDTHS)
+        options = {"length": TOKENS, "max_bytes": TEXT_BYTES} if task_name == "text" else {}
+        trial = Trial(load_task(task_name, tokenizer=load_tokenizer(pair[0]), **options), seed, arguments)
+        vertices = {"translated": trial.vertices("translated"), "gated": trial.vertices("gated")}
+        # routed and translated are the same hybrid at a vertex
+        vertices["routed"] = vertices["translated"]
+        searches = {
+            label: trial.search(options, vertices[options.get("mixing", "translated")])
+            for label, options in SEARCHES.items()
+        }
+        seeds.append({"vertices": vertices, "searches": searches})
+        print(f"{task_name}, seed {seed}: done", flush=True)
+    task = trial.task
+    return {"task": task_name, "metric": task.primary_metric, "higher": task.higher_is_better, "seeds": seeds}
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The ground truth, and the methods with their regret."""
+    metric, seeds = result["metric"], result["seeds"]
+    sign = 1 if result["higher"] else -1
+    truth = Table("path", *(f"seed {i}" for i in range(len(seeds))), title=f"{result['task']}: {metric} of every path")
+    for mixing in ("translated", "gated"):
+        for path in seeds[0]["vertices"][mixing]:
+            figures = [f"{seed['vertices'][mixing][path][metric]:.3f}" for seed in seeds]
+            truth.add_row(f"{path} ({mixing})", *figures)
+    methods = Table(
+        "method", "paths", f"soft {metric}", "discretized", "fine-tuned", "regret, mean", "worst", "seconds",
+        title=f"{result['task']}: methods, mean of {len(seeds)} seeds",
+    )  # fmt: skip
+    for label in SEARCHES:
+        rows = [seed["searches"][label] for seed in seeds]
+        paths = ", ".join(f"{path}×{count}" for path, count in Counter(row["path"] for row in rows).most_common())
+        regrets = [row["regret"] for row in rows]
+        means = [statistics.fmean(row[stage][metric] for row in rows) for stage in ("soft", "discretized", "finetuned")]
+        methods.add_row(
+            label, paths,
+            *(f"{mean:.3f}" for mean in means),
+            f"{statistics.fmean(regrets):.3f}", f"{max(regrets):.3f}",
+            f"{statistics.fmean(row['seconds'] for row in rows):.0f}",
+        )  # fmt: skip
+    blind = []
+    for seed in seeds:
+        scores = [sign * figures[metric] for figures in seed["vertices"]["translated"].values()]
+        blind.append(max(scores) - statistics.fmean(scores))
+    methods.add_row("a path drawn blindly", "", "", "", "", f"{statistics.fmean(blind):.3f}", "", "")
+    return [truth, methods]
+
+
+def main() -> int:
+    """Print the tables and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--steps", type=int, default=200, help="fine-tuning steps of GPT-Neo alone; others match its FLOPs"
+    )
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--pretrain-steps", type=int, default=300)
+    parser.add_argument("--tasks", nargs="+", default=["mad/in-context-recall", "text"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    results = [run(task, arguments) for task in arguments.tasks]
+    console = Console()
+    for result in results:
+        for table in tables(result):
+            console.print(table)
+    settings = {key: value for key, value in vars(arguments).items() if key != "tasks"}
+    console.print(f"written to {write_json('search_methods', {'settings': settings, 'results': results})}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
