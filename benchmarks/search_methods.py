@@ -1,6 +1,6 @@
 """Which search finds the best path? Every method against the true optimum: all paths through two blocks, fine-tuned.
 
-    python benchmarks/search_methods.py          # about forty minutes on one core, three seeds, two tasks
+    python benchmarks/search_methods.py          # about half an hour on one core, three seeds, two tasks
 
 A GPT-Neo and a Mamba of four layers (widths 64 and 80, pretrained by the script) are cut into two blocks and aligned.
 On each task every one of the four paths is fine-tuned with the same number of FLOPs; each method searches and picks
@@ -29,7 +29,7 @@ from manticore.tasks.corpus import read_corpus
 from manticore.tasks.task import Task, load_task
 from manticore.training.budget import flops_per_step
 
-WIDTHS, BLOCKS, EVALUATION = (64, 80), 2, 256
+WIDTHS, BLOCKS, EVALUATION, WARMUP = (64, 80), 2, 256, 50
 SEARCHES: dict[str, dict[str, Any]] = {
     "translated, darts simultaneous": {"method": "darts"},
     "translated, darts alternating": {"method": "darts", "order": "alternating"},
@@ -37,7 +37,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "translated, dash": {"method": "dash"},
     "translated, gaea": {"method": "gaea"},
     "routed, darts simultaneous": {"mixing": "routed", "method": "darts"},
-    "gated, darts simultaneous": {"mixing": "gated", "method": "darts"},
+    "translated, darts, mixture warm-up": {"method": "darts", "mixture_warmup_steps": WARMUP},
 }
 
 
@@ -62,9 +62,9 @@ class Trial:
         """Metrics on held-out data."""
         return manticore.evaluate(model, self.task, split="test", max_examples=EVALUATION)
 
-    def vertices(self, mixing: str) -> dict[str, dict[str, float]]:
+    def vertices(self) -> dict[str, dict[str, float]]:
         """Every path, fine-tuned at the same compute: the ground truth."""
-        supernet = self.supernet(mixing)
+        supernet = self.supernet("translated")
         found = {}
         for path in itertools.product(range(2), repeat=BLOCKS):
             small = manticore.discretize(supernet, path)
@@ -109,13 +109,9 @@ def run(task_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         pair = pretrained_pair(seed, steps=arguments.pretrain_steps, widths=WIDTHS)
         options = {"length": TOKENS, "max_bytes": TEXT_BYTES} if task_name == "text" else {}
         trial = Trial(load_task(task_name, tokenizer=load_tokenizer(pair[0]), **options), seed, arguments)
-        vertices = {"translated": trial.vertices("translated"), "gated": trial.vertices("gated")}
-        # routed and translated are the same hybrid at a vertex
-        vertices["routed"] = vertices["translated"]
-        searches = {
-            label: trial.search(options, vertices[options.get("mixing", "translated")])
-            for label, options in SEARCHES.items()
-        }
+        # at a vertex the translated and the routed mixing are the same hybrid
+        vertices = trial.vertices()
+        searches = {label: trial.search(options, vertices) for label, options in SEARCHES.items()}
         seeds.append({"vertices": vertices, "searches": searches})
         print(f"{task_name}, seed {seed}: done", flush=True)
     task = trial.task
@@ -127,10 +123,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
     metric, seeds = result["metric"], result["seeds"]
     sign = 1 if result["higher"] else -1
     truth = Table("path", *(f"seed {i}" for i in range(len(seeds))), title=f"{result['task']}: {metric} of every path")
-    for mixing in ("translated", "gated"):
-        for path in seeds[0]["vertices"][mixing]:
-            figures = [f"{seed['vertices'][mixing][path][metric]:.3f}" for seed in seeds]
-            truth.add_row(f"{path} ({mixing})", *figures)
+    for path in seeds[0]["vertices"]:
+        truth.add_row(path, *(f"{seed['vertices'][path][metric]:.3f}" for seed in seeds))
     methods = Table(
         "method", "paths", f"soft {metric}", "discretized", "fine-tuned", "regret, mean", "worst", "seconds",
         title=f"{result['task']}: methods, mean of {len(seeds)} seeds",
@@ -148,7 +142,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
         )  # fmt: skip
     blind = []
     for seed in seeds:
-        scores = [sign * figures[metric] for figures in seed["vertices"]["translated"].values()]
+        scores = [sign * figures[metric] for figures in seed["vertices"].values()]
         blind.append(max(scores) - statistics.fmean(scores))
     methods.add_row("a path drawn blindly", "", "", "", "", f"{statistics.fmean(blind):.3f}", "", "")
     return [truth, methods]
@@ -159,7 +153,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--steps", type=int, default=200, help="fine-tuning steps of GPT-Neo alone; others match its FLOPs"
+        "--steps", type=int, default=160, help="fine-tuning steps of GPT-Neo alone; others match its FLOPs"
     )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
