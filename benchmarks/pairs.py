@@ -13,11 +13,11 @@ TEXT_BYTES = 4_000_000
 """How much of the standard library's source is read."""
 
 
-def pretrained_pair(seed: int, *, steps: int, widths: tuple[int, int] = (128, 160)) -> tuple[Path, Path]:
-    """A GPT-Neo and a Mamba of four layers each, with one shared tokenizer (cached)."""
+def pretrained_pair(seed: int, *, steps: int) -> tuple[Path, Path]:
+    """A GPT-Neo of width 64 and a Mamba of width 80, four layers each, with one shared tokenizer (cached)."""
     shared: dict[str, Any] = {
         "layers": 4, "steps": steps, "batch_size": 16, "length": TOKENS, "max_bytes": TEXT_BYTES, "seed": seed
     }  # fmt: skip
-    gpt = pretrain("gpt_neo", width=widths[0], **shared)
-    mamba = pretrain("mamba", width=widths[1], **shared)
+    gpt = pretrain("gpt_neo", width=64, **shared)
+    mamba = pretrain("mamba", width=80, **shared)
     return gpt, mamba

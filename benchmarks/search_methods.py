@@ -29,7 +29,7 @@ from manticore.tasks.corpus import read_corpus
 from manticore.tasks.task import Task, load_task
 from manticore.training.budget import flops_per_step
 
-WIDTHS, BLOCKS, EVALUATION, WARMUP = (64, 80), 2, 256, 50
+BLOCKS, EVALUATION, WARMUP = 2, 256, 50
 SEARCHES: dict[str, dict[str, Any]] = {
     "translated, darts simultaneous": {"method": "darts"},
     "translated, darts alternating": {"method": "darts", "order": "alternating"},
@@ -46,7 +46,7 @@ class Trial:
 
     def __init__(self, task: Task, seed: int, arguments: argparse.Namespace) -> None:
         self.task, self.seed, self.arguments = task, seed, arguments
-        self.paths = pretrained_pair(seed, steps=arguments.pretrain_steps, widths=WIDTHS)
+        self.paths = pretrained_pair(seed, steps=arguments.pretrain_steps)
         small = manticore.discretize(self.supernet("translated"), [0] * BLOCKS)
         self.budget = arguments.steps * flops_per_step(small, arguments.batch_size, task.length)
 
@@ -106,7 +106,7 @@ def run(task_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """All seeds of one task."""
     seeds = []
     for seed in range(arguments.seeds):
-        pair = pretrained_pair(seed, steps=arguments.pretrain_steps, widths=WIDTHS)
+        pair = pretrained_pair(seed, steps=arguments.pretrain_steps)
         options = {"length": TOKENS, "max_bytes": TEXT_BYTES} if task_name == "text" else {}
         trial = Trial(load_task(task_name, tokenizer=load_tokenizer(pair[0]), **options), seed, arguments)
         # at a vertex the translated and the routed mixing are the same hybrid
