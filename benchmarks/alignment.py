@@ -2,7 +2,8 @@
 
     python benchmarks/alignment.py                 # about a quarter of an hour on one core, three seeds
 
-A GPT-Neo and a Mamba (four layers, widths 64 and 80, one tokenizer) are pretrained on the standard library's source and cut into two blocks. The figures are losses on held-out text, in nats per token.
+A GPT-Neo and a Mamba (four layers, widths 64 and 80, one tokenizer) are pretrained on the standard library's source
+and cut into two blocks. The figures are losses on held-out text, in nats per token.
 Bar: ridge regression beats 60 gradient steps on the projector, in less time.
 """
 
