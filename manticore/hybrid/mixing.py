@@ -64,6 +64,12 @@ class Mixing(nn.Module, ABC):
     def set_mixture_weights(self, weights: Tensor) -> None:
         """Take over checked weights ``[N, K]``."""
 
+    @torch.no_grad()
+    def adopt_mixture(self, other: Mixing) -> None:
+        """Take over the mixture weights of a mixing of the same kind, exactly; projectors stay."""
+        for own, theirs in zip(self.mixture_parameters(), other.mixture_parameters()):
+            own.copy_(theirs)
+
     @abstractmethod
     def translations(self) -> list[Translation]:
         """What each projector should do, for alignment."""

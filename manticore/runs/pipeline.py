@@ -175,8 +175,20 @@ class Pipeline:
             path: one component index per block.
             seed: of fresh embeddings and heads, where it starts from aligned weights.
         """
-        start = self.aligned(seed) if self.recipe.finetune.start == "aligned" else self.searched()
-        return manticore.discretize(start, path)
+        return manticore.discretize(self.soft(seed), path)
+
+    def soft(self, seed: int) -> ManticoreForCausalLM:
+        """The supernet before its fine-tuning: the weights that the search found, on what it started from or left.
+
+        Args:
+            seed: of fresh embeddings and heads, where it starts from aligned weights.
+        """
+        searched = self.searched()
+        if self.recipe.finetune.start == "searched":
+            return searched
+        hybrid = self.aligned(seed)
+        hybrid.mixing.adopt_mixture(searched.mixing)
+        return hybrid
 
     def _progress(self, what: str) -> Any:
         return lambda step, steps, row: self.reporter.progress(what, step, steps, row.get("loss"))
@@ -300,7 +312,7 @@ class Pipeline:
             component.name: str(model_folder(source, component.revision) or source)
             for component, source in zip(self.recipe.components, self.sources)
         }
-        models[SUPERNET] = lambda seed: self.searched()
+        models[SUPERNET] = self.soft
         models[HYBRID] = lambda seed: self.discrete(path, seed)
         shared = ("batch_size", "weight_decay", "schedule", "warmup_steps", "trainable", "lora_rank")
         comparison = manticore.compare(
