@@ -66,7 +66,7 @@ def prune_component(
         ManticoreError: the family shares weights between layers, so that dropping one would leave another without.
     """
     kept = set(keep)
-    if kept != set(range(len(layers))) and _ties_layers(model):
+    if kept != set(range(len(layers))) and _ties_layers(model, layers):
         raise ManticoreError(
             f"discretize: family {model.config.model_type!r} shares weights between its layers, so no layer can be "
             "dropped. Fix: keep the supernet soft, or use another component"
@@ -85,6 +85,7 @@ def prune_component(
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
-def _ties_layers(model: PreTrainedModel) -> bool:
-    ties: Any = model._tied_weights_keys or {}
-    return any("lm_head" not in name and "embed_out" not in name for name in ties)
+def _ties_layers(model: PreTrainedModel, layers: nn.ModuleList) -> bool:
+    prefix = next(name for name, module in model.named_modules() if module is layers) + "."
+    ties: dict[str, str] = model.all_tied_weights_keys
+    return any(name.startswith(prefix) for pair in ties.items() for name in pair)

@@ -132,6 +132,10 @@ class Runner:
                 self.model.base_model(**arguments)
             if self._first is None:
                 raise ManticoreError(not_reproducible(self.model, "its first layer was never called"))
+            if self._first.shape != (*input_ids.shape, self.width):
+                # several streams, or a width of its own: nothing that another component's features could be mixed into
+                why = f"its layers take {list(self._first.shape)} (expected {[*input_ids.shape, self.width]})"
+                raise ManticoreError(not_reproducible(self.model, why))
             recording = Recording(
                 input_ids=input_ids,
                 hidden=self._first,

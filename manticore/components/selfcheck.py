@@ -63,12 +63,30 @@ def self_check(model: PreTrainedModel, runner: Runner, *, seed: int = 0) -> floa
                 what = "with left padding" if attention_mask is not None else "on plain input"
                 raise ManticoreError(not_reproducible(model, f"its logits {what} differ by {worst:.2g}"))
             if attention_mask is None:
+                _refuse_side_effects(runner, input_ids, tolerance)
                 later = input_ids.clone()
                 later[:, _PADDED:] = (later[:, _PADDED:] + 1) % _rows(model)
                 change = (_own_logits(model, later, None, None) - own)[:, :_PADDED].abs().max()
                 if not float(change) <= _TOLERANCE[model.dtype] * scale:
                     raise ManticoreError(not_reproducible(model, "its logits depend on later tokens (not causal)"))
     return worst
+
+
+def _refuse_side_effects(runner: Runner, input_ids: Tensor, tolerance: float) -> None:
+    """The upper layers must give the same whether or not, and on whatever, the lower ones ran before them."""
+    middle = runner.num_layers // 2
+    why = "its layers hand each other more than the hidden state"
+    outputs = []
+    for before in (False, True):
+        recording = runner.record(input_ids)
+        if before:
+            runner.run(recording, -recording.hidden, 0, middle)
+        try:
+            outputs.append(runner.run(recording, recording.hidden, middle, runner.num_layers))
+        except (AttributeError, LookupError, TypeError) as error:
+            raise ManticoreError(not_reproducible(runner.model, f"{why} ({one_line(error)})")) from error
+    if not float((outputs[0] - outputs[1]).abs().max()) <= tolerance:
+        raise ManticoreError(not_reproducible(runner.model, why))
 
 
 def continues_by_one_token_only(runner: Runner, *, seed: int = 0) -> bool:

@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, DummyLayer, DynamicCache, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DummyLayer,
+    DynamicCache,
+    LinearAttentionCacheLayerMixin,
+)
 
 from manticore.errors import ManticoreError
 
@@ -27,6 +33,12 @@ class ComponentCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens cached; recurrent layers do not count them, the hybrid does."""
         return self._hybrid.seen_tokens
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Length and offset of the keys; where a component's attention layers were dropped, as if one were there."""
+        if any(isinstance(layer, CacheLayerMixin) for layer in self.layers):
+            return super().get_mask_sizes(query_length, layer_idx)
+        return self._hybrid.seen_tokens + query_length, 0
 
     @property
     def is_compileable(self) -> bool:
