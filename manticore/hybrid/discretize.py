@@ -56,7 +56,9 @@ def discretize(hybrid: ManticoreForCausalLM, path: Sequence[int] | None = None) 
         if name in given:
             tensor.data = given[name].detach().clone()
         elif isinstance(tensor, nn.Parameter):
-            raise ManticoreError(f"discretize: the hybrid has no weight {name}. Fix: merge adapters into their model first")
+            raise ManticoreError(
+                f"discretize: the hybrid has no weight {name}. Fix: merge adapters into their model first"
+            )
     small.tokenizer = hybrid.tokenizer
     small.generation_config = copy.deepcopy(hybrid.generation_config)
     return small.train(hybrid.training)
