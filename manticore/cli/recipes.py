@@ -11,11 +11,11 @@ from rich.table import Table
 from manticore import registry
 from manticore.cli.terminal import console, done
 from manticore.errors import ManticoreError
-from manticore.runs.writing import write_text
 from manticore.schema.loading import find, load_recipe, shipped
 from manticore.schema.options import options_of
 from manticore.schema.recipe import Recipe
 from manticore.schema.validation import literals, model_at
+from manticore.writing import write_text
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")]
 Overrides = Annotated[

@@ -10,9 +10,9 @@ import typer
 from manticore.cli.parameters import Out, Seed, Task, TaskOptions, pairs, takes
 from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say
 from manticore.errors import ManticoreError
-from manticore.runs.writing import new_folder, refuse_existing, write_json
 from manticore.schema.consistency import options
 from manticore.schema.sections import Align, Combine, CompareModels, Discretize, Finetune, Search
+from manticore.writing import new_folder, refuse_existing, write_json
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase

@@ -15,12 +15,12 @@ from markupsafe import Markup
 from manticore.errors import ManticoreError
 from manticore.report import units
 from manticore.report.block_picture import block_picture
-from manticore.report.files import write_aside
 from manticore.report.licences import strictest
 from manticore.report.loading_code import code_for, has_tokenizer
 from manticore.report.results import Component, Results, Row, TaskInfo, as_results
 from manticore.report.svg import house_style, to_png
 from manticore.report.verdict import HYBRID, score_row, verdict, warnings
+from manticore.writing import write_bytes
 
 PICTURE = "blocks.png"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
@@ -47,8 +47,8 @@ def write_model_card(model_dir: str | Path, results: Results | Mapping[str, Any]
     )
     try:
         if picture is not None:
-            write_aside(folder / PICTURE, picture)
-        write_aside(folder / "README.md", str(card).encode("utf-8"))
+            write_bytes(folder / PICTURE, picture)
+        write_bytes(folder / "README.md", str(card).encode("utf-8"))
     except OSError as error:
         raise ManticoreError(
             f"{folder}: the model card cannot be written ({error.strerror}). Fix: free space or change permissions"

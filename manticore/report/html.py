@@ -20,12 +20,12 @@ from manticore.errors import ManticoreError
 from manticore.report import units
 from manticore.report.block_picture import layer_words
 from manticore.report.figures import FIGURE_NAMES, Drawing, draw_figures
-from manticore.report.files import write_aside
 from manticore.report.loading_code import loading_code
 from manticore.report.palette import component_colour, model_colour
 from manticore.report.results import Compare, Results, TaskInfo, printable, read_results
 from manticore.report.svg import inline
 from manticore.report.verdict import HYBRID, score_row, verdict, warnings
+from manticore.writing import write_bytes
 
 _FACTS = (("Environment", "environment.json"), ("Lineage", "lineage.json"))
 _MOST_FACTS = 200
@@ -63,10 +63,10 @@ def write_report(run_folder: str | Path) -> Path:
         for name in FIGURE_NAMES:
             target = figures / f"{name}.svg"
             if name in drawings:
-                write_aside(target, drawings[name].svg.encode("utf-8"))
+                write_bytes(target, drawings[name].svg.encode("utf-8"))
             else:
                 target.unlink(missing_ok=True)
-        write_aside(folder / "report.html", page.encode("utf-8"))
+        write_bytes(folder / "report.html", page.encode("utf-8"))
     except OSError as error:
         raise ManticoreError(
             f"{folder}: the report cannot be written ({error.strerror}). Fix: free space or change permissions"

@@ -30,10 +30,10 @@ import yaml
 
 from manticore.errors import ManticoreError
 from manticore.runs.environment import environment
-from manticore.runs.writing import new_folder, write_json, write_text
 from manticore.schema.loading import LoadedRecipe, load_recipe
 from manticore.schema.options import options_of
 from manticore.schema.recipe import Recipe
+from manticore.writing import new_folder, write_json, write_text
 
 SCHEMA_VERSION = 1
 RESULTS = "results.json"

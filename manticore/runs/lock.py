@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from manticore.errors import ManticoreError
-from manticore.runs.writing import write_text
+from manticore.writing import write_text
 
 LOCK = ".lock"
 OWNER = ".owner"

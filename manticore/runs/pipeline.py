@@ -22,10 +22,10 @@ from manticore.runs.lock import locked
 from manticore.runs.records import component_record, task_record, write_history
 from manticore.runs.reporter import LogReporter, Reporter
 from manticore.runs.stages import Outcome, Stage, results_of, run_stages
-from manticore.runs.writing import new_folder, write_json
 from manticore.schema.sections import Section
 from manticore.tasks.task import Task, load_task
 from manticore.training.pretrain import pretrain
+from manticore.writing import new_folder, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -264,7 +264,6 @@ class Pipeline:
         searched = self.searched()
         path = self.recipe.discretize.path or manticore.discretize(searched).config.path
         small = self.discrete(path, self.recipe.seed)
-        small.config.searched_weights = searched.mixture_weights.tolist()
         _save(small, own)
         scored = self.recipe.finetune.test_examples
         before = manticore.evaluate(searched, self.task, max_examples=scored)

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manticore.runs.writing import write_text
 from manticore.schema.sections import Component
+from manticore.writing import write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,7 +17,7 @@ from typing import Any
 
 from manticore.errors import ManticoreError
 from manticore.runs.reporter import Reporter
-from manticore.runs.writing import write_json
+from manticore.writing import write_json
 
 STATE = "state.json"
 

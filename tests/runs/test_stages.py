@@ -13,7 +13,7 @@ import pytest
 from manticore.errors import ManticoreError
 from manticore.runs.lock import locked
 from manticore.runs.stages import Outcome, Stage, run_stages
-from manticore.runs.writing import new_folder, write_text
+from manticore.writing import new_folder, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 

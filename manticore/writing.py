@@ -13,17 +13,22 @@ from typing import Any
 from manticore.errors import ManticoreError
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file; a reader, or a process that is killed, sees the old file or the new one."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file; a reader, or a process that is killed, sees the old file or the new one, never a part."""
     aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        with aside.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with aside.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
