@@ -141,3 +141,10 @@ def test_a_fault_of_ours_shows_its_traceback_and_exits_with_1() -> None:
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert finished.returncode == 1
     assert "Traceback" in finished.stderr
+
+
+def test_doctor_says_which_path_the_scan_takes() -> None:
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["doctor"])
+    assert result.exit_code == 0
+    for text in ("Mamba's scan", "torch ", "transformers ", "cache"):
+        assert text in result.stdout
