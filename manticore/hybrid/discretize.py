@@ -59,6 +59,8 @@ def discretize(hybrid: ManticoreForCausalLM, path: Sequence[int] | None = None) 
             raise ManticoreError(
                 f"discretize: the hybrid has no weight {name}. Fix: merge adapters into their model first"
             )
+    # building without initialisation leaves embeddings and head apart in families that share them
+    small.tie_weights()
     small.tokenizer = hybrid.tokenizer
     small.generation_config = copy.deepcopy(hybrid.generation_config)
     return small.train(hybrid.training)
