@@ -10,15 +10,17 @@ one of them. Regret is how much the chosen path scores below the best, in the ta
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
+import json
 import statistics
 import sys
 from collections import Counter
 from typing import Any
 
 import torch
-from measure import write_json
-from pairs import TEXT_BYTES, TOKENS, pretrained_pair
+from measure import RESULTS, write_json
+from pairs import TEXT_BYTES, pretrained_pair
 from rich.console import Console
 from rich.table import Table
 
@@ -30,6 +32,10 @@ from manticore.tasks.task import Task, load_task
 from manticore.training.budget import flops_per_step
 
 BLOCKS, EVALUATION, WARMUP = 2, 256, 50
+TASKS: dict[str, dict[str, Any]] = {
+    "mad/in-context-recall": {"seq_len": 64},
+    "text": {"length": 64, "max_bytes": TEXT_BYTES},
+}
 SEARCHES: dict[str, dict[str, Any]] = {
     "translated, darts simultaneous": {"method": "darts"},
     "translated, darts alternating": {"method": "darts", "order": "alternating"},
@@ -47,10 +53,15 @@ class Trial:
     def __init__(self, task: Task, seed: int, arguments: argparse.Namespace) -> None:
         self.task, self.seed, self.arguments = task, seed, arguments
         self.paths = pretrained_pair(seed, steps=arguments.pretrain_steps)
+        self.aligned = {mixing: self.align(mixing) for mixing in ("translated", "routed")}
         small = manticore.discretize(self.supernet("translated"), [0] * BLOCKS)
         self.budget = arguments.steps * flops_per_step(small, arguments.batch_size, task.length)
 
     def supernet(self, mixing: str) -> ManticoreForCausalLM:
+        """A copy of the aligned supernet."""
+        return copy.deepcopy(self.aligned[mixing])
+
+    def align(self, mixing: str) -> ManticoreForCausalLM:
         """Aligned, with the vocabulary of the task."""
         hybrid = manticore.combine(list(self.paths), num_blocks=BLOCKS, mixing=mixing, seed=self.seed)
         manticore.align(hybrid, read_corpus("stdlib", max_bytes=TEXT_BYTES), tokens=32_768, seed=self.seed)
@@ -102,32 +113,37 @@ def name(path: Any) -> str:
     return "".join("GM"[m] for m in path)
 
 
-def run(task_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All seeds of one task."""
-    seeds = []
-    for seed in range(arguments.seeds):
-        pair = pretrained_pair(seed, steps=arguments.pretrain_steps)
-        options = {"length": TOKENS, "max_bytes": TEXT_BYTES} if task_name == "text" else {}
-        trial = Trial(load_task(task_name, tokenizer=load_tokenizer(pair[0]), **options), seed, arguments)
-        # at a vertex the translated and the routed mixing are the same hybrid
-        vertices = trial.vertices()
-        searches = {label: trial.search(options, vertices) for label, options in SEARCHES.items()}
-        seeds.append({"vertices": vertices, "searches": searches})
-        print(f"{task_name}, seed {seed}: done", flush=True)
-    task = trial.task
-    return {"task": task_name, "metric": task.primary_metric, "higher": task.higher_is_better, "seeds": seeds}
+def run(task_name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One task and one seed: the ground truth and every search."""
+    pair = pretrained_pair(seed, steps=arguments.pretrain_steps)
+    task = load_task(task_name, tokenizer=load_tokenizer(pair[0]), **TASKS[task_name])
+    trial = Trial(task, seed, arguments)
+    # at a vertex the translated and the routed mixing are the same hybrid
+    vertices = trial.vertices()
+    searches = {label: trial.search(options, vertices) for label, options in SEARCHES.items()}
+    return {
+        "task": task_name, "seed": seed, "metric": task.primary_metric, "higher": task.higher_is_better,
+        "vertices": vertices, "searches": searches,
+    }  # fmt: skip
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
+def finished(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Trials that an earlier call with the same settings left."""
+    path = RESULTS / "search_methods.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    return kept["trials"] if kept.get("settings") == settings else []
+
+
+def tables(task: str, seeds: list[dict[str, Any]]) -> list[Table]:
     """The ground truth, and the methods with their regret."""
-    metric, seeds = result["metric"], result["seeds"]
-    sign = 1 if result["higher"] else -1
-    truth = Table("path", *(f"seed {i}" for i in range(len(seeds))), title=f"{result['task']}: {metric} of every path")
+    metric = seeds[0]["metric"]
+    sign = 1 if seeds[0]["higher"] else -1
+    truth = Table("path", *(f"seed {trial['seed']}" for trial in seeds), title=f"{task}: {metric} of every path")
     for path in seeds[0]["vertices"]:
         truth.add_row(path, *(f"{seed['vertices'][path][metric]:.3f}" for seed in seeds))
     methods = Table(
         "method", "paths", f"soft {metric}", "discretized", "fine-tuned", "regret, mean", "worst", "seconds",
-        title=f"{result['task']}: methods, mean of {len(seeds)} seeds",
+        title=f"{task}: methods, mean of {len(seeds)} seeds",
     )  # fmt: skip
     for label in SEARCHES:
         rows = [seed["searches"][label] for seed in seeds]
@@ -153,21 +169,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--steps", type=int, default=160, help="fine-tuning steps of GPT-Neo alone; others match its FLOPs"
+        "--steps", type=int, default=140, help="fine-tuning steps of GPT-Neo alone; others match its FLOPs"
     )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--pretrain-steps", type=int, default=300)
-    parser.add_argument("--tasks", nargs="+", default=["mad/in-context-recall", "text"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    results = [run(task, arguments) for task in arguments.tasks]
+    settings = {key: value for key, value in vars(arguments).items() if key != "seeds"}
+    trials = finished(settings)
+    done = {(trial["task"], trial["seed"]) for trial in trials}
+    for seed, task in itertools.product(range(arguments.seeds), TASKS):
+        if (task, seed) not in done:
+            trials.append(run(task, seed, arguments))
+            # kept at once, so that a call that was cut short is continued by the next one
+            written = write_json("search_methods", {"settings": settings, "trials": trials})
+            print(f"{task}, seed {seed}: written to {written}", flush=True)
     console = Console()
-    for result in results:
-        for table in tables(result):
+    for task in TASKS:
+        for table in tables(task, [trial for trial in trials if trial["task"] == task]):
             console.print(table)
-    settings = {key: value for key, value in vars(arguments).items() if key != "tasks"}
-    console.print(f"written to {write_json('search_methods', {'settings': settings, 'results': results})}")
     return 0
 
 
