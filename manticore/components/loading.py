@@ -24,6 +24,7 @@ REFUSED_FAMILIES = {
     "recurrent_gemma": "its recurrent state lives in the modules, not in a cache",
 }
 
+_CACHE_LINE_BYTES = 64
 # one of these lies beside the weights where a checkpoint brings its tokenizer
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -100,6 +101,7 @@ def load_component(
     for parameter_name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ManticoreError(f"{name}: {parameter_name} holds NaN or infinity. Fix: give an intact checkpoint")
+    align_memory(model)
     return model.eval()
 
 
@@ -197,6 +199,16 @@ def load_tokenizer(
     except Exception as error:
         # the tokenizers library raises plain exceptions for files it cannot read
         raise ManticoreError(f"{name}: its tokenizer cannot be loaded: {one_line(error)}") from error
+
+
+def align_memory(model: PreTrainedModel) -> None:
+    """Copy weights that lie at odd addresses in memory, as those read from a file do.
+
+    For them some kernels add in another order, so that a model would lose its last bits by being saved and loaded.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % _CACHE_LINE_BYTES:
+            tensor.data = tensor.data.clone()
 
 
 def one_line(error: Any) -> str:

@@ -16,38 +16,40 @@ from transformers import PreTrainedModel
 from manticore.errors import ManticoreError
 
 
-class DroppedLayer(nn.Module):
-    """Stands where a decoder layer was; it is never called, but read for the attributes that masks depend on."""
+class Dropped(nn.Module):
+    """Stands where a module was. It owns no weights, but what it stands for can still be read from it.
 
-    def __init__(self, layer: nn.Module) -> None:
+    Masks depend on attributes of layers, and the initialisers of some families walk through all layers and the head;
+    so the module itself stays behind on the meta device, where it takes no memory.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        for name, value in vars(layer).items():
-            if not name.startswith("_") and isinstance(value, bool | int | float | str | None):
-                setattr(self, name, value)
+        # outside the module registry, so that it has no part in states, devices and counts
+        self.__dict__["_dropped"] = module.to("meta")
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_dropped":
+            raise AttributeError(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._dropped, name)
 
 
-class DroppedEmbedding(nn.Module):
+class DroppedEmbedding(Dropped):
     """Embeddings without a table: the right shape, so that masks and positions can be derived, and zeros."""
 
-    like: Tensor
-
-    def __init__(self, width: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.width = width
+    def __init__(self, table: nn.Module) -> None:
+        like = table.weight.new_empty(0)  # type: ignore[operator]
+        super().__init__(table)
         # holds no number, but follows the model to another precision or device
-        self.register_buffer("like", torch.empty(0, dtype=dtype), persistent=False)
+        self.register_buffer("like", like, persistent=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """``[B, T]`` → zeros ``[B, T, width]``."""
-        return torch.zeros(*input_ids.shape, self.width, device=input_ids.device, dtype=self.like.dtype)
-
-
-class DroppedHead(nn.Module):
-    """Stands where a head was; it is never called."""
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Nothing is asked of a dropped head but to be there."""
-        return hidden
+        width = self._dropped.embedding_dim
+        return torch.zeros(*input_ids.shape, width, device=input_ids.device, dtype=self.like.dtype)
 
 
 def prune_component(
@@ -73,15 +75,14 @@ def prune_component(
         )
     for index, layer in enumerate(layers):
         if index not in kept:
-            layers[index] = DroppedLayer(layer)
+            layers[index] = Dropped(layer)
     if not (embeddings and head):
         # a kept partner must not be tied to a dropped one when the model is loaded
         model.config.tie_word_embeddings = False
     if not embeddings:
-        table: Any = model.get_input_embeddings()
-        model.set_input_embeddings(DroppedEmbedding(table.embedding_dim, table.weight.dtype))
+        model.set_input_embeddings(DroppedEmbedding(model.get_input_embeddings()))
     if not head:
-        model.set_output_embeddings(DroppedHead())
+        model.set_output_embeddings(Dropped(model.get_output_embeddings()))
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 

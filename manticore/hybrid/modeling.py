@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from manticore.components.loading import load_tokenizer
+from manticore.components.loading import align_memory, load_tokenizer
 from manticore.components.pruning import prune_component
 from manticore.components.runner import Recording, Runner
 from manticore.components.vocabulary import with_vocabulary
@@ -277,8 +277,20 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
         """Only what the hybrid adds; components initialise themselves."""
         if isinstance(module, Projector):
             module.reset_parameters()
-        elif isinstance(module, Mixing):
+        elif isinstance(module, Mixing) and not all(
+            # what transformers puts on a tensor that it has loaded
+            getattr(parameter, "_is_hf_initialized", False)
+            for parameter in module.mixture_parameters()
+        ):
             module.reset_mixture()
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: for custom code transformers skips initialisers of modules without weights of their own.
+
+        Some families fill their derived tables there, which would then hold whatever was in memory.
+        """
+        return False
 
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
@@ -303,5 +315,6 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
         """Load a hybrid and the tokenizer beside it; see transformers for the arguments."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         hybrid = loaded[0] if isinstance(loaded, tuple) else loaded
+        align_memory(hybrid)
         hybrid.tokenizer = load_tokenizer(pretrained_model_name_or_path, revision=kwargs.get("revision"))
         return loaded
