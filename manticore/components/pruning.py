@@ -16,6 +16,16 @@ from transformers import PreTrainedModel
 from manticore.errors import ManticoreError
 
 
+class _Shared:
+    """Holds a module that copies of its owner share: on the meta device there is nothing to copy."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+        return self
+
+
 class Dropped(nn.Module):
     """Stands where a module was. It owns no weights, but what it stands for can still be read from it.
 
@@ -26,7 +36,7 @@ class Dropped(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         # outside the module registry, so that it has no part in states, devices and counts
-        self.__dict__["_dropped"] = module.to("meta")
+        self.__dict__["_dropped"] = _Shared(module.to("meta"))
 
     def __getattr__(self, name: str) -> Any:
         if name == "_dropped":
@@ -34,7 +44,7 @@ class Dropped(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(self._dropped, name)
+            return getattr(self._dropped.module, name)
 
 
 class DroppedEmbedding(Dropped):
@@ -48,7 +58,7 @@ class DroppedEmbedding(Dropped):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """``[B, T]`` → zeros ``[B, T, width]``."""
-        width = self._dropped.embedding_dim
+        width = self._dropped.module.embedding_dim
         return torch.zeros(*input_ids.shape, width, device=input_ids.device, dtype=self.like.dtype)
 
 

@@ -202,3 +202,11 @@ def test_a_sliding_window_longer_than_the_prefill_grows_a_shorter_one_stays():
     assert cache_cost(model).bytes_per_token == 0
     assert cache_cost(model).state_bytes == 7 * per_token
     assert cache_cost(model, length=6).bytes_per_token == per_token
+
+
+@pytest.mark.parametrize("path", [[0, 1], [1, 0], [1, 1]])
+def test_discretized_hybrids_are_counted_without_data(hybrid, path, caplog):
+    small = discretize(hybrid, path)
+    use_selective_scan(small)
+    assert flops_per_step(small, 2, 9) == run_for_real(small, 2, 9)
+    assert "is measured with data" not in caplog.text
