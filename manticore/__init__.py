@@ -1,7 +1,7 @@
 """Manticore: turn pretrained language models of different families into one better hybrid.
 
 ``import manticore`` is cheap: it imports neither torch nor transformers. The public names below are loaded
-on first use, and the classes are registered with transformers' ``Auto`` classes as soon as those exist.
+on first use; transformers' ``Auto`` classes find the hybrid as soon as they exist.
 """
 
 from __future__ import annotations
@@ -53,4 +53,4 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC])
 
 
-_auto.register_when_imported()
+_auto.announce_when_imported()

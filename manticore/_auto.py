@@ -1,8 +1,10 @@
-"""Registers the hybrid's classes with transformers' ``Auto`` classes without importing transformers first.
+"""Makes the hybrid known to transformers' ``Auto`` classes without importing transformers first.
 
 ``import manticore`` must make ``AutoModelForCausalLM.from_pretrained("hybrid")`` work, and ``manticore --help``
-(which imports this package) must answer without the seconds that torch and transformers take. So the
-registration runs at once where transformers' auto module is loaded already, and otherwise right after it loads.
+(which imports this package) must answer without the seconds that torch and transformers take. So transformers is told
+the name of the configuration class only, as soon as its module of configurations is loaded. Looking that name up
+imports ``manticore.hybrid``, which registers the classes themselves. Importing it any earlier, while transformers is
+still being loaded, would fail in a circle.
 """
 
 from __future__ import annotations
@@ -15,21 +17,35 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-_TRIGGER = "transformers.models.auto.modeling_auto"
+_TRIGGER = "transformers.models.auto.configuration_auto"
+_NAME = "manticore"
+"""The model type."""
+
+
+def announce() -> None:
+    """Let ``AutoConfig`` find the configuration class on first use; a second call changes nothing."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+
+    if _NAME not in CONFIG_MAPPING:
+        CONFIG_MAPPING_NAMES[_NAME] = "ManticoreConfig"
+        # where transformers looks for that name; the package imports the class when it is asked for
+        CONFIG_MAPPING._modules[_NAME] = sys.modules["manticore"]
 
 
 def register() -> None:
     """Register configuration and model classes; a second call changes nothing."""
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     from manticore.hybrid.configuration import ManticoreConfig
     from manticore.hybrid.modeling import ManticoreForCausalLM
 
-    AutoConfig.register(ManticoreConfig.model_type, ManticoreConfig, exist_ok=True)
+    CONFIG_MAPPING_NAMES.pop(_NAME, None)
+    AutoConfig.register(_NAME, ManticoreConfig, exist_ok=True)
     AutoModelForCausalLM.register(ManticoreConfig, ManticoreForCausalLM, exist_ok=True)
 
 
-class _RegisterAfterLoad(importlib.abc.Loader):
+class _AnnounceAfterLoad(importlib.abc.Loader):
     def __init__(self, loader: importlib.abc.Loader) -> None:
         self._loader = loader
 
@@ -38,7 +54,7 @@ class _RegisterAfterLoad(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        register()
+        announce()
 
     def __getattr__(self, name: str) -> Any:
         # inspect and linecache ask the loader for the source
@@ -54,13 +70,13 @@ class _Finder(importlib.abc.MetaPathFinder):
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _RegisterAfterLoad(spec.loader)
+            spec.loader = _AnnounceAfterLoad(spec.loader)
         return spec
 
 
-def register_when_imported() -> None:
-    """Register now if transformers' auto classes are loaded, else as soon as they are."""
+def announce_when_imported() -> None:
+    """Announce now if transformers' module of configurations is loaded, else as soon as it is."""
     if _TRIGGER in sys.modules:
-        register()
+        announce()
     else:
         sys.meta_path.insert(0, _Finder())

@@ -8,3 +8,16 @@ class ManticoreError(Exception):
     """
 
     exit_code = 2
+
+
+def require_hybrid(model: object, stage: str) -> None:
+    """Refuse what is no hybrid, in a call from Python.
+
+    Raises:
+        ManticoreError: it is something else.
+    """
+    if not hasattr(model, "is_discretized"):
+        raise ManticoreError(
+            f"{stage}: a {type(model).__name__} is no hybrid. "
+            "Fix: make one with manticore.combine, or load one with AutoModelForCausalLM.from_pretrained"
+        )

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, require_hybrid
 from manticore.kernels.mamba import fast_scan
 from manticore.projectors.calibration import Packs, Text, calibration_packs
 from manticore.projectors.descent import Clock, Progress, counted, descend, mean_loss
@@ -267,6 +267,7 @@ def _check(
     steps: int,
     lr: float,
 ) -> None:
+    require_hybrid(hybrid, "align")
     if hybrid.is_discretized:
         raise ManticoreError(
             "align: the hybrid is discretized, so its components no longer run alone. Fix: align before discretizing"

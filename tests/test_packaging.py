@@ -57,9 +57,21 @@ def test_the_hybrid_is_registered_whichever_is_imported_first() -> None:
     )
 
 
+@pytest.mark.parametrize("first", ["import manticore", "from transformers import AutoConfig\nimport manticore"])
+def test_a_configuration_loads_where_no_model_class_is_loaded(first: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "manticore"}')
+    load = f"from transformers import AutoConfig\nprint(type(AutoConfig.from_pretrained({str(tmp_path)!r})).__name__)"
+    assert python(f"{first}\n{load}") == "ManticoreConfig"
+
+
+@pytest.mark.parametrize("name", ["PreTrainedModel", "AutoTokenizer"])
+def test_any_part_of_transformers_can_be_the_first_to_be_used(name: str) -> None:
+    assert python(f"import manticore\nfrom transformers import {name}\n{REGISTERED}") == "ManticoreForCausalLM"
+
+
 @pytest.mark.parametrize(
     "module",
-    ["components.loading", "hybrid.configuration", "hybrid.modeling"],
+    ["components.loading", "hybrid.mixing", "hybrid.modeling"],
 )
 def test_a_module_can_be_the_first_to_be_imported(module: str) -> None:
     assert python(f"import manticore.{module}\n{REGISTERED}") == "ManticoreForCausalLM"

@@ -27,7 +27,9 @@ _PLURAL = {"mixing": "mixings", "projector": "projectors", "search": "methods", 
 
 
 def ls(
-    what: Annotated[str | None, typer.Argument(help="recipes, tasks, methods, mixings or projectors.")] = None,
+    what: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help="recipes, tasks, methods, mixings or projectors.")
+    ] = None,
 ) -> None:
     """List recipes, tasks, search methods, mixings and projectors.
 
@@ -47,7 +49,9 @@ def ls(
     console.print("\nnext: manticore show NAME")
 
 
-def show(name: Annotated[str, typer.Argument(help="A recipe, `schema`, or a name that ls lists.")]) -> None:
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A recipe, `schema`, or a name that ls lists.")],
+) -> None:
     """Print a recipe, the keys of the recipe schema, or what a registered name is and which options it has.
 
     Example: manticore show mad/in-context-recall
@@ -66,8 +70,8 @@ def show(name: Annotated[str, typer.Argument(help="A recipe, `schema`, or a name
 
 
 def cp(
-    name: Annotated[str, typer.Argument(help="A shipped recipe.")],
-    destination: Annotated[str, typer.Argument(help="File or folder to copy it to.")] = ".",
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe.")],
+    destination: Annotated[str, typer.Argument(metavar="[PATH]", help="File or folder to copy it to.")] = ".",
 ) -> None:
     """Copy a shipped recipe, to make it your own.
 

@@ -84,6 +84,7 @@ def search(
     """
     refuse_existing(out)
     chosen = checked_task(task, task_option)
+    _refuse_two_budgets(settings)
     say(f"search: {settings['method']} on {task} in {hybrid}")
     import manticore
     from manticore.runs.models import load_hybrid
@@ -119,7 +120,8 @@ def discretize(hybrid: Hybrid, out: Out, *, settings: dict[str, Any]) -> None:
     with new_folder(out) as folder:
         small.save_pretrained(folder)
     say(f"path {small.config.path}")
-    done(out, f"manticore finetune {out} --task mad/in-context-recall -o {out}-tuned")
+    task = "mad/in-context-recall" if small.tokenizer is None else "text"
+    done(out, f"manticore finetune {out} --task {task} -o {out}-tuned")
 
 
 @takes(Finetune, without=("start",))
@@ -132,6 +134,7 @@ def finetune(
     """
     refuse_existing(out)
     chosen = checked_task(task, task_option)
+    _refuse_two_budgets(settings)
     say(f"finetune: {model} on {task}")
     import manticore
     from manticore.runs.models import load_model
@@ -154,7 +157,7 @@ def finetune(
 
 @takes(CompareModels)
 def compare(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Folders or hub ids of models or hybrids.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Folders or hub ids of models or hybrids.")],
     task: Task,
     out: Out,
     task_option: TaskOptions = None,
@@ -228,7 +231,7 @@ def evaluate(
 
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue.")],
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to add.", min=1)] = 40,
     temperature: Annotated[float, typer.Option(help="0: always the most probable token.", min=0.0)] = 0.0,
     seed: Seed = 0,
@@ -240,6 +243,7 @@ def generate(
     from transformers import set_seed
 
     from manticore.runs.models import load_model
+    from manticore.training.prepare import positions
 
     quiet_libraries()
     loaded, tokenizer = load_model(model)
@@ -248,6 +252,12 @@ def generate(
     encoded = tokenizer(prompt, return_tensors="pt")
     if encoded.input_ids.shape[1] == 0:
         raise ManticoreError("generate: the prompt is empty. Fix: give at least one word")
+    limit, total = positions(loaded), encoded.input_ids.shape[1] + max_new_tokens
+    if limit is not None and total > limit:
+        raise ManticoreError(
+            f"generate: prompt and new tokens make {total}, but {model} has {limit} positions. "
+            "Fix: a shorter prompt, or a smaller --max-new-tokens"
+        )
     set_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     tokens = loaded.generate(  # type: ignore[operator]
@@ -276,6 +286,12 @@ def whole_flops(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with the FLOPs budget, written like 1e12, as the whole number that functions take."""
     budget = settings.get("budget_flops")
     return settings if budget is None else {**settings, "budget_flops": int(budget)}
+
+
+def _refuse_two_budgets(settings: dict[str, Any]) -> None:
+    """Before the data of the task are read, which can take long."""
+    if settings["steps"] is not None and settings["budget_flops"] is not None:
+        raise ManticoreError("--steps and --budget-flops are both given. Fix: give one of them")
 
 
 def _check_options(flag: str, kind: str, name: str, given: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
-"""The hybrid: configuration, modeling, mixture weights, discretizing."""
+"""The hybrid: configuration, modeling, mixture weights, discretizing. Importing it registers its classes."""
 
-# First of all, for the reason given in manticore.components.
-import transformers.models.auto.modeling_auto  # noqa: F401
+from manticore import _auto
+
+_auto.register()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, require_hybrid
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.mixing import check_weights
 from manticore.hybrid.modeling import ManticoreForCausalLM
@@ -34,6 +34,7 @@ def discretize(hybrid: ManticoreForCausalLM, path: Sequence[int] | None = None) 
     Raises:
         ManticoreError: already discretized, an impossible path, or a family that shares weights between layers.
     """
+    require_hybrid(hybrid, "discretize")
     if hybrid.is_discretized:
         raise ManticoreError(f"discretize: the hybrid is discretized already, to path {hybrid.config.path}")
     chosen = list(path) if path is not None else best_path(hybrid)

@@ -134,7 +134,13 @@ def check_weights(
         ManticoreError: wrong shape, an index out of range, a negative or non-finite weight, a row that does not
             sum to 1.
     """
-    tensor = torch.as_tensor(weights)
+    try:
+        tensor = torch.as_tensor(weights)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ManticoreError(
+            f"set_mixture_weights: {weights!r} (expected numbers [{num_blocks}, {num_components}], "
+            f"or {num_blocks} component indices)"
+        ) from error
     if tensor.dim() == 1 and len(tensor) == num_blocks and not tensor.is_floating_point():
         if bool((tensor < 0).any()) or bool((tensor >= num_components).any()):
             raise ManticoreError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, require_hybrid
 from manticore.hybrid.discretize import best_path
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.kernels.mamba import use_selective_scan
@@ -27,7 +27,7 @@ from manticore.training.callbacks import Progress
 from manticore.training.checkpoints import open_folder
 from manticore.training.finetune import data_fingerprint, recomputed_activations
 from manticore.training.modes import kept_modes
-from manticore.training.prepare import resolve_task, take_vocabulary
+from manticore.training.prepare import check_numbers, resolve_task, take_vocabulary
 from manticore.training.trainable import merge_lora, set_trainable
 from manticore.training.trainer import scheduler_name, training_arguments
 
@@ -146,6 +146,7 @@ def search(
         ManticoreError: impossible arguments, a discretized hybrid, a budget below one step, a loss or gradient that
             is not finite, a full disk.
     """
+    require_hybrid(hybrid, "search")
     if hybrid.is_discretized:
         raise ManticoreError(
             f"search: the hybrid is discretized to path {hybrid.config.path} and has nothing to choose from. "
@@ -153,8 +154,11 @@ def search(
         )
     if steps is not None and budget_flops is not None:
         raise ManticoreError("search: steps and budget_flops are both given. Fix: give one of them")
-    if steps is not None and steps < 1:
-        raise ManticoreError(f"search: steps is {steps} (expected 1 or more)")
+    check_numbers(
+        "search",
+        counts={"steps": steps, "batch_size": batch_size, "accumulation": accumulation, "save_steps": save_steps},
+        rates={"lr": lr, "mixture_lr": mixture_lr},
+    )
     if isinstance(start, str) and start != "current":
         raise ManticoreError(f"search: start is {start!r} (expected weights or 'current'). Fix: start='current'")
     parsed_order = Order.parse(order)
@@ -167,7 +171,7 @@ def search(
         start_floor=start_floor,
     )
 
-    task = resolve_task(task, hybrid, tokenizer, seed)
+    task = resolve_task(task, hybrid, tokenizer, seed, stage="search")
     take_vocabulary(hybrid, task, seed)
     use_selective_scan(hybrid)
     set_trainable(hybrid, trainable, fresh_vocabulary=task.vocab_size is not None, lora_rank=lora_rank, seed=seed)

@@ -25,7 +25,7 @@ from manticore.training.budget import cache_cost, count_parameters, flops_per_st
 from manticore.training.contestants import Source, add_ensemble, build, named, shared_task, weights_fingerprint
 from manticore.training.finetune import DEFAULT_STEPS, data_fingerprint, evaluate, finetune
 from manticore.training.intervals import mean_interval
-from manticore.training.prepare import take_vocabulary
+from manticore.training.prepare import check_length, check_numbers, take_vocabulary
 from manticore.training.trainable import set_trainable
 from manticore.training.units import UnitLog
 
@@ -143,6 +143,8 @@ def compare(
             raise ManticoreError(f"compare: spent_flops names {name!r} (the models are {', '.join(sources)})")
     if not seeds or not learning_rates:
         raise ManticoreError("compare: seeds or learning_rates is empty. Fix: seeds=[0, 1, 2], learning_rates=[1e-3]")
+    for lr in learning_rates:
+        check_numbers("compare", counts={"batch_size": batch_size, "test_examples": test_examples}, rates={"lr": lr})
     if len(set(seeds)) < len(seeds):
         raise ManticoreError(f"compare: seeds {list(seeds)} hold one twice. Fix: give different seeds")
     task = shared_task(task, sources, tokenizer)
@@ -272,6 +274,7 @@ class _Runs:
     def step_flops(self, name: str) -> int:
         """What one training step of a model costs."""
         model = build(self.sources[name], self.seeds[0])
+        check_length(model, self.task, stage="compare")
         take_vocabulary(model, self.task, self.seeds[0])
         use_selective_scan(model)
         set_trainable(

@@ -19,7 +19,7 @@ from manticore.training.budget import flops_per_step, steps_within
 from manticore.training.callbacks import Progress
 from manticore.training.checkpoints import open_folder
 from manticore.training.modes import kept_modes, recomputed_activations
-from manticore.training.prepare import resolve_task, take_vocabulary
+from manticore.training.prepare import check_numbers, resolve_task, take_vocabulary
 from manticore.training.trainable import merge_lora, set_trainable
 from manticore.training.trainer import TaskTrainer, training_arguments
 
@@ -114,9 +114,9 @@ def finetune(
     """
     if steps is not None and budget_flops is not None:
         raise ManticoreError("finetune: steps and budget_flops are both given. Fix: give one of them")
-    if steps is not None and steps < 1:
-        raise ManticoreError(f"finetune: steps is {steps} (expected 1 or more)")
-    task = resolve_task(task, model, tokenizer, seed)
+    counts = {"steps": steps, "batch_size": batch_size, "accumulation": accumulation, "test_examples": test_examples}
+    check_numbers("finetune", counts=counts | {"save_steps": save_steps, "log_steps": log_steps}, rates={"lr": lr})
+    task = resolve_task(task, model, tokenizer, seed, stage="finetune")
     take_vocabulary(model, task, seed)
     use_selective_scan(model)
     mixing = getattr(model, "mixing", None)
@@ -214,7 +214,8 @@ def evaluate(
     Raises:
         ManticoreError: no such split, or the model has another vocabulary than the task.
     """
-    task = resolve_task(task, model, tokenizer, seed=0)
+    check_numbers("evaluate", counts={"batch_size": batch_size, "max_examples": max_examples})
+    task = resolve_task(task, model, tokenizer, seed=0, stage="evaluate")
     if split not in task.data:
         raise ManticoreError(f"evaluate: {task.name} has no split {split!r} (it has {', '.join(task.data)})")
     if task.vocab_size is not None and model.config.vocab_size != task.vocab_size:

@@ -1,31 +1,84 @@
-"""Brings model and task together: the task by its name, the model with the task's vocabulary."""
+"""Brings model and task together: the task by its name, the model with the task's vocabulary, and what cannot be."""
 
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from manticore.components.loading import load_tokenizer
 from manticore.components.vocabulary import with_vocabulary
+from manticore.errors import ManticoreError
 from manticore.hybrid.modeling import ManticoreForCausalLM
-from manticore.tasks.task import load_task
+from manticore.tasks.task import Task, load_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from manticore.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
 
 def resolve_task(
-    task: str | Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, seed: int
+    task: str | Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, seed: int, *, stage: str
 ) -> Task:
-    """`task` itself, or the registered task of that name, read with `tokenizer` or else the model's own."""
-    if not isinstance(task, str):
-        return task
-    return load_task(task, tokenizer=tokenizer or own_tokenizer(model), seed=seed)
+    """`task` itself, or the registered task of that name, read with `tokenizer` or else the model's own.
+
+    Raises:
+        ManticoreError: `model` is no model, `task` is no task, or its examples are too long for the model.
+    """
+    if not isinstance(model, nn.Module):
+        raise ManticoreError(
+            f"{stage}: {model!r} is no model. Fix: load it first, with AutoModelForCausalLM.from_pretrained"
+        )
+    if isinstance(task, str):
+        task = load_task(task, tokenizer=tokenizer or own_tokenizer(model), seed=seed)
+    elif not isinstance(task, Task):
+        raise ManticoreError(f"{stage}: {task!r} is no task. Fix: give the name of one; `manticore ls tasks`")
+    check_length(model, task, stage=stage)
+    return task
+
+
+def positions(model: PreTrainedModel) -> int | None:
+    """The most tokens that all of `model`'s components have positions for; None where no family limits them."""
+    runners = getattr(model, "runners", None)
+    models = [model] if runners is None else [runner.model for runner in runners if runner is not None]
+    limits = [getattr(each.config, "max_position_embeddings", None) for each in models]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def check_length(model: PreTrainedModel, task: Task, *, stage: str) -> None:
+    """Refuse a task whose examples have more tokens than the model has positions.
+
+    Raises:
+        ManticoreError: they have.
+    """
+    limit = positions(model)
+    if limit is not None and task.length > limit:
+        raise ManticoreError(
+            f"{stage}: examples of {task.name} have {task.length} tokens, but the model has {limit} positions. "
+            "Fix: shorter examples, see the options of the task"
+        )
+
+
+def check_numbers(
+    stage: str, *, counts: Mapping[str, int | None], rates: Mapping[str, float | None] | None = None
+) -> None:
+    """Refuse counts below 1 and learning rates that are not positive; None passes.
+
+    Raises:
+        ManticoreError: one of them is.
+    """
+    for name, count in counts.items():
+        if count is not None and (isinstance(count, bool) or not isinstance(count, Integral) or count < 1):
+            raise ManticoreError(f"{stage}: {name} is {count!r} (expected a whole number, 1 or more)")
+    for name, rate in (rates or {}).items():
+        if rate is not None and not 0 < rate < math.inf:
+            raise ManticoreError(f"{stage}: {name} is {rate!r} (expected a positive number)")
 
 
 def own_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:

@@ -85,6 +85,17 @@ def recipe(first: str, second: str, **sections: str) -> str:
             ["evaluate", "gpt", "-t", "text", "--task-option", "source=binary.dat"], "binary.dat", id="binary text"
         ),
         pytest.param(
+            ["evaluate", "gpt", "-t", "text", "--task-option", "source=words.txt", "--task-option", "length=65"],
+            "65 tokens, but the model has 64 positions",
+            id="more tokens than positions",
+        ),
+        pytest.param(["generate", "gpt", "w1 w2", "--max-new-tokens", "63"], "make 65, but gpt", id="long answer"),
+        pytest.param(
+            ["search", "gpt", *MAD, "-o", "new", "--steps", "3", "--budget-flops", "1e9"],
+            "both given",
+            id="two budgets",
+        ),
+        pytest.param(
             ["finetune", "gpt", *MAD, "-o", "new", "--lr", "1e30", "--batch-size", "8", "--steps", "8"],
             "loss",
             id="NaN loss",

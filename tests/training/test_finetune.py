@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from manticore.errors import ManticoreError
 from manticore.hybrid.discretize import discretize
 from manticore.training.batches import Collator
 from manticore.training.budget import flops_per_step
+from manticore.training.compare import compare
 from manticore.training.finetune import evaluate, finetune
+from manticore.training.prepare import positions
 
 
 def weights(model):
@@ -174,6 +177,9 @@ def test_scoring_some_examples(gpt, task):
     [
         ({"steps": 2, "budget_flops": 10**9}, "steps and budget_flops are both given"),
         ({"steps": 0}, "steps is 0"),
+        ({"steps": 2, "batch_size": 0}, "batch_size is 0"),
+        ({"steps": 2, "lr": -1.0}, r"lr is -1.0 \(expected a positive number\)"),
+        ({"steps": 2, "lr": float("nan")}, "lr is nan"),
         ({"budget_flops": 10}, "one step costs"),
         ({"steps": 2, "batch_size": 25}, "24 training examples, fewer than one batch"),
         ({"steps": 2, "batch_size": 8, "accumulation": 3}, "cannot be cut into 3 equal parts"),
@@ -184,6 +190,25 @@ def test_scoring_some_examples(gpt, task):
 def test_impossible_arguments_are_refused(gpt, task, options, message):
     with pytest.raises(ManticoreError, match=message):
         finetune(gpt, task, **options)
+
+
+def test_what_is_no_model_or_no_task_is_refused(gpt, task):
+    with pytest.raises(ManticoreError, match=r"finetune: 'folder' is no model\. Fix: load it first"):
+        finetune("folder", task, steps=1)
+    with pytest.raises(ManticoreError, match="evaluate: None is no task"):
+        evaluate(gpt, None)
+    with pytest.raises(ManticoreError, match="max_examples is 0"):
+        evaluate(gpt, task, max_examples=0)
+
+
+def test_examples_longer_than_the_positions_of_a_model_are_refused(gpt, hybrid, task):
+    for model in (gpt, hybrid, discretize(hybrid)):
+        long = replace(task, length=positions(model) + 1)
+        for call in (finetune, evaluate):
+            with pytest.raises(ManticoreError, match=f"{call.__name__}: examples of .* but the model has"):
+                call(model, long)
+    with pytest.raises(ManticoreError, match="compare: examples of copying have 33 tokens"):
+        compare([gpt], long, seeds=(0,))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(gpt, task, tmp_path):

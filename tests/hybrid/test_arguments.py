@@ -1,0 +1,26 @@
+"""What a person can hand to a hybrid from Python: mixture weights in every form, and things that are no hybrid."""
+
+import pytest
+import torch
+
+import manticore
+from manticore.errors import ManticoreError
+
+
+@pytest.mark.parametrize("weights", ["ab", None, [[0.5, 0.5], [1.0]], ["gpt", "mamba"]])
+def test_what_is_no_weights_is_refused_and_changes_nothing(weights, tiny_gpt, tiny_mamba):
+    hybrid = manticore.combine([tiny_gpt, tiny_mamba], num_blocks=2)
+    before = hybrid.mixture_weights
+    with pytest.raises(ManticoreError, match=r"expected numbers \[2, 2\], or 2 component indices"):
+        hybrid.set_mixture_weights(weights)
+    assert torch.equal(hybrid.mixture_weights, before)
+
+
+def test_an_ordinary_model_is_no_hybrid(tiny_gpt):
+    for stage, call in (
+        ("align", lambda: manticore.align(tiny_gpt, ["text"])),
+        ("search", lambda: manticore.search(tiny_gpt, "text")),
+        ("discretize", lambda: manticore.discretize(tiny_gpt)),
+    ):
+        with pytest.raises(ManticoreError, match=f"{stage}: a GPTNeoForCausalLM is no hybrid"):
+            call()
