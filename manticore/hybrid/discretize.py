@@ -10,7 +10,7 @@ from transformers.initialization import no_init_weights
 
 from manticore.errors import ManticoreError, require_hybrid
 from manticore.hybrid.configuration import ManticoreConfig
-from manticore.hybrid.mixing import check_weights
+from manticore.hybrid.mixing import check_path
 from manticore.hybrid.modeling import ManticoreForCausalLM
 
 
@@ -37,10 +37,14 @@ def discretize(hybrid: ManticoreForCausalLM, path: Sequence[int] | None = None) 
     require_hybrid(hybrid, "discretize")
     if hybrid.is_discretized:
         raise ManticoreError(f"discretize: the hybrid is discretized already, to path {hybrid.config.path}")
-    chosen = list(path) if path is not None else best_path(hybrid)
-    check_weights(chosen, hybrid.config.num_blocks, hybrid.config.num_components)
+    chosen = check_path(
+        path if path is not None else best_path(hybrid),
+        hybrid.config.num_blocks,
+        hybrid.config.num_components,
+        "discretize",
+    )
     settings = copy.deepcopy(hybrid.config).to_dict()
-    settings.update(path=[int(m) for m in chosen], searched_weights=hybrid.mixture_weights.tolist())
+    settings.update(path=chosen, searched_weights=hybrid.mixture_weights.tolist())
     config = ManticoreConfig(**settings)
     for k, (ours, theirs) in enumerate(zip(config.components, hybrid.config.components)):
         # not part of a saved configuration

@@ -8,6 +8,7 @@ Letters: B batch, T tokens, D width, K components, N blocks.
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -142,11 +143,8 @@ def check_weights(
             f"or {num_blocks} component indices)"
         ) from error
     if tensor.dim() == 1 and len(tensor) == num_blocks and not tensor.is_floating_point():
-        if bool((tensor < 0).any()) or bool((tensor >= num_components).any()):
-            raise ManticoreError(
-                f"set_mixture_weights: path {tensor.tolist()} (expected indices from 0 to {num_components - 1})"
-            )
-        return torch.nn.functional.one_hot(tensor.long(), num_components).float()
+        path = check_path(tensor.tolist(), num_blocks, num_components, "set_mixture_weights")
+        return torch.nn.functional.one_hot(torch.tensor(path), num_components).float()
     if tuple(tensor.shape) != (num_blocks, num_components):
         raise ManticoreError(
             f"set_mixture_weights: shape {list(tensor.shape)} (expected [{num_blocks}, {num_components}], "
@@ -160,6 +158,22 @@ def check_weights(
         row = int(off.argmax())
         raise ManticoreError(f"set_mixture_weights: row {row} sums to {float(tensor[row].sum()):.6g} (expected 1)")
     return tensor
+
+
+def check_path(path: Sequence[int], num_blocks: int, num_components: int, where: str) -> list[int]:
+    """A component index for each block.
+
+    Raises:
+        ManticoreError: too few or too many, or one out of range.
+    """
+    expected = f"expected {num_blocks} indices from 0 to {num_components - 1}"
+    try:
+        found = [operator.index(k) for k in path]
+    except TypeError as error:
+        raise ManticoreError(f"{where}: path {path!r} ({expected})") from error
+    if len(found) != num_blocks or not all(0 <= k < num_components for k in found):
+        raise ManticoreError(f"{where}: path {found} ({expected})")
+    return found
 
 
 def weighted_sum(terms: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:

@@ -5,6 +5,7 @@ Letters: B batch, T tokens, D width, V vocabulary, K components, N blocks.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,8 @@ from manticore.hybrid.mixing import Features, Mixing, check_weights
 from manticore.hybrid.path import PathMixing
 from manticore.projectors.projector import Projector
 from manticore.registry import resolve
+
+logger = logging.getLogger(__name__)
 
 
 class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
@@ -316,5 +319,13 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         hybrid = loaded[0] if isinstance(loaded, tuple) else loaded
         align_memory(hybrid)
-        hybrid.tokenizer = load_tokenizer(pretrained_model_name_or_path, revision=kwargs.get("revision"))
+        tokenizer = load_tokenizer(pretrained_model_name_or_path, revision=kwargs.get("revision"))
+        rows = hybrid.config.vocab_size
+        if tokenizer is not None and len(tokenizer) > rows:
+            # left there by a hybrid that was saved to the same folder before
+            logger.warning(
+                "the tokenizer beside the hybrid has %d tokens, the hybrid %d: left out", len(tokenizer), rows
+            )
+            tokenizer = None
+        hybrid.tokenizer = tokenizer
         return loaded
