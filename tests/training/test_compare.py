@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LENGTH, copying_task
+from copying_task import LENGTH, copying_task
 
 from manticore.errors import ManticoreError
 from manticore.hybrid.combine import combine

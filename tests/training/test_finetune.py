@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import LENGTH, copying_task
+from copying_task import LENGTH, copying_task
 from torch.nn import functional
 
 from manticore.errors import ManticoreError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import copying_task
+from copying_task import copying_task
 from safetensors.torch import load_file
 
 from manticore.errors import ManticoreError
