@@ -16,6 +16,7 @@ from transformers import (
 )
 
 import manticore
+from benchmarks.tiny_families import tiny_model
 from manticore.hybrid.modeling import ManticoreForCausalLM
 
 TOKENS = {"vocab_size": 97, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -107,6 +108,15 @@ def test_repeating_and_selecting_sequences(hybrids: list[ManticoreForCausalLM]) 
 def test_dropped_layers_hold_nothing(hybrids: list[ManticoreForCausalLM]) -> None:
     supernet, small, _ = hybrids
     assert sum(not dummy for dummy in small.new_cache().is_dummy) < sum(not d for d in supernet.new_cache().is_dummy)
+
+
+def test_a_component_whose_attention_layers_were_all_dropped() -> None:
+    # its masks are still derived from its cache
+    torch.manual_seed(0)
+    supernet = manticore.combine([tiny_model("nemotron_h"), tiny_model("mamba")], num_blocks=2)
+    small = manticore.discretize(supernet, [0, 1])
+    cached = small.generate(prompt(), use_cache=True, **GENERATE)
+    assert torch.equal(cached, small.generate(prompt(), use_cache=False, **GENERATE))
 
 
 @torch.no_grad()

@@ -220,6 +220,9 @@ def test_one_precision_for_all(tmp_path: Path, ids: Tensor) -> None:
     for parameter in half.parameters():
         assert parameter.dtype == (torch.float32 if id(parameter) in probabilities else torch.bfloat16)
     assert half.config.dtype == torch.bfloat16
+    # a model in memory may have been converted after it was configured
+    converted = manticore.combine([tiny_model("gpt_neo").bfloat16(), tiny_model("mamba").bfloat16()], num_blocks=2)
+    assert [component.dtype for component in converted.config.components] == [torch.bfloat16] * 2
     assert half(ids).logits.isfinite().all()
 
 

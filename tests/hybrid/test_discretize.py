@@ -120,6 +120,17 @@ def test_a_tied_table_survives_with_either_end(path: list[int], build: Build, id
 
 
 @torch.no_grad()
+def test_tables_that_were_rounded_with_the_model_are_kept_so(ids: Tensor, tmp_path: Path) -> None:
+    # rotary frequencies are in no state dict, and building them anew gives them in full precision
+    hybrid = manticore.combine([tiny_model("llama").bfloat16(), tiny_model("mamba").bfloat16()], num_blocks=2)
+    for path in ([0, 0], [0, 1], [1, 0]):
+        hybrid.set_mixture_weights(path)
+        small = manticore.discretize(hybrid, path)
+        assert {parameter.dtype for parameter in small.parameters()} == {torch.bfloat16}
+        assert torch.equal(small(ids).logits, hybrid(ids).logits)
+
+
+@torch.no_grad()
 def test_it_is_a_copy(build: Build, ids: Tensor) -> None:
     hybrid = build("translated", 2)
     small = manticore.discretize(hybrid, [0, 1, 0])

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from benchmarks.tiny_families import tiny_model
 from manticore.errors import ManticoreError
 from manticore.hybrid.routed import RoutedMixing
+from manticore.projectors.projector import resize
 
 mixings = pytest.mark.parametrize("mixing", MIXINGS)
 counts = pytest.mark.parametrize("components", [2, 3])
@@ -173,6 +174,34 @@ def test_routed_reads_what_its_formula_says(build: Build) -> None:
                 translated = y if k == m else mixing.projectors[f"{boundary}_{k}_{m}"](y)
                 expected += mixing.routing[boundary, m, k] * translated
             torch.testing.assert_close(value, expected)
+
+
+@torch.no_grad()
+def test_gated_reads_what_its_formula_says(build: Build) -> None:
+    hybrid = at_random_weights(build("gated", 3))
+    widths, widest = (32, 24, 48), 48
+    features = {k: torch.randn(2, 5, width) for k, width in enumerate(widths)}
+
+    def gate(block: int, k: int, direction: str, x: Tensor, width: int) -> Tensor:
+        weight = hybrid.mixture_weights[block, k]
+        return (1 - weight) * hybrid.mixing.projectors[f"{block}_{direction}_{k}"](x) + weight * resize(x, width)
+
+    def stream(boundary: int) -> Tensor:
+        total = torch.zeros(2, 5, widest)
+        for k, y in features.items():
+            block = max(boundary - 1, 0)
+            out = gate(block, k, "out", y, widest) if boundary else resize(y, widest)
+            total += hybrid.mixture_weights[block, k] * out
+        return total
+
+    for boundary in range(BLOCKS):
+        for k, value in hybrid.mixing.enter(boundary, features, [0, 1, 2]).items():
+            torch.testing.assert_close(value, gate(boundary, k, "in", stream(boundary), widths[k]))
+    heads = hybrid.mixing.logits(features, lambda k, hidden: hidden.sum(-1, keepdim=True))
+    expected = sum(
+        hybrid.mixture_weights[-1, k] * resize(stream(BLOCKS), widths[k]).sum(-1, keepdim=True) for k in features
+    )
+    torch.testing.assert_close(heads, expected)
 
 
 @torch.no_grad()
