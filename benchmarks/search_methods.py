@@ -1,10 +1,11 @@
 """Which search finds the best path? Every method against the true optimum: all paths through two blocks, fine-tuned.
 
-    python benchmarks/search_methods.py          # about half an hour on one core, three seeds, two tasks
+    python benchmarks/search_methods.py          # about an hour on one core, three seeds, two tasks
 
 A GPT-Neo and a Mamba of four layers (widths 64 and 80, pretrained by the script) are cut into two blocks and aligned.
-On each task every one of the four paths is fine-tuned with the same number of FLOPs; each method searches and picks
-one of them. Regret is how much the chosen path scores below the best, in the task's metric.
+On each task every one of the four paths is fine-tuned with the same number of FLOPs; each method searches with the
+same number of supernet steps and picks one of them. Regret is how much the chosen path scores below the best, in the
+task's metric.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from manticore.tasks.corpus import read_corpus
 from manticore.tasks.task import Task, load_task
 from manticore.training.budget import flops_per_step
 
-BLOCKS, EVALUATION, WARMUP = 2, 256, 50
+BLOCKS, EVALUATION = 2, 256
 TASKS: dict[str, dict[str, Any]] = {
     "mad/in-context-recall": {"seq_len": 64},
     "text": {"length": 64, "max_bytes": TEXT_BYTES},
@@ -43,7 +44,8 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "translated, dash": {"method": "dash"},
     "translated, gaea": {"method": "gaea"},
     "routed, darts simultaneous": {"mixing": "routed", "method": "darts"},
-    "translated, darts, mixture warm-up": {"method": "darts", "mixture_warmup_steps": WARMUP},
+    "routed, dash": {"mixing": "routed", "method": "dash"},
+    "translated, dash, mixture lr 0.05": {"method": "dash", "mixture_lr": 0.05},
 }
 
 
@@ -87,11 +89,11 @@ class Trial:
         return found
 
     def search(self, options: dict[str, Any], vertices: dict[str, dict[str, float]]) -> dict[str, Any]:
-        """One search, with the supernet trained at the compute that a vertex is fine-tuned with."""
+        """One search."""
         settings = dict(options)
         supernet = self.supernet(settings.pop("mixing", "translated"))
         result = manticore.search(
-            supernet, self.task, budget_flops=self.budget, batch_size=self.arguments.batch_size,
+            supernet, self.task, steps=self.arguments.search_steps, batch_size=self.arguments.batch_size,
             lr=self.arguments.lr, seed=self.seed, **settings,
         )  # fmt: skip
         chosen = name(result.path)
@@ -169,9 +171,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--steps", type=int, default=140, help="fine-tuning steps of GPT-Neo alone; others match its FLOPs"
+        "--steps", type=int, default=300, help="fine-tuning steps of GPT-Neo alone; others match its FLOPs"
     )
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--search-steps", type=int, default=500, help="training steps of the supernet in each search")
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--pretrain-steps", type=int, default=300)
     arguments = parser.parse_args()
