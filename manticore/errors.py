@@ -10,6 +10,10 @@ class ManticoreError(Exception):
     exit_code = 2
 
 
+class NotFiniteError(ManticoreError):
+    """A loss, gradient, weight or score is NaN or infinite: a training diverged, or a checkpoint is damaged."""
+
+
 def require_hybrid(model: object, stage: str) -> None:
     """Refuse what is no hybrid, in a call from Python.
 

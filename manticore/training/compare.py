@@ -9,6 +9,7 @@ a comparison that was killed goes on where it stopped.
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, NotFiniteError
 from manticore.kernels.mamba import use_selective_scan
 from manticore.training.budget import cache_cost, count_parameters, flops_per_step, flops_per_token_forward
 from manticore.training.contestants import Source, add_ensemble, build, named, shared_task, weights_fingerprint
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from manticore.tasks.task import Task
+
+logger = logging.getLogger(__name__)
 
 MISMATCH = 0.05
 """Share of a budget by which a run may miss it before it is flagged."""
@@ -66,6 +69,8 @@ class ComparisonRow:
     """95 % confidence interval of the mean; None for a single seed."""
     mismatch: bool
     """Whether a run missed the budget by more than 5 %."""
+    diverged: list[float]
+    """Learning rates with which a training of this model ended in NaN or infinity."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ def compare(
             counts them: the largest of them on top of `budget_flops`, for every model.
         seeds: of data order, dropout and fresh parameters; three or more show a spread worth the name.
         learning_rates: with more than one, each model at each budget uses the one that scores best on the
-            validation split with the first seed.
+            validation split with the first seed. A rate that diverges with any seed counts as the worst.
         ensemble: add the average of the logits of all models that are no hybrids, where two or more are given as
             models or folders.
         batch_size, weight_decay, schedule, warmup_steps, trainable, lora_rank, gradient_checkpointing, bf16, cpu:
@@ -134,7 +139,7 @@ def compare(
 
     Raises:
         ManticoreError: no models or seeds, an unknown name in `spent_flops`, a budget below one step, other settings
-            than those of the comparison in `out`.
+            than those of the comparison in `out`, a model that diverges with every learning rate.
     """
     sources = named(models)
     spent = dict(spent_flops or {})
@@ -187,7 +192,7 @@ def compare(
 
 
 def _row(runs: _Runs, name: str, index: int, budget: Budget, spent: int) -> ComparisonRow:
-    results = runs.of(name, budget.flops - spent)
+    results, diverged = runs.of(name, budget.flops - spent)
     seeds = [
         {"seed": seed, "flops": result["flops"] + spent}
         | {key: result[key] for key in ("lr", "steps", "seconds", "metrics")}
@@ -206,6 +211,7 @@ def _row(runs: _Runs, name: str, index: int, budget: Budget, spent: int) -> Comp
         mean=mean,
         interval=interval,
         mismatch=any(abs(entry["flops"] - budget.flops) > MISMATCH * budget.flops for entry in seeds),
+        diverged=diverged,
     )
 
 
@@ -228,13 +234,30 @@ class _Runs:
         """Runs that a row of the table takes."""
         return len(self.seeds) + len(self.learning_rates) - 1
 
-    def of(self, name: str, train_flops: int) -> dict[int, dict[str, Any]]:
-        """Seed → result, all at the learning rate that suits this model and budget best."""
+    def of(self, name: str, train_flops: int) -> tuple[dict[int, dict[str, Any]], list[float]]:
+        """Seed → result, all at the learning rate that suits this model and budget best; and the rates that diverged.
+
+        Raises:
+            NotFiniteError: all of them did.
+        """
         first = [self._run(name, train_flops, lr, self.seeds[0]) for lr in self.learning_rates]
         sign = 1 if self.task.higher_is_better else -1
-        best = max(first, key=lambda result: sign * (result["validation"] or 0.0))
-        others = {seed: self._run(name, train_flops, best["lr"], seed) for seed in self.seeds[1:]}
-        return {self.seeds[0]: best, **others}
+        finite = [result for result in first if "diverged" not in result]
+        finite.sort(key=lambda result: sign * (result["validation"] or 0.0), reverse=True)
+        diverged = [result for result in first if "diverged" in result]
+        for best in finite:
+            results = {self.seeds[0]: best}
+            for seed in self.seeds[1:]:
+                results[seed] = self._run(name, train_flops, best["lr"], seed)
+                if "diverged" in results[seed]:
+                    diverged.append(results[seed])
+                    break
+            else:
+                return results, [result["lr"] for result in diverged]
+        rates = ", ".join(f"{lr:g}" for lr in self.learning_rates)
+        raise NotFiniteError(
+            f"compare: {name} diverged with every learning rate ({rates}); the last time: {diverged[-1]['diverged']}"
+        )
 
     def _run(self, name: str, train_flops: int, lr: float, seed: int) -> dict[str, Any]:
         unit = f"{name} · {train_flops} FLOPs · lr {lr:g} · seed {seed}"
@@ -244,29 +267,37 @@ class _Runs:
             return found
         where = None if self.folder is None else self.folder / "units" / re.sub(r"[^\w.-]+", "_", unit)
         model, task = build(self.sources[name], seed), self.task
-        result = finetune(
-            model, task, budget_flops=train_flops, lr=lr, seed=seed, out=where, resume=True, **self.options
-        )
-        validation = None
-        if len(self.learning_rates) > 1:
-            examples = self.options["test_examples"]
-            validation = evaluate(model, task, split="validation", max_examples=examples)[task.primary_metric]
+        try:
+            result = finetune(
+                model, task, budget_flops=train_flops, lr=lr, seed=seed, out=where, resume=True, **self.options
+            )
+            validation = None
+            if len(self.learning_rates) > 1:
+                examples = self.options["test_examples"]
+                validation = evaluate(model, task, split="validation", max_examples=examples)[task.primary_metric]
+        except NotFiniteError as error:
+            if len(self.learning_rates) == 1:
+                raise NotFiniteError(f"compare: {name}, lr {lr:g}, seed {seed}: {error}") from error
+            logger.warning("compare: %s diverged with lr %g and seed %d, which counts as the worst", name, lr, seed)
+            return self._keep(unit, where, {"lr": lr, "diverged": str(error)})
         cache = cache_cost(model)
-        kept = self.log.add(
-            unit,
-            {
-                "lr": lr,
-                "steps": result.steps,
-                "flops": result.flops,
-                "seconds": result.seconds,
-                "metrics": result.metrics,
-                "validation": validation,
-                "parameters": count_parameters(model).total,
-                "flops_per_token": flops_per_token_forward(model, task.length),
-                "cache_bytes_per_token": cache.bytes_per_token,
-                "state_bytes": cache.state_bytes,
-            },
-        )
+        facts = {
+            "lr": lr,
+            "steps": result.steps,
+            "flops": result.flops,
+            "seconds": result.seconds,
+            "metrics": result.metrics,
+            "validation": validation,
+            "parameters": count_parameters(model).total,
+            "flops_per_token": flops_per_token_forward(model, task.length),
+            "cache_bytes_per_token": cache.bytes_per_token,
+            "state_bytes": cache.state_bytes,
+        }
+        return self._keep(unit, where, facts)
+
+    def _keep(self, unit: str, where: Path | None, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Log what came of a run, then drop its checkpoints."""
+        kept = self.log.add(unit, facts)
         if where is not None:
             shutil.rmtree(where)
         return kept

@@ -25,7 +25,7 @@ from torch.nn import functional
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerState
 
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, NotFiniteError
 from manticore.training.batches import IGNORED, Collator
 from manticore.training.callbacks import LogAtCheckpoints, MetricsFile, Progress, ProgressBar, Stopwatch
 from manticore.training.checkpoints import PARTIAL, checkpoint_step, publish, write_json
@@ -159,7 +159,7 @@ class TaskTrainer(Trainer):
 
     def _check_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
-            raise ManticoreError(
+            raise NotFiniteError(
                 f"{self.stage}: {what} is {value} at step {self.state.global_step + 1} of {self.args.max_steps} "
                 f"(learning rate {self._get_learning_rate():.3g}). "
                 "Fix: lower lr, or look for invalid values in the model's weights"
