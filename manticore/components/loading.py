@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, NotFiniteError
 
 logger = logging.getLogger(__name__)
 
@@ -98,11 +99,23 @@ def load_component(
             f"{name}: {len(missing)} weights are not in the checkpoint (first: {missing[0]}). "
             "Fix: give a complete checkpoint"
         )
-    for parameter_name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise ManticoreError(f"{name}: {parameter_name} holds NaN or infinity. Fix: give an intact checkpoint")
+    refuse_not_finite(model, name)
     align_memory(model)
     return model.eval()
+
+
+def refuse_not_finite(model: nn.Module, where: str) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Raises:
+        NotFiniteError: some are; it names the first tensor that has any.
+    """
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise NotFiniteError(
+                f"{where}: {name} holds NaN or infinity. "
+                "Fix: give an intact checkpoint; where a training left it so, train again with a lower lr"
+            )
 
 
 def load_config(name: str, *, revision: str | None = None) -> PreTrainedConfig:
@@ -241,6 +254,7 @@ def _check_object(model: PreTrainedModel) -> None:
             f"{name}: the model is a {type(model).__name__} (expected {' or '.join(c.__name__ for c in expected)}). "
             "Fix: give a causal language model"
         )
+    refuse_not_finite(model, name)
 
 
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:

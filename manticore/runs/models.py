@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from manticore.components.loading import load_component, load_config, load_tokenizer
+from manticore.components.loading import load_component, load_config, load_tokenizer, refuse_not_finite
 from manticore.errors import ManticoreError
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.modeling import ManticoreForCausalLM
@@ -23,7 +23,7 @@ def load_model(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
         ManticoreError: there is no such model, or it cannot be loaded safely.
     """
     if is_hybrid(source):
-        hybrid = ManticoreForCausalLM.from_pretrained(str(source))
+        hybrid = load_hybrid(source)
         return hybrid, hybrid.tokenizer
     return load_component(str(source)), load_tokenizer(str(source))
 
@@ -36,11 +36,12 @@ def load_hybrid(source: str | Path, *, supernet: bool = False) -> ManticoreForCa
         supernet: refuse one that is discretized.
 
     Raises:
-        ManticoreError: it is no hybrid, or none of the wanted kind.
+        ManticoreError: it is no hybrid, none of the wanted kind, or its weights are not finite.
     """
     if not is_hybrid(source):
         raise ManticoreError(f"{source}: not a hybrid. Fix: make one with `manticore combine A B -o DIR`")
     hybrid = ManticoreForCausalLM.from_pretrained(str(source))
+    refuse_not_finite(hybrid, str(source))
     if supernet and hybrid.is_discretized:
         raise ManticoreError(f"{source}: discretized already. Fix: give the supernet it was made from")
     return hybrid

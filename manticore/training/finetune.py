@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from manticore.errors import ManticoreError
+from manticore.components.loading import refuse_not_finite
+from manticore.errors import ManticoreError, NotFiniteError
 from manticore.kernels.mamba import use_selective_scan
 from manticore.seeding import derive_seed
 from manticore.training.batches import batches
@@ -212,7 +214,8 @@ def evaluate(
         Metric name → value.
 
     Raises:
-        ManticoreError: no such split, or the model has another vocabulary than the task.
+        ManticoreError: no such split, the model has another vocabulary than the task, or its weights are not finite,
+            or a score is NaN.
     """
     check_numbers("evaluate", counts={"batch_size": batch_size, "max_examples": max_examples})
     task = resolve_task(task, model, tokenizer, seed=0, stage="evaluate")
@@ -224,6 +227,7 @@ def evaluate(
             f"{model.config.vocab_size}. "
             "Fix: fine-tune the model on the task first"
         )
+    refuse_not_finite(model, "evaluate")
     use_selective_scan(model)
     device = next(model.parameters()).device
     state = task.metric_state()
@@ -233,7 +237,14 @@ def evaluate(
             targets = batch.pop("targets").to(device)
             logits = model(**{n: v.to(device) for n, v in batch.items()}, use_cache=False).logits
             state.update(logits, targets)
-    return state.compute()
+    scores = state.compute()
+    for name, score in scores.items():
+        if math.isnan(score):
+            raise NotFiniteError(
+                f"evaluate: {name} on {task.name}, {split}, is NaN, though all weights are finite. "
+                "Fix: a higher precision (float32), or examples that have targets"
+            )
+    return scores
 
 
 def data_fingerprint(task: Task) -> str:

@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from manticore.hybrid.combine import combine
+
 WORDS = ["[UNK]", "[EOS]", *(f"w{index}" for index in range(46))]
 
 
@@ -56,6 +58,15 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     mamba.save_pretrained(shelf / "foreign")
     _tokenizer([*WORDS[:2], *WORDS[:1:-1]]).save_pretrained(shelf / "foreign")
+
+    damaged = _gpt()
+    with torch.no_grad():
+        damaged.transformer.ln_f.bias[1] = float("nan")
+    damaged.save_pretrained(shelf / "damaged")
+    sick = combine([_gpt(), mamba], num_blocks=2)
+    with torch.no_grad():
+        next(iter(sick.mixing.projectors.values())).weight[0, 0] = float("nan")  # type: ignore[union-attr]
+    sick.save_pretrained(shelf / "sick")
 
     bert = BertConfig(vocab_size=48, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
     BertForMaskedLM(bert).save_pretrained(shelf / "bert")

@@ -89,6 +89,12 @@ def recipe(first: str, second: str, **sections: str) -> str:
             "65 tokens, but the model has 64 positions",
             id="more tokens than positions",
         ),
+        pytest.param(["evaluate", "damaged", *MAD], "damaged: transformer.ln_f.bias holds NaN", id="NaN weights"),
+        pytest.param(["evaluate", "sick", *MAD], "sick: mixing.", id="a hybrid with NaN weights"),
+        pytest.param(["search", "sick", *MAD, "-o", "new"], "sick: mixing.", id="search in NaN weights"),
+        pytest.param(
+            ["combine", "gpt", "damaged", "--num-blocks", "2", "-o", "new"], "holds NaN", id="combine NaN weights"
+        ),
         pytest.param(["generate", "gpt", "w1 w2", "--max-new-tokens", "63"], "make 65, but gpt", id="long answer"),
         pytest.param(
             ["search", "gpt", *MAD, "-o", "new", "--steps", "3", "--budget-flops", "1e9"],
