@@ -45,10 +45,22 @@ _ENTRIES: dict[str, dict[str, Entry]] = {
         "gaea": Entry("manticore.search.methods:Gaea", "exponentiated gradient, always on the simplex"),
     },
     "task": {
-        "mad/in-context-recall": Entry("manticore.tasks.mad:in_context_recall", "MAD: recall values by their keys"),
-        "mad/noisy-in-context-recall": Entry(
-            "manticore.tasks.mad:noisy_in_context_recall", "MAD: the same with noise between the pairs"
+        "mad/in-context-recall": Entry(
+            "manticore.tasks.mad_tasks:in_context_recall", "MAD: recall values by their keys"
         ),
+        "mad/noisy-in-context-recall": Entry(
+            "manticore.tasks.mad_tasks:noisy_in_context_recall", "MAD: the same with noise between the pairs"
+        ),
+        "mad/fuzzy-in-context-recall": Entry(
+            "manticore.tasks.mad_tasks:fuzzy_in_context_recall", "MAD: the same with keys and values of several tokens"
+        ),
+        "mad/selective-copying": Entry(
+            "manticore.tasks.mad_tasks:selective_copying", "MAD: repeat the tokens between the blanks"
+        ),
+        "mad/compression": Entry(
+            "manticore.tasks.mad_tasks:compression", "MAD: restore a sequence from one vector; for auto-encoders"
+        ),
+        "mad/memorization": Entry("manticore.tasks.mad_tasks:memorization", "MAD: learn facts by heart"),
         "text": Entry("manticore.tasks.text:text", "next-token prediction on a file, a folder or a datasets id"),
     },
 }

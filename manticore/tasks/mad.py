@@ -1,9 +1,9 @@
-"""MAD, the synthetic tasks of mechanistic architecture design, with the data of the public benchmark.
+"""Data of MAD, the synthetic tasks of mechanistic architecture design: those of the public benchmark, bit for bit.
 
 Source: Poli et al. 2024, arXiv 2403.17844. One generator, numpy's PCG64 with seed 12345, makes all training
 examples and then all test examples, so the test set depends on the number of training examples.
-Training examples score every next token, test examples only what can be known. Validation examples are like
-test examples; they come from a stream of their own, and the test set stays untouched until the end.
+In the recall tasks training examples score every next token, test examples only what can be known; in the other
+three both score the same.
 """
 
 from __future__ import annotations
@@ -19,42 +19,71 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict
 
 from manticore import registry
 from manticore.cache import cache_folder, content_key
 from manticore.errors import ManticoreError
-from manticore.seeding import derive_seed
-from manticore.tasks.metrics import MadMetrics
-from manticore.tasks.recall import check_recall_options, recall_chance, recall_example
-from manticore.tasks.task import Task
+from manticore.tasks.compression import check_compression, compression, compression_chance
+from manticore.tasks.copying import check_selective_copying, selective_copying, selective_copying_chance
+from manticore.tasks.fuzzy_recall import check_fuzzy_recall, fuzzy_recall, fuzzy_recall_chance
+from manticore.tasks.memorization import check_memorization, memorization, memorization_chance
+from manticore.tasks.recall import check_recall_options, recall, recall_chance
+from manticore.tasks.streams import Arrays, Streams
+from manticore.tasks.task import Backbone
 
 logger = logging.getLogger(__name__)
 
 PUBLISHED_SEED = 12345
-
-Arrays = tuple[np.ndarray, np.ndarray]
-"""Inputs and targets, int64, [examples, tokens]."""
+NUM_TEST_EXAMPLES = 1280
+"""Test examples of every published setting."""
 
 
 @dataclass(frozen=True)
 class Kind:
     """One of the synthetic tasks."""
 
-    example: Callable[..., tuple[list[int], list[int]]]
+    examples: Callable[..., Arrays]
+    """``examples(streams, count, training=..., **options)``."""
     check: Callable[..., None]
+    """``check(task, **options)`` raises a ManticoreError for options that allow no data."""
     chance: Callable[..., float]
+    """``chance(**options)``: token accuracy of a uniform guess."""
     baseline: Mapping[str, int | float]
     """The options of the published baseline setting."""
+    num_train_examples: int = 12800
+    """Training examples of the published baseline setting."""
+    backbone: Backbone = "causal"
 
 
 KINDS: dict[str, Kind] = {
-    "in-context-recall": Kind(recall_example, check_recall_options, recall_chance, {"vocab_size": 16, "seq_len": 128}),
+    "in-context-recall": Kind(recall, check_recall_options, recall_chance, {"vocab_size": 16, "seq_len": 128}),
     "noisy-in-context-recall": Kind(
-        recall_example,
+        recall,
         check_recall_options,
         recall_chance,
         {"vocab_size": 32, "seq_len": 128, "noise_vocab_size": 16, "frac_noise": 0.2},
+    ),
+    "fuzzy-in-context-recall": Kind(
+        fuzzy_recall,
+        check_fuzzy_recall,
+        fuzzy_recall_chance,
+        {"vocab_size": 16, "seq_len": 128, "k_motif_size": 3, "v_motif_size": 3},
+    ),
+    "selective-copying": Kind(
+        selective_copying,
+        check_selective_copying,
+        selective_copying_chance,
+        {"vocab_size": 16, "seq_len": 256, "num_tokens_to_copy": 16},
+    ),
+    "compression": Kind(
+        compression, check_compression, compression_chance, {"vocab_size": 16, "seq_len": 32}, backbone="autoencoder"
+    ),
+    "memorization": Kind(
+        memorization,
+        check_memorization,
+        memorization_chance,
+        {"vocab_size": 256, "seq_len": 32, "map_seed": PUBLISHED_SEED},
+        num_train_examples=256,
     ),
 }
 
@@ -62,8 +91,8 @@ KINDS: dict[str, Kind] = {
 def generate(
     name: str,
     *,
-    num_train_examples: int = 12800,
-    num_test_examples: int = 1280,
+    num_train_examples: int | None = None,
+    num_test_examples: int = NUM_TEST_EXAMPLES,
     seed: int = PUBLISHED_SEED,
     cache: bool = True,
     **options: int | float,
@@ -71,8 +100,8 @@ def generate(
     """Inputs and targets of ``train`` and ``test``; with the defaults, exactly the benchmark's.
 
     Args:
-        name: ``"in-context-recall"`` or ``"noisy-in-context-recall"``.
-        num_train_examples: training examples.
+        name: one of :data:`KINDS`, for instance ``"fuzzy-in-context-recall"``.
+        num_train_examples: training examples; None: as many as the published baseline has.
         num_test_examples: test examples.
         seed: of the generator.
         cache: keep the result in the cache folder and take it from there.
@@ -81,10 +110,13 @@ def generate(
     Raises:
         ManticoreError: an unknown task or option, or a value that allows no data.
     """
-    settings = _settings(name, options)
+    settings = checked_options(name, options)
+    if num_train_examples is None:
+        num_train_examples = KINDS[name].num_train_examples
     counts = {"train": num_train_examples, "test": num_test_examples}
     for split, count in counts.items():
-        _expect_integer(name, f"num_{split}_examples", count, at_least=0)
+        expect_integer(name, f"num_{split}_examples", count, at_least=0)
+    check_seed(name, "seed", seed)
     make = partial(_generate, name, settings, counts, seed)
     if not cache:
         return make()
@@ -92,106 +124,12 @@ def generate(
     return _cached(cache_folder("mad") / f"{name}-{content_key(content)}.npz", make)
 
 
-def in_context_recall(
-    *,
-    vocab_size: int = 16,
-    seq_len: int = 128,
-    num_train_examples: int = 12800,
-    num_test_examples: int = 1280,
-    num_validation_examples: int = 1280,
-    data_seed: int = PUBLISHED_SEED,
-) -> Task:
-    """Recall the value that belongs to a key seen earlier in the sequence.
+def checked_options(name: str, options: Mapping[str, int | float]) -> dict[str, int | float]:
+    """All options of the task `name`: the published baseline's, changed to those given.
 
-    Args:
-        vocab_size: half of the tokens are keys, half values.
-        seq_len: even; examples have one token less.
-        num_train_examples: training examples.
-        num_test_examples: test examples.
-        num_validation_examples: drawn from a stream of their own.
-        data_seed: the published data have 12345.
+    Raises:
+        ManticoreError: an unknown task or option, or a value that allows no data.
     """
-    return _task(
-        "in-context-recall",
-        {"train": num_train_examples, "validation": num_validation_examples, "test": num_test_examples},
-        data_seed,
-        {"vocab_size": vocab_size, "seq_len": seq_len},
-    )
-
-
-def noisy_in_context_recall(
-    *,
-    vocab_size: int = 32,
-    seq_len: int = 128,
-    noise_vocab_size: int = 16,
-    frac_noise: float = 0.2,
-    num_train_examples: int = 12800,
-    num_test_examples: int = 1280,
-    num_validation_examples: int = 1280,
-    data_seed: int = PUBLISHED_SEED,
-) -> Task:
-    """In-context recall with pairs of noise tokens between the pairs of keys and values.
-
-    Args:
-        vocab_size: keys, values and noise together.
-        seq_len: even; examples have one token less.
-        noise_vocab_size: how many of the tokens are noise.
-        frac_noise: share of pairs that are noise.
-        num_train_examples: training examples.
-        num_test_examples: test examples.
-        num_validation_examples: drawn from a stream of their own.
-        data_seed: the published data have 12345.
-    """
-    return _task(
-        "noisy-in-context-recall",
-        {"train": num_train_examples, "validation": num_validation_examples, "test": num_test_examples},
-        data_seed,
-        {
-            "vocab_size": vocab_size,
-            "seq_len": seq_len,
-            "noise_vocab_size": noise_vocab_size,
-            "frac_noise": frac_noise,
-        },
-    )
-
-
-def _task(name: str, counts: dict[str, int], seed: int, options: dict[str, int | float]) -> Task:
-    for split, count in counts.items():
-        _expect_integer(name, f"num_{split}_examples", count, at_least=1)
-    arrays = generate(
-        name,
-        num_train_examples=counts["train"],
-        num_test_examples=counts["test"],
-        seed=seed,
-        cache=True,
-        **options,
-    )
-    validation = generate(
-        name,
-        num_train_examples=0,
-        num_test_examples=counts["validation"],
-        seed=derive_seed(seed, f"{name} validation"),
-        cache=True,
-        **options,
-    )
-    arrays["validation"] = validation["test"]
-    data = DatasetDict()
-    for split in ("train", "validation", "test"):
-        inputs, targets = arrays[split]
-        data[split] = Dataset.from_dict({"input_ids": inputs, "targets": targets}).with_format("torch")
-    return Task(
-        name=f"mad/{name}",
-        vocab_size=int(options["vocab_size"]),
-        length=arrays["train"][0].shape[1],
-        data=data,
-        primary_metric="accuracy",
-        higher_is_better=True,
-        metric_state=MadMetrics,
-        chance=KINDS[name].chance(**options),
-    )
-
-
-def _settings(name: str, options: Mapping[str, int | float]) -> dict[str, int | float]:
     if name not in KINDS:
         raise ManticoreError(f"mad: unknown task {name!r}{registry.did_you_mean(name, list(KINDS))}")
     kind = KINDS[name]
@@ -201,7 +139,7 @@ def _settings(name: str, options: Mapping[str, int | float]) -> dict[str, int | 
                 f"mad/{name}: unknown option {option!r}{registry.did_you_mean(option, list(kind.baseline))}"
             )
         if isinstance(kind.baseline[option], int):
-            _expect_integer(name, option, value, at_least=0)
+            expect_integer(name, option, value, at_least=0)
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ManticoreError(f"mad/{name}: {option} is {value!r}, expected a number")
     settings = {**kind.baseline, **options}
@@ -209,20 +147,24 @@ def _settings(name: str, options: Mapping[str, int | float]) -> dict[str, int | 
     return settings
 
 
-def _expect_integer(name: str, option: str, value: Any, *, at_least: int) -> None:
+def expect_integer(name: str, option: str, value: Any, *, at_least: int) -> None:
+    """Refuse what is no whole number, or too small, as the value of an option of task `name`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < at_least:
         raise ManticoreError(f"mad/{name}: {option} is {value!r}, expected a whole number of at least {at_least}")
 
 
+def check_seed(name: str, option: str, seed: Any) -> None:
+    """Refuse what numpy's generators do not take as a seed."""
+    expect_integer(name, option, seed, at_least=0)
+    if seed >= 2**32:
+        raise ManticoreError(f"mad/{name}: {option} is {seed}, expected a whole number below {2**32}")
+
+
 def _generate(name: str, settings: dict[str, int | float], counts: dict[str, int], seed: int) -> dict[str, Arrays]:
-    example = KINDS[name].example
-    rng = np.random.default_rng(seed)
-    arrays = {}
-    for split in ("train", "test"):
-        examples = [example(rng, training=split == "train", **settings) for _ in range(counts[split])]
-        stacked = np.array(examples, dtype=np.int64).reshape(counts[split], 2, -1 if examples else 0)
-        arrays[split] = (np.ascontiguousarray(stacked[:, 0]), np.ascontiguousarray(stacked[:, 1]))
-    return arrays
+    streams = Streams.of(seed)
+    examples = KINDS[name].examples
+    # in this order: the test examples continue the streams of the training examples
+    return {split: examples(streams, counts[split], training=split == "train", **settings) for split in counts}
 
 
 def _cached(path: Path, make: Callable[[], dict[str, Arrays]]) -> dict[str, Arrays]:
@@ -250,7 +192,7 @@ def _cached(path: Path, make: Callable[[], dict[str, Arrays]]) -> dict[str, Arra
 def _store(path: Path, arrays: dict[str, Arrays]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     columns: dict[str, Any] = {
-        f"{split}_{column}": array.astype(np.int32)
+        f"{split}_{column}": _narrowed(array)
         for split, pair in arrays.items()
         for column, array in zip(("inputs", "targets"), pair)
     }
@@ -261,3 +203,10 @@ def _store(path: Path, arrays: dict[str, Arrays]) -> None:
         os.replace(aside, path)
     finally:
         Path(aside).unlink(missing_ok=True)
+
+
+def _narrowed(array: np.ndarray) -> np.ndarray:
+    """The same integers in as few bytes as hold them."""
+    if array.size == 0:
+        return array.astype(np.int8)
+    return array.astype(np.result_type(np.min_scalar_type(array.min()), np.min_scalar_type(array.max())))

@@ -9,10 +9,18 @@ key keeps one value within a sequence.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from manticore.errors import ManticoreError
 from manticore.tasks.metrics import IGNORE
+from manticore.tasks.streams import Arrays, Streams, gathered
+
+
+def recall(streams: Streams, count: int, *, training: bool, **options: int | float) -> Arrays:
+    """`count` examples, see :func:`recall_example`: inputs and targets, int64, [count, seq_len - 1]."""
+    return gathered(partial(recall_example, streams.draws, training=training, **options), count)  # type: ignore[arg-type]
 
 
 def recall_example(

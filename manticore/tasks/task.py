@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from datasets import DatasetDict
 
@@ -15,6 +15,9 @@ from manticore.tasks.metrics import MetricState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Backbone = Literal["causal", "autoencoder"]
+"""How a model reads: position t sees the tokens up to t, or one vector must carry the whole sequence."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class Task:
     """Makes an empty accumulator of metrics."""
     chance: float | None = None
     """The primary metric of a uniform guess, where that is known."""
+    backbone: Backbone = "causal"
+    """The kind of model that the task is made for; a class of models that is not causal says so in its attribute
+    ``backbone``."""
 
 
 def load_task(name: str, *, tokenizer: PreTrainedTokenizerBase | None = None, seed: int = 0, **options: Any) -> Task:

@@ -26,7 +26,7 @@ from manticore.training.budget import cache_cost, count_parameters, flops_per_st
 from manticore.training.contestants import Source, add_ensemble, build, named, shared_task, weights_fingerprint
 from manticore.training.finetune import DEFAULT_STEPS, data_fingerprint, evaluate, finetune
 from manticore.training.intervals import mean_interval
-from manticore.training.prepare import check_length, check_numbers, take_vocabulary
+from manticore.training.prepare import check_backbone, check_length, check_numbers, take_vocabulary
 from manticore.training.trainable import set_trainable
 from manticore.training.units import UnitLog
 
@@ -306,6 +306,7 @@ class _Runs:
         """What one training step of a model costs."""
         model = build(self.sources[name], self.seeds[0])
         check_length(model, self.task, stage="compare")
+        check_backbone(model, self.task, stage="compare")
         take_vocabulary(model, self.task, self.seeds[0])
         use_selective_scan(model)
         set_trainable(

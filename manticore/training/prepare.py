@@ -29,7 +29,8 @@ def resolve_task(
     """`task` itself, or the registered task of that name, read with `tokenizer` or else the model's own.
 
     Raises:
-        ManticoreError: `model` is no model, `task` is no task, or its examples are too long for the model.
+        ManticoreError: `model` is no model, `task` is no task, its examples are too long for the model, or it is made
+            for another kind of model.
     """
     if not isinstance(model, nn.Module):
         raise ManticoreError(
@@ -40,6 +41,7 @@ def resolve_task(
     elif not isinstance(task, Task):
         raise ManticoreError(f"{stage}: {task!r} is no task. Fix: give the name of one; `manticore ls tasks`")
     check_length(model, task, stage=stage)
+    check_backbone(model, task, stage=stage)
     return task
 
 
@@ -62,6 +64,21 @@ def check_length(model: PreTrainedModel, task: Task, *, stage: str) -> None:
         raise ManticoreError(
             f"{stage}: examples of {task.name} have {task.length} tokens, but the model has {limit} positions. "
             "Fix: shorter examples, see the options of the task"
+        )
+
+
+def check_backbone(model: PreTrainedModel, task: Task, *, stage: str) -> None:
+    """Refuse a task that is made for another kind of model: a causal one could copy what it should restore.
+
+    Raises:
+        ManticoreError: it is.
+    """
+    # of the class: a submodule of that name is something else
+    backbone = getattr(type(model), "backbone", "causal")
+    if backbone != task.backbone:
+        raise ManticoreError(
+            f"{stage}: {task.name} is made for models with backbone {task.backbone!r} (got {backbone!r}). "
+            "Fix: another model, or another task"
         )
 
 
