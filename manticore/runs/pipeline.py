@@ -322,6 +322,7 @@ class Pipeline:
             seeds=section.seeds,
             learning_rates=section.learning_rates or [tuning.lr],
             ensemble=section.ensemble,
+            workers=section.workers,
             gradient_checkpointing=tuning.gradient_checkpointing,
             bf16=tuning.bf16,
             test_examples=tuning.test_examples,

@@ -232,6 +232,8 @@ class Compare(Section):
     """Each model takes the one that scores best on the validation split; left out, finetune's."""
     ensemble: bool = True
     """Add the average of the parents' logits."""
+    workers: Count = 1
+    """On a CPU, runs made at the same time, each in a process with one thread."""
 
 
 class CompareModels(Section):
@@ -263,6 +265,8 @@ class CompareModels(Section):
     """Compute in bfloat16 where that is safe."""
     test_examples: Count | None = None
     """Score only so many examples of the test split, and of the validation split; left out, all."""
+    workers: Count = 1
+    """On a CPU, runs made at the same time, each in a process with one thread."""
 
 
 class Report(Section):

@@ -117,7 +117,8 @@ def test_the_second_budget_gives_parents_what_the_hybrid_cost_before(gpt, hybrid
     first, second = table.row("hybrid", 0), table.row("hybrid", 1)
     assert [e["metrics"] for e in first.seeds] == [e["metrics"] for e in second.seeds]
     assert second.seeds[0]["flops"] == first.seeds[0]["flops"] + before
-    assert len(seen) == 2 * 2 * 2
+    # the hybrid's share is the same in both
+    assert len(seen) == (2 + 1) * 2
 
 
 def test_coarse_steps_that_miss_the_budget_by_more_than_five_percent_are_flagged(gpt):
@@ -158,6 +159,24 @@ def test_a_killed_comparison_repeats_no_finished_run_and_ends_the_same(tmp_path)
     assert lines[:4] == done
     assert len(lines) == 1 + 4
     assert not list((out / "units").iterdir())
+
+
+@pytest.mark.parametrize("rates", [(1e-3,), (1e-3, 3e-3)])
+def test_runs_in_processes_give_the_same_table(tmp_path, rates):
+    torch.set_num_threads(1)
+    models, told = parents(), []
+    alone = run(models, learning_rates=rates, spent_flops={"wide": 2_000_000})
+    together = run(
+        models, tmp_path, learning_rates=rates, spent_flops={"wide": 2_000_000}, workers=3,
+        progress=lambda done, runs, name: told.append((done, runs, name)),
+    )  # fmt: skip
+    assert deterministic(together) == deterministic(alone)
+    # narrow trains for two budgets, wide for one of its own and one that is the same
+    runs = 3 * (1 + len(rates))
+    assert [(done, total) for done, total, _ in told] == [(index, runs) for index in range(runs)]
+    assert len({name for *_, name in told}) == runs
+    assert len((tmp_path / "units.jsonl").read_text().splitlines()) == 1 + runs
+    assert not list((tmp_path / "units").iterdir())
 
 
 def test_results_are_not_mixed_with_those_of_other_settings_or_models(tmp_path):

@@ -38,7 +38,7 @@ def test_a_rate_that_diverges_with_a_later_seed_gives_way_to_the_next_best(monke
 
     models = {"narrow": parents()["narrow"]}
     best = run(models, learning_rates=rates, seeds=[0]).row("narrow").seeds[0]["lr"]
-    monkeypatch.setattr("manticore.training.compare.finetune", diverging)
+    monkeypatch.setattr("manticore.training.comparison_runs.finetune", diverging)
     row = run(models, learning_rates=rates).row("narrow")
     other = next(lr for lr in rates if lr != best)
     assert [entry["lr"] for entry in row.seeds] == [other, other]
