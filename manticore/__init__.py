@@ -1,7 +1,7 @@
 """Manticore: turn pretrained language models of different families into one better hybrid.
 
 ``import manticore`` is cheap: it imports neither torch nor transformers. The public names below are loaded
-on first use; transformers' ``Auto`` classes find the hybrid as soon as they exist.
+on first use; transformers' ``Auto`` classes find hybrids and stacks as soon as they exist.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ _PUBLIC = {
     "ManticoreConfig": "manticore.hybrid.configuration",
     "ManticoreError": "manticore.errors",
     "ManticoreForCausalLM": "manticore.hybrid.modeling",
+    "StackConfig": "manticore.stacks.configuration",
+    "StackForAutoEncoding": "manticore.stacks.autoencoder",
+    "StackForCausalLM": "manticore.stacks.modeling",
     "align": "manticore.projectors.alignment",
     "combine": "manticore.hybrid.combine",
     "compare": "manticore.training.compare",
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
     from manticore.hybrid.modeling import ManticoreForCausalLM as ManticoreForCausalLM
     from manticore.projectors.alignment import align as align
     from manticore.search.search import search as search
+    from manticore.stacks.autoencoder import StackForAutoEncoding as StackForAutoEncoding
+    from manticore.stacks.configuration import StackConfig as StackConfig
+    from manticore.stacks.modeling import StackForCausalLM as StackForCausalLM
     from manticore.training.compare import compare as compare
     from manticore.training.finetune import evaluate as evaluate
     from manticore.training.finetune import finetune as finetune

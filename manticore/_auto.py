@@ -1,9 +1,9 @@
-"""Makes the hybrid known to transformers' ``Auto`` classes without importing transformers first.
+"""Makes hybrids and stacks known to transformers' ``Auto`` classes without importing transformers first.
 
 ``import manticore`` must make ``AutoModelForCausalLM.from_pretrained("hybrid")`` work, and ``manticore --help``
 (which imports this package) must answer without the seconds that torch and transformers take. So transformers is told
-the name of the configuration class only, as soon as its module of configurations is loaded. Looking that name up
-imports ``manticore.hybrid``, which registers the classes themselves. Importing it any earlier, while transformers is
+the names of the configuration classes only, as soon as its module of configurations is loaded. Looking one up
+imports its package, which registers the classes themselves. Importing it any earlier, while transformers is
 still being loaded, would fail in a circle.
 """
 
@@ -18,31 +18,50 @@ from types import ModuleType
 from typing import Any
 
 _TRIGGER = "transformers.models.auto.configuration_auto"
-_NAME = "manticore"
-"""The model type."""
+_CONFIGURATIONS = {"manticore": "ManticoreConfig", "manticore-stack": "StackConfig"}
+"""Model type → configuration class."""
 
 
 def announce() -> None:
-    """Let ``AutoConfig`` find the configuration class on first use; a second call changes nothing."""
+    """Let ``AutoConfig`` find the configuration classes on first use; a second call changes nothing."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
-    if _NAME not in CONFIG_MAPPING:
-        CONFIG_MAPPING_NAMES[_NAME] = "ManticoreConfig"
-        # where transformers looks for that name; the package imports the class when it is asked for
-        CONFIG_MAPPING._modules[_NAME] = sys.modules["manticore"]
+    for model_type, name in _CONFIGURATIONS.items():
+        if model_type not in CONFIG_MAPPING:
+            CONFIG_MAPPING_NAMES[model_type] = name
+            # where transformers looks for that name; the package imports the class when it is asked for
+            CONFIG_MAPPING._modules[model_type] = sys.modules["manticore"]
 
 
-def register() -> None:
-    """Register configuration and model classes; a second call changes nothing."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+def register_hybrid() -> None:
+    """Register configuration and model classes of hybrids; a second call changes nothing."""
+    from transformers import AutoModelForCausalLM
 
     from manticore.hybrid.configuration import ManticoreConfig
     from manticore.hybrid.modeling import ManticoreForCausalLM
 
-    CONFIG_MAPPING_NAMES.pop(_NAME, None)
-    AutoConfig.register(_NAME, ManticoreConfig, exist_ok=True)
+    _register_configuration(ManticoreConfig)
     AutoModelForCausalLM.register(ManticoreConfig, ManticoreForCausalLM, exist_ok=True)
+
+
+def register_stack() -> None:
+    """Register configuration and model classes of stacks; a second call changes nothing."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    from manticore.stacks.configuration import StackConfig
+    from manticore.stacks.modeling import StackForCausalLM, StackModel
+
+    _register_configuration(StackConfig)
+    AutoModel.register(StackConfig, StackModel, exist_ok=True)
+    AutoModelForCausalLM.register(StackConfig, StackForCausalLM, exist_ok=True)
+
+
+def _register_configuration(kind: Any) -> None:
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    CONFIG_MAPPING_NAMES.pop(kind.model_type, None)
+    AutoConfig.register(kind.model_type, kind, exist_ok=True)
 
 
 class _AnnounceAfterLoad(importlib.abc.Loader):

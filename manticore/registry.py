@@ -1,4 +1,4 @@
-"""The one list of everything that has a name in a recipe: projectors, mixings, search methods, tasks.
+"""The one list of everything that has a name: layers and stacks, projectors, mixings, search methods, tasks.
 
 Entries point at code by ``"module:attribute"`` and are imported on first use, so that ``manticore check``
 and ``--help`` can name them without importing torch.
@@ -24,6 +24,68 @@ class Entry:
 
 
 _ENTRIES: dict[str, dict[str, Entry]] = {
+    "layer": {
+        "attention": Entry("manticore.stacks.attention:attention", "softmax attention, one head, rotary positions"),
+        "mh-attention": Entry(
+            "manticore.stacks.attention:mh_attention", "softmax attention, 16 heads, rotary positions"
+        ),
+        "grouped-query-attention": Entry(
+            "manticore.stacks.attention:grouped_query_attention", "softmax attention, query heads share keys and values"
+        ),
+        "sliding-attention": Entry(
+            "manticore.stacks.attention:sliding_attention", "softmax attention to a window of 32 tokens, one head"
+        ),
+        "mh-sliding-attention": Entry(
+            "manticore.stacks.attention:mh_sliding_attention", "softmax attention to a window of 32 tokens, 16 heads"
+        ),
+        "linear-attention": Entry(
+            "manticore.stacks.linear_attention:LinearAttention",
+            "attention without softmax, learned feature map, one head",
+        ),
+        "mh-linear-attention": Entry(
+            "manticore.stacks.linear_attention:mh_linear_attention",
+            "attention without softmax, learned feature map, 16 heads",
+        ),
+        "gated-linear-attention": Entry(
+            "manticore.stacks.linear_attention:GatedLinearAttention", "linear attention with a decaying state, one head"
+        ),
+        "mh-gated-linear-attention": Entry(
+            "manticore.stacks.linear_attention:mh_gated_linear_attention",
+            "linear attention with a decaying state, 8 heads",
+        ),
+        "delta-net": Entry("manticore.stacks.delta:delta_net", "linear attention that replaces what a key held"),
+        "gated-delta-net": Entry(
+            "manticore.stacks.delta:gated_delta_net", "the same with a decaying state and an output gate"
+        ),
+        "hyena": Entry("manticore.stacks.hyena:Hyena", "gates around a convolution as long as the sequence"),
+        "mh-hyena": Entry(
+            "manticore.stacks.hyena:MultiHeadHyena", "Hyena with outer products inside groups of channels"
+        ),
+        "hyena-experts": Entry(
+            "manticore.stacks.hyena:HyenaExperts", "Hyena whose channels are experts, mixed by a router"
+        ),
+        "short-gated-convolution": Entry(
+            "manticore.stacks.short_convolution:ShortGatedConvolution", "gates around a convolution over three tokens"
+        ),
+        "mamba": Entry("manticore.stacks.mamba:Mamba", "selective state space; mixes channels too"),
+        "mamba-2": Entry(
+            "manticore.stacks.mamba:Mamba2", "selective state space, one decay per head; mixes channels too"
+        ),
+        "rwkv5-time-mixer": Entry(
+            "manticore.stacks.rwkv:RWKV5TimeMixer", "decaying state with learned decays, bonus for the current token"
+        ),
+        "rwkv6-time-mixer": Entry(
+            "manticore.stacks.rwkv:RWKV6TimeMixer",
+            "decaying state with decays from the input, bonus for the current token",
+        ),
+        "rwkv5-channel-mixer": Entry(
+            "manticore.stacks.rwkv:RWKVChannelMixer", "squared ReLU and a receptance gate, mixed with the token before"
+        ),
+        "rwkv6-channel-mixer": Entry("manticore.stacks.rwkv:RWKVChannelMixer", "the same as rwkv5-channel-mixer"),
+        "mlp": Entry("manticore.stacks.mlp:MLP", "two layers with a GELU between them"),
+        "swiglu": Entry("manticore.stacks.mlp:SwiGLU", "a gated layer and a layer back"),
+        "moe-mlp": Entry("manticore.stacks.moe:MoEMLP", "8 experts behind a router"),
+    },
     "mixing": {
         "routed": Entry(
             "manticore.hybrid.routed:RoutedMixing", "row-stochastic matrix per block; R = I is the ensemble"
@@ -43,6 +105,27 @@ _ENTRIES: dict[str, dict[str, Entry]] = {
         "darts": Entry("manticore.search.methods:Darts", "softmax of logits, gradient descent on the logits"),
         "dash": Entry("manticore.search.methods:Dash", "one Gumbel-softmax sample per step, annealed temperature"),
         "gaea": Entry("manticore.search.methods:Gaea", "exponentiated gradient, always on the simplex"),
+    },
+    "stack": {
+        "transformer": Entry("manticore.stacks.presets:TRANSFORMER", "mh-attention and swiglu, twice"),
+        "hyena-swiglu": Entry("manticore.stacks.presets:HYENA", "hyena and swiglu, twice"),
+        "mh-hyena-swiglu": Entry("manticore.stacks.presets:MH_HYENA", "mh-hyena and swiglu, twice"),
+        "striped-mh-hyena-swiglu": Entry(
+            "manticore.stacks.presets:STRIPED_MH_HYENA", "mh-hyena, swiglu, mh-attention, swiglu"
+        ),
+        "striped-mh-hyena-moe": Entry(
+            "manticore.stacks.presets:STRIPED_MH_HYENA_MOE", "mh-hyena, moe-mlp, mh-attention, moe-mlp"
+        ),
+        "striped-hyena-experts-moe": Entry(
+            "manticore.stacks.presets:STRIPED_HYENA_EXPERTS_MOE", "hyena-experts, moe-mlp, mh-attention, moe-mlp"
+        ),
+        "mamba": Entry("manticore.stacks.presets:MAMBA", "mamba, four times"),
+        "striped-mamba": Entry("manticore.stacks.presets:STRIPED_MAMBA", "mamba, mamba, mh-attention, swiglu"),
+        "gla-swiglu": Entry("manticore.stacks.presets:GLA", "gated-linear-attention and swiglu, twice"),
+        "mh-gla-swiglu": Entry("manticore.stacks.presets:MH_GLA", "mh-gated-linear-attention and swiglu, twice"),
+        "mambaformer": Entry(
+            "manticore.stacks.presets:MAMBAFORMER", "mamba, then mh-attention without positions and mamba, twice"
+        ),
     },
     "task": {
         "mad/in-context-recall": Entry(
@@ -70,7 +153,7 @@ def register(kind: str, name: str, target: Any, summary: str) -> None:
     """Add ``name`` to the entries of ``kind``.
 
     Args:
-        kind: ``"mixing"``, ``"projector"``, ``"search"`` or ``"task"``.
+        kind: ``"layer"``, ``"mixing"``, ``"projector"``, ``"search"``, ``"stack"`` or ``"task"``.
         name: what recipes write.
         target: ``"module:attribute"``, or the object itself.
         summary: one phrase for ``manticore ls``.

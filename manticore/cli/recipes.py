@@ -23,15 +23,23 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Values over the recipe's: search.steps=40"),
 ]
 
-_PLURAL = {"mixing": "mixings", "projector": "projectors", "search": "methods", "task": "tasks"}
+_PLURAL = {
+    "layer": "layers",
+    "mixing": "mixings",
+    "projector": "projectors",
+    "search": "methods",
+    "stack": "stacks",
+    "task": "tasks",
+}
 
 
 def ls(
     what: Annotated[
-        str | None, typer.Argument(metavar="[KIND]", help="recipes, tasks, methods, mixings or projectors.")
+        str | None,
+        typer.Argument(metavar="[KIND]", help="recipes, tasks, methods, mixings, projectors, layers or stacks."),
     ] = None,
 ) -> None:
-    """List recipes, tasks, search methods, mixings and projectors.
+    """List recipes, tasks, search methods, mixings, projectors, layers and stacks.
 
     Example: manticore ls tasks
     """
@@ -59,10 +67,12 @@ def show(
     if name == "schema":
         _show_schema()
         return
-    for kind in registry.kinds():
-        if name in registry.entries(kind):
-            _show_entry(kind, name)
-            return
+    # a layer and a stack made of it alone share their name
+    kinds = [kind for kind in registry.kinds() if name in registry.entries(kind)]
+    for kind in kinds:
+        _show_entry(kind, name)
+    if kinds:
+        return
     known = [*shipped(), "schema", *(n for kind in registry.kinds() for n in registry.entries(kind))]
     if name not in shipped() and not Path(name).exists():
         raise ManticoreError(f"show: nothing is called {name!r}{registry.did_you_mean(name, known)}")

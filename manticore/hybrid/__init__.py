@@ -1,5 +1,5 @@
 """The hybrid: configuration, modeling, mixture weights, discretizing. Importing it registers its classes."""
 
-from manticore import _auto
+from manticore._auto import register_hybrid
 
-_auto.register()
+register_hybrid()

@@ -1,7 +1,7 @@
 """A FLOP counter that counts what torch's own gets wrong, and stops where nobody knows the count.
 
-A multiply-add is 2 FLOPs. Matrix products, convolutions, attention and every kernel with a registered formula count;
-element-wise work does not.
+A multiply-add is 2 FLOPs. Matrix products, convolutions, Fourier transforms, triangular solves, attention and every
+kernel with a registered formula count; element-wise work does not.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.utils.flop_counter import (
 )
 
 from manticore.errors import ManticoreError
+from manticore.stacks.long_convolution import real_fft_flops
 
 aten = torch.ops.aten
 _PLAIN_NAMESPACES = frozenset({"aten", "prim", "prims", "profiler"})
@@ -76,6 +77,21 @@ def _matrix_vector(matrix: Shape, vector: Shape, **kwargs: Any) -> int:
     return 2 * prod(matrix)
 
 
+def _real_transform(x: Shape, dims: Sequence[int], *options: Any, out_shape: Shape, **kwargs: Any) -> int:
+    """The usual estimate for a real Fourier transform along the last dimension, half that of a complex one."""
+    real = max(x[dims[-1]], out_shape[dims[-1]])
+    return prod(x) // x[dims[-1]] * real_fft_flops(real)
+
+
+def _complex_transform(x: Shape, dims: Sequence[int], *options: Any, **kwargs: Any) -> int:
+    return prod(x) // x[dims[-1]] * 2 * real_fft_flops(x[dims[-1]])
+
+
+def _triangular_solve(matrix: Shape, right: Shape, *, left: bool = True, **kwargs: Any) -> int:
+    """Half the multiply-adds of a product with the full matrix."""
+    return prod(right) * matrix[-1]
+
+
 def _attention(query: Shape, key: Shape, value: Shape, *options: Any, **kwargs: Any) -> int:
     return sdpa_flop_count(query, key, value)
 
@@ -89,6 +105,10 @@ _FORMULAS = {
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     aten.convolution_backward: _convolution_backward,
     aten._grouped_mm: _grouped_product,
+    aten._fft_r2c: _real_transform,
+    aten._fft_c2r: _real_transform,
+    aten._fft_c2c: _complex_transform,
+    aten.linalg_solve_triangular: _triangular_solve,
     aten.mv: _matrix_vector,
     aten.dot: _matrix_vector,
 }

@@ -1,0 +1,76 @@
+"""A cache of transformers that counts its tokens and can also reorder, repeat and reset recurrent states.
+
+transformers' own cache asks an attention layer how long it is, so that one made of recurrent layers alone cannot say,
+and it repeats and selects sequences of attention layers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
+
+from manticore.errors import ManticoreError
+
+
+class CountingCache(Cache):
+    """A cache over given layers; whoever runs them adds to ``seen_tokens``."""
+
+    def __init__(self, layers: list[Any]) -> None:
+        self.seen_tokens = 0
+        """Tokens that went through the model, padding included."""
+        super().__init__(layers=layers)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens cached."""
+        return self.seen_tokens
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.seen_tokens = 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take the last tokens back.
+
+        Raises:
+            ManticoreError: a recurrent layer is kept; its state cannot be taken back.
+        """
+        if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in self.layers):
+            raise ManticoreError(
+                "cache: a recurrent layer's state cannot be taken back by some tokens. Fix: start from the prompt again"
+            )
+        super().crop(tokens_to_remove)
+        self.seen_tokens -= abs(tokens_to_remove)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sequence of the batch."""
+        for layer in self.layers:
+            if isinstance(layer, LinearAttentionCacheLayerMixin):
+                _change_states(layer, lambda state: state.repeat_interleave(repeats, dim=0))
+            if hasattr(layer, "batch_repeat_interleave"):
+                layer.batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep some sequences of the batch."""
+        for layer in self.layers:
+            if isinstance(layer, LinearAttentionCacheLayerMixin):
+                _change_states(layer, lambda state: state[indices.to(state.device)])
+            if hasattr(layer, "batch_select_indices"):
+                layer.batch_select_indices(indices)
+
+    @property
+    def is_compileable(self) -> bool:
+        """No: shapes grow with every token."""
+        return False
+
+
+def _change_states(layer: LinearAttentionCacheLayerMixin, change: Callable[[Tensor], Tensor]) -> None:
+    """Apply ``change`` to every state ``[B, …]`` that a recurrent layer holds."""
+    for states in (layer.conv_states, layer.recurrent_states):
+        for index, state in states.items():
+            if state is not None:
+                states[index] = change(state)

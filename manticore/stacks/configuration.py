@@ -1,0 +1,113 @@
+"""Configuration of a stack: a flat list of layer names, the width, and options by layer name.
+
+Letters: D width, S longest sequence.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from manticore.errors import ManticoreError
+from manticore.registry import did_you_mean
+from manticore.stacks.catalogue import measured
+from manticore.stacks.mixer import Mixer
+
+_DEFAULT_LAYERS = ("mh-attention", "swiglu", "mh-attention", "swiglu")
+_CHOICES = {"norm": ("rms", "layer"), "linear_init": ("uniform", "normal"), "pooling": ("last", "mean", "cls")}
+
+
+class StackConfig(PreTrainedConfig):
+    """Configuration of :class:`~manticore.StackForCausalLM`.
+
+    Raises:
+        ManticoreError: an unknown layer or option, heads that do not divide the width, an impossible number.
+    """
+
+    model_type = "manticore-stack"
+
+    layers: list[str] | None = None
+    """Names of the layers from the bottom to the top; None is a Transformer of four."""
+    layer_options: dict[str, dict[str, Any]] | None = None
+    """Layer name → its options."""
+    vocab_size: int = 16
+    """Rows of embeddings and head."""
+    hidden_size: int = 128
+    """D."""
+    max_position_embeddings: int = 1280
+    """S: rows of the tables that long convolutions and the auto-encoder hold; other layers have no limit."""
+    norm: str = "rms"
+    """``"rms"`` or ``"layer"``, before every layer and the head."""
+    norm_eps: float = 1e-5
+    head_bias: bool = True
+    linear_init: str = "uniform"
+    """``"uniform"`` is torch's own start of a linear map, ``"normal"`` is N(0, initializer_range)."""
+    pooling: str = "last"
+    """What the auto-encoder keeps of a sequence: ``"last"``, ``"mean"`` or ``"cls"`` (a learned token at the end)."""
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.layers is None:
+            self.layers = list(_DEFAULT_LAYERS)
+        if isinstance(self.layers, str) or not self.layers:
+            raise ManticoreError(f"stack: layers is {self.layers!r} (expected a list of names, one or more)")
+        for name in ("vocab_size", "hidden_size", "max_position_embeddings"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ManticoreError(f"stack: {name} is {value!r} (expected a whole number, 1 or more)")
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ManticoreError(f"stack: {name} is {value!r}{did_you_mean(str(value), list(choices))}")
+        self.layers = list(self.layers)
+        self.layer_options = {name: dict(options) for name, options in (self.layer_options or {}).items()}
+        mixers = self.mixers()
+        for name in self.layer_options:
+            if name not in self.layers:
+                raise ManticoreError(
+                    f"stack: options for {name!r}, which is no layer of it{did_you_mean(name, self.layers)}"
+                )
+        windows = sorted({mixer.window for mixer in mixers if mixer.window is not None})
+        if len(windows) > 1:
+            raise ManticoreError(
+                f"stack: windows of {windows[0]} and {windows[-1]} tokens in one stack (expected one window for all "
+                "sliding layers). Fix: give them the same window"
+            )
+        super().__post_init__(**kwargs)
+
+    @property
+    def layer_names(self) -> list[str]:
+        """The layers, from the bottom to the top."""
+        return list(self.layers or _DEFAULT_LAYERS)
+
+    def options_of(self, name: str) -> dict[str, Any]:
+        """Options of the layers of that name."""
+        return (self.layer_options or {}).get(name, {})
+
+    def mixers(self) -> list[Mixer]:
+        """The layers without memory for their weights, to be asked for sizes and costs."""
+        return [
+            measured(name, self.hidden_size, self.max_position_embeddings, self.options_of(name))
+            for name in self.layer_names
+        ]
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """How many layers there are, mixers of tokens and of channels alike."""
+        return len(self.layer_names)
+
+    @property
+    def layer_types(self) -> list[str]:
+        """What transformers' cache holds for each layer."""
+        return [mixer.cache_type for mixer in self.mixers()]
+
+    @property
+    def sliding_window(self) -> int | None:
+        """Tokens that sliding attention sees, the current one included."""
+        return next((mixer.window + 1 for mixer in self.mixers() if mixer.window is not None), None)

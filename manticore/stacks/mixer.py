@@ -1,0 +1,155 @@
+"""What every primitive of a stack is: a map of hidden states with a memory, a state size and a count of FLOPs.
+
+A primitive takes ``[B, T, D]`` and gives ``[B, T, D]``; the layer around it adds norm and residual. Without a memory
+it runs whole sequences; with one it continues what the memory holds, by any number of tokens.
+
+Letters: B batch, T tokens, D width, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from manticore.errors import ManticoreError
+
+
+class Memory:
+    """The slot of one layer in a cache of transformers."""
+
+    def __init__(self, cache: Cache, layer_idx: int) -> None:
+        self._cache = cache
+        self._layer_idx = layer_idx
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append ``[B, H, T, K]`` and ``[B, H, T, V]``; returns all that is held."""
+        return self._cache.update(keys, values, self._layer_idx)
+
+    def window(self, inputs: Tensor, width: int) -> Tensor:
+        """``inputs`` ``[B, C, T]`` behind the ``width`` inputs before them (zeros at first): ``[B, C, width + T]``."""
+        held: Tensor = self._cache.update_conv_state(inputs, self._layer_idx, conv_kernel_size=width)
+        wanted = width + inputs.shape[-1]
+        return F.pad(held, (max(0, wanted - held.shape[-1]), 0))[..., -wanted:]
+
+    @property
+    def state(self) -> Tensor | None:
+        """The recurrent state, or None at the start."""
+        return self._cache.layers[self._layer_idx].recurrent_states[0]  # type: ignore[union-attr]
+
+    @state.setter
+    def state(self, value: Tensor) -> None:
+        self._cache.update_recurrent_state(value, self._layer_idx)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a primitive needs to know about the tokens it is given."""
+
+    padding: Tensor | None = None
+    """``[B, T, 1]``, 0 on padding and 1 elsewhere; None without padding."""
+    mask: Tensor | None = None
+    """What attention may look at, in the form that the attention implementation takes."""
+    positions: Tensor | None = None
+    """``[B or 1, T]``; only attention asks for them."""
+    attention: str = "eager"
+    """Attention implementation of transformers."""
+    memory: Memory | None = None
+    """None outside cached decoding."""
+
+    def silence(self, x: Tensor) -> Tensor:
+        """``[B, T, C]`` with zeros on padding, so that nothing of it reaches a state."""
+        return x if self.padding is None else x * self.padding.to(x.dtype)
+
+    def window(self, x: Tensor, width: int) -> Tensor:
+        """``[B, C, T]`` → ``[B, C, width + T]``: the inputs before these in front, zeros at the start of a sequence."""
+        return F.pad(x, (width, 0)) if self.memory is None else self.memory.window(x, width)
+
+    @property
+    def state(self) -> Tensor | None:
+        """The recurrent state to start from."""
+        return None if self.memory is None else self.memory.state
+
+    def keep(self, state: Tensor) -> None:
+        """Hand the recurrent state to the memory, if there is one."""
+        if self.memory is not None:
+            self.memory.state = state
+
+
+class Mixer(nn.Module):
+    """A primitive of a stack."""
+
+    cache_type: ClassVar[str] = "moe"
+    """What transformers' cache holds for it. The name of layers that need none is ``"moe"`` there."""
+    fixed_state: ClassVar[bool] = False
+    """Whether its state has a size that does not grow with the sequence."""
+    window: int | None = None
+    """How many earlier tokens attention sees; None is all of them."""
+
+    def forward(self, hidden: Tensor, step: Step) -> Tensor:
+        """``[B, T, D]`` → ``[B, T, D]``."""
+        raise TypeError(f"{type(self).__name__} defines no forward")
+
+    def state_size(self, tokens: int) -> int:
+        """Numbers held per sequence after ``tokens`` tokens; the short convolutions' are not counted."""
+        return 0
+
+    def flops(self, tokens: int) -> int:
+        """FLOPs of one forward pass over one sequence of ``tokens`` tokens.
+
+        A multiply-add is 2. Matrix products, convolutions, transforms and scans count, element-wise work does not; so
+        this is what :func:`manticore.training.flops.counted_flops` counts.
+        """
+        raise TypeError(f"{type(self).__name__} has no formula for its FLOPs")
+
+    def option_for_state(self, elements: int) -> tuple[str, int]:
+        """The option, and its value, that gives a fixed state of about ``elements`` numbers.
+
+        Raises:
+            ManticoreError: the state is not fixed.
+        """
+        raise ManticoreError("its state has no fixed size. Fix: leave it out of the normalisation")
+
+    def reset_extra_parameters(self) -> None:
+        """Initialise what no module of torch initialises, and what needs another start than torch gives it.
+
+        Uses ``transformers.initialization``, which leaves loaded weights alone.
+        """
+
+
+def head_width(width: int, num_heads: int, what: str = "heads") -> int:
+    """Channels of one head.
+
+    Raises:
+        ManticoreError: the heads do not divide the width.
+    """
+    if width % num_heads:
+        raise ManticoreError(
+            f"{num_heads} {what} do not divide width {width}. Fix: a width that is a multiple of {num_heads}, "
+            f"or another number of {what}"
+        )
+    return width // num_heads
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """``[B, T, H * K]`` → ``[B, H, T, K]``."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """``[B, H, T, K]`` → ``[B, T, H * K]``."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Recurrences, transforms and decays run in float32 at least."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def linear_flops(layers: Any, tokens: int) -> int:
+    """FLOPs of applying each ``nn.Linear`` or depthwise convolution of ``layers`` once to every token."""
+    return sum(2 * tokens * layer.weight.numel() for layer in layers)

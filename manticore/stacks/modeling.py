@@ -1,0 +1,296 @@
+"""Stacks: causal language models made of a flat list of primitives, each with its norm and its residual.
+
+    x <- x + layer(norm(x)) for every layer, then norm and a linear head. No tied weights and no table of positions:
+    order comes from rotations, convolutions and states.
+
+Letters: B batch, T tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from manticore.components.state_cache import CountingCache
+from manticore.errors import ManticoreError
+from manticore.stacks.catalogue import build_mixer
+from manticore.stacks.configuration import StackConfig
+from manticore.stacks.long_convolution import ImplicitFilter
+from manticore.stacks.mixer import Memory, Mixer, Step
+
+_MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+_RECURRENT = ("linear_attention", "conv", "hybrid")
+
+
+def make_norm(config: StackConfig) -> nn.Module:
+    """The norm before every layer and the head."""
+    kind = nn.RMSNorm if config.norm == "rms" else nn.LayerNorm
+    return kind(config.hidden_size, eps=config.norm_eps)
+
+
+class StackLayer(GradientCheckpointingLayer):
+    """Norm, primitive, residual."""
+
+    def __init__(self, config: StackConfig, layer_idx: int) -> None:
+        super().__init__()
+        name = config.layer_names[layer_idx]
+        self.layer_idx = layer_idx
+        self.norm = make_norm(config)
+        self.mixer = build_mixer(name, config.hidden_size, config.max_position_embeddings, config.options_of(name))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        padding: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        attention: str = "eager",
+        past_key_values: Cache | None = None,
+    ) -> Tensor:
+        """``[B, T, D]`` → ``[B, T, D]``.
+
+        Args:
+            hidden_states: ``[B, T, D]``.
+            attention_mask: of the layer's kind of attention, in the form that the implementation takes.
+            padding: ``[B, T, 1]``, 0 on padding.
+            position_ids: ``[B or 1, T]``.
+            attention: attention implementation of transformers.
+            past_key_values: the cache of all layers.
+        """
+        memory = None if past_key_values is None else Memory(past_key_values, self.layer_idx)
+        step = Step(padding, attention_mask, position_ids, attention, memory)
+        return hidden_states + self.mixer(self.norm(hidden_states), step)
+
+
+class StackPreTrainedModel(PreTrainedModel):
+    """What all models made of stacks share: initialisation and what transformers asks of a class."""
+
+    config_class = StackConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["StackLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @property
+    def _is_stateful(self) -> bool:  # type: ignore[override]
+        """Whether there is a state that cannot be taken back by some tokens, as assisted decoding would ask."""
+        return any(kind in _RECURRENT for kind in self.config.layer_types)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Embeddings N(0, initializer_range); linear maps as torch starts them, with biases 0; the rest by itself."""
+        if isinstance(module, nn.Linear):
+            if self.config.linear_init == "normal":
+                init.normal_(module.weight, std=self.config.initializer_range)
+            else:
+                init.kaiming_uniform_(module.weight, a=5**0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv1d):
+            bound = (module.in_channels // module.groups * module.kernel_size[0]) ** -0.5
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.RMSNorm | nn.LayerNorm | nn.GroupNorm):
+            init.ones_(module.weight)
+            if isinstance(bias := getattr(module, "bias", None), Tensor):
+                init.zeros_(bias)
+        elif isinstance(module, Mixer | ImplicitFilter):
+            module.reset_extra_parameters()
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: for custom code transformers skips initialisers of modules without weights of their own."""
+        return False
+
+
+class StackModel(StackPreTrainedModel):
+    """Embeddings, layers and the last norm."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(StackLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = make_norm(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
+        """Hidden states after the last norm.
+
+        Args:
+            input_ids: ``[B, T]``.
+            attention_mask: ``[B, cached + T]``, 0 on padding, which must be on the left wherever a cache is used.
+            position_ids: ``[B, T]``; None counts from the cached tokens on. Only differences matter.
+            past_key_values: the cache of the tokens before these.
+            inputs_embeds: ``[B, T, D]`` in place of ids.
+            use_cache: whether to return a cache; None follows the configuration, but never in training.
+            output_hidden_states: whether to return what enters each layer, and the result.
+            return_dict: False returns a tuple.
+
+        Raises:
+            ManticoreError: neither or both of ids and embeddings; a mask that is not ``[B, cached + T]``.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ManticoreError("stack: give either input_ids or inputs_embeds")
+        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        use_cache = (self.config.use_cache and not self.training) if use_cache is None else use_cache
+        if use_cache and past_key_values is None:
+            past_key_values = StackCache(self.config)
+        kinds = self.config.layer_types
+        attends = [kind for kind in _MASKS if kind in kinds]
+        if attends and position_ids is None:
+            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+            position_ids = torch.arange(seen, seen + hidden.shape[1], device=hidden.device)[None]
+        masks = {
+            kind: _MASKS[kind](
+                config=self.config,
+                inputs_embeds=hidden,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+            )
+            for kind in attends
+        }
+        padding = _padding(attention_mask, hidden, kinds)
+        states = [hidden] if output_hidden_states else []
+        for layer, kind in zip(self.layers, kinds):
+            hidden = layer(
+                hidden,
+                attention_mask=masks.get(kind),
+                padding=padding,
+                position_ids=position_ids,
+                attention=self.config._attn_implementation,
+                past_key_values=past_key_values,
+            )
+            if output_hidden_states:
+                states.append(hidden)
+        if isinstance(past_key_values, StackCache):
+            past_key_values.seen_tokens += hidden.shape[1]
+        output = BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden),
+            past_key_values=past_key_values,
+            hidden_states=tuple(states) if output_hidden_states else None,  # type: ignore[arg-type]
+        )
+        return output.to_tuple() if return_dict is False else output
+
+
+class StackForCausalLM(StackPreTrainedModel, GenerationMixin):
+    """A stack with a head: an ordinary causal language model of transformers."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__(config)
+        self.model = StackModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Logits of every next token.
+
+        Args:
+            input_ids: ``[B, T]``.
+            attention_mask: ``[B, cached + T]``, 0 on padding.
+            position_ids: ``[B, T]``; see :meth:`StackModel.forward`.
+            past_key_values: the cache of the tokens before these.
+            inputs_embeds: ``[B, T, D]`` in place of ids.
+            labels: ``[B, T]``, shifted here as everywhere in transformers; -100 is ignored.
+            use_cache: whether to return a cache.
+            output_hidden_states: whether to return what enters each layer, and the result.
+            return_dict: False returns a tuple.
+            logits_to_keep: the last so many positions only, or a tensor of positions; 0 keeps all.
+            kwargs: handed to the loss (``num_items_in_batch``).
+
+        Returns:
+            ``logits`` ``[B, T, V]``, with labels ``loss``, with ``use_cache`` ``past_key_values``.
+        """
+        body = cast(
+            BaseModelOutputWithPast,
+            self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                use_cache=use_cache,
+                output_hidden_states=output_hidden_states,
+            ),
+        )
+        hidden = body.last_hidden_state
+        assert hidden is not None
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        output = CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=body.past_key_values, hidden_states=body.hidden_states
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def _prepare_cache_for_generation(  # type: ignore[override]
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """Every generation gets a :class:`StackCache` of its own, unless it asked for none or brought one."""
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise ManticoreError(
+                f"generate: cache_implementation {generation_config.cache_implementation!r} cannot hold the states of "
+                "a stack. Fix: leave it out"
+            )
+        if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = StackCache(self.config)
+
+
+class StackCache(CountingCache):
+    """The cache of a stack: keys and values, states, the inputs of short convolutions, and how many tokens it saw."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(DynamicCache(config=config).layers)
+
+
+def _padding(attention_mask: Tensor | None, hidden: Tensor, kinds: list[str]) -> Tensor | None:
+    """``[B, T, 1]``, 0 on padding, or None where no layer needs it."""
+    if attention_mask is None or not any(kind in _RECURRENT for kind in kinds):
+        return None
+    if attention_mask.dim() != 2 or attention_mask.shape[1] < hidden.shape[1]:
+        raise ManticoreError(
+            f"stack: attention_mask has shape {list(attention_mask.shape)}, which recurrent layers cannot follow "
+            "(expected [batch, cached + new tokens]). Fix: give a mask of padding"
+        )
+    return attention_mask[:, -hidden.shape[1] :, None].to(hidden.dtype)

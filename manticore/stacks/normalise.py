@@ -1,0 +1,122 @@
+"""Makes stacks comparable: the same total of fixed state, or the same number of parameters.
+
+Iso-state is MAD's rule: architectures of one width and depth get one total of numbers in their fixed states (4,096 at
+width 128 and four layers); the growing memory of attention is left out (Poli et al., "Mechanistic Design", 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from manticore.errors import ManticoreError
+from manticore.stacks.configuration import StackConfig
+from manticore.stacks.sizes import fixed_state, layer_parameters
+
+# the option that widens the hidden layer of a channel mixer
+_INNER = {
+    "mlp": "inner_width",
+    "swiglu": "inner_width",
+    "moe-mlp": "expert_width",
+    "rwkv5-channel-mixer": "inner_width",
+    "rwkv6-channel-mixer": "inner_width",
+}
+MAD_STATE = 4096
+"""Numbers in all fixed states of a stack of four layers of width 128."""
+
+
+def iso_state(config: StackConfig, elements: int = MAD_STATE) -> StackConfig:
+    """The same stack with options that bring its fixed states to ``elements`` numbers in all, in equal shares.
+
+    The option is the primitive's own: filter order, number of heads or groups, state size, kernel size.
+
+    Args:
+        config: the stack.
+        elements: the total.
+
+    Raises:
+        ManticoreError: no layer has a fixed state, or no value of the option gives the share exactly.
+    """
+    mixers = dict(zip(config.layer_names, config.mixers()))
+    holders = [name for name in config.layer_names if mixers[name].fixed_state]
+    if not holders:
+        raise ManticoreError("iso_state: no layer of this stack has a fixed state. Fix: leave it as it is")
+    share, changes = elements // len(holders), {}
+    for name in dict.fromkeys(holders):
+        option, value = mixers[name].option_for_state(share)
+        changes[name] = {option: max(1, value)}
+    changed = _with_options(config, changes)
+    reached = fixed_state(changed)
+    if reached != elements:
+        raise ManticoreError(
+            f"iso_state: {', '.join(changes)} cannot share a state of {elements} (nearest is {reached}). "
+            f"Fix: elements={reached}, or another width"
+        )
+    return changed
+
+
+def iso_parameters(config: StackConfig, parameters: int) -> StackConfig:
+    """The same stack with hidden layers as wide as it takes to have about ``parameters`` in its layers.
+
+    Channel mixers take the difference; a stack without any (Mamba alone) changes its width, in steps that keep its
+    heads whole.
+
+    Args:
+        config: the stack.
+        parameters: of all layers and their norms, embeddings and head left out, as :func:`layer_parameters` counts.
+
+    Raises:
+        ManticoreError: the other layers alone have more.
+    """
+    inner = [name for name in dict.fromkeys(config.layer_names) if name in _INNER]
+    step = 1 if inner else _whole_heads(config)
+
+    def candidate(size: int) -> StackConfig:
+        if inner:
+            return _with_options(config, {name: {_INNER[name]: size} for name in inner})
+        return _with(config, hidden_size=size * step)
+
+    best = _nearest(lambda size: layer_parameters(candidate(size)), parameters)
+    found = candidate(best)
+    if best == 1 and layer_parameters(found) > parameters:
+        raise ManticoreError(
+            f"iso_parameters: its other layers alone have more than {parameters} parameters "
+            f"(at least {layer_parameters(found)}). Fix: a larger number, or a smaller width"
+        )
+    return found
+
+
+def _nearest(count: Callable[[int], int], wanted: int) -> int:
+    """The size, 1 or more, whose count is nearest; counts grow with sizes."""
+    high = 1
+    while count(high) < wanted:
+        high *= 2
+    low = max(1, high // 2)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) < wanted else (low, middle)
+    return min((low, high), key=lambda size: abs(count(size) - wanted))
+
+
+def _whole_heads(config: StackConfig) -> int:
+    """The smallest step of the width from which all layers can be built at every multiple."""
+    for step in (1, 2, 4, 8, 16, 32, 64, 128):
+        try:
+            for size in (1, 3):
+                _with(config, hidden_size=size * step)
+        except ManticoreError:
+            continue
+        return step
+    return config.hidden_size
+
+
+def _with_options(config: StackConfig, changes: Mapping[str, Mapping[str, Any]]) -> StackConfig:
+    own = config.layer_options or {}
+    return _with(
+        config,
+        layer_options={name: {**own.get(name, {}), **changes.get(name, {})} for name in {**own, **changes}},
+    )
+
+
+def _with(config: StackConfig, **settings: Any) -> StackConfig:
+    return StackConfig.from_dict({**config.to_dict(), **settings})

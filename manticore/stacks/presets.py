@@ -1,0 +1,55 @@
+"""Named architectures: layer lists of the MAD papers at their scale, and MambaFormer.
+
+Sources: Poli et al., "Mechanistic Design and Scaling of Hybrid Architectures", 2024 (the striped and plain ones; the
+lists of hyena experts, Mamba and gated linear attention follow its rules, since it does not print them); Park et al.,
+"Can Mamba Learn How to Learn?", 2024 (MambaFormer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from manticore import registry
+from manticore.stacks.configuration import StackConfig
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A layer list and the options that belong to it."""
+
+    layers: tuple[str, ...]
+    layer_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+TRANSFORMER = Preset(("mh-attention", "swiglu") * 2)
+HYENA = Preset(("hyena", "swiglu") * 2)
+MH_HYENA = Preset(("mh-hyena", "swiglu") * 2)
+STRIPED_MH_HYENA = Preset(("mh-hyena", "swiglu", "mh-attention", "swiglu"))
+STRIPED_MH_HYENA_MOE = Preset(("mh-hyena", "moe-mlp", "mh-attention", "moe-mlp"))
+STRIPED_HYENA_EXPERTS_MOE = Preset(("hyena-experts", "moe-mlp", "mh-attention", "moe-mlp"))
+MAMBA = Preset(("mamba",) * 4)
+STRIPED_MAMBA = Preset(("mamba", "mamba", "mh-attention", "swiglu"))
+GLA = Preset(("gated-linear-attention", "swiglu") * 2)
+MH_GLA = Preset(("mh-gated-linear-attention", "swiglu") * 2)
+# the first Mamba layer stands for an embedding of positions
+MAMBAFORMER = Preset(("mamba", *("mh-attention", "mamba") * 2), {"mh-attention": {"rotary": False}})
+
+
+def preset_config(name: str, **settings: Any) -> StackConfig:
+    """The configuration of a named architecture.
+
+    Args:
+        name: such as ``"transformer"``; ``manticore ls stacks`` lists them.
+        settings: of :class:`~manticore.StackConfig`, such as ``vocab_size``; ``layer_options`` are added to the
+            architecture's own.
+
+    Raises:
+        ManticoreError: no such architecture, or settings that a stack cannot have.
+    """
+    preset: Preset = registry.resolve("stack", name)
+    given: Mapping[str, Mapping[str, Any]] = settings.pop("layer_options", None) or {}
+    own = preset.layer_options
+    options = {layer: {**own.get(layer, {}), **given.get(layer, {})} for layer in {**own, **given}}
+    return StackConfig(layers=list(preset.layers), layer_options=options, **settings)

@@ -1,0 +1,188 @@
+"""Linear-time recurrences in chunks: matrix products inside a chunk, a carried state between chunks.
+
+    scalar decay    S_t = a_t S_{t-1} + k_t v_t^T            o_t = S_t^T q_t       a_t one number per head
+    channel decay   S_t = diag(w_t) S_{t-1} + k_t v_t^T      o_t = S_t^T q_t       w_t one number per key channel
+                    with a bonus u (RWKV):                   o_t = (S_{t-1} + diag(u) k_t v_t^T)^T q_t
+    delta rule      S_t = a_t S_{t-1} + k_t u_t^T            o_t = S_t^T q_t
+                    u_t = b_t (v_t - a_t S_{t-1}^T k_t)
+
+With logarithms of the decays summed inside a chunk every factor is exp(difference) <= 1, so nothing overflows however
+fast a state decays. In the delta rule the u_t of a chunk solve a triangular system (the WY form of Yang et al.,
+"Parallelizing Linear Transformers with the Delta Rule", 2024).
+
+Letters: B batch, H heads, T tokens, N chunks, C tokens of a chunk, K key width, V value width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SCALAR_CHUNK = 64
+CHANNEL_CHUNK = 16
+DELTA_CHUNK = 32
+
+
+def scalar_decay(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None = None, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Linear attention with at most one decay per head and step.
+
+    Args:
+        q: ``[B, H, T, K]``.
+        k: ``[B, H, T, K]``.
+        v: ``[B, H, T, V]``.
+        log_decay: ``[B, H, T]``, log a_t <= 0; None is no decay.
+        state: ``[B, H, K, V]`` before the first step; None is zeros.
+
+    Returns:
+        o ``[B, H, T, V]`` and the state after the last step.
+    """
+    tokens = q.shape[2]
+    size = min(SCALAR_CHUNK, tokens)
+    q, k, v = (_chunks(x, size) for x in (q, k, v))
+    scores = q @ k.mT
+    if log_decay is None:
+        before, state = _carry(k.mT @ v, None, state)
+        out = scores.tril() @ v + q @ before
+    else:
+        total = _chunks(log_decay, size).cumsum(-1)
+        to_end = (total[..., -1:] - total).exp()
+        before, state = _carry((k * to_end[..., None]).mT @ v, total[..., -1, None, None].exp(), state)
+        out = (scores * _decays(total)) @ v + (q * total[..., None].exp()) @ before
+    return out.flatten(2, 3)[:, :, :tokens], state
+
+
+def scalar_decay_flops(tokens: int, heads: int, key_width: int, value_width: int) -> int:
+    """FLOPs of the products of :func:`scalar_decay`."""
+    size, chunks = _sizes(tokens, SCALAR_CHUNK)
+    inside = size * size * (key_width + value_width)
+    return 2 * heads * chunks * (inside + 2 * size * key_width * value_width)
+
+
+def channel_decay(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None, bonus: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Linear attention with one decay per key channel and step.
+
+    Args:
+        q: ``[B, H, T, K]``.
+        k: ``[B, H, T, K]``.
+        v: ``[B, H, T, V]``.
+        log_decay: ``[B, H, T, K]``, log w_t <= 0.
+        state: ``[B, H, K, V]`` before the first step; None is zeros.
+        bonus: ``[H, K]``, u: the current token is read with it, and not from the state.
+
+    Returns:
+        o ``[B, H, T, V]`` and the state after the last step.
+    """
+    tokens = q.shape[2]
+    size = min(CHANNEL_CHUNK, tokens)
+    own = None if bonus is None else (q * bonus[:, None] * k).sum(-1, keepdim=True) * v
+    q, k, v, log_decay = (_chunks(x, size) for x in (q, k, v, log_decay))
+    total = log_decay.cumsum(-2)
+    # what has decayed of a key when a query reads it: with a bonus the query reads before the step's own decay
+    reach = total if bonus is None else total - log_decay
+    exponents = reach[..., :, None, :] - total[..., None, :, :]
+    visible = exponents.new_ones(size, size, dtype=torch.bool).tril(0 if bonus is None else -1)
+    decayed_keys = exponents.masked_fill(~visible[..., None], float("-inf")).exp() * k[..., None, :, :]
+    scores = (decayed_keys @ q[..., None])[..., 0]
+    to_end = (total[..., -1:, :] - total).exp()
+    before, state = _carry((k * to_end).mT @ v, total[..., -1, :, None].exp(), state)
+    out = (scores @ v + (q * reach.exp()) @ before).flatten(2, 3)[:, :, :tokens]
+    return (out if own is None else out + own), state
+
+
+def channel_decay_flops(tokens: int, heads: int, key_width: int, value_width: int) -> int:
+    """FLOPs of the products of :func:`channel_decay`."""
+    size, chunks = _sizes(tokens, CHANNEL_CHUNK)
+    inside = size * size * (key_width + value_width)
+    return 2 * heads * chunks * (inside + 2 * size * key_width * value_width)
+
+
+def delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None = None,
+    state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The (gated) delta rule: what a key held is replaced by the step's value, as far as ``beta`` says.
+
+    Args:
+        q: ``[B, H, T, K]``.
+        k: ``[B, H, T, K]``, of length 1.
+        v: ``[B, H, T, V]``.
+        beta: ``[B, H, T]``, 0 … 1.
+        log_decay: ``[B, H, T]``, log a_t <= 0; None is no decay.
+        state: ``[B, H, K, V]`` before the first step; None is zeros.
+
+    Returns:
+        o ``[B, H, T, V]`` and the state after the last step.
+    """
+    tokens, value_width = q.shape[2], v.shape[-1]
+    size = min(DELTA_CHUNK, tokens)
+    log_decay = torch.zeros_like(beta) if log_decay is None else log_decay
+    q, k, v, beta, log_decay = (_chunks(x, size) for x in (q, k, v, beta, log_decay))
+    total = log_decay.cumsum(-1)
+    from_start = total[..., None].exp()
+    decays = _decays(total)
+    overlap = (k @ k.mT) * decays * beta[..., None]
+    # the right-hand sides without a state, and what a state takes away from them
+    right = torch.cat([v, k * from_start], -1) * beta[..., None]
+    solved = torch.linalg.solve_triangular(overlap.tril(-1), right, upper=False, unitriangular=True)
+    fresh, taken = solved[..., :value_width], solved[..., value_width:]
+    scores = (q @ k.mT) * decays
+    queries = q * from_start
+    keys = (k * (total[..., -1:] - total).exp()[..., None]).mT
+    kept = total[..., -1, None, None].exp()
+    if state is None:
+        state = q.new_zeros(*q.shape[:2], q.shape[-1], value_width)
+    outputs = []
+    for n in range(q.shape[2]):
+        update = fresh[:, :, n] - taken[:, :, n] @ state
+        outputs.append(queries[:, :, n] @ state + scores[:, :, n] @ update)
+        state = kept[:, :, n] * state + keys[:, :, n] @ update
+    return torch.cat(outputs, 2)[:, :, :tokens], state
+
+
+def delta_rule_flops(tokens: int, heads: int, key_width: int, value_width: int) -> int:
+    """FLOPs of the products and the triangular solve of :func:`delta_rule`."""
+    size, chunks = _sizes(tokens, DELTA_CHUNK)
+    products = size * size * (2 * key_width + value_width) + 3 * size * key_width * value_width
+    solve = size * size * (key_width + value_width)
+    return heads * chunks * (2 * products + solve)
+
+
+def _sizes(tokens: int, chunk: int) -> tuple[int, int]:
+    """Tokens of a chunk and how many chunks there are."""
+    size = min(chunk, tokens)
+    return size, -(-tokens // size)
+
+
+def _chunks(x: Tensor, size: int) -> Tensor:
+    """``[B, H, T, …]`` → ``[B, H, N, C, …]``, filled up with zeros: they change no state."""
+    missing = -x.shape[2] % size
+    if missing:
+        x = F.pad(x, (0, 0) * (x.dim() - 3) + (0, missing))
+    return x.unflatten(2, (-1, size))
+
+
+def _decays(total: Tensor) -> Tensor:
+    """``[…, C]`` summed logarithms → ``[…, C, C]``: what is left at the row's step of the column's, 0 above."""
+    exponents = total[..., :, None] - total[..., None, :]
+    later = exponents.new_ones(exponents.shape[-2:], dtype=torch.bool).triu(1)
+    return exponents.masked_fill(later, float("-inf")).exp()
+
+
+def _carry(updates: Tensor, kept: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """States before every chunk ``[B, H, N, K, V]`` and after the last, given what each adds and what it keeps."""
+    if state is None:
+        state = torch.zeros_like(updates[:, :, 0])
+    before = []
+    for n in range(updates.shape[2]):
+        before.append(state)
+        state = updates[:, :, n] + (state if kept is None else kept[:, :, n] * state)
+    return torch.stack(before, 2), state

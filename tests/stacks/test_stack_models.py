@@ -1,0 +1,259 @@
+"""Stacks as models of transformers: generation, saving, training, hybrids, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny_stacks import NAMES, POSITIONS, VOCABULARY, tiny_config, tiny_stack, tokens
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Trainer, TrainingArguments
+
+import manticore
+from manticore.components.runner import Runner
+from manticore.components.selfcheck import continues_by_one_token_only, self_check
+from manticore.errors import ManticoreError
+from manticore.registry import entries
+from manticore.stacks.configuration import StackConfig
+from manticore.stacks.modeling import StackCache, StackForCausalLM, StackModel
+from manticore.stacks.presets import preset_config
+
+WINDOW = {"window": 8}
+MIXED = ("mamba", "mh-attention", "hyena", "swiglu", "sliding-attention", "gated-delta-net")
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "num_beams": 2}])
+def test_generation_is_the_same_with_and_without_a_cache(options: dict[str, Any]) -> None:
+    model, ids = tiny_stack(*MIXED), tokens(2, 9)
+    settings: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, **options}
+    cached = model.generate(ids, **settings)
+    assert torch.equal(cached, model.generate(ids, use_cache=False, **settings))
+    assert cached.shape[1] == 21
+
+
+@pytest.mark.parametrize("layers", [("mamba", "rwkv5-channel-mixer"), MIXED])
+def test_generation_from_a_padded_prompt(layers: tuple[str, ...]) -> None:
+    model, ids = tiny_stack(*layers), tokens(2, 9)
+    padded = torch.cat([torch.zeros(2, 4, dtype=torch.long), ids], 1)
+    settings: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    from_padded = model.generate(padded, attention_mask=(padded > 0).long(), **settings)
+    assert torch.equal(from_padded[:, 13:], model.generate(ids, **settings)[:, 9:])
+
+
+def test_a_cache_can_be_repeated_selected_and_reset() -> None:
+    model, ids = tiny_stack(*MIXED), tokens(2, 12)
+    with torch.no_grad():
+        whole = model(ids, use_cache=False).logits
+        cache = StackCache(model.config)
+        model(ids[:, :7], past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(2)
+        cache.batch_select_indices(torch.tensor([3, 0]))
+        turned = model(ids[[1, 0], 7:], past_key_values=cache, use_cache=True).logits
+        torch.testing.assert_close(turned, whole[[1, 0], 7:], rtol=1e-9, atol=1e-11)
+        cache = StackCache(model.config)
+        model(ids, past_key_values=cache, use_cache=True)
+        cache.reset()
+        assert cache.get_seq_length() == 0
+    with pytest.raises(ManticoreError, match="a recurrent layer's state cannot be taken back"):
+        cache.crop(-1)
+
+
+def test_logits_to_keep_hidden_states_and_tuples() -> None:
+    model, ids = tiny_stack("mamba", "swiglu"), tokens(2, 6)
+    with torch.no_grad():
+        output = model(ids, use_cache=False, output_hidden_states=True)
+        last = model(ids, use_cache=False, logits_to_keep=1).logits
+        embedded = model(inputs_embeds=model.get_input_embeddings()(ids), use_cache=False).logits
+        first = model(ids, use_cache=False, return_dict=False)[0]
+    torch.testing.assert_close(last, output.logits[:, -1:])
+    assert torch.equal(embedded, output.logits)
+    assert torch.equal(first, output.logits)
+    assert len(output.hidden_states) == 3
+    torch.testing.assert_close(model.lm_head(model.model.norm(output.hidden_states[-1])), output.logits)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_attention_implementations_agree(implementation: str) -> None:
+    model, ids = tiny_stack("grouped-query-attention", "sliding-attention"), tokens(2, 20)
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    with torch.no_grad():
+        default = model(ids, attention_mask=mask, use_cache=False).logits
+        model.set_attn_implementation(implementation)
+        torch.testing.assert_close(model(ids, attention_mask=mask, use_cache=False).logits[1], default[1])
+
+
+def test_saving_and_loading_through_the_auto_classes(tmp_path: Path) -> None:
+    model, ids = tiny_stack(*NAMES, layer_options={"mh-sliding-attention": {"num_heads": 4, "window": 5}}), tokens()
+    model.save_pretrained(tmp_path)
+    again, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(again, StackForCausalLM)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert again.config.layer_names == model.config.layer_names
+    assert again.config.layer_options == model.config.layer_options
+    with torch.no_grad():
+        assert torch.equal(again(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
+    body = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(body, StackModel)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), StackConfig)
+
+
+def test_a_missing_layer_is_initialised_as_when_built(tmp_path: Path) -> None:
+    StackModel(tiny_config("mamba")).save_pretrained(tmp_path)
+    loaded = StackModel.from_pretrained(tmp_path, config=tiny_config("mamba", "mamba"))
+    fresh = loaded.layers[1].mixer
+    assert torch.equal(fresh.A_log, torch.arange(1.0, 5.0).log().expand(32, 4))
+    assert bool((fresh.D == 1).all())
+    steps = torch.nn.functional.softplus(fresh.dt_proj.bias)
+    assert float(steps.min()) > 9e-4
+    assert float(steps.max()) < 0.11
+
+
+def test_weights_start_as_the_configuration_says() -> None:
+    torch.manual_seed(0)
+    config = StackConfig(layers=["swiglu", "mamba"], vocab_size=400, linear_init="normal")
+    model = StackForCausalLM(config)
+    assert float(model.model.embed_tokens.weight.std()) == pytest.approx(0.02, rel=0.05)
+    assert float(model.lm_head.weight.std()) == pytest.approx(0.02, rel=0.05)
+    uniform = StackForCausalLM(StackConfig(layers=["swiglu"], vocab_size=400))
+    assert float(uniform.lm_head.weight.abs().max()) == pytest.approx(128**-0.5, rel=0.01)
+    assert not bool(uniform.lm_head.bias.any())
+
+
+def test_a_trainer_step_reaches_every_weight(tmp_path: Path) -> None:
+    model = tiny_stack(*MIXED).float().train()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    ids = tokens(8, 12).tolist()
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=2, use_cpu=True,
+        report_to=[], save_strategy="no", learning_rate=1e-2, gradient_checkpointing=True, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(model, arguments, train_dataset=Dataset.from_dict({"input_ids": ids, "labels": ids}))
+    trainer.train()
+    still = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
+    assert still == []
+    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] > 0
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    gradients = []
+    for checkpoint in (False, True):
+        model = tiny_stack(*MIXED).train()
+        if checkpoint:
+            model.gradient_checkpointing_enable()
+        model(tokens(), labels=tokens()).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, checkpointed in zip(*gradients):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+@pytest.mark.parametrize("name", entries("stack"))
+def test_every_preset_builds_and_runs(name: str) -> None:
+    model = StackForCausalLM(preset_config(name, vocab_size=7, max_position_embeddings=16)).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(1, 16, dtype=torch.long), use_cache=False).logits.shape == (1, 16, 7)
+
+
+def test_options_of_a_preset_can_be_added_to() -> None:
+    config = preset_config("mambaformer", layer_options={"mh-attention": {"num_heads": 8}, "mamba": {"state_size": 2}})
+    assert config.options_of("mh-attention") == {"rotary": False, "num_heads": 8}
+    assert config.options_of("mamba") == {"state_size": 2}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stack_can_be_a_component(name: str) -> None:
+    model = tiny_stack(name, "swiglu", "mamba").float()
+    runner = Runner(model)
+    assert self_check(model, runner) == 0.0
+    assert continues_by_one_token_only(runner) is False
+
+
+def test_a_hybrid_of_stacks_decodes_discretizes_and_reloads(tmp_path: Path) -> None:
+    parents = [tiny_stack("mh-attention", "swiglu", "hyena", "mlp").float(), tiny_stack("mamba", "mamba-2").float()]
+    hybrid = manticore.combine(parents, num_blocks=2)
+    ids = tokens(2, 10)
+    with torch.no_grad():
+        for m, parent in enumerate(parents):
+            hybrid.set_mixture_weights([m, m])
+            assert torch.equal(hybrid(ids).logits, parent(ids, use_cache=False).logits)
+    hybrid.set_mixture_weights([1, 0])
+    small = manticore.discretize(hybrid)
+    settings: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(small.generate(ids, **settings), small.generate(ids, use_cache=False, **settings))
+    small.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, small(ids).logits)
+
+
+def test_a_supernet_of_a_transformer_and_a_stack_trains_from_scratch(tiny_gpt: Any) -> None:
+    torch.manual_seed(0)
+    stack = StackForCausalLM(StackConfig(layers=["mamba"] * 4, hidden_size=16, vocab_size=97))
+    hybrid = manticore.combine([tiny_gpt, stack], num_blocks=2, vocab_size=12).train()
+    ids = torch.arange(8).repeat(4, 3)
+    optimizer = torch.optim.AdamW(hybrid.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(12):
+        loss = hybrid(ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["hyena", "mh-hyena", "hyena-experts"])
+def test_sequences_longer_than_the_positions_are_refused(name: str) -> None:
+    model = tiny_stack(name)
+    message = f"a sequence of {POSITIONS + 1} tokens, but the filters reach over {POSITIONS}"
+    with pytest.raises(ManticoreError, match=message):
+        model(tokens(1, POSITIONS + 1), use_cache=False)
+    cache = StackCache(model.config)
+    model(tokens(1, POSITIONS), past_key_values=cache, use_cache=True)
+    with pytest.raises(ManticoreError, match=message) as caught:
+        model(tokens(1, 1), past_key_values=cache, use_cache=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_layers_without_a_table_take_any_length() -> None:
+    model = tiny_stack("mh-attention", "mamba")
+    assert model(tokens(1, POSITIONS + 5), use_cache=False).logits.shape[1] == POSITIONS + 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"layers": ["mamba", "swiglo"]}, "unknown layer 'swiglo'. Did you mean 'swiglu'"),
+        ({"layers": []}, "layers is .. .expected a list of names"),
+        ({"layers": "mamba"}, "layers is 'mamba' .expected a list of names"),
+        ({"layers": ["mh-attention"], "hidden_size": 100}, "16 heads do not divide width 100"),
+        ({"layers": ["mamba"], "layer_options": {"mambo": {}}}, "options for 'mambo', which is no layer of it. Did"),
+        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"hidden_size": True}, "hidden_size is True"),
+        ({"norm": "rsm"}, "norm is 'rsm'. Did you mean 'rms'"),
+        (
+            {"layers": ["sliding-attention", "mh-sliding-attention"], "layer_options": {"sliding-attention": WINDOW}},
+            "windows of 8 and 32 tokens in one stack",
+        ),
+    ],
+)  # fmt: skip
+def test_configurations_that_cannot_be_end_in_one_line(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ManticoreError, match=words) as caught:
+        StackConfig(**settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_inputs_that_cannot_be_used_end_in_one_line() -> None:
+    model, ids = tiny_stack("mamba"), tokens(2, 5)
+    with pytest.raises(ManticoreError, match="either input_ids or inputs_embeds"):
+        model()
+    with pytest.raises(ManticoreError, match=r"attention_mask has shape \[2, 1, 5, 5\], which recurrent layers cannot"):
+        model(ids, attention_mask=torch.ones(2, 1, 5, 5))
+    with pytest.raises(ManticoreError, match=r"attention_mask has shape \[2, 3\]"):
+        model(ids, attention_mask=torch.ones(2, 3))
+    with pytest.raises(ManticoreError, match="cache_implementation 'static' cannot hold the states of a stack"):
+        model.generate(ids, cache_implementation="static", max_new_tokens=2)
+    assert model.config.vocab_size == VOCABULARY

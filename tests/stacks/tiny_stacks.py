@@ -1,0 +1,64 @@
+"""Tiny stacks: one layer of every kind at width 16, with options that make its edges show in short sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from manticore.registry import entries
+from manticore.stacks.configuration import StackConfig
+from manticore.stacks.modeling import StackForCausalLM
+
+NAMES = list(entries("layer"))
+VOCABULARY = 31
+POSITIONS = 96
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "mh-attention": {"num_heads": 4},
+    "grouped-query-attention": {"num_heads": 4, "num_kv_heads": 2},
+    "sliding-attention": {"window": 5},
+    "mh-sliding-attention": {"num_heads": 4, "window": 5},
+    "mh-linear-attention": {"num_heads": 4},
+    "mh-gated-linear-attention": {"num_heads": 4, "gate_rank": 4},
+    "delta-net": {"num_heads": 4},
+    "gated-delta-net": {"num_heads": 4},
+    "hyena": {"inner_factor": 2, "proj_groups": 2},
+    "mh-hyena": {"num_groups": 4, "proj_groups": 2},
+    "hyena-experts": {"num_experts": 4, "expert_width": 4, "filter_order": 3},
+    "mamba-2": {"num_heads": 4},
+    "rwkv5-time-mixer": {"num_heads": 4},
+    "rwkv6-time-mixer": {"num_heads": 4, "mix_rank": 3, "decay_rank": 4},
+    "rwkv5-channel-mixer": {"inner_width": 24},
+    "rwkv6-channel-mixer": {"inner_width": 24},
+    "moe-mlp": {"num_experts": 4, "expert_width": 4},
+}
+
+
+def tiny_config(*layers: str, **settings: Any) -> StackConfig:
+    """A configuration with those layers."""
+    options = {name: OPTIONS[name] for name in layers if name in OPTIONS}
+    return StackConfig(
+        layers=list(layers),
+        layer_options={**options, **settings.pop("layer_options", {})},
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        max_position_embeddings=POSITIONS,
+        **settings,
+    )
+
+
+def tiny_stack(*layers: str, seed: int = 0, **settings: Any) -> StackForCausalLM:
+    """A stack of those layers in float64, in evaluation mode, all of its weights away from their starts."""
+    torch.manual_seed(seed)
+    model = StackForCausalLM(tiny_config(*layers, **settings)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def tokens(batch: int = 2, length: int = 40, seed: int = 1) -> torch.Tensor:
+    """Random ids; 0, which some tests take as padding, is not among them."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(1, VOCABULARY, (batch, length), generator=generator)
