@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from manticore.errors import ManticoreError
+from manticore.flops import counted_flops
 from manticore.projectors.calibration import Packs
 from manticore.seeding import derive_seed
 from manticore.tasks.metrics import IGNORE
@@ -103,5 +103,5 @@ def counted(wanted: bool) -> Iterator[Callable[[], int]]:
     if not wanted:
         yield lambda: 0
         return
-    with FlopCounterMode(display=False) as counter:
+    with counted_flops() as counter:
         yield counter.get_total_flops

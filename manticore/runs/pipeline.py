@@ -241,7 +241,9 @@ class Pipeline:
         return Outcome({"align": found}, f"loss {found['loss_before']:.3f} before, {found['loss_after']:.3f} after")
 
     def _task_text(self) -> Dataset:
-        return self.task.data["train"].select_columns(["input_ids"])
+        """Its training rows with what they ask for, so that losses and gradient steps are the task's own."""
+        train = self.task.data["train"]
+        return train.select_columns([n for n in ("input_ids", "targets", "attention_mask") if n in train.column_names])
 
     def _search(self, own: Path) -> Outcome:
         section = self.recipe.search

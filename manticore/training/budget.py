@@ -23,8 +23,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from manticore.errors import ManticoreError
+from manticore.flops import counted_flops
 from manticore.kernels.mamba import use_selective_scan
-from manticore.training.flops import counted_flops
 from manticore.training.modes import kept_modes
 
 if TYPE_CHECKING:

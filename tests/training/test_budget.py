@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, JambaConfig, LlamaConfig, Mamba2Config
 
 from manticore.errors import ManticoreError
+from manticore.flops import counted_flops
 from manticore.hybrid.discretize import discretize
 from manticore.kernels.mamba import use_selective_scan
 from manticore.training.budget import (
@@ -14,7 +15,6 @@ from manticore.training.budget import (
     flops_per_token_forward,
     steps_within,
 )
-from manticore.training.flops import counted_flops
 from manticore.training.trainable import set_trainable
 
 SIZES = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
