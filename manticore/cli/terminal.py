@@ -32,8 +32,10 @@ def done(path: str | Path, next_command: str) -> None:
 def quiet_libraries() -> None:
     """Keep the libraries' own bars and advice out of the output; warnings of this package still appear."""
     import datasets
+    import huggingface_hub
     import transformers
 
+    huggingface_hub.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

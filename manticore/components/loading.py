@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from manticore.components.sources import nearest_folder, refuse_missing_folder, unreachable
 from manticore.errors import ManticoreError, NotFiniteError
 
 logger = logging.getLogger(__name__)
@@ -126,9 +127,13 @@ def load_config(name: str, *, revision: str | None = None) -> PreTrainedConfig:
     """
     path = Path(name)
     if path.exists() and not (path / "config.json").is_file():
-        raise ManticoreError(f"{name}: no config.json there. Fix: give the folder of a checkpoint")
-    if not path.exists() and (path.is_absolute() or name.startswith(".") or len(path.parts) > 2):
-        raise ManticoreError(f"{name}: no such folder. Fix: check the path")
+        fix = (
+            f"did you mean {path / 'model'}?"
+            if (path / "model" / "config.json").is_file()
+            else "give the folder of a checkpoint"
+        )
+        raise ManticoreError(f"{name}: no config.json there. Fix: {fix}")
+    refuse_missing_folder(name)
     try:
         raw, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
         if not isinstance(raw, dict) or not raw:
@@ -138,10 +143,9 @@ def load_config(name: str, *, revision: str | None = None) -> PreTrainedConfig:
             raise ManticoreError(
                 f"{name}: config.json cannot be read ({one_line(error)}). Fix: give the folder of a checkpoint"
             ) from error
-        raise ManticoreError(
-            f"{name}: no such checkpoint: neither a folder nor a model that the hub returned ({one_line(error)}). "
-            "Fix: check the path or id, or go online"
-        ) from error
+        fix = nearest_folder(name) or "Fix: check the id, or go online"
+        why = "the hub cannot be reached" if unreachable(error) else f"the hub has no such model ({one_line(error)})"
+        raise ManticoreError(f"{name}: no such folder here, and {why}. {fix}") from error
     family = raw.get("model_type")
     known = isinstance(family, str) and family in CONFIG_MAPPING
     if "auto_map" in raw and not known:

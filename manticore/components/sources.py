@@ -1,0 +1,61 @@
+"""Tells a mistyped local folder from the id of a model on the hub, without asking the hub."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
+
+from manticore.errors import ManticoreError
+
+
+def refuse_missing_folder(name: str) -> None:
+    """Refuse what can only be a local folder and is not there.
+
+    Raises:
+        ManticoreError: `name` is written like a path, lies in a folder that exists, or is no legal id.
+    """
+    if not Path(name).exists() and _is_path(name):
+        raise ManticoreError(f"{name}: no such folder. {nearest_folder(name) or 'Fix: check the path'}")
+
+
+def nearest_folder(name: str) -> str:
+    """``"Did you mean …?"`` with the folder beside `name` whose name is most like it; empty where none is."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return f"Fix: write the path in full, {path}"
+    try:
+        beside = sorted(entry.name for entry in path.parent.iterdir() if entry.is_dir())
+    except OSError:
+        # the folder above is missing too: suggest one for that
+        return "" if path.parent == path else nearest_folder(str(path.parent))
+    near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
+    if not near:
+        return ""
+    # as it was typed, ./ and all
+    head = name[: len(name.rstrip("/")) - len(path.name)]
+    return f"Fix: did you mean {head}{near[0]}?"
+
+
+def unreachable(error: BaseException | None) -> bool:
+    """Whether `error` comes from a hub that did not answer, and not from one that said no."""
+    while error is not None:
+        if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled | ConnectionError | TimeoutError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _is_path(name: str) -> bool:
+    if name.startswith((".", "~", "/")) or os.path.isabs(name) or name.count("/") > 1:
+        return True
+    if "/" in name and Path(name).parent.is_dir():
+        return True
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return True
+    return False
