@@ -95,6 +95,11 @@ def calibration_packs(
         raise ManticoreError(
             f"align: text is a {type(text).__name__} (expected one split of it). Fix: pass text['train']"
         )
+    if text is None:
+        raise ManticoreError(
+            "align: text is None (expected a file, a folder, a datasets id, strings or a data set). "
+            "Fix: leave it out for the standard library's source"
+        )
     if isinstance(text, Dataset) and "input_ids" in text.column_names:
         packs = _rows(text, tokens, seed)
     else:

@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from manticore.components.positions import tabulated_positions
 from manticore.errors import ManticoreError
 
 
@@ -90,6 +92,11 @@ class Runner:
     def num_layers(self) -> int:
         """How many decoder layers the component has."""
         return len(self.layers)
+
+    @cached_property
+    def positions(self) -> int | None:
+        """The most tokens of one sequence that the component can take; None where nothing ends."""
+        return tabulated_positions(self.model)
 
     @property
     def width(self) -> int:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from manticore.components.loading import load_component, load_tokenizer
+from manticore.components.loading import load_component, load_config, load_tokenizer
 from manticore.components.runner import Runner
 from manticore.components.selfcheck import continues_by_one_token_only, self_check
 from manticore.errors import ManticoreError
@@ -77,8 +77,9 @@ def combine(
     if len(pinned) != len(models):
         raise ManticoreError(f"combine: {len(pinned)} revisions for {len(models)} components")
 
-    components = [load_component(m, revision=r, dtype=dtype) for m, r in zip(models, pinned)]
     names = [_name(model, k) for k, model in enumerate(models)]
+    _check_depths(names, models, pinned, num_blocks)
+    components = [load_component(m, revision=r, dtype=dtype) for m, r in zip(models, pinned)]
     for name, component in zip(names, components):
         if isinstance(component, ManticoreForCausalLM):
             raise ManticoreError(f"combine: {name} is a hybrid itself. Fix: combine all its components at once")
@@ -91,12 +92,6 @@ def combine(
     else:
         vocab_size_kept = min(component.config.vocab_size for component in components)
     _unify_dtype(components)
-    for name, component in zip(names, components):
-        depth = component.config.num_hidden_layers
-        if num_blocks > depth:
-            raise ManticoreError(
-                f"combine: {num_blocks} blocks, but {name} has {depth} layers. Fix: num_blocks <= {depth}"
-            )
 
     runners = [Runner(component) for component in components]
     one_token: list[bool] | None = None
@@ -142,6 +137,26 @@ def _name(model: str | Path | PreTrainedModel, k: int) -> str:
     if isinstance(model, PreTrainedModel):
         return str(model.config.name_or_path) or f"component {k} ({type(model).__name__})"
     return str(model)
+
+
+def _check_depths(
+    names: Sequence[str],
+    models: Sequence[str | Path | PreTrainedModel],
+    revisions: Sequence[str | None],
+    num_blocks: int,
+) -> None:
+    """Refuse more blocks than layers by configurations alone, before weights are read or downloaded."""
+    # all of them first: a model that is not there is the greater mistake
+    configs = [
+        load_config(str(model), revision=revision) if isinstance(model, str | Path) else getattr(model, "config", None)
+        for model, revision in zip(models, revisions)
+    ]
+    for name, config in zip(names, configs):
+        depth = getattr(config, "num_hidden_layers", num_blocks)
+        if num_blocks > depth:
+            raise ManticoreError(
+                f"combine: {num_blocks} blocks, but {name} has {depth} layers. Fix: num_blocks <= {depth}"
+            )
 
 
 def _common_tokenizer(

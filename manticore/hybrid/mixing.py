@@ -140,23 +140,31 @@ def check_weights(
     except (TypeError, ValueError, RuntimeError) as error:
         raise ManticoreError(
             f"set_mixture_weights: {weights!r} (expected numbers [{num_blocks}, {num_components}], "
-            f"or {num_blocks} component indices)"
+            f"or {num_blocks} component indices). Fix: give shares that sum to 1, or an index per block"
         ) from error
+    if tensor.dtype == torch.bool or tensor.is_complex():
+        raise ManticoreError(
+            f"set_mixture_weights: {weights!r} are no weights (expected numbers [{num_blocks}, {num_components}], "
+            f"or {num_blocks} component indices). Fix: give shares that sum to 1, or an index per block"
+        )
     if tensor.dim() == 1 and len(tensor) == num_blocks and not tensor.is_floating_point():
         path = check_path(tensor.tolist(), num_blocks, num_components, "set_mixture_weights")
         return torch.nn.functional.one_hot(torch.tensor(path), num_components).float()
     if tuple(tensor.shape) != (num_blocks, num_components):
         raise ManticoreError(
             f"set_mixture_weights: shape {list(tensor.shape)} (expected [{num_blocks}, {num_components}], "
-            f"or {num_blocks} component indices)"
+            f"or {num_blocks} component indices). Fix: give a row per block, or an index per block"
         )
     tensor = tensor.float()
     if not bool(torch.isfinite(tensor).all()) or bool((tensor < 0).any()):
-        raise ManticoreError("set_mixture_weights: a weight is negative, NaN or infinite")
+        raise ManticoreError("set_mixture_weights: a weight is negative, NaN or infinite. Fix: give shares from 0 to 1")
     off = (tensor.sum(-1) - 1).abs()
     if bool((off > 1e-4).any()):
         row = int(off.argmax())
-        raise ManticoreError(f"set_mixture_weights: row {row} sums to {float(tensor[row].sum()):.6g} (expected 1)")
+        raise ManticoreError(
+            f"set_mixture_weights: row {row} sums to {float(tensor[row].sum()):.6g} (expected 1). "
+            "Fix: divide each row by its sum"
+        )
     return tensor
 
 
@@ -167,12 +175,15 @@ def check_path(path: Sequence[int], num_blocks: int, num_components: int, where:
         ManticoreError: too few or too many, or one out of range.
     """
     expected = f"expected {num_blocks} indices from 0 to {num_components - 1}"
+    fix = "Fix: name one component per block"
     try:
+        if any(isinstance(k, bool) for k in path):
+            raise TypeError("True and False are no indices")
         found = [operator.index(k) for k in path]
     except TypeError as error:
-        raise ManticoreError(f"{where}: path {path!r} ({expected})") from error
+        raise ManticoreError(f"{where}: path {path!r} ({expected}). {fix}") from error
     if len(found) != num_blocks or not all(0 <= k < num_components for k in found):
-        raise ManticoreError(f"{where}: path {found} ({expected})")
+        raise ManticoreError(f"{where}: path {found} ({expected}). {fix}")
     return found
 
 

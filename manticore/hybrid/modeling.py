@@ -114,17 +114,19 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
             ``logits`` ``[B, T, V]``, with labels ``loss``, with ``use_cache`` ``past_key_values``.
 
         Raises:
-            ManticoreError: ``inputs_embeds`` (K components have K embeddings of different widths), or another
-                cache than a hybrid's.
+            ManticoreError: ``inputs_embeds`` (K components have K embeddings of different widths), another
+                cache than a hybrid's, or more tokens than a component has positions for.
         """
         if input_ids is None or inputs_embeds is not None:
             raise ManticoreError("forward: inputs_embeds has no meaning with several embeddings. Fix: give input_ids")
         cache = self._cache(past_key_values, use_cache)
+        active = self.mixing.active()
+        embedded = self.mixing.embedded()
+        used = sorted(embedded.union(*active))
+        self._check_positions(used, input_ids.shape[1], cache.seen_tokens if cache is not None else 0, position_ids)
         if cache is not None and cache.seen_tokens and input_ids.shape[1] > 1 and self._one_token_at_a_time():
             return self._step_by_step(input_ids, attention_mask, position_ids, logits_to_keep, cache)
 
-        active = self.mixing.active()
-        embedded = self.mixing.embedded()
         recordings = {
             k: self._runner(k).record(
                 input_ids,
@@ -133,7 +135,7 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
                 past_key_values=cache.views[k] if cache is not None else None,
                 use_cache=cache is not None,
             )
-            for k in sorted(embedded.union(*active))
+            for k in used
         }
         features: Features = {k: recordings[k].hidden for k in sorted(embedded)}
         for n in range(self.config.num_blocks):
@@ -152,6 +154,26 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+
+    def _check_positions(self, used: Sequence[int], tokens: int, cached: int, position_ids: Tensor | None) -> None:
+        """Refuse more tokens than one of the components in use has positions for.
+
+        After a cached prompt given positions count instead of the length: padding takes none. They are read only where
+        the length alone does not settle it, since reading waits for the device.
+        """
+        for k in used:
+            limit = self._runner(k).positions
+            if limit is None or cached + tokens <= limit:
+                continue
+            if tokens > limit or position_ids is None or int(position_ids.max()) >= limit:
+                part = f" ({cached} of them cached)" if cached else ""
+                raise ManticoreError(
+                    f"forward: {cached + tokens} tokens{part}, but {self._named(k)} has positions for {limit}. "
+                    "Fix: shorter sequences, or a component without a table of positions"
+                )
+
+    def _named(self, k: int) -> str:
+        return f"component {k} ({self.config.components[k].model_type})"
 
     def new_cache(self) -> HybridCache:
         """An empty cache for this hybrid; dropped layers take no room."""
@@ -306,6 +328,25 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
             )
         if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = self.new_cache()
+
+    def _validate_generated_length(  # type: ignore[override]
+        self, generation_config: Any, input_ids_length: int, has_default_max_length: bool
+    ) -> None:
+        """Refuses, before the first token, to go beyond a component's positions; the default length ends there."""
+        limits = {k: runner.positions for k, runner in enumerate(self.runners) if runner is not None}
+        k, limit = min(((k, n) for k, n in limits.items() if n is not None), key=lambda e: e[1], default=(0, None))
+        # the last token is not read again
+        if limit is not None and generation_config.max_length - 1 > limit:
+            by_default = has_default_max_length and generation_config.max_new_tokens is None
+            if not by_default or input_ids_length > limit:
+                raise ManticoreError(
+                    f"generate: prompt and new tokens make {generation_config.max_length}, but {self._named(k)} has "
+                    f"positions for {limit}. Fix: a shorter prompt, or a smaller max_new_tokens"
+                )
+            generation_config.max_length = limit + 1
+        super()._validate_generated_length(  # type: ignore[misc]
+            generation_config, input_ids_length, has_default_max_length
+        )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
         """Save weights, configuration and, where there is one, the tokenizer."""

@@ -470,6 +470,11 @@ def test_unusable_input_is_named_and_changes_nothing(options, message):
     assert unchanged(hybrid, before)
 
 
+def test_no_text_is_no_text():
+    with pytest.raises(ManticoreError, match=r"^align: text is None \(expected a file, .* Fix: leave it out"):
+        manticore.align(hybrid_of("gpt", "mamba"), None)
+
+
 def test_a_discretized_hybrid_is_refused():
     small = manticore.discretize(hybrid_of("gpt", "mamba"), [0, 1])
     with pytest.raises(ManticoreError, match="Fix: align before discretizing"):

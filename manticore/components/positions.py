@@ -1,0 +1,33 @@
+"""How many positions a component has, where its family keeps them in a table: learned embeddings, fixed sines, masks.
+
+Rotary, relative and recurrent families have no such end; ``max_position_embeddings`` then says only how far they were
+trained.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def tabulated_positions(model: PreTrainedModel) -> int | None:
+    """The most tokens of one sequence that `model` can take; None where nothing ends.
+
+    A table is an embedding beside that of the tokens, or a buffer of two or more dimensions, with as many rows as the
+    configuration has positions.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(limit, int):
+        return None
+    tokens: Any = model.get_input_embeddings()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module is not tokens:
+            # OPT and its like leave some first rows unused
+            rows = module.num_embeddings - int(getattr(module, "offset", 0))
+            if rows == limit:
+                return limit
+        if any(buffer.dim() > 1 and limit in buffer.shape for buffer in module.buffers(recurse=False)):
+            return limit
+    return None
