@@ -102,7 +102,7 @@ class Mixer(nn.Module):
         """FLOPs of one forward pass over one sequence of ``tokens`` tokens.
 
         A multiply-add is 2. Matrix products, convolutions, transforms and scans count, element-wise work does not; so
-        this is what :func:`manticore.training.flops.counted_flops` counts.
+        this is what :func:`manticore.flops.counted_flops` counts.
         """
         raise TypeError(f"{type(self).__name__} has no formula for its FLOPs")
 

@@ -11,11 +11,11 @@ from tiny_stacks import NAMES, OPTIONS, POSITIONS, tiny_stack, tokens
 from twins import TWINS
 
 from manticore.errors import ManticoreError
+from manticore.flops import counted_flops
 from manticore.stacks.catalogue import build_mixer, measured
 from manticore.stacks.hyena import MultiHeadHyena
 from manticore.stacks.mixer import Mixer, Step
 from manticore.stacks.modeling import StackCache
-from manticore.training.flops import counted_flops
 
 PARAMETERS = {
     "attention": 66048,
