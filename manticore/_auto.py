@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 _TRIGGER = "transformers.models.auto.configuration_auto"
-_CONFIGURATIONS = {"manticore": "ManticoreConfig", "manticore-stack": "StackConfig"}
+_CONFIGURATIONS = {"manticore": "ManticoreConfig", "manticore_stack": "StackConfig"}
 """Model type → configuration class."""
 
 

@@ -25,7 +25,7 @@ class StackConfig(PreTrainedConfig):
         ManticoreError: an unknown layer or option, heads that do not divide the width, an impossible number.
     """
 
-    model_type = "manticore-stack"
+    model_type = "manticore_stack"
 
     layers: list[str] | None = None
     """Names of the layers from the bottom to the top; None is a Transformer of four."""
