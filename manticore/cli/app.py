@@ -10,15 +10,19 @@ from typer.core import TyperGroup
 
 from manticore import __version__
 from manticore.cli import doctor, recipes, runs, stages
-from manticore.cli.faults import reported
+from manticore.cli.faults import reported, usage_reported
 
 
 class _Verbs(TyperGroup):
     """Reports errors itself: typer would end on Ctrl-C before anyone else hears of it."""
 
     def invoke(self, ctx: Any) -> Any:
-        with reported():
+        with reported(), usage_reported():
             return super().invoke(ctx)
+
+    def make_context(self, *arguments: Any, **named: Any) -> Any:
+        with usage_reported():
+            return super().make_context(*arguments, **named)
 
 
 app = typer.Typer(

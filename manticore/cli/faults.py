@@ -9,8 +9,14 @@ import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import typer
 
 from manticore.errors import ManticoreError
+
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""The parent of everything wrong with a command line, wherever typer's version keeps it."""
 
 _REASONS = {
     errno.ENOSPC: "the disk is full. Fix: free some space, or write elsewhere with -o",
@@ -43,6 +49,29 @@ def reported() -> Iterator[None]:
             raise
         print(f"error: {trouble}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+@contextmanager
+def usage_reported() -> Iterator[None]:
+    """Turn a mistyped verb, option or value into the same one line; help that nobody asked for passes."""
+    try:
+        yield
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        print(f"error: {usage_line(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def usage_line(error: Any) -> str:
+    """``manticore align: no such option --tokns. Fix: did you mean --tokens?``"""
+    verb = error.ctx.command_path if error.ctx is not None else "manticore"
+    near = getattr(error, "possibilities", None)
+    if near:
+        return f"{verb}: no such option {error.option_name}. Fix: did you mean {near[0]}?"
+    what, _, nearest = " ".join(error.format_message().split()).partition(". Did you mean ")
+    fix = f"did you mean {nearest}" if nearest else f"see `{verb} -h`"
+    return f"{verb}: {what[:1].lower()}{what[1:].rstrip('.')}. Fix: {fix}"
 
 
 def disk_trouble(error: BaseException) -> str | None:

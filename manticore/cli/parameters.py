@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
+import shlex
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
@@ -147,6 +149,15 @@ def pairs(texts: list[str], flag: str) -> dict[str, Any]:
             raise ManticoreError(f"{flag}: wrong value (got {text!r}, expected KEY=VALUE)")
         found[key] = _value(value, flag)
     return found
+
+
+def task_words(task: str, options: Mapping[str, Any]) -> str:
+    """A task and its options as they stand in a command, quoted for a shell."""
+    words = ["--task", task]
+    for name, value in options.items():
+        plain = isinstance(value, str) and read_value(value) == value
+        words += ["--task-option", f"{name}={value if plain else json.dumps(value)}"]
+    return shlex.join(words)
 
 
 def _value(text: str, flag: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import join, quote
 from typing import Annotated, Any
 
 import typer
@@ -95,7 +96,7 @@ def cp(
     if not target.parent.is_dir():
         raise ManticoreError(f"{target.parent}: no such folder. Fix: make it first")
     write_text(target, source.read_text(encoding="utf-8"))
-    done(target, f"manticore check {target}")
+    done(target, f"manticore check {quote(str(target))}")
 
 
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
@@ -105,8 +106,8 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """
     loaded = load_recipe(recipe, overrides)
     console.print(f"{loaded.source}: ok", markup=False, highlight=False)
-    extra = "".join(f" {override}" for override in overrides or [])
-    console.print(f"next: manticore run {recipe}{extra}", markup=False, highlight=False)
+    command = join(["manticore", "run", recipe, *(overrides or [])])
+    console.print(f"next: {command}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _headline(file: Path) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manticore.cli.parameters import task_words
 from manticore.cli.recipes import Overrides, RecipeName
 from manticore.cli.terminal import RunReporter, console, done, quiet_libraries, say
 from manticore.errors import ManticoreError
@@ -68,7 +70,7 @@ def report(run: RunPath) -> None:
     page = write_report(folder.path)
     console.print(render_comparison(results))
     console.print(render_summary(results))
-    done(page, f"manticore generate {folder.path / 'model'} PROMPT")
+    done(page, f"manticore generate {quote(str(folder.path / 'model'))} PROMPT")
 
 
 def _forget_if_nothing_is_done(path: Path) -> None:
@@ -76,7 +78,7 @@ def _forget_if_nothing_is_done(path: Path) -> None:
     from manticore.runs.stages import stage_state
 
     if any(stage_state(own).get("status") == "finished" for own in path.iterdir() if own.is_dir()):
-        say(f"finished stages are kept\nnext: manticore resume {path}")
+        say(f"finished stages are kept\nnext: manticore resume {quote(str(path))}")
     else:
         shutil.rmtree(path)
 
@@ -92,11 +94,13 @@ def _go(folder: RunFolder) -> None:
         results = execute(folder, reporter)
     except KeyboardInterrupt:
         reporter.close()
-        say(f"stopped; finished stages and checkpoints are kept\nnext: manticore resume {folder.path}")
+        say(f"stopped; finished stages and checkpoints are kept\nnext: manticore resume {quote(str(folder.path))}")
         raise SystemExit(130) from None
     finally:
         reporter.close()
     if "compare" in results:
         console.print(render_comparison(results))
     console.print(render_summary(results))
-    done(folder.path / "report.html", f"manticore evaluate {folder.path / 'model'} --task {folder.recipe.task.name}")
+    task = folder.recipe.task
+    model = quote(str(folder.path / "model"))
+    done(folder.path / "report.html", f"manticore evaluate {model} {task_words(task.name, task.options)}")

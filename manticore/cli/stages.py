@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from manticore.cli.parameters import Out, Seed, Task, TaskOptions, pairs, takes
+from manticore.cli.parameters import Out, Seed, Task, TaskOptions, pairs, takes, task_words
 from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say
 from manticore.errors import ManticoreError
 from manticore.schema.consistency import options
@@ -16,6 +18,9 @@ from manticore.writing import new_folder, refuse_existing, write_json
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+SEARCHED = "search.json"
+"""What a search found and on which task, beside the hybrid that it wrote."""
 
 Hybrid = Annotated[str, typer.Argument(metavar="HYBRID", help="A folder that `manticore combine` or align wrote.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of a model or a hybrid.")]
@@ -49,7 +54,11 @@ def combine(
     hybrid = manticore.combine(models, vocab_size=vocab_size, seed=seed, **settings)
     with new_folder(out) as folder:
         hybrid.save_pretrained(folder)
-    done(out, f"manticore align {out} -o {out}-aligned")
+    if task is not None and chosen is not None and hybrid.tokenizer is None:
+        # it reads no text to be aligned on
+        done(out, f"manticore search {quote(out)} {task_words(task, chosen)} -o {quote(out + '-searched')}")
+    else:
+        done(out, f"manticore align {quote(out)} -o {quote(out + '-aligned')}")
 
 
 @takes(Align)
@@ -71,7 +80,7 @@ def align(hybrid: Hybrid, out: Out, seed: Seed = 0, *, settings: dict[str, Any])
         model.save_pretrained(folder)
         write_json(folder / "alignment.json", report.to_dict())
     say(f"loss at equal weights {report.loss_before:.3f} before, {report.loss_after:.3f} after")
-    done(out, f"manticore search {out} --task mad/in-context-recall -o {out}-searched")
+    done(out, f"manticore search {quote(out)} --task mad/in-context-recall -o {quote(out + '-searched')}")
 
 
 @takes(Search)
@@ -99,9 +108,9 @@ def search(
                 model, loaded, seed=seed, out=folder / "search", progress=progress, **whole_flops(settings)
             )
         result.model.save_pretrained(folder)
-        write_json(folder / "search.json", result.to_dict())
+        write_json(folder / SEARCHED, {"task": {"name": task, "options": chosen}, **result.to_dict()})
     say(f"path {result.path}")
-    done(out, f"manticore discretize {out} -o {out}-small")
+    done(out, f"manticore discretize {quote(out)} -o {quote(out + '-small')}")
 
 
 @takes(Discretize)
@@ -120,8 +129,8 @@ def discretize(hybrid: Hybrid, out: Out, *, settings: dict[str, Any]) -> None:
     with new_folder(out) as folder:
         small.save_pretrained(folder)
     say(f"path {small.config.path}")
-    task = "mad/in-context-recall" if small.tokenizer is None else "text"
-    done(out, f"manticore finetune {out} --task {task} -o {out}-tuned")
+    words = _searched_on(hybrid) or f"--task {'mad/in-context-recall' if small.tokenizer is None else 'text'}"
+    done(out, f"manticore finetune {quote(out)} {words} -o {quote(out + '-tuned')}")
 
 
 @takes(Finetune, without=("start",))
@@ -152,7 +161,7 @@ def finetune(
         _keep_tokenizer(tokenizer if problem.vocab_size is None else None, folder)
         write_json(folder / "finetune.json", result.to_dict())
     _say_metrics(result.metrics)
-    done(out, f"manticore evaluate {out} --task {task}")
+    done(out, f"manticore evaluate {quote(out)} {task_words(task, chosen)}")
 
 
 @takes(CompareModels)
@@ -192,7 +201,7 @@ def compare(
         results = {"schema_version": 1, "task": task_record(problem), "compare": table}
         write_json(folder / "results.json", results)
     console.print(render_comparison(results))
-    done(out, f"manticore evaluate {models[0]} --task {task}")
+    done(out, f"manticore evaluate {quote(models[0])} {task_words(task, chosen)}")
 
 
 def evaluate(
@@ -221,7 +230,8 @@ def evaluate(
     problem = load_task(task, tokenizer=tokenizer, **chosen)
     metrics = manticore.evaluate(loaded, problem, split=split, batch_size=batch_size, max_examples=max_examples)
     _say_metrics(metrics)
-    again = f"manticore finetune {model} --task {task} -o {Path(model).name}-tuned"
+    tuned = quote(f"{Path(model).name}-tuned")
+    again = f"manticore finetune {quote(model)} {task_words(task, chosen)} -o {tuned}"
     if out is None:
         say(f"next: {again}")
     else:
@@ -264,7 +274,7 @@ def generate(
         input_ids=encoded.input_ids, attention_mask=encoded.attention_mask, max_new_tokens=max_new_tokens, **sampling
     )
     say(str(tokenizer.decode(tokens[0], skip_special_tokens=True)))
-    say(f"\nnext: manticore evaluate {model} --task text")
+    say(f"\nnext: manticore evaluate {quote(model)} --task text")
 
 
 def checked_task(task: str, task_option: list[str] | None) -> dict[str, Any]:
@@ -280,6 +290,16 @@ def checked_task(task: str, task_option: list[str] | None) -> dict[str, Any]:
     chosen = pairs(task_option or [], "--task-option")
     _check_options("--task-option", "task", task, chosen)
     return chosen
+
+
+def _searched_on(hybrid: str) -> str | None:
+    """The task that a hybrid was searched on, as words of a command; None where it was not."""
+    try:
+        task = json.loads((Path(hybrid) / SEARCHED).read_text(encoding="utf-8"))["task"]
+        return task_words(task["name"], task["options"])
+    except (OSError, ValueError, LookupError, TypeError):
+        # a suggestion is not worth an error
+        return None
 
 
 def whole_flops(settings: dict[str, Any]) -> dict[str, Any]:

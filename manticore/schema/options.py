@@ -25,7 +25,7 @@ class Option:
     annotation: str
     """As written in the source; empty if there is none."""
     default: str
-    """As written in the source."""
+    """As written in the source; a constant's name is replaced by its value."""
     help: str
     """From the docstring; empty if it says nothing."""
 
@@ -35,10 +35,9 @@ def options_of(kind: str, name: str) -> dict[str, Option] | None:
     target = registry.entries(kind)[name].target
     if isinstance(target, str):
         module, attribute = target.split(":")
-        spec = importlib.util.find_spec(module)
-        if spec is None or spec.origin is None:
+        source = _source(module)
+        if source is None:
             return None
-        source = Path(spec.origin).read_text(encoding="utf-8")
     else:
         attribute = target.__name__
         try:
@@ -51,19 +50,20 @@ def options_of(kind: str, name: str) -> dict[str, Option] | None:
 def _read(tree: ast.Module, attribute: str) -> dict[str, Option] | None:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == attribute:
-            return _arguments(node, ast.get_docstring(node) or "")
+            return _arguments(node, ast.get_docstring(node) or "", tree)
         if isinstance(node, ast.ClassDef) and node.name == attribute:
             methods = {item.name: item for item in node.body if isinstance(item, ast.FunctionDef)}
             if "__init__" in methods:
                 init = methods["__init__"]
-                return _arguments(init, (ast.get_docstring(node) or "") + "\n" + (ast.get_docstring(init) or ""))
+                doc = (ast.get_docstring(node) or "") + "\n" + (ast.get_docstring(init) or "")
+                return _arguments(init, doc, tree)
             for base in node.bases:
                 if isinstance(base, ast.Name) and (found := _read(tree, base.id)) is not None:
                     return found
     return None
 
 
-def _arguments(function: ast.FunctionDef, doc: str) -> dict[str, Option] | None:
+def _arguments(function: ast.FunctionDef, doc: str, module: ast.Module) -> dict[str, Option] | None:
     arguments = function.args
     if arguments.kwarg is not None:
         return None
@@ -71,11 +71,35 @@ def _arguments(function: ast.FunctionDef, doc: str) -> dict[str, Option] | None:
         argument.arg: Option(
             argument.arg,
             ast.unparse(argument.annotation) if argument.annotation else "",
-            ast.unparse(default) if default is not None else "required",
+            ast.unparse(_value(default, module)) if default is not None else "required",
             _help(argument.arg, doc),
         )
         for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults)
     }
+
+
+def _value(default: ast.expr, module: ast.Module) -> ast.expr:
+    """What a name stands for: a constant of the module, or of the one that it is imported from."""
+    if not isinstance(default, ast.Name):
+        return default
+    for node in module.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(target, ast.Name) and target.id == default.id for target in targets):
+                return _value(node.value, module)
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            for name in node.names:
+                if (name.asname or name.name) == default.id and (found := _source(node.module)) is not None:
+                    return _value(ast.Name(name.name), ast.parse(found))
+    return default
+
+
+def _source(module: str) -> str | None:
+    """The source of a module, which is not imported; None where there is none."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).read_text(encoding="utf-8")
 
 
 def _help(name: str, doc: str) -> str:

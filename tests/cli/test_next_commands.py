@@ -1,0 +1,65 @@
+"""The command that a verb suggests is one that can be pasted: with the user's task, options and odd file names."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from manticore.cli.app import app
+from manticore.cli.parameters import pairs, task_words
+from manticore.schema.options import options_of
+
+MAD = ["-t", "mad/in-context-recall", "--task-option", "seq_len=16", "--task-option", "num_train_examples=32"]
+SMALL = [*MAD, "--task-option", "num_test_examples=16", "--task-option", "num_validation_examples=16"]
+WORDS = (
+    "--task mad/in-context-recall --task-option seq_len=16 --task-option num_train_examples=32 "
+    "--task-option num_test_examples=16 --task-option num_validation_examples=16"
+)
+
+
+def suggested(*arguments: str) -> str:
+    """Run a verb that must succeed; its last line."""
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+    return result.stdout.splitlines()[-1]
+
+
+def test_each_stage_suggests_the_next_on_the_same_task(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("gpt", "mamba"):
+        shutil.copytree(shelf / name, tmp_path / name)
+    train = ("--steps", "2", "--batch-size", "4")
+    said = suggested("combine", "gpt", "mamba", "--num-blocks", "2", *SMALL, "-o", "my hybrid")
+    # with the task's vocabulary it reads no text that it could be aligned on
+    assert said == f"next: manticore search 'my hybrid' {WORDS} -o 'my hybrid-searched'"
+    # the suggestion itself runs
+    said = suggested(*shlex.split(said.removeprefix("next: manticore ")), *train)
+    assert said == "next: manticore discretize 'my hybrid-searched' -o 'my hybrid-searched-small'"
+    said = suggested(*shlex.split(said.removeprefix("next: manticore ")))
+    small = "'my hybrid-searched-small'"
+    assert said == f"next: manticore finetune {small} {WORDS} -o 'my hybrid-searched-small-tuned'"
+    said = suggested(*shlex.split(said.removeprefix("next: manticore ")), *train)
+    assert said == f"next: manticore evaluate 'my hybrid-searched-small-tuned' {WORDS}"
+    said = suggested(*shlex.split(said.removeprefix("next: manticore ")))
+    assert said.startswith(f"next: manticore finetune 'my hybrid-searched-small-tuned' {WORDS} -o ")
+
+
+@pytest.mark.parametrize("value", ["16", "notes v2.txt", "it's", "null", "a: b", 16, 2.5, True, None, "[x]", ""])
+def test_options_come_back_as_they_were(value: object) -> None:
+    words = shlex.split(task_words("text", {"source": value}))
+    assert words[:3] == ["--task", "text", "--task-option"]
+    assert pairs(words[3:], "--task-option") == {"source": value}
+
+
+def test_defaults_are_shown_as_values() -> None:
+    shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["show", "mad/in-context-recall"]).output
+    assert "12345" in shown
+    assert "PUBLISHED_SEED" not in shown
+    # a constant that another module holds
+    assert (options_of("task", "text") or {})["source"].default == "'stdlib'"

@@ -1,0 +1,40 @@
+"""Mistyped verbs and options: the same one line as for every other mistake, with the nearest name."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from manticore.cli.app import app
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("serach x", "manticore: no such command 'serach'. Fix: did you mean 'search'?"),
+        ("fly", "manticore: no such command 'fly'. Fix: see `manticore -h`"),
+        ("--vesion", "manticore: no such option --vesion. Fix: did you mean --version?"),
+        ("align h --tokns 3 -o x", "manticore align: no such option --tokns. Fix: did you mean --tokens?"),
+        ("align h --qqq 3 -o x", "manticore align: no such option: --qqq. Fix: see `manticore align -h`"),
+        ("align", "manticore align: missing argument 'HYBRID'. Fix: see `manticore align -h`"),
+        ("align h", "manticore align: missing option '--out' / '-o'. Fix: see `manticore align -h`"),
+        ("ls tasks too", "manticore ls: got unexpected extra argument(s) (too). Fix: see `manticore ls -h`"),
+    ],
+)
+def test_a_mistyped_command_is_one_line(arguments: str, line: str) -> None:
+    result = CliRunner().invoke(app, arguments.split())
+    assert (result.exit_code, result.stderr, result.stdout) == (2, f"error: {line}\n", "")
+
+
+def test_a_value_of_the_wrong_kind_names_its_option() -> None:
+    result = CliRunner().invoke(app, ["evaluate", "x", "-t", "text", "--batch-size", "many"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: manticore evaluate: invalid value for '--batch-size': ")
+    assert result.stderr.endswith(". Fix: see `manticore evaluate -h`\n")
+    assert result.stderr.count("\n") == 1
+
+
+def test_without_a_verb_help_appears() -> None:
+    result = CliRunner().invoke(app, [])
+    assert "Usage: manticore" in result.output
+    assert "error:" not in result.output
