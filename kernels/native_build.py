@@ -1,9 +1,9 @@
 """Compile a C file of this folder once per machine, and load it.
 
-The library lies in a cache folder under a name that is a hash of all that shapes it: source, flags, instruction set
-and the compiler's version. The folder is made for the user alone; a folder or file that another user could have
-written is not loaded from. A library is built aside and renamed, so two processes that build at once do no harm.
-Without a usable cache folder the library is built in a private temporary folder, in each process anew.
+The library lies in a cache folder under a name that is a hash of all that shapes it: source, the headers beside it,
+flags, instruction set and the compiler's version. The folder is made for the user alone; a folder or file that another
+user could have written is not loaded from. A library is built aside and renamed, so two processes that build at once
+do no harm. Without a usable cache folder the library is built in a private temporary folder, in each process anew.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def _fingerprint(source: Path, compiler: str, flags: tuple[str, ...]) -> str:
         version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_BUILD_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"{compiler} --version failed ({error}). Fix: set CC to a working C compiler") from error
-    parts = (source.read_bytes(), " ".join(flags).encode(), platform.machine().encode(), version.stdout)
+    code = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h")))]
+    parts = (*code, " ".join(flags).encode(), platform.machine().encode(), version.stdout)
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
 
@@ -173,7 +174,8 @@ def _build(source: Path, compiler: str, flags: tuple[str, ...], folder: Path, li
         except (OSError, subprocess.SubprocessError) as error:
             raise BuildError(f"{compiler} did not run ({error}). Fix: set CC to a working C compiler") from error
         if result.returncode != 0:
-            first = (result.stderr.strip().splitlines() or ["no message"])[0]
+            lines = result.stderr.strip().splitlines() or ["no message"]
+            first = next((line for line in lines if "error" in line), lines[0])
             raise BuildError(
                 f"{compiler} failed ({first}). Fix: set CC to a recent gcc or clang with the C library's headers"
             )

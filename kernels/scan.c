@@ -6,23 +6,17 @@
  * item, time runs in chunks: the forward pass saves the state before each; the backward pass recomputes a chunk's
  * states in a buffer that stays in the cache and walks it backwards.
  *
- * LANES is set by the build: 16, 8 or 4. A vector wider than the instruction set is correct but slow.
  * Letters: B batch, D channels, L steps, N state size, T steps of a chunk.
  */
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+
+#include "scan_vectors.h"
 
 #define CHUNK 32
-#define INLINE static inline __attribute__((always_inline))
-
-typedef float vec __attribute__((vector_size(LANES * 4)));
-typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
-typedef float loose_vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+#define SLICE 4 /* states that go through a chunk together */
 
 /* A strided tensor; strides in elements, axes as stated where it is used. */
 typedef struct {
@@ -48,117 +42,68 @@ typedef struct {
     view grad_A, grad_initial;     /* (B, N, D) without gaps: grad_A is to be summed over B */
     view grad_D, grad_bias;        /* (B, D) without gaps: to be summed over B */
 } scan_arguments;
-
-/* ---- arithmetic on vectors ---- */
-
-/* max and min let a NaN in x through: the instructions return their second operand then. */
-INLINE vec at_least(vec x, vec bound) {
-#if LANES == 16
-    return (vec)_mm512_max_ps((__m512)bound, (__m512)x);
-#elif LANES == 8
-    return (vec)_mm256_max_ps((__m256)bound, (__m256)x);
-#elif defined(__x86_64__)
-    return (vec)_mm_max_ps((__m128)bound, (__m128)x);
-#else
-    ivec take = x < bound;
-    return (vec)(((ivec)bound & take) | ((ivec)x & ~take));
-#endif
-}
-
-INLINE vec at_most(vec x, vec bound) {
-#if LANES == 16
-    return (vec)_mm512_min_ps((__m512)bound, (__m512)x);
-#elif LANES == 8
-    return (vec)_mm256_min_ps((__m256)bound, (__m256)x);
-#elif defined(__x86_64__)
-    return (vec)_mm_min_ps((__m128)bound, (__m128)x);
-#else
-    ivec take = x > bound;
-    return (vec)(((ivec)bound & take) | ((ivec)x & ~take));
-#endif
-}
-
-INLINE vec splat(float x) { return x - (vec){0}; }
-
-/* e^x = 2^n e^r with n = round(x / log 2): n goes into the exponent, a polynomial takes r (fitted to |r| <= log(2) / 2
- * with the first coefficients held at 1; relative error 4e-9 before rounding). log 2 is subtracted in two parts, the
- * first with so few bits that its multiples are exact. Below -87.7 the result is 0, from 88.4 infinite. */
-INLINE vec exp_of(vec x) {
-    const vec magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
-    x = at_most(at_least(x, splat(-88.0f)), splat(88.8f));
-    vec shifted = x * 1.44269504f + magic;
-    vec n = shifted - magic;
-    vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    vec scale = (vec)(((ivec)shifted - (ivec)magic + 127) << 23);
-    vec p = r * 0.001381459859f + 0.008368716967f;
-    p = p * r + 0.04166838805f;
-    p = p * r + 0.1666652063f;
-    p = p * r + 0.4999999345f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    return p * scale;
-}
-
-INLINE vec sigmoid_of(vec x) { return 1.0f / (1.0f + exp_of(-x)); }
-
-/* log(1 + e^x) = max(x, 0) + log1p(v) with v = e^-|x|; log1p(v) = 2 artanh(s) with s = v / (2 + v) <= 1/3. */
-INLINE vec softplus_of(vec x) {
-    vec positive = at_least(x, (vec){0});
-    vec v = exp_of(x - 2.0f * positive); /* -|x| */
-    vec s = v / (2.0f + v);
-    vec q = s * s;
-    vec p = q * (1.0f / 15) + 1.0f / 13;
-    p = p * q + 1.0f / 11;
-    p = p * q + 1.0f / 9;
-    p = p * q + 1.0f / 7;
-    p = p * q + 1.0f / 5;
-    p = p * q + 1.0f / 3;
-    p = p * q + 1.0f;
-    return positive + 2.0f * s * p;
-}
-
-INLINE float sum_of_lanes(vec x) {
-    float sum = 0;
-    for (int lane = 0; lane < LANES; lane++) sum += x[lane];
-    return sum;
-}
+_Static_assert(sizeof(scan_arguments) == 8 * (8 + 23 * 4), "the caller passes 64-bit numbers without gaps");
 
 /* ---- moving between tensors and tiles of [step][lane] ---- */
+
+/* Ask for the tile that comes after this one (its first step; negative: none), so that it is near when its turn comes.
+ * Steps or channels lie far apart in memory, which no prefetcher of the processor follows. */
+INLINE void prefetch_tile(const view *x, int64_t b, int64_t d, int64_t next) {
+    const float *from = x->data + b * x->stride[0] + d * x->stride[1] + next * x->stride[2];
+    if (next < 0) return;
+    if (x->stride[1] == 1)
+        for (int64_t t = 0; t < CHUNK; t++) __builtin_prefetch(from + t * x->stride[2]);
+    else
+        for (int64_t lane = 0; lane < LANES; lane++)
+            for (int64_t t = 0; t < CHUNK; t += 16) __builtin_prefetch(from + lane * x->stride[1] + t);
+}
 
 /* Lanes beyond `lanes` are 0. */
 INLINE void load_tile(vec *tile, const view *x, int64_t b, int64_t d, int64_t lanes, int64_t start, int64_t steps) {
     const float *from = x->data + b * x->stride[0] + d * x->stride[1] + start * x->stride[2];
-    if (lanes == LANES && x->stride[1] == 1) {
-        for (int64_t t = 0; t < steps; t++) tile[t] = *(const loose_vec *)(from + t * x->stride[2]);
-        return;
-    }
     float *to = (float *)tile;
+    int64_t done = 0; /* steps that went in whole vectors */
+    if (lanes == LANES && x->stride[1] == 1)
+        for (; done < steps; done++) tile[done] = *(const loose_vec *)(from + done * x->stride[2]);
+    else if (lanes == LANES && x->stride[2] == 1)
+        for (; done + LANES <= steps; done += LANES) {
+            for (int i = 0; i < LANES; i++) tile[done + i] = *(const loose_vec *)(from + i * x->stride[1] + done);
+            transpose_square(tile + done);
+        }
     if (lanes < LANES) memset(to, 0, (size_t)steps * sizeof(vec));
     for (int64_t lane = 0; lane < lanes; lane++)
-        for (int64_t t = 0; t < steps; t++) to[t * LANES + lane] = from[lane * x->stride[1] + t * x->stride[2]];
+        for (int64_t t = done; t < steps; t++) to[t * LANES + lane] = from[lane * x->stride[1] + t * x->stride[2]];
 }
 
-INLINE void store_tile(const vec *tile, const view *x, int64_t b, int64_t d, int64_t lanes, int64_t start,
-                       int64_t steps) {
+/* What is stored in whole vectors is left in `tile` in no useful order. */
+INLINE void store_tile(vec *tile, const view *x, int64_t b, int64_t d, int64_t lanes, int64_t start, int64_t steps) {
     float *to = x->data + b * x->stride[0] + d * x->stride[1] + start * x->stride[2];
-    if (lanes == LANES && x->stride[1] == 1) {
-        for (int64_t t = 0; t < steps; t++) *(loose_vec *)(to + t * x->stride[2]) = tile[t];
-        return;
-    }
     const float *from = (const float *)tile;
+    int64_t done = 0;
+    if (lanes == LANES && x->stride[1] == 1)
+        for (; done < steps; done++) *(loose_vec *)(to + done * x->stride[2]) = tile[done];
+    else if (lanes == LANES && x->stride[2] == 1)
+        for (; done + LANES <= steps; done += LANES) {
+            transpose_square(tile + done);
+            for (int i = 0; i < LANES; i++) *(loose_vec *)(to + i * x->stride[1] + done) = tile[done + i];
+        }
     for (int64_t lane = 0; lane < lanes; lane++)
-        for (int64_t t = 0; t < steps; t++) to[lane * x->stride[1] + t * x->stride[2]] = from[t * LANES + lane];
+        for (int64_t t = done; t < steps; t++) to[lane * x->stride[1] + t * x->stride[2]] = from[t * LANES + lane];
 }
 
 /* One vector of channels out of, or into, an array whose channels lie at a stride. */
 INLINE vec load_lanes(const float *from, int64_t stride, int64_t lanes) {
+    if (lanes == LANES && stride == 1) return *(const loose_vec *)from;
     vec x = {0};
     for (int64_t lane = 0; lane < lanes; lane++) x[lane] = from[lane * stride];
     return x;
 }
 
 INLINE void store_lanes(vec x, float *to, int64_t lanes) {
-    for (int64_t lane = 0; lane < lanes; lane++) to[lane] = x[lane];
+    if (lanes == LANES)
+        *(loose_vec *)to = x;
+    else
+        for (int64_t lane = 0; lane < lanes; lane++) to[lane] = x[lane];
 }
 
 /* ---- what an item works with ---- */
@@ -179,19 +124,31 @@ typedef struct {
 } job;
 
 typedef struct {
-    int64_t padded;        /* N rounded up to a multiple of 4; the surplus has A = B = C = 0 and stays at 0 */
+    int64_t padded;        /* N rounded up to a multiple of SLICE; the surplus has A = B = C = 0 and stays at 0 */
     block *blocks;
-    float *B, *C;          /* [T][padded] */
-    vec *decay, *history;  /* [T][padded], [T + 1][padded] */
-    vec *grad_B, *grad_C;  /* [T][padded], lanes not summed yet */
+    float *B, *C;          /* [padded / SLICE][T][SLICE] */
+    vec *grad_B, *grad_C;  /* [padded / SLICE][T][SLICE], lanes not summed yet */
 } scratch;
 
-static void load_coefficients(scratch *s, const scan_arguments *a, int64_t b, int64_t start, int64_t steps) {
+/* Where the coefficient n of step t lies. */
+INLINE int64_t coefficient(int64_t t, int64_t n) { return (n / SLICE * CHUNK + t) * SLICE + n % SLICE; }
+
+static void load_coefficients(float *to, const view *x, int64_t state_size, int64_t b, int64_t start, int64_t steps) {
+    const float *from = x->data + b * x->stride[0] + start * x->stride[2];
     for (int64_t t = 0; t < steps; t++)
-        for (int64_t n = 0; n < a->state_size; n++) {
-            s->B[t * s->padded + n] = a->B.data[b * a->B.stride[0] + n * a->B.stride[1] + (start + t) * a->B.stride[2]];
-            s->C[t * s->padded + n] = a->C.data[b * a->C.stride[0] + n * a->C.stride[1] + (start + t) * a->C.stride[2]];
-        }
+        for (int64_t n = 0; n < state_size; n++)
+            to[coefficient(t, n)] = from[n * x->stride[1] + t * x->stride[2]];
+}
+
+/* Sum the lanes of a chunk's gradients. */
+static void store_coefficients(const vec *parts, float *to, int64_t state_size, int64_t steps) {
+    for (int64_t first = 0; first < steps * state_size; first += LANES) {
+        vec rows[LANES];
+        int64_t count = steps * state_size - first < LANES ? steps * state_size - first : LANES;
+        for (int64_t i = 0; i < LANES; i++)
+            rows[i] = i < count ? parts[coefficient((first + i) / state_size, (first + i) % state_size)] : (vec){0};
+        store_lanes(sums_of_rows(rows), to + first, count);
+    }
 }
 
 static void open_blocks(scratch *s, const scan_arguments *a, const view *first_state, int64_t b, int64_t from,
@@ -222,19 +179,22 @@ static void store_states(const vec *states, float *to, const scan_arguments *a, 
 
 /* ---- forward ---- */
 
-INLINE void forward_steps(block *k, const scratch *s, const int64_t padded, int64_t steps, const vec *time,
-                          const vec *u, vec *y) {
-    for (int64_t t = 0; t < steps; t++) {
-        const float *B = s->B + t * padded, *C = s->C + t * padded;
-        vec inflow = time[t] * u[t];
-        vec sum[4] = {{0}, {0}, {0}, {0}}; /* four chains of additions instead of a long one */
-        for (int64_t n = 0; n < padded; n += 4)
-            for (int i = 0; i < 4; i++) {
-                vec h = exp_of(time[t] * k->A[n + i]) * k->state[n + i] + inflow * B[n + i];
-                k->state[n + i] = h;
-                sum[i] += h * C[n + i];
+/* SLICE states at a time go through the whole chunk: they, and their A, stay in registers. */
+INLINE void forward_steps(block *k, const scratch *s, int64_t steps, const vec *time, const vec *u, vec *y) {
+    for (int64_t t = 0; t < steps; t++) y[t] = (vec){0};
+    for (int64_t n = 0; n < s->padded; n += SLICE) {
+        const float *B = s->B + coefficient(0, n), *C = s->C + coefficient(0, n);
+        vec A[SLICE], h[SLICE];
+        for (int i = 0; i < SLICE; i++) A[i] = k->A[n + i], h[i] = k->state[n + i];
+        for (int64_t t = 0; t < steps; t++, B += SLICE, C += SLICE) {
+            vec inflow = time[t] * u[t], sum = y[t];
+            for (int i = 0; i < SLICE; i++) {
+                h[i] = exp_of(time[t] * A[i]) * h[i] + inflow * B[i];
+                sum += h[i] * C[i];
             }
-        y[t] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+            y[t] = sum;
+        }
+        for (int i = 0; i < SLICE; i++) k->state[n + i] = h[i];
     }
 }
 
@@ -244,7 +204,8 @@ static void forward_item(const scan_arguments *a, scratch *s, int64_t b, int64_t
     open_blocks(s, a, &a->initial, b, from, to);
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         int64_t start = chunk * CHUNK, steps = a->steps - start < CHUNK ? a->steps - start : CHUNK;
-        load_coefficients(s, a, b, start, steps);
+        load_coefficients(s->B, &a->B, a->state_size, b, start, steps);
+        load_coefficients(s->C, &a->C, a->state_size, b, start, steps);
         for (int64_t d = from; d < to; d += LANES) {
             block *k = &s->blocks[(d - from) / LANES];
             int64_t lanes = to - d < LANES ? to - d : LANES;
@@ -252,14 +213,15 @@ static void forward_item(const scan_arguments *a, scratch *s, int64_t b, int64_t
                 store_states(k->state, a->states.data + (b * chunks + chunk) * a->state_size * a->channels, a, d, lanes);
             load_tile(u, &a->u, b, d, lanes, start, steps);
             load_tile(time, &a->delta, b, d, lanes, start, steps);
+            int64_t next = chunk + 1 < chunks ? start + CHUNK : -1;
+            prefetch_tile(&a->u, b, d, next);
+            prefetch_tile(&a->delta, b, d, next);
+            if (a->z.data) prefetch_tile(&a->z, b, d, next);
             for (int64_t t = 0; t < steps; t++) {
                 time[t] += k->bias;
-                if (a->softplus) time[t] = softplus_of(time[t]);
+                if (a->softplus) time[t] = softplus_of(time[t], NULL);
             }
-            if (s->padded == 16)
-                forward_steps(k, s, 16, steps, time, u, y);
-            else
-                forward_steps(k, s, s->padded, steps, time, u, y);
+            forward_steps(k, s, steps, time, u, y);
             for (int64_t t = 0; t < steps; t++) y[t] += k->D * u[t];
             if (a->z.data) {
                 load_tile(z, &a->z, b, d, lanes, start, steps);
@@ -275,87 +237,93 @@ static void forward_item(const scan_arguments *a, scratch *s, int64_t b, int64_t
 
 /* ---- backward ---- */
 
-INLINE void recompute_steps(const block *k, scratch *s, const int64_t padded, int64_t steps, const vec *time,
-                            const vec *u) {
-    for (int64_t t = 0; t < steps; t++) {
-        const float *B = s->B + t * padded;
-        const vec *before = s->history + t * padded;
-        vec *after = s->history + (t + 1) * padded, *decay = s->decay + t * padded;
+/* The states [T + 1][SLICE] of a chunk, of which the first is there, and their decays [T][SLICE]. */
+INLINE void recompute_steps(const vec *A, const float *B, int64_t steps, const vec *time, const vec *u, vec *history,
+                            vec *decay) {
+    vec h[SLICE];
+    for (int i = 0; i < SLICE; i++) h[i] = history[i];
+    for (int64_t t = 0; t < steps; t++, B += SLICE) {
         vec inflow = time[t] * u[t];
-        for (int64_t n = 0; n < padded; n++) {
-            decay[n] = exp_of(time[t] * k->A[n]);
-            after[n] = decay[n] * before[n] + inflow * B[n];
+        for (int i = 0; i < SLICE; i++) {
+            vec kept = exp_of(time[t] * A[i]);
+            h[i] = kept * h[i] + inflow * B[i];
+            decay[t * SLICE + i] = kept;
+            history[(t + 1) * SLICE + i] = h[i];
         }
     }
 }
 
 /* On the way back: grad_time without the part through the inflow, grad_inflow, and y before D and the gate. */
-INLINE void backward_steps(block *k, scratch *s, const int64_t padded, int64_t steps, const vec *time, const vec *u,
-                           const vec *grad_y, vec *grad_time, vec *grad_inflow, vec *y) {
-    for (int64_t t = steps - 1; t >= 0; t--) {
-        const float *B = s->B + t * padded, *C = s->C + t * padded;
-        const vec *before = s->history + t * padded, *after = before + padded, *decay = s->decay + t * padded;
-        vec *grad_B = s->grad_B + t * padded, *grad_C = s->grad_C + t * padded;
-        vec inflow = time[t] * u[t];
-        vec through_A[2] = {{0}, {0}}, through_B[2] = {{0}, {0}}, read[2] = {{0}, {0}};
-        for (int64_t n = 0; n < padded; n += 2)
-            for (int i = 0; i < 2; i++) {
-                vec g = k->state[n + i] + grad_y[t] * C[n + i];
-                read[i] += after[n + i] * C[n + i];
-                grad_C[n + i] += grad_y[t] * after[n + i];
-                grad_B[n + i] += inflow * g;
-                through_B[i] += g * B[n + i];
-                vec back = g * decay[n + i];
-                vec exponent = back * before[n + i];
-                through_A[i] += exponent * k->A[n + i];
-                k->grad_A[n + i] += exponent * time[t];
-                k->state[n + i] = back;
+INLINE void backward_steps(block *k, scratch *s, const float *first_states, int64_t channels, int64_t state_size,
+                           int64_t lanes, int64_t steps, const vec *time, const vec *u, const vec *grad_y,
+                           vec *grad_time, vec *grad_inflow, vec *y) {
+    for (int64_t t = 0; t < steps; t++) grad_time[t] = grad_inflow[t] = y[t] = (vec){0};
+    for (int64_t n = 0; n < s->padded; n += SLICE) {
+        const float *B = s->B + coefficient(0, n), *C = s->C + coefficient(0, n);
+        vec *grad_B = s->grad_B + coefficient(0, n), *grad_C = s->grad_C + coefficient(0, n);
+        vec history[(CHUNK + 1) * SLICE], decay[CHUNK * SLICE], A[SLICE], grad_A[SLICE], flow[SLICE];
+        for (int i = 0; i < SLICE; i++) {
+            A[i] = k->A[n + i], grad_A[i] = k->grad_A[n + i], flow[i] = k->state[n + i];
+            history[i] = n + i < state_size ? load_lanes(first_states + (n + i) * channels, 1, lanes) : (vec){0};
+        }
+        recompute_steps(A, B, steps, time, u, history, decay);
+        for (int64_t t = steps - 1; t >= 0; t--) {
+            const vec *before = history + t * SLICE, *after = before + SLICE;
+            vec inflow = time[t] * u[t], through_A = grad_time[t], through_B = grad_inflow[t], read = y[t];
+            for (int i = 0; i < SLICE; i++) {
+                int64_t at = t * SLICE + i;
+                vec g = flow[i] + grad_y[t] * C[at];
+                read += after[i] * C[at];
+                grad_C[at] += grad_y[t] * after[i];
+                grad_B[at] += inflow * g;
+                through_B += g * B[at];
+                flow[i] = g * decay[at];
+                vec exponent = flow[i] * before[i];
+                through_A += exponent * A[i];
+                grad_A[i] += exponent * time[t];
             }
-        grad_time[t] = through_A[0] + through_A[1];
-        grad_inflow[t] = through_B[0] + through_B[1];
-        y[t] = read[0] + read[1];
+            grad_time[t] = through_A, grad_inflow[t] = through_B, y[t] = read;
+        }
+        for (int i = 0; i < SLICE; i++) k->grad_A[n + i] = grad_A[i], k->state[n + i] = flow[i];
     }
 }
 
 static void backward_block(const scan_arguments *a, scratch *s, block *k, int64_t b, int64_t d, int64_t lanes,
                            int64_t chunk, int64_t chunks) {
     int64_t start = chunk * CHUNK, steps = a->steps - start < CHUNK ? a->steps - start : CHUNK;
-    vec u[CHUNK], raw[CHUNK], time[CHUNK], y[CHUNK], z[CHUNK], grad_out[CHUNK], grad_y[CHUNK];
+    vec u[CHUNK], time[CHUNK], slope[CHUNK], y[CHUNK], z[CHUNK], open[CHUNK], grad_out[CHUNK], grad_y[CHUNK];
     vec grad_time[CHUNK], grad_inflow[CHUNK];
     const float *state = a->states.data + (b * chunks + chunk) * a->state_size * a->channels + d;
-    for (int64_t n = 0; n < s->padded; n++)
-        s->history[n] = n < a->state_size ? load_lanes(state + n * a->channels, 1, lanes) : (vec){0};
     load_tile(u, &a->u, b, d, lanes, start, steps);
-    load_tile(raw, &a->delta, b, d, lanes, start, steps);
+    load_tile(time, &a->delta, b, d, lanes, start, steps);
     load_tile(grad_out, &a->grad_out, b, d, lanes, start, steps);
+    prefetch_tile(&a->u, b, d, start - CHUNK);
+    prefetch_tile(&a->delta, b, d, start - CHUNK);
+    prefetch_tile(&a->grad_out, b, d, start - CHUNK);
+    if (a->z.data) prefetch_tile(&a->z, b, d, start - CHUNK);
     for (int64_t t = 0; t < steps; t++) {
-        raw[t] += k->bias;
-        time[t] = a->softplus ? softplus_of(raw[t]) : raw[t];
+        time[t] += k->bias;
+        if (a->softplus) time[t] = softplus_of(time[t], &slope[t]);
         grad_y[t] = grad_out[t];
     }
     if (a->z.data) {
         load_tile(z, &a->z, b, d, lanes, start, steps);
-        for (int64_t t = 0; t < steps; t++) grad_y[t] *= z[t] * sigmoid_of(z[t]);
-    }
-    if (s->padded == 16) {
-        recompute_steps(k, s, 16, steps, time, u);
-        backward_steps(k, s, 16, steps, time, u, grad_y, grad_time, grad_inflow, y);
-    } else {
-        recompute_steps(k, s, s->padded, steps, time, u);
-        backward_steps(k, s, s->padded, steps, time, u, grad_y, grad_time, grad_inflow, y);
-    }
-    if (a->z.data) {
         for (int64_t t = 0; t < steps; t++) {
-            vec open = sigmoid_of(z[t]);
-            z[t] = grad_out[t] * (y[t] + k->D * u[t]) * open * (1.0f + z[t] * (1.0f - open));
+            open[t] = sigmoid_of(z[t]);
+            grad_y[t] *= z[t] * open[t];
         }
+    }
+    backward_steps(k, s, state, a->channels, a->state_size, lanes, steps, time, u, grad_y, grad_time, grad_inflow, y);
+    if (a->z.data) {
+        for (int64_t t = 0; t < steps; t++)
+            z[t] = grad_out[t] * (y[t] + k->D * u[t]) * open[t] * (1.0f + z[t] * (1.0f - open[t]));
         store_tile(z, &a->grad_z, b, d, lanes, start, steps);
     }
     vec grad_D = {0}, grad_bias = {0};
     for (int64_t t = 0; t < steps; t++) {
         grad_D += grad_y[t] * u[t];
         grad_time[t] += grad_inflow[t] * u[t];
-        if (a->softplus) grad_time[t] *= sigmoid_of(raw[t]);
+        if (a->softplus) grad_time[t] *= slope[t];
         grad_bias += grad_time[t];
         grad_inflow[t] = grad_inflow[t] * time[t] + grad_y[t] * k->D; /* now the gradient of u */
     }
@@ -370,17 +338,15 @@ static void backward_item(const scan_arguments *a, scratch *s, int64_t b, int64_
     open_blocks(s, a, &a->grad_last, b, from, to);
     for (int64_t chunk = chunks - 1; chunk >= 0; chunk--) {
         int64_t start = chunk * CHUNK, steps = a->steps - start < CHUNK ? a->steps - start : CHUNK;
-        load_coefficients(s, a, b, start, steps);
-        memset(s->grad_B, 0, (size_t)(steps * s->padded) * sizeof(vec));
-        memset(s->grad_C, 0, (size_t)(steps * s->padded) * sizeof(vec));
+        load_coefficients(s->B, &a->B, a->state_size, b, start, steps);
+        load_coefficients(s->C, &a->C, a->state_size, b, start, steps);
+        memset(s->grad_B, 0, (size_t)(CHUNK * s->padded) * sizeof(vec));
+        memset(s->grad_C, 0, (size_t)(CHUNK * s->padded) * sizeof(vec));
         for (int64_t d = from; d < to; d += LANES)
             backward_block(a, s, &s->blocks[(d - from) / LANES], b, d, to - d < LANES ? to - d : LANES, chunk, chunks);
         int64_t at = ((b * a->groups + group) * a->steps + start) * a->state_size;
-        for (int64_t t = 0; t < steps; t++)
-            for (int64_t n = 0; n < a->state_size; n++) {
-                a->grad_B.data[at + t * a->state_size + n] = sum_of_lanes(s->grad_B[t * s->padded + n]);
-                a->grad_C.data[at + t * a->state_size + n] = sum_of_lanes(s->grad_C[t * s->padded + n]);
-            }
+        store_coefficients(s->grad_B, a->grad_B.data + at, a->state_size, steps);
+        store_coefficients(s->grad_C, a->grad_C.data + at, a->state_size, steps);
     }
     for (int64_t d = from; d < to; d += LANES) {
         block *k = &s->blocks[(d - from) / LANES];
@@ -402,7 +368,7 @@ static void *cut(char *base, size_t *used, size_t bytes) {
 }
 
 static size_t lay_out(scratch *s, char *base, const scan_arguments *a, int backward) {
-    size_t used = 0, blocks = (size_t)(a->group_channels / LANES), padded = (size_t)((a->state_size + 3) / 4 * 4);
+    size_t used = 0, blocks = (size_t)(a->group_channels / LANES), padded = (size_t)((a->state_size + SLICE - 1) / SLICE * SLICE);
     s->padded = (int64_t)padded;
     s->blocks = cut(base, &used, blocks * sizeof(block));
     for (size_t i = 0; i < blocks; i++) {
@@ -417,8 +383,6 @@ static size_t lay_out(scratch *s, char *base, const scan_arguments *a, int backw
     s->B = cut(base, &used, CHUNK * padded * sizeof(float));
     s->C = cut(base, &used, CHUNK * padded * sizeof(float));
     if (backward) {
-        s->decay = cut(base, &used, CHUNK * padded * sizeof(vec));
-        s->history = cut(base, &used, (CHUNK + 1) * padded * sizeof(vec));
         s->grad_B = cut(base, &used, CHUNK * padded * sizeof(vec));
         s->grad_C = cut(base, &used, CHUNK * padded * sizeof(vec));
     }

@@ -24,21 +24,14 @@ _WORTH_A_THREAD = 1 << 16
 """State elements (batch * channels * steps * state size) below which a second thread costs more than it brings."""
 
 
-class _View(ctypes.Structure):
-    _fields_ = (("data", ctypes.c_void_p), ("stride", ctypes.c_int64 * 3))
-
-
 _SIZES = ("batch", "channels", "steps", "state_size", "groups", "group_channels", "softplus", "threads")
 _VIEWS = (
     *("u", "delta", "z", "B", "C", "A", "D", "bias", "initial", "out", "last", "states", "grad_out", "grad_last"),
     *("grad_u", "grad_delta", "grad_z", "grad_B", "grad_C", "grad_A", "grad_initial", "grad_D", "grad_bias"),
 )
-
-
-class _Arguments(ctypes.Structure):
-    """``scan_arguments`` of scan.c, field by field."""
-
-    _fields_ = (*((name, ctypes.c_int64) for name in _SIZES), *((name, _View) for name in _VIEWS))
+_AXES = 3
+_Arguments = ctypes.c_int64 * (len(_SIZES) + len(_VIEWS) * (1 + _AXES))
+"""``scan_arguments`` of scan.c, field by field; a pointer is as wide as a number there."""
 
 
 @cache
@@ -48,7 +41,7 @@ def library(target: InstructionSet) -> ctypes.CDLL | str:
         found = load_library(_SOURCE, target)
     except BuildError as error:
         return str(error)
-    found.scan_run.argtypes = (ctypes.POINTER(_Arguments), ctypes.c_int)
+    found.scan_run.argtypes = (ctypes.POINTER(ctypes.c_int64), ctypes.c_int)
     if found.scan_chunk() != CHUNK:
         return f"scan.c works in chunks of {found.scan_chunk()} (expected {CHUNK}). Fix: reinstall manticore"
     return found
@@ -135,16 +128,20 @@ def _run(inputs: Inputs, backward: bool, **others: Tensor | None) -> None:
     groups, group_channels = _split(inputs)
     busy = inputs.u.numel() * state_size >= _WORTH_A_THREAD
     sizes = (batch, channels, steps, state_size, groups, group_channels, int(inputs.delta_softplus))
-    arguments = _Arguments(*sizes, torch.get_num_threads() if busy else 1)
+    numbers = [*sizes, torch.get_num_threads() if busy else 1]
     views = {
         **{name: getattr(inputs, name) for name in ("u", "delta", "z", "B", "C", "A", "D")},
         "bias": inputs.delta_bias,
         "initial": inputs.initial_state,
         **others,
     }
-    for name, tensor in views.items():
-        if tensor is not None:
-            strides = (ctypes.c_int64 * 3)(*tensor.stride()[:3])
-            setattr(arguments, name, _View(tensor.data_ptr(), strides))
-    if compiled.scan_run(ctypes.byref(arguments), int(backward)):
+    for name in _VIEWS:
+        tensor = views.get(name)
+        if tensor is None:
+            numbers += (0,) * (1 + _AXES)
+        else:
+            strides = tensor.stride()[:_AXES]
+            numbers += (tensor.data_ptr(), *strides, *(0,) * (_AXES - len(strides)))
+    arguments = _Arguments(*numbers)
+    if compiled.scan_run(arguments, int(backward)):
         raise MemoryError("selective_scan: no memory for the buffers of the native path")
