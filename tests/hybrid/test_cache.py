@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import pytest
 import torch
 from transformers import (
@@ -18,6 +21,7 @@ from transformers import (
 import manticore
 from benchmarks.tiny_families import tiny_model
 from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.kernels.mamba import fast_scan
 
 TOKENS = {"vocab_size": 97, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 ATTENTION = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
@@ -73,6 +77,20 @@ def test_prompt_then_tokens_then_several_at_once_equal_one_pass(hybrids: list[Ma
         ]
         assert cache.get_seq_length() == 12
         torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scan", [nullcontext, fast_scan])
+def test_a_long_prompt_then_eight_tokens_at_once(
+    hybrids: list[ManticoreForCausalLM], scan: Callable[[ManticoreForCausalLM], AbstractContextManager[None]]
+) -> None:
+    ids = torch.randint(3, 97, (2, 40), generator=torch.Generator().manual_seed(2))
+    for hybrid in hybrids:
+        with scan(hybrid):
+            whole = hybrid(ids, use_cache=False).logits
+            prompt = hybrid(ids[:, :32], use_cache=True)
+            rest = hybrid(ids[:, 32:], past_key_values=prompt.past_key_values, use_cache=True).logits
+        torch.testing.assert_close(torch.cat([prompt.logits, rest], 1), whole, atol=1e-5, rtol=0)
 
 
 def test_greedy_and_beams_are_the_same_without_a_cache(hybrids: list[ManticoreForCausalLM]) -> None:

@@ -1,10 +1,16 @@
 """Models of transformers with our scan: the same results, gradients, caches, and the way back."""
 
 import copy
+import inspect
 import pickle
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -18,7 +24,7 @@ from transformers import (
 )
 
 from manticore.errors import ManticoreError
-from manticore.kernels.mamba import use_selective_scan
+from manticore.kernels.mamba import fast_scan, use_selective_scan
 
 SMALL = {"hidden_size": 16, "vocab_size": 40}
 PARTS = {"intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "mamba_dt_rank": 4}
@@ -234,6 +240,76 @@ def test_unexpected_mixers_are_refused():
     with pytest.raises(ManticoreError, match=r"OldMambaMixer is not a mixer that can be switched.*Fix:"):
         use_selective_scan(model)
     assert use_selective_scan(model[0], enabled=False) == 0
+
+
+def families_that_call(name):
+    """The families of the installed transformers whose code calls a function of this name."""
+    files = (Path(transformers.__file__).parent / "models").glob("*/modeling_*.py")
+    return {path.parent.name for path in files if f"= {name}(" in path.read_text(encoding="utf-8")}
+
+
+def test_every_family_with_a_mamba_1_mixer_is_tested_here():
+    assert families_that_call("mamba_selective_scan") == set(CONFIGS)
+
+
+@pytest.mark.parametrize("family", sorted(families_that_call("mamba2_chunk_scan")))
+def test_every_mamba_2_mixer_can_be_switched(family):
+    module = import_module(f"transformers.models.{family}.modeling_{family}")
+    switchable = []
+    for value in list(vars(module).values()):
+        if inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == module.__name__:
+            # switching needs no parameters
+            holder = value.__new__(value)
+            nn.Module.__init__(holder)
+            if use_selective_scan(holder):
+                switchable.append(value.__name__)
+    assert len(switchable) == 1, switchable
+
+
+def mixer_of_another_version(scan, forward):
+    """A mixer as some other version of transformers might have it, in a module of its own."""
+    module = ModuleType("transformers.models.mamba.modeling_other")
+    module.mamba_selective_scan = scan
+    source = f"def forward({forward}):\n    return mamba_selective_scan(hidden_states)\n"
+    exec(source, vars(module))
+    sys.modules[module.__name__] = module
+    return type("MambaMixer", (nn.Module,), {"forward": module.forward, "__module__": module.__name__})()
+
+
+@pytest.mark.parametrize(
+    ("scan", "forward", "reason"),
+    [
+        (
+            lambda hidden_states, dt, A, B, C: None,
+            "self, hidden_states, cache_params, attention_mask",
+            "no parameter D",
+        ),
+        (
+            transformers.models.mamba.modeling_mamba.mamba_selective_scan,
+            "self, hidden_states, cache",
+            "its forward takes",
+        ),
+    ],
+)
+def test_other_signatures_are_refused(scan, forward, reason, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers.models.mamba.modeling_other", None)
+    model = nn.Sequential(make("mamba"), mixer_of_another_version(scan, forward))
+    with pytest.raises(ManticoreError, match=rf"can be switched: .*{reason}.*Fix:"):
+        use_selective_scan(model)
+    assert use_selective_scan(model[0], enabled=False) == 0
+
+
+def test_fast_scan_puts_back_what_was_there():
+    model = make("mamba")
+    first, second = (layer.mixer for layer in model.backbone.layers)
+    use_selective_scan(second)
+    before = type(first), type(second)
+    with fast_scan(model):
+        assert use_selective_scan(model) == 0
+    assert (type(first), type(second)) == before
+    with pytest.raises(ZeroDivisionError), fast_scan(model):
+        raise ZeroDivisionError
+    assert (type(first), type(second)) == before
 
 
 def test_mamba2_runs_with_a_smaller_chunk():

@@ -55,6 +55,15 @@ def test_source_and_flags_make_another_file(source, cache):
     assert len(libraries(cache)) == 3
 
 
+def test_a_changed_header_is_a_changed_source(source, cache):
+    header = source.with_name("words.h")
+    header.write_text("#define ANSWER 3\n")
+    source.write_text('#include "words.h"\nint answer(void) { return ANSWER; }\n')
+    assert load_library(source, BASELINE).answer() == 3
+    header.write_text("#define ANSWER 4\n")
+    assert load_library(source, BASELINE).answer() == 4
+
+
 def test_two_processes_at_once(source, cache):
     code = (
         "import sys; from pathlib import Path; from manticore.kernels.native_build import BASELINE, load_library;"
@@ -65,7 +74,21 @@ def test_two_processes_at_once(source, cache):
     assert len(libraries(cache)) == 1
 
 
-@pytest.mark.parametrize("trap", ["writable by others", "a link", "a file", "not creatable"])
+needs_root = pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give files away")
+needs_user = pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() == 0, reason="root may write anywhere")
+
+
+@pytest.mark.parametrize(
+    "trap",
+    [
+        "writable by others",
+        pytest.param("another user's", marks=needs_root),
+        pytest.param("read-only", marks=needs_user),
+        "a link",
+        "a file",
+        "not creatable",
+    ],
+)
 def test_hostile_folder_is_not_used(trap, source, cache, tmp_path, caplog, monkeypatch):
     cache.parent.mkdir()
     elsewhere = tmp_path / "elsewhere"
@@ -73,6 +96,11 @@ def test_hostile_folder_is_not_used(trap, source, cache, tmp_path, caplog, monke
     if trap == "writable by others":
         cache.mkdir()
         cache.chmod(0o777)
+    elif trap == "another user's":
+        cache.mkdir(mode=0o700)
+        os.chown(cache, 12345, 12345)
+    elif trap == "read-only":
+        cache.mkdir(mode=0o500)
     elif trap == "a link":
         cache.symlink_to(elsewhere)
     elif trap == "a file":
@@ -116,6 +144,17 @@ def test_planted_files_are_replaced(source, cache):
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
 
 
+@needs_root
+def test_files_of_another_user_are_replaced(source, cache):
+    def given_away(evil, target):
+        target.write_bytes(evil.read_bytes())
+        os.chown(target, 12345, 12345)
+
+    target = planted(source, cache, given_away)
+    assert load_library(source, BASELINE).answer() == 42
+    assert target.stat().st_uid == os.getuid()
+
+
 def test_planted_links_are_replaced(source, cache):
     target = planted(source, cache, lambda evil, target: target.symlink_to(evil))
     assert load_library(source, BASELINE).answer() == 42
@@ -150,7 +189,7 @@ def test_no_compiler(source, cache, monkeypatch):
 
 def test_source_that_does_not_compile(source, cache):
     source.write_text("int answer(void) { return }\n")
-    with pytest.raises(BuildError, match=r"failed \(.*answer\.c.*Fix: "):
+    with pytest.raises(BuildError, match=r"failed \(.*answer\.c.*error.*Fix: "):
         load_library(source, BASELINE)
     assert libraries(cache) == []
 
