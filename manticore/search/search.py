@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from manticore.errors import ManticoreError, require_hybrid
 from manticore.hybrid.discretize import best_path
 from manticore.hybrid.modeling import ManticoreForCausalLM
-from manticore.kernels.mamba import use_selective_scan
+from manticore.kernels.mamba import fast_scan
 from manticore.registry import resolve
 from manticore.search.joint import Order
 from manticore.search.methods import SearchMethod
@@ -173,7 +173,6 @@ def search(
 
     task = resolve_task(task, hybrid, tokenizer, seed, stage="search")
     take_vocabulary(hybrid, task, seed)
-    use_selective_scan(hybrid)
     set_trainable(hybrid, trainable, fresh_vocabulary=task.vocab_size is not None, lora_rank=lora_rank, seed=seed)
     if start is None:
         hybrid.mixing.reset_mixture()
@@ -181,6 +180,7 @@ def search(
         hybrid.set_mixture_weights(start)
     with ExitStack() as stack:
         stack.enter_context(kept_modes(hybrid))
+        stack.enter_context(fast_scan(hybrid))
         stack.enter_context(_learning(hybrid.mixing.mixture_parameters()))
         if gradient_checkpointing:
             stack.enter_context(recomputed_activations(hybrid))

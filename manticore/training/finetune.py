@@ -14,7 +14,7 @@ import torch
 
 from manticore.components.loading import refuse_not_finite
 from manticore.errors import ManticoreError, NotFiniteError
-from manticore.kernels.mamba import use_selective_scan
+from manticore.kernels.mamba import fast_scan
 from manticore.seeding import derive_seed
 from manticore.training.batches import batches
 from manticore.training.budget import flops_per_step, steps_within
@@ -120,13 +120,13 @@ def finetune(
     check_numbers("finetune", counts=counts | {"save_steps": save_steps, "log_steps": log_steps}, rates={"lr": lr})
     task = resolve_task(task, model, tokenizer, seed, stage="finetune")
     take_vocabulary(model, task, seed)
-    use_selective_scan(model)
     mixing = getattr(model, "mixing", None)
     for weights in mixing.mixture_parameters() if mixing is not None else ():
         # a search may have left them trainable; an ordinary optimizer would leave the simplex
         weights.requires_grad_(False)
     set_trainable(model, trainable, fresh_vocabulary=task.vocab_size is not None, lora_rank=lora_rank, seed=seed)
     with ExitStack() as stack:
+        stack.enter_context(fast_scan(model))
         if gradient_checkpointing:
             stack.enter_context(recomputed_activations(model))
         flops = flops_per_step(model, batch_size, task.length)
@@ -228,10 +228,9 @@ def evaluate(
             "Fix: fine-tune the model on the task first"
         )
     refuse_not_finite(model, "evaluate")
-    use_selective_scan(model)
     device = next(model.parameters()).device
     state = task.metric_state()
-    with torch.no_grad(), kept_modes(model):
+    with torch.no_grad(), kept_modes(model), fast_scan(model):
         model.eval()
         for batch in batches(task.data[split], length=task.length, batch_size=batch_size, max_examples=max_examples):
             targets = batch.pop("targets").to(device)

@@ -34,6 +34,13 @@ def test_every_method_searches_every_mixing(method, mixing):
     assert manticore.discretize(hybrid, result.path).config.path == result.path
 
 
+def test_a_users_choice_of_scan_outlives_the_search():
+    hybrid = make_hybrid()
+    before = [type(module) for module in hybrid.modules()]
+    search(hybrid, recall(), steps=1, batch_size=4, cpu=True)
+    assert [type(module) for module in hybrid.modules()] == before
+
+
 @pytest.mark.parametrize(
     ("method", "mixing", "useless"),
     [

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from manticore.errors import ManticoreError
 from manticore.hybrid.discretize import discretize
+from manticore.kernels.mamba import use_selective_scan
 from manticore.training.batches import Collator
 from manticore.training.budget import flops_per_step
 from manticore.training.compare import compare
@@ -38,6 +39,21 @@ def test_training_lowers_the_loss_of_parents_and_hybrids(kind, request, task):
     assert [row["step"] for row in result.history] == list(range(1, 31))
     assert result.history[-1]["loss"] < result.history[0]["loss"]
     json.dumps(result.to_dict())
+
+
+@pytest.mark.parametrize("switched", [False, True])
+def test_a_users_choice_of_scan_outlives_the_job(mamba, task, switched):
+    if switched:
+        use_selective_scan(mamba)
+    before = [type(module) for module in mamba.modules()]
+    evaluate(mamba, task, max_examples=2)
+    assert [type(module) for module in mamba.modules()] == before
+    for trainable in ("all", "lora"):
+        finetune(mamba, task, steps=1, batch_size=2, trainable=trainable, test_examples=2)
+        assert [type(module) for module in mamba.modules()] == before
+    with pytest.raises(ManticoreError, match="loss is nan"):
+        finetune(mamba, task, steps=3, batch_size=2, lr=1e30)
+    assert [type(module) for module in mamba.modules()] == before
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_another_order(gpt, task):
