@@ -21,7 +21,7 @@ lint: $(STAMP)
 	$(BIN)/mypy -p manticore
 
 bench: $(STAMP)
-	for name in families overhead alignment search_methods; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in families overhead alignment scan search_methods; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -65,7 +65,9 @@ class Report:
         """Keep and show one row."""
         self.figures[kind].append(row)
         write_json("scan", self.figures)
-        cells = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items())
+        cells = (
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
+        )
         console.print("  ".join(cells), highlight=False)
 
     def bar(self, what: str, value: float, limit: float) -> None:
@@ -128,9 +130,14 @@ def scan_rows(report: Report, lengths: tuple[int, ...], rounds: int | None) -> N
                 what = f"native, peak memory in (B, D, L) tensors, {steps} steps"
                 report.bar(what, row["peak_in_BDL_tensors"], MEMORY_BAR)
         if bound:
-            times = {f"{kind}_ms": 1e3 * bound[key] for kind, key in (("forward", "forward"), ("forward_backward", "both"))}
-            share = {"native_at_share": bound["both"] / medians["native", steps]}
-            report.add("rows", {"steps": steps, "method": "op-count bound", **times, **share})
+            row = {
+                "steps": steps,
+                "method": "op-count bound",
+                "forward_ms": 1e3 * bound["forward"],
+                "forward_backward_ms": 1e3 * bound["both"],
+                "share_of_native": bound["both"] / medians["native", steps],
+            }
+            report.add("rows", row)
     first, last = max(256, lengths[0]), lengths[-1]
     for name in ("native", "torch"):
         if last > first:
@@ -147,8 +154,9 @@ def model_rows(report: Report, lengths: tuple[int, ...], rounds: int | None) -> 
         for name, values in seconds.items():
             row = {"steps": steps, "model": name, "step_ms": 1e3 * statistics.median(values)}
             report.add("model_rows", {**row, "native_to_it": paired_ratio(native, values)})
-        report.bar(f"model, native to pointwise, {steps} steps", paired_ratio(native, seconds["mamba, pointwise"]), FLOOR_BAR)
-        report.bar(f"model, native to GPT-Neo, {steps} steps", paired_ratio(native, seconds["gpt_neo"]), MODEL_BAR)
+        for other, limit in (("mamba, pointwise", FLOOR_BAR), ("gpt_neo", MODEL_BAR)):
+            ratio = paired_ratio(native, seconds[other])
+            report.bar(f"model, native to {other}, {steps} steps", ratio, limit)
 
 
 def two_thread_rows(report: Report, rounds: int) -> None:
