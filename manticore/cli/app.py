@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from manticore import __version__
-from manticore.cli import doctor, recipes, runs, stages
+from manticore.cli import doctor, mad, recipes, runs, stages
 from manticore.cli.faults import reported, usage_reported
 
 
@@ -63,6 +63,7 @@ _VERBS = {
         stages.compare,
         stages.generate,
     ),
+    "Benchmarks": (mad.mad,),
     "This machine": (doctor.doctor,),
 }
 

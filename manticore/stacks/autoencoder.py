@@ -32,6 +32,9 @@ class StackForAutoEncoding(StackPreTrainedModel):
     Saved and loaded by its own class: it is no language model, so no ``Auto`` class leads to it.
     """
 
+    backbone = "autoencoder"
+    """What tasks ask for that are not made for causal models."""
+
     def __init__(self, config: StackConfig) -> None:
         super().__init__(config)
         if config.hidden_size % 2 or config.hidden_size < 4:

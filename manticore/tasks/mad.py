@@ -23,6 +23,7 @@ import numpy as np
 from manticore import registry
 from manticore.cache import cache_folder, content_key
 from manticore.errors import ManticoreError
+from manticore.seeding import derive_seed
 from manticore.tasks.compression import check_compression, compression, compression_chance
 from manticore.tasks.copying import check_selective_copying, selective_copying, selective_copying_chance
 from manticore.tasks.fuzzy_recall import check_fuzzy_recall, fuzzy_recall, fuzzy_recall_chance
@@ -122,6 +123,24 @@ def generate(
         return make()
     content = {"format": 1, "task": name, "settings": settings, "counts": counts, "seed": seed}
     return _cached(cache_folder("mad") / f"{name}-{content_key(content)}.npz", make)
+
+
+def generate_validation(
+    name: str, *, num_examples: int = NUM_TEST_EXAMPLES, seed: int = PUBLISHED_SEED, **options: int | float
+) -> Arrays:
+    """Examples like those of the test split, from streams of their own; the benchmark itself has no validation split.
+
+    Args:
+        name: as in :func:`generate`.
+        num_examples: how many.
+        seed: of the data that they belong to.
+        options: as in :func:`generate`.
+
+    Raises:
+        ManticoreError: as :func:`generate`.
+    """
+    own = derive_seed(seed, f"{name} validation")
+    return generate(name, num_train_examples=0, num_test_examples=num_examples, seed=own, **options)["test"]  # type: ignore[arg-type]
 
 
 def checked_options(name: str, options: Mapping[str, int | float]) -> dict[str, int | float]:

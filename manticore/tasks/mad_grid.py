@@ -39,33 +39,28 @@ CHANGES: dict[str, dict[str, tuple[int | float, ...]]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of the benchmark: a task's baseline, or its baseline with one option changed."""
+    """A setting of a task: its baseline with some options changed; the benchmark changes none or one."""
 
     task: str
     """The task's name without ``mad/``."""
-    option: str | None = None
-    """What is changed; None: the baseline."""
-    value: int | float | None = None
-    """What it is changed to."""
+    changes: tuple[tuple[str, int | float], ...] = ()
+    """Options and the values that replace the baseline's."""
 
     @property
     def name(self) -> str:
         """For instance ``"in-context-recall/baseline"`` or ``"in-context-recall/vocab_size=32"``."""
-        return f"{self.task}/baseline" if self.option is None else f"{self.task}/{self.option}={self.value}"
+        changed = ",".join(f"{option}={value}" for option, value in self.changes)
+        return f"{self.task}/{changed or 'baseline'}"
 
     @property
     def options(self) -> dict[str, Any]:
         """Every option of the setting but the number of training examples."""
-        return {**KINDS[self.task].baseline, **{key: v for key, v in self._change.items() if key != EXAMPLES}}
+        return {**KINDS[self.task].baseline, **{key: value for key, value in self.changes if key != EXAMPLES}}
 
     @property
     def num_train_examples(self) -> int:
         """Training examples."""
-        return int(self._change.get(EXAMPLES, KINDS[self.task].num_train_examples))
-
-    @property
-    def _change(self) -> dict[str, Any]:
-        return {} if self.option is None or self.value is None else {self.option: self.value}
+        return int(dict(self.changes).get(EXAMPLES, KINDS[self.task].num_train_examples))
 
     def generate(self, *, cache: bool = True) -> dict[str, Arrays]:
         """The published data of this setting: inputs and targets of ``train`` and ``test``."""
@@ -75,7 +70,8 @@ class Setting:
         """The setting as a registered task, with a validation split."""
         from manticore.tasks.task import load_task
 
-        return load_task(f"mad/{self.task}", **self._change)
+        changes: dict[str, Any] = dict(self.changes)
+        return load_task(f"mad/{self.task}", **changes)
 
 
 def settings(tasks: Sequence[str] | None = None, *, baseline_only: bool = False) -> list[Setting]:
@@ -91,5 +87,5 @@ def settings(tasks: Sequence[str] | None = None, *, baseline_only: bool = False)
             raise ManticoreError(f"mad: unknown task {task!r}{registry.did_you_mean(task, list(KINDS))}")
         found.append(Setting(task))
         if not baseline_only:
-            found += [Setting(task, option, value) for option, values in CHANGES[task].items() for value in values]
+            found += [Setting(task, ((option, value),)) for option, values in CHANGES[task].items() for value in values]
     return found

@@ -11,8 +11,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from manticore.seeding import derive_seed
-from manticore.tasks.mad import KINDS, PUBLISHED_SEED, check_seed, expect_integer, generate
+from manticore.tasks.mad import KINDS, PUBLISHED_SEED, check_seed, expect_integer, generate, generate_validation
 from manticore.tasks.metrics import MadMetrics
 from manticore.tasks.task import Task
 
@@ -200,14 +199,7 @@ def _task(name: str, counts: dict[str, int], seed: int, options: dict[str, Any])
         seed=seed,
         **options,
     )
-    validation = generate(
-        name,
-        num_train_examples=0,
-        num_test_examples=counts["validation"],
-        seed=derive_seed(seed, f"{name} validation"),
-        **options,
-    )
-    arrays["validation"] = validation["test"]
+    arrays["validation"] = generate_validation(name, num_examples=counts["validation"], seed=seed, **options)
     data = DatasetDict()
     for split in ("train", "validation", "test"):
         inputs, targets = arrays[split]

@@ -40,74 +40,102 @@ class TokenMetrics:
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Add a batch: ``logits`` [B, T, V], ``targets`` [B, T]."""
-        flat = logits.detach().flatten(0, 1).float()
-        losses = F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE, reduction="none")
-        # Summed in float64, so that the order of batches and their size do not show.
-        self._loss += losses.double().sum().item()
-        scored = targets != IGNORE
-        self._correct += int(((logits.argmax(-1) == targets) & scored).sum())
-        self._scored += int(scored.sum())
+        self.add(token_losses(logits, targets), logits.argmax(-1), targets)
+
+    def add(self, losses: Tensor, predictions: Tensor, targets: Tensor) -> None:
+        """Add a batch of which losses in nats and predicted classes are known already: each [B, T]."""
+        self._loss += losses.sum().item()
+        self._correct += int(((predictions == targets) & (targets != IGNORE)).sum())
+        self._scored += int((targets != IGNORE).sum())
 
     def compute(self) -> dict[str, float]:
         """``nan`` everywhere if nothing was scored."""
         if self._scored == 0:
             return {"loss": math.nan, "accuracy": math.nan, "perplexity": math.nan}
         loss = self._loss / self._scored
-        # exp overflows above 709 nats
-        perplexity = math.exp(loss) if loss < 700 else math.inf
-        return {
-            "loss": loss,
-            "accuracy": self._correct / self._scored,
-            "perplexity": math.nan if math.isnan(loss) else perplexity,
-        }
+        return {"loss": loss, "accuracy": self._correct / self._scored, "perplexity": _perplexity(loss)}
 
 
 class MadMetrics:
-    """``loss``, ``accuracy`` and ``mad_macro``, the accuracy that the MAD benchmark publishes.
+    """``loss``, ``accuracy`` of single tokens, and what the MAD benchmark publishes: ``mad_macro``, ``mad_perplexity``.
 
     ``mad_macro`` is the accuracy averaged over classes within each batch of 128 sequences, then averaged over
     batches with the number of sequences as weight. In a batch, classes that are neither target nor
-    prediction are left out, and a class that is only predicted counts as 0. Predictions are kept until 128
-    sequences are together, so the batch size of the evaluation has no influence.
+    prediction are left out, and a class that is only predicted counts as 0. ``mad_perplexity`` is the perplexity of
+    each batch, averaged likewise. Predictions are kept until 128 sequences are together, so the batch size of the
+    evaluation has no influence.
     """
 
     def __init__(self) -> None:
         self._tokens = TokenMetrics()
         self._predictions: list[Tensor] = []
         self._targets: list[Tensor] = []
+        self._losses: list[Tensor] = []
         self._waiting = 0
-        self._weighted = 0.0
+        self._macro = 0.0
+        self._perplexity = 0.0
         self._sequences = 0
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Add a batch: ``logits`` [B, T, V], ``targets`` [B, T]."""
-        self._tokens.update(logits, targets)
-        self._predictions.append(logits.detach().argmax(-1).cpu())
+        losses, predictions = token_losses(logits, targets), logits.detach().argmax(-1)
+        self._tokens.add(losses, predictions, targets)
+        self._predictions.append(predictions.cpu())
         self._targets.append(targets.detach().cpu())
+        self._losses.append(losses.sum(1).cpu())
         self._waiting += targets.shape[0]
         if self._waiting < PUBLISHED_BATCH:
             return
-        predictions, gathered = torch.cat(self._predictions), torch.cat(self._targets)
+        predictions, gathered, nats = torch.cat(self._predictions), torch.cat(self._targets), torch.cat(self._losses)
         full = self._waiting - self._waiting % PUBLISHED_BATCH
         for start in range(0, full, PUBLISHED_BATCH):
             rows = slice(start, start + PUBLISHED_BATCH)
-            self._weighted += PUBLISHED_BATCH * macro_accuracy(predictions[rows], gathered[rows])
+            self._macro += PUBLISHED_BATCH * macro_accuracy(predictions[rows], gathered[rows])
+            self._perplexity += PUBLISHED_BATCH * _batch_perplexity(nats[rows], gathered[rows])
         self._sequences += full
         self._waiting -= full
-        self._predictions, self._targets = [predictions[full:]], [gathered[full:]]
+        self._predictions, self._targets, self._losses = [predictions[full:]], [gathered[full:]], [nats[full:]]
 
     def compute(self) -> dict[str, float]:
         """The last batch may hold fewer than 128 sequences; nothing is consumed."""
-        weighted, sequences = self._weighted, self._sequences + self._waiting
+        macro, perplexity, sequences = self._macro, self._perplexity, self._sequences + self._waiting
         if self._waiting:
-            rest = macro_accuracy(torch.cat(self._predictions), torch.cat(self._targets))
-            weighted += self._waiting * rest
+            targets = torch.cat(self._targets)
+            macro += self._waiting * macro_accuracy(torch.cat(self._predictions), targets)
+            perplexity += self._waiting * _batch_perplexity(torch.cat(self._losses), targets)
         values = self._tokens.compute()
         return {
             "loss": values["loss"],
             "accuracy": values["accuracy"],
-            "mad_macro": weighted / sequences if sequences else math.nan,
+            "mad_macro": macro / sequences if sequences else math.nan,
+            "mad_perplexity": perplexity / sequences if sequences else math.nan,
         }
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy in nats of every position, 0 where nothing is scored.
+
+    Args:
+        logits: [B, T, V].
+        targets: [B, T].
+
+    Returns:
+        [B, T], float64, so that the order of batches and their size do not show in sums.
+    """
+    flat = logits.detach().flatten(0, 1).float()
+    return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE, reduction="none").double().view(targets.shape)
+
+
+def _batch_perplexity(nats: Tensor, targets: Tensor) -> float:
+    """Of a batch's summed losses [B] and its targets [B, T]; ``nan`` if nothing is scored."""
+    scored = int((targets != IGNORE).sum())
+    return _perplexity(nats.sum().item() / scored) if scored else math.nan
+
+
+def _perplexity(loss: float) -> float:
+    """Of a loss in nats, also where that is not finite."""
+    # exp overflows above 709 nats
+    return math.exp(loss) if loss < 700 else math.nan if math.isnan(loss) else math.inf
 
 
 def macro_accuracy(predictions: Tensor, targets: Tensor) -> float:

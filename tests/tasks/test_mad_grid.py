@@ -26,18 +26,20 @@ def test_every_setting_is_allowed_and_changes_one_thing(setting):
     changed = {key for key, value in KINDS[setting.task].baseline.items() if options[key] != value}
     if setting.num_train_examples != KINDS[setting.task].num_train_examples:
         changed.add("num_train_examples")
-    assert changed == ({setting.option} if setting.option else set())
+    assert changed == {option for option, _ in setting.changes}
+    assert len(changed) <= 1
     json.dumps(options)
 
 
 def test_a_setting_gives_data_and_a_task():
-    setting = Setting("memorization", "vocab_size", 512)
+    setting = Setting("memorization", (("vocab_size", 512),))
     data, task = setting.generate(), setting.load()
     assert data["train"][0].shape == (256, 32)
     assert (task.data["train"][:]["input_ids"].numpy() == data["train"][0]).all()
     assert task.vocab_size == 512
-    fewer = Setting("compression", "num_train_examples", 800)
-    assert fewer.generate(cache=False)["train"][0].shape == (800, 32)
+    fewer = Setting("compression", (("num_train_examples", 800), ("seq_len", 8)))
+    assert fewer.generate(cache=False)["train"][0].shape == (800, 8)
+    assert fewer.name == "compression/num_train_examples=800,seq_len=8"
     assert len(fewer.load().data["train"]) == 800
 
 

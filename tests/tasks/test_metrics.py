@@ -73,6 +73,18 @@ def test_compute_may_be_called_in_between():
     assert state.compute() == pytest.approx(gather(MadMetrics(), logits, targets, 200))
 
 
+def test_mad_perplexity_is_averaged_over_batches_of_128_sequences():
+    logits, targets = random_batch(200)
+    logits[128:] *= 3
+    batches = [slice(0, 128), slice(128, 200)]
+    each = [gather(TokenMetrics(), logits[rows], targets[rows], 50)["perplexity"] for rows in batches]
+    result = gather(MadMetrics(), logits, targets, 70)
+    assert result["mad_perplexity"] == pytest.approx((128 * each[0] + 72 * each[1]) / 200)
+    assert result["mad_perplexity"] != pytest.approx(math.exp(result["loss"]), rel=1e-3)
+    assert gather(MadMetrics(), logits * 1e6, targets, 70)["mad_perplexity"] == math.inf
+    assert math.isnan(gather(MadMetrics(), logits * math.nan, targets, 70)["mad_perplexity"])
+
+
 def test_half_precision_logits_are_scored_in_float32():
     logits, targets = random_batch(9)
     result = gather(TokenMetrics(), logits.bfloat16(), targets, 9)

@@ -1,0 +1,88 @@
+"""mad: scores models on the MAD benchmark."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from manticore.cli.parameters import Out, Seed
+from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say
+from manticore.errors import ManticoreError
+
+
+def mad(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL", help="A stack, stack:LAYER,LAYER,…, hf:FAMILY[:LAYERS], a folder, or a hybrid A+B."
+        ),
+    ],
+    out: Out,
+    tier: Annotated[
+        str, typer.Option(help="smoke (small settings, not MAD's), baseline (36 runs per model) or full (396).")
+    ] = "smoke",
+    protocol: Annotated[
+        str, typer.Option(help="published (cosine to 1e-6) or released (what the public code does: constant).")
+    ] = "published",
+    select: Annotated[
+        str, typer.Option(help="Split that chooses epoch and best run: test, as the benchmark does, or validation.")
+    ] = "test",
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "-t", help="Only this task, repeatable; default: all six.")
+    ] = None,
+    mixing: Annotated[str, typer.Option(help="How a hybrid A+B mixes: translated, routed or gated.")] = "translated",
+    stacked: Annotated[
+        bool | None,
+        typer.Option(
+            "--together/--one-by-one",
+            help="Train the runs of a setting in one pass. Default: together on an accelerator, if the model can.",
+            show_default=False,
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Fewer or more than the protocol's.", min=1)] = None,
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a folder that was begun before.")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU where an accelerator is present.")] = False,
+) -> None:
+    """Score models on the MAD tasks, every one with all learning rates and weight decays of the protocol.
+
+    Example: manticore mad transformer mamba striped-mh-hyena-swiglu transformer+mamba --tier smoke -o mad
+    """
+    from dataclasses import replace
+
+    from manticore import registry
+
+    if mixing not in registry.entries("mixing"):
+        raise ManticoreError(f"--mixing: {registry.unknown_name('mixing', mixing)}")
+    from manticore.runs.mad_models import candidates
+    from manticore.tasks.mad_protocol import choose_protocol, tier_settings
+
+    chosen = choose_protocol(protocol, tier=tier, selection=select)  # type: ignore[arg-type]
+    if epochs is not None:
+        chosen = replace(chosen, epochs=epochs)
+    settings = tier_settings(tier, task)
+    scored = candidates(models, mixing=mixing)
+    runs = len(scored) * len(settings) * len(chosen.grid)
+    say(
+        f"mad: {len(scored)} models, {len(settings)} settings, {len(chosen.grid)} runs each: {runs} runs of at most "
+        f"{chosen.epochs} epochs, protocol {chosen.name}"
+    )
+    quiet_libraries()
+    from manticore.report.mad_scores import render_scores
+    from manticore.runs.mad import METRICS, MadFolder
+
+    folder = MadFolder(out, scored, settings, chosen, tier=tier, seed=seed, resume=resume)
+    with progress_bar("mad") as progress:
+        folder.run(stacked=stacked, cpu=cpu, say=say, progress=progress)
+    for metric in METRICS:
+        console.print(render_scores(folder.scores(metric), metric=metric, title=f"MAD, {tier} tier"))
+    if tier == "smoke":
+        say("Smoke settings are shorter than any of the benchmark's: these are no MAD scores.")
+    if any("+" in name for name in models):
+        say("Hybrids kept all their components, at equal weights: they cost the sum of these.")
+    say(chosen.note)
+    done(
+        f"{out}/scores.json, {out}/scores.svg, {out}/scores.png",
+        f"manticore mad {' '.join(models)} --tier {'full' if tier == 'baseline' else 'baseline'} -o {out}-more",
+    )
