@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from manticore.kernels.native_build import instruction_set
-from manticore.kernels.scan_dispatch import PATHS, VARIABLE, choose, fastest, requested
+from manticore.kernels.scan_dispatch import PATHS, PREFERENCE, VARIABLE, choose, fastest, requested
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,11 @@ def scan_status(device: str | torch.device = "cpu") -> ScanStatus:
     why = PATHS[path].summary
     if path == "native":
         why += f", built for {instruction_set().name}"
-    problems = [
-        problem
-        for entry in PATHS.values()
-        if entry.supports(where, torch.float32) and (problem := entry.problem()) is not None
-    ]
-    if not problems:
-        return ScanStatus(str(where), path, why, None)
-    cause, _, fix = problems[0].partition(" Fix: ")
-    return ScanStatus(str(where), path, f"{why}; a faster path is not available: {cause}", fix)
+    for better in PREFERENCE.get(where.type, ()):
+        if better == path:
+            break
+        problem = PATHS[better].problem()
+        if problem is not None:
+            cause, _, fix = problem.partition(" Fix: ")
+            return ScanStatus(str(where), path, f"{why}; {better}, which comes first, is not available: {cause}", fix)
+    return ScanStatus(str(where), path, why, None)

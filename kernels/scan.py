@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from manticore.errors import ManticoreError
 from manticore.kernels.scan_contract import Inputs, compute_dtype
+from manticore.kernels.scan_dispatch import choose
 from manticore.kernels.scan_ops import run_backward, run_forward
 
 
@@ -32,7 +33,8 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Run ``h[t] = exp(delta[t] A) h[t-1] + delta[t] B[t] u[t]`` and read ``C[t] h[t]`` off it.
 
-    Computed in float64 if ``u`` is float64, else in float32. Differentiable once in every tensor.
+    Computed in float64 if ``u`` is float64, else in float32, whatever the dtypes of the tensors; on CUDA they are read
+    as they are, without copies in float32. Differentiable once in every tensor, gradients in the tensors' dtypes.
 
     Args:
         u: [B, D, L].
@@ -55,13 +57,9 @@ def selective_scan(
         ManticoreError: shapes, devices or dtypes do not fit together.
     """
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    dtype = compute_dtype(u.dtype)
     if initial_state is not None:
         initial_state = initial_state.transpose(1, 2)
-    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    cast = [None if tensor is None else tensor.to(dtype) for tensor in tensors]
-    out, last_state = _SelectiveScan.apply(*cast, delta_softplus)
-    out = out.to(u.dtype)
+    out, last_state = _SelectiveScan.apply(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus)
     return (out, last_state.transpose(1, 2)) if return_last_state else out
 
 
@@ -72,10 +70,11 @@ class _SelectiveScan(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         inputs = Inputs(*arguments)
         needs_gradient = any(ctx.needs_input_grad)
-        out, last_state, states = run_forward(inputs, save_states=needs_gradient)
+        path = choose(inputs.u.device, compute_dtype(inputs.u.dtype), inputs)
+        out, last_state, states = run_forward(inputs, path, save_states=needs_gradient)
         if needs_gradient:
             ctx.save_for_backward(states, *arguments[:-1])
-            ctx.delta_softplus = inputs.delta_softplus
+            ctx.delta_softplus, ctx.path = inputs.delta_softplus, path
             ctx.set_materialize_grads(False)
         return out, last_state
 
@@ -86,7 +85,7 @@ class _SelectiveScan(torch.autograd.Function):
         inputs = Inputs(*(*tensors, ctx.delta_softplus))
         if grad_out is None:
             grad_out = torch.zeros_like(inputs.u)
-        gradients = run_backward(inputs, states, grad_out, grad_last_state)
+        gradients = run_backward(inputs, ctx.path, states, grad_out, grad_last_state)
         return (
             *(gradients.u, gradients.delta, gradients.A, gradients.B, gradients.C, gradients.D, gradients.z),
             *(gradients.delta_bias, gradients.initial_state, None),

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 CHUNK = 32
-"""Steps between two saved states. The backward pass recomputes the states in between."""
+"""Steps between two saved states, for paths on the CPU. The backward pass recomputes the states in between."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """All tensors of one dtype and device, in any strides."""
+    """All tensors on one device, in any strides; of one dtype unless the path takes them as they come."""
 
     u: Tensor
     """[B, D, L]"""
@@ -54,7 +54,7 @@ class Inputs:
 
     @property
     def num_chunks(self) -> int:
-        """How many states a forward pass saves."""
+        """How many states a forward pass in steps of ``CHUNK`` saves."""
         return -(-self.u.shape[2] // CHUNK)
 
     def first_state(self) -> Tensor:
@@ -73,7 +73,10 @@ class Outputs(NamedTuple):
     last_state: Tensor
     """[B, N, D]"""
     states: Tensor
-    """[B, ceil(L / CHUNK), N, D]: the states before each chunk; empty if not asked for"""
+    """What the path's own backward pass wants back; empty if not asked for.
+
+    [B, ceil(L / CHUNK), N, D], the states before each chunk, unless the path says otherwise.
+    """
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,11 @@ class Gradients:
 
 
 class Path(Protocol):
-    """One way to compute the scan: a module with these two functions."""
+    """One way to compute the scan: a module with these two functions.
+
+    ``out`` and the gradients of sequences are in the dtype of ``u`` and of those sequences. What the path computes in
+    (float32, or float64) is the dtype of ``last_state`` and of ``grad_last_state``.
+    """
 
     def forward(self, inputs: Inputs, save_states: bool) -> Outputs: ...
 

@@ -13,52 +13,64 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from manticore.kernels.scan_contract import Gradients, Inputs
-from manticore.kernels.scan_dispatch import PATHS, choose
+from manticore.kernels.scan_contract import Gradients, Inputs, Outputs, compute_dtype
+from manticore.kernels.scan_dispatch import PATHS, Entry
 
 _INPUTS = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
     "Tensor? initial_state, bool delta_softplus"
 )
 _library = torch.library.Library("manticore", "DEF")
-_library.define(f"selective_scan({_INPUTS}, bool save_states) -> (Tensor out, Tensor last_state, Tensor states)")
 _library.define(
-    f"selective_scan_backward({_INPUTS}, Tensor states, Tensor grad_out, Tensor? grad_last_state) -> Tensor[]"
+    f"selective_scan({_INPUTS}, str path, bool save_states) -> (Tensor out, Tensor last_state, Tensor states)"
+)
+_library.define(
+    f"selective_scan_backward({_INPUTS}, str path, Tensor states, Tensor grad_out, Tensor? grad_last_state) -> Tensor[]"
 )
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *tensors, save_states = arguments
+    *tensors, name, save_states = arguments
     inputs = Inputs(*tensors)
-    path = PATHS[choose(inputs.u.device, inputs.u.dtype)].load()
+    entry = PATHS[name]
     with torch.autocast(inputs.u.device.type, enabled=False):
-        return path.forward(inputs, save_states)
+        out, last_state, states = entry.load().forward(_as_taken(inputs, entry), save_states)
+    return out.to(inputs.u.dtype), last_state, states
 
 
 def _backward(*arguments: Any) -> list[Tensor]:
-    *tensors, states, grad_out, grad_last_state = arguments
+    *tensors, name, states, grad_out, grad_last_state = arguments
     inputs = Inputs(*tensors)
-    path = PATHS[choose(inputs.u.device, inputs.u.dtype)].load()
+    entry = PATHS[name]
+    taken = _as_taken(inputs, entry)
     with torch.autocast(inputs.u.device.type, enabled=False):
-        gradients = path.backward(inputs, states, grad_out, grad_last_state)
-    return [getattr(gradients, name) for name in inputs.tensors()]
+        gradients = entry.load().backward(taken, states, grad_out.to(taken.u.dtype), grad_last_state)
+    return [getattr(gradients, name).to(tensor.dtype) for name, tensor in inputs.tensors().items()]
+
+
+def _as_taken(inputs: Inputs, entry: Entry) -> Inputs:
+    """The inputs in the dtype that the path computes in, or as they are if it reads any."""
+    if entry.reads_any_dtype:
+        return inputs
+    dtype = compute_dtype(inputs.u.dtype)
+    return inputs.map(lambda tensor: tensor.to(dtype))
 
 
 def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *tensors, save_states = arguments
+    *tensors, name, save_states = arguments
     inputs = Inputs(*tensors)
     batch, channels, _ = inputs.u.shape
-    state_shape = (inputs.A.shape[1], channels)
-    states_shape = (batch, inputs.num_chunks, *state_shape) if save_states else (0,)
+    computed = inputs.u.new_empty(0, dtype=compute_dtype(inputs.u.dtype))
+    states_shape = PATHS[name].states_shape(inputs) if save_states else (0,)
     return (
         torch.empty_like(inputs.u),
-        inputs.u.new_empty(batch, *state_shape),
-        inputs.u.new_empty(states_shape),
+        computed.new_empty(batch, inputs.A.shape[1], channels),
+        computed.new_empty(states_shape),
     )
 
 
 def _fake_backward(*arguments: Any) -> list[Tensor]:
-    return [torch.empty_like(tensor) for tensor in Inputs(*arguments[:-3]).tensors().values()]
+    return [torch.empty_like(tensor) for tensor in Inputs(*arguments[:-4]).tensors().values()]
 
 
 _library.impl("selective_scan", _forward, "CompositeExplicitAutograd")
@@ -67,14 +79,16 @@ torch.library.register_fake("manticore::selective_scan", _fake_forward, lib=_lib
 torch.library.register_fake("manticore::selective_scan_backward", _fake_backward, lib=_library)
 
 
-def run_forward(inputs: Inputs, save_states: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """out [B, D, L], last state [B, N, D], saved states."""
-    return torch.ops.manticore.selective_scan(*_flat(inputs), save_states)
+def run_forward(inputs: Inputs, path: str, save_states: bool) -> Outputs:
+    """One forward pass by the named path, of inputs in any dtypes; ``out`` is in the dtype of ``u``."""
+    return Outputs(*torch.ops.manticore.selective_scan(*_flat(inputs), path, save_states))
 
 
-def run_backward(inputs: Inputs, states: Tensor, grad_out: Tensor, grad_last_state: Tensor | None) -> Gradients:
-    """A gradient for every tensor of the inputs."""
-    found = torch.ops.manticore.selective_scan_backward(*_flat(inputs), states, grad_out, grad_last_state)
+def run_backward(
+    inputs: Inputs, path: str, states: Tensor, grad_out: Tensor, grad_last_state: Tensor | None
+) -> Gradients:
+    """A gradient for every tensor of the inputs, in its dtype, by the path that ran the forward pass."""
+    found = torch.ops.manticore.selective_scan_backward(*_flat(inputs), path, states, grad_out, grad_last_state)
     return Gradients(**dict(zip(inputs.tensors(), found)))
 
 

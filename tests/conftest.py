@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+# Triton decides when it is first imported, and transformers imports it: without a GPU its kernels are interpreted
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from transformers import (
     GPTNeoConfig,
     GPTNeoForCausalLM,

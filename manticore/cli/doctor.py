@@ -18,7 +18,8 @@ def doctor() -> None:
     import torch
 
     from manticore.cache import cache_folder
-    from manticore.kernels.scan_dispatch import PATHS, choose
+    from manticore.kernels.doctor import scan_status
+    from manticore.kernels.scan_dispatch import PATHS
     from manticore.runs.environment import git_state, package_versions
 
     versions = package_versions()
@@ -33,8 +34,10 @@ def doctor() -> None:
         table.add_row(name, version or "not installed")
     table.add_row("device", torch.cuda.get_device_name(0) if device.type == "cuda" else "CPU")
     table.add_row("threads", str(torch.get_num_threads()))
-    chosen = choose(device, torch.float32)
-    table.add_row("Mamba's scan", f"{chosen} (float32 on {device.type})")
+    status = scan_status(device)
+    table.add_row("Mamba's scan", f"{status.path} (float32 on {device.type}): {status.why}")
+    if status.faster is not None:
+        table.add_row("  to change that", status.faster)
     for name, path in PATHS.items():
         problem = path.problem()
         table.add_row(f"  {name}", f"{path.summary}{f': {problem}' if problem else ''}")

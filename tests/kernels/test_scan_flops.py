@@ -8,7 +8,8 @@ from manticore.kernels.scan import selective_scan
 from manticore.kernels.scan_dispatch import PATHS
 
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
-PATH_NAMES = [name for name, entry in PATHS.items() if entry.problem() is None]
+# triton, which is interpreted without a GPU, has tests of its own with smaller shapes
+PATH_NAMES = [name for name, entry in PATHS.items() if name != "triton" and entry.problem() is None]
 
 
 def inputs(device, optional=OPTIONAL, batch=2, channels=5, steps=70, state_size=4):

@@ -11,7 +11,8 @@ from manticore.kernels.scan_contract import CHUNK, Inputs
 from manticore.kernels.scan_dispatch import PATHS
 
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
-PATH_NAMES = [name for name, entry in PATHS.items() if entry.problem() is None]
+# triton, which is interpreted without a GPU, has tests of its own with smaller shapes
+PATH_NAMES = [name for name, entry in PATHS.items() if name != "triton" and entry.problem() is None]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
 
 
