@@ -141,10 +141,11 @@ def delta_rule(
     if state is None:
         state = q.new_zeros(*q.shape[:2], q.shape[-1], value_width)
     outputs = []
-    for n in range(q.shape[2]):
-        update = fresh[:, :, n] - taken[:, :, n] @ state
-        outputs.append(queries[:, :, n] @ state + scores[:, :, n] @ update)
-        state = kept[:, :, n] * state + keys[:, :, n] @ update
+    chunks = (x.unbind(2) for x in (fresh, taken, queries, scores, kept, keys))
+    for fresh_n, taken_n, queries_n, scores_n, kept_n, keys_n in zip(*chunks):
+        update = fresh_n - taken_n @ state
+        outputs.append(queries_n @ state + scores_n @ update)
+        state = kept_n * state + keys_n @ update
     return torch.cat(outputs, 2)[:, :, :tokens], state
 
 
@@ -182,7 +183,8 @@ def _carry(updates: Tensor, kept: Tensor | None, state: Tensor | None) -> tuple[
     if state is None:
         state = torch.zeros_like(updates[:, :, 0])
     before = []
-    for n in range(updates.shape[2]):
+    shares = [None] * updates.shape[2] if kept is None else kept.unbind(2)
+    for update, share in zip(updates.unbind(2), shares):
         before.append(state)
-        state = updates[:, :, n] + (state if kept is None else kept[:, :, n] * state)
+        state = update + (state if share is None else share * state)
     return torch.stack(before, 2), state

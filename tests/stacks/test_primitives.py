@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_stacks import NAMES, OPTIONS, POSITIONS, tiny_stack, tokens
+from torch.utils._python_dispatch import TorchDispatchMode
 from twins import TWINS
 
 from manticore.errors import ManticoreError
@@ -179,6 +180,28 @@ def test_formulas_against_those_of_the_paper() -> None:
     scan = measured("mamba", width, tokens).flops(tokens) - mamba
     # the paper counts 2 per channel, step and state, ours every operation of the scan
     assert 2 * tokens * width * expand * states < scan < 12 * tokens * width * expand * states
+
+
+class _Operations(TorchDispatchMode):
+    """Counts what is called."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_primitive_loops_over_the_tokens(name: str) -> None:
+    counts = []
+    for length in (256, 512):
+        mixer = measured(name, 16, 512, OPTIONS.get(name))
+        with torch.no_grad(), _Operations() as operations:
+            mixer(torch.empty(1, length, 16, device="meta"), Step(attention="sdpa"))
+        counts.append(operations.count)
+    # a loop would call several operations for each of the 256 tokens more
+    assert counts[1] - counts[0] < 256
 
 
 @pytest.mark.parametrize("name", NAMES)
