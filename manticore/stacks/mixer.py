@@ -33,8 +33,8 @@ class Memory:
     def window(self, inputs: Tensor, width: int) -> Tensor:
         """``inputs`` ``[B, C, T]`` behind the ``width`` inputs before them (zeros at first): ``[B, C, width + T]``."""
         held: Tensor = self._cache.update_conv_state(inputs, self._layer_idx, conv_kernel_size=width)
-        wanted = width + inputs.shape[-1]
-        return F.pad(held, (max(0, wanted - held.shape[-1]), 0))[..., -wanted:]
+        # at the start of a sequence the cache gives the inputs back as they are
+        return F.pad(held, (width + inputs.shape[-1] - held.shape[-1], 0))
 
     @property
     def state(self) -> Tensor | None:

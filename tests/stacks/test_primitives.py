@@ -97,6 +97,17 @@ def test_the_fast_path_computes_the_definition_and_its_gradients(name: str) -> N
         torch.testing.assert_close(got / scale, expected / scale, rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_gives_its_layers_what_the_definition_needs(name: str) -> None:
+    model, ids = tiny_stack(name), tokens(1, 11)
+    layer = model.model.layers[0]
+    with torch.no_grad():
+        hidden = model.model.embed_tokens(ids[0])
+        hidden = hidden + TWINS[name](layer.mixer, layer.norm(hidden))
+        expected = model.lm_head(model.model.norm(hidden))
+        torch.testing.assert_close(model(ids, use_cache=False).logits[0], expected, rtol=1e-9, atol=1e-11)
+
+
 def test_sequences_of_several_chunks_compute_the_definition() -> None:
     x = torch.randn(1, 90, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     for name in ("mh-linear-attention", "mh-gated-linear-attention", "gated-delta-net", "mamba-2", "rwkv6-time-mixer"):
