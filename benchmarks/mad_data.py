@@ -1,10 +1,10 @@
 """The data of all 66 settings of the MAD benchmark: a digest and the time for each; baselines against known digests.
 
-The known digests are those of the public generator's output. Beside that, what fuzzy recall would cost if every
-example shuffled lists of all motifs, as the public generator does: there the lists are built and shuffled, nothing
-else. Digest: first 16 hex digits of sha256 over an array's bytes (int64, little-endian).
+The known digests are those of the public generator's output. Beside that, a part of what fuzzy recall would cost if
+every example shuffled lists of all motifs, as the public generator does: there the lists are built and shuffled, and no
+example is made of them. Digest: first 16 hex digits of sha256 over an array's bytes (int64, little-endian).
 
-Run: python benchmarks/mad_data.py [--out NAME]    about ten minutes on one core, most of it fuzzy recall at V = 128
+Run: python benchmarks/mad_data.py [--out NAME]    about five minutes on one core, two of them fuzzy recall at V = 128
 """
 
 from __future__ import annotations

@@ -52,7 +52,9 @@ def render_scores(scores: Sequence[ModelScore], *, metric: str, title: str) -> T
 
 
 def scores_figure(scores: Sequence[ModelScore], *, tier: str, chance: Mapping[str, float]) -> Figure:
-    """Task scores, one column per task and one for the mean; a short line marks chance where it is given.
+    """Task scores, one column per task and one for the mean; a dashed line marks chance where it is given.
+
+    The mark of a mean that leaves tasks out is hollow.
 
     Args:
         scores: one entry per model.
@@ -65,20 +67,22 @@ def scores_figure(scores: Sequence[ModelScore], *, tier: str, chance: Mapping[st
     step = _SPREAD / max(1, len(scores) - 1)
     for index, score in enumerate(scores):
         offset = index * step - _SPREAD / 2 if len(scores) > 1 else 0.0
-        points = [(x, score.tasks[task].score) for x, task in enumerate(tasks) if task in score.tasks]
-        points.append((len(tasks), score.score))
-        drawn = [(x + offset, y) for x, y in points if y is not None]
         colour = component_colour(index)
+        # colours repeat after six models, together with their shapes only after thirty-six
+        shape = {"s": 34, "marker": _MARKS[(index + index // 6) % len(_MARKS)], "edgecolors": colour, "zorder": 3}
+        found = [(x, score.tasks[task].score) for x, task in enumerate(tasks) if task in score.tasks]
+        drawn = [(x + offset, y) for x, y in found if y is not None]
         ax.scatter(
             [x for x, _ in drawn],
             [y for _, y in drawn],
-            s=34,
-            # colours repeat after six models, together with their shapes only after thirty-six
-            marker=_MARKS[(index + index // 6) % len(_MARKS)],
-            color=colour,
-            zorder=3,
+            facecolors=colour,
             label=units.shorten(score.model, 48),
+            **shape,  # type: ignore[arg-type]
         )
+        if score.score is not None:
+            whole = score.num_scored_tasks == len(tasks)
+            drawn.append((len(tasks) + offset, score.score))
+            ax.scatter(*drawn[-1], facecolors=colour if whole else "white", **shape)  # type: ignore[arg-type]
         ax.vlines([x for x, _ in drawn], 0, [y for _, y in drawn], color=colour, alpha=0.35, linewidth=1.2, zorder=2)
     for x, task in enumerate(tasks):
         if task in chance:
@@ -90,7 +94,9 @@ def scores_figure(scores: Sequence[ModelScore], *, tier: str, chance: Mapping[st
     ax.set_ylim(0, 1.04)
     ax.grid(axis="x", visible=False)
     ax.set_ylabel("mad_macro")
-    ax.set_title(f"MAD, {tier} tier")
+    notes = ["dashed: a uniform guess"] if chance else []
+    notes += ["hollow: a mean that leaves tasks out"] if any(s.num_scored_tasks < len(tasks) for s in scores) else []
+    ax.set_title(f"MAD, {tier} tier" + (f" ({'; '.join(notes)})" if notes else ""))
     if scores:
         figure.legend(loc="outside lower left", ncols=2 if len(scores) > 3 else 1)
     return figure

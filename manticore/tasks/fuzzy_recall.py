@@ -5,8 +5,7 @@ from the generator come in the same order, so the same seed gives the same data 
 
 The last token of the vocabulary pads on the left. Of the u = vocab_size - 1 others, 0..u//2-1 make keys, the rest
 values. A motif is an ordered choice of 1 to K distinct tokens. Every example shuffles the lists of all motifs; here
-indices are shuffled instead, which draws the same numbers and is some hundred times faster. A motif's identity is
-its place in the shuffled list, so the list is only looked into where a motif is used.
+indices are shuffled instead, which draws the same numbers and takes a fraction of the time (benchmarks/mad_data.py).
 """
 
 from __future__ import annotations
