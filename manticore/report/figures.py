@@ -74,13 +74,14 @@ def comparison_figure(results: Results) -> Figure | None:
                 _score_line(ax, y, row, task, model_colour(results, model))
         if task.chance is not None:
             ax.axvline(task.chance, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
+            # below the last row: values are written above their marks, and may stand at chance
             ax.annotate(
                 "chance",
-                (task.chance, 1),
+                (task.chance, 0),
                 xycoords=("data", "axes fraction"),
-                xytext=(3, -2),
+                xytext=(3, 2),
                 textcoords="offset points",
-                va="top",
+                va="bottom",
                 fontsize=7.5,
                 color=MUTED,
             )
@@ -89,7 +90,7 @@ def comparison_figure(results: Results) -> Figure | None:
             spent = f" · {units.flops(what.flops)}" if what.flops is not None else ""
             ax.set_title(units.shorten(what.name, 44) + spent)
         ax.set_yticks(range(len(models)), [units.shorten(model, 24) for model in models])
-        ax.set_ylim(len(models) - 0.4, -0.6)
+        ax.set_ylim(len(models) - (0.4 if task.chance is None else 0.2), -0.6)
         ax.tick_params(axis="y", length=0, labelcolor=INK, labelsize=8.5)
         ax.grid(axis="y", visible=False)
         ax.spines["left"].set_visible(False)

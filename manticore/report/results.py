@@ -150,6 +150,8 @@ class Row:
     mean: float | None = None
     interval: tuple[float | None, ...] | None = None
     mismatch: bool = False
+    diverged: tuple[float, ...] = ()
+    """Learning rates with which a training ended in NaN or infinity."""
 
     @property
     def bounds(self) -> tuple[float, float] | None:

@@ -16,36 +16,44 @@ from manticore.report.verdict import HYBRID, Outcome, score_row, verdict, warnin
 _TONES = {Outcome.BETTER: "green", Outcome.WORSE: "red", Outcome.NOISE: "yellow", Outcome.UNKNOWN: "dim"}
 
 
-def render_comparison(results: Results | Mapping[str, Any]) -> Table:
-    """Scores of every model at every budget, and what each costs to run; empty before the comparison."""
+def render_comparison(results: Results | Mapping[str, Any]) -> Group:
+    """Scores of every model at every budget, then what each costs to run; nothing before the comparison.
+
+    Two tables, so that headings and names are whole on a terminal of 80 columns.
+    """
     results = as_results(results)
     task, compare = results.task or TaskInfo(), results.compare
+    if compare is None or not compare.rows:
+        return Group()
     better = "higher" if task.higher_is_better else "lower"
     # Names come from outside: Text shows them as they are, a plain str would be read as rich markup.
-    table = Table(title=Text(f"{task.name or 'comparison'}: {task.primary_metric} ({better} is better)"))
-    table.add_column("model", overflow="fold")
-    budgets = range(max(1, len(compare.budgets) if compare else 1))
+    scores = Table(title=Text(f"{task.name or 'comparison'}: {task.primary_metric} ({better} is better)"))
+    scores.add_column("model", overflow="fold")
+    budgets = range(max(1, len(compare.budgets)))
     for budget in budgets:
         heading = Text(task.primary_metric)
-        if compare and compare.budgets:
+        if compare.budgets:
             what = compare.budgets[budget]
             heading = Text(f"{what.name}\n{units.flops(what.flops)}")
-        table.add_column(heading, justify="right")
-    for title in ("parameters", "compute\nper token", "cache\nper token", "state"):
-        table.add_column(title, justify="right")
-    for model in compare.models if compare else ():
-        rows = [score_row(compare, model, budget) for budget in budgets] if compare else []
+        scores.add_column(heading, justify="right", overflow="fold")
+    costs = Table(title=Text("what each costs to run"))
+    costs.add_column("model", overflow="fold")
+    for title in ("parameters", "compute per token", "cache per token", "state"):
+        costs.add_column(title, justify="right", overflow="fold")
+    for model in compare.models:
+        rows = [score_row(compare, model, budget) for budget in budgets]
         first = next(row for row in rows if row is not None)
-        table.add_row(
+        style = "bold" if model == HYBRID else None
+        scores.add_row(Text(model), *(_score(row) for row in rows), style=style)
+        costs.add_row(
             Text(model),
-            *(_score(row) for row in rows),
             units.count(first.parameters),
             units.flops(first.flops_per_token),
             units.memory(first.cache_bytes_per_token),
             units.memory(first.state_bytes),
-            style="bold" if model == HYBRID else None,
+            style=style,
         )
-    return table
+    return Group(scores, costs)
 
 
 def render_summary(results: Results | Mapping[str, Any]) -> Group:

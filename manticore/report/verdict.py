@@ -48,6 +48,8 @@ def verdict(results: Results) -> Verdict:
     if not matches or results.compare is None:
         return Verdict(Outcome.UNKNOWN, _why_unknown(results))
     task, budgets = results.task or TaskInfo(), results.compare.budgets
+    if all(match.one_seed for match in matches):
+        return Verdict(matches[0].outcome, _without_intervals(matches, task, [budget.name for budget in budgets]))
     findings = [_finding(match, task, budgets[match.budget].name if budgets else "") for match in matches]
     sentence = f"At equal compute the hybrid {findings[0]}"
     for match, finding in zip(matches[1:], findings[1:]):
@@ -104,6 +106,12 @@ def warnings(results: Results) -> list[str]:
                 f"{units.shorten(row.model, 60)}, budget {row.budget + 1}: training FLOPs are {share} "
                 f"(limit {MISMATCH_LIMIT:.0%}); this row is not at equal compute."
             )
+        if row.diverged:
+            rates = ", ".join(f"{rate:g}" for rate in row.diverged)
+            found.append(
+                f"{units.shorten(row.model, 60)}, budget {row.budget + 1}: diverged with learning rate {rates}, "
+                "which counts as the worst."
+            )
         if row.mean is None:
             found.append(f"{units.shorten(row.model, 60)}, budget {row.budget + 1}: no finite score.")
     seeds = [len(r.seeds) for r in compare.rows if r.seeds]
@@ -139,6 +147,22 @@ def _finding(match: Match, task: TaskInfo, budget: str) -> str:
     ours, theirs = units.score(match.hybrid.mean), units.score(match.parent.mean)
     lack = "; too few seeds for an interval" if match.one_seed else ""
     return f"{phrase} ({units.shorten(task.primary_metric, 30)} {ours} against {theirs}{lack})"
+
+
+def _without_intervals(matches: list[Match], task: TaskInfo, budgets: list[str]) -> str:
+    """What was seen, where there are too few seeds to say how sure it is."""
+    seeds = min(min(len(match.hybrid.seeds), len(match.parent.seeds)) for match in matches)
+    metric = units.shorten(task.primary_metric, 30)
+    seen = []
+    for match in matches:
+        ours, theirs = units.score(match.hybrid.mean), units.score(match.parent.mean)
+        budget = f", with the budget “{units.shorten(budgets[match.budget], 60)}”" if budgets else ""
+        seen.append(f"{ours} against {theirs} of its best parent, {units.shorten(match.parent.model, 40)}{budget}")
+    known = "Without intervals" if seeds > 1 else "With one seed"
+    return (
+        f"{known} the hybrid scored {', and '.join(seen)} ({metric}, at equal compute); "
+        f"{ENOUGH_SEEDS} or more seeds are needed for an interval."
+    )
 
 
 def _why_unknown(results: Results) -> str:
