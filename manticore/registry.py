@@ -163,7 +163,9 @@ def register(kind: str, name: str, target: Any, summary: str) -> None:
     """
     entries = _ENTRIES.get(kind)
     if entries is None:
-        raise ManticoreError(f"register: unknown kind {kind!r} (expected one of {', '.join(sorted(_ENTRIES))})")
+        raise ManticoreError(
+            f"register: unknown kind {kind!r} (expected one of {', '.join(sorted(_ENTRIES))}). Fix: choose one"
+        )
     if name in entries:
         raise ManticoreError(
             f"register: {kind} {name!r} exists already ({entries[name].target}). Fix: choose another name"
@@ -206,4 +208,6 @@ def did_you_mean(word: str, choices: list[str]) -> str:
     """``". Did you mean 'x'?"`` if something is near, else the choices."""
     # one wrong letter out of two leaves a ratio of 0.5
     near = difflib.get_close_matches(word, choices, n=1, cutoff=0.5 if len(word) < 4 else 0.6)
-    return f". Did you mean {near[0]!r}?" if near else f" (expected one of {', '.join(choices)})"
+    return (
+        f". Did you mean {near[0]!r}?" if near else f" (expected one of {', '.join(choices)}). Fix: choose one of them"
+    )

@@ -275,7 +275,7 @@ def _check(
     for name, value, least in (("tokens", tokens, 2), ("batch_size", batch_size, 1), ("length", length, 2),
                                ("steps", steps, 0)):  # fmt: skip
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ManticoreError(f"align: {name} is {value!r} (expected a whole number of {least} or more)")
+            raise ManticoreError(f"align: {name} is {value!r} (expected a whole number). Fix: give {least} or more")
     for name, number, fine in (
         ("holdout", holdout, 0 < holdout < 1),
         ("ridge", ridge, 0 <= ridge < math.inf),
@@ -283,7 +283,7 @@ def _check(
     ):
         if not fine:
             expected = "a share between 0 and 1" if name == "holdout" else "a positive number"
-            raise ManticoreError(f"align: {name} is {number!r} (expected {expected})")
+            raise ManticoreError(f"align: {name} is {number!r}. Fix: give {expected}")
 
 
 def _check_packs(hybrid: ManticoreForCausalLM, *packs: Packs) -> None:

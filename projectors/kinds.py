@@ -203,10 +203,8 @@ def make_projector(kind: str, d_in: int, d_out: int, **options: object) -> Proje
     for option in options:
         if option not in known:
             hint = registry.did_you_mean(option, known)
-            raise ManticoreError(
-                f"projector {kind!r}: unknown option {option!r}{hint}{'' if hint.endswith('?') else '.'} "
-                f"Fix: its options are {', '.join(known)}"
-            )
+            fix = f" Fix: its options are {', '.join(known)}" if hint.endswith("?") else ""
+            raise ManticoreError(f"projector {kind!r}: unknown option {option!r}{hint}{fix}")
     return cls(d_in, d_out, **options)
 
 

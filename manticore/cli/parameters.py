@@ -146,7 +146,7 @@ def pairs(texts: list[str], flag: str) -> dict[str, Any]:
     for text in texts:
         key, sign, value = text.partition("=")
         if not sign or not key:
-            raise ManticoreError(f"{flag}: wrong value (got {text!r}, expected KEY=VALUE)")
+            raise ManticoreError(f"{flag}: wrong value (got {text!r}, expected KEY=VALUE). Fix: write seq_len=64")
         found[key] = _value(value, flag)
     return found
 
@@ -164,4 +164,4 @@ def _value(text: str, flag: str) -> Any:
     try:
         return read_value(text)
     except (YAMLError, ValueError) as error:
-        raise ManticoreError(f"{flag}: cannot be read (got {text!r})") from error
+        raise ManticoreError(f"{flag}: cannot be read (got {text!r}). Fix: quote it") from error

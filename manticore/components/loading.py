@@ -80,7 +80,9 @@ def load_component(
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise ManticoreError(f"{name}: its weights cannot be loaded: {one_line(error)}") from error
+        raise ManticoreError(
+            f"{name}: its weights cannot be loaded: {one_line(error)}. Fix: give a complete safetensors checkpoint"
+        ) from error
     except Exception as error:
         # safetensors raises its own class for damaged files
         if type(error).__module__.partition(".")[0] != "safetensors_rust" and "Safetensor" not in type(error).__name__:
@@ -162,7 +164,9 @@ def load_config(name: str, *, revision: str | None = None) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:
         # strict configurations raise many classes; each means that config.json is wrong
-        raise ManticoreError(f"{name}: config.json is not valid: {one_line(error)}") from error
+        raise ManticoreError(
+            f"{name}: config.json is not valid: {one_line(error)}. Fix: give the one that belongs to the checkpoint"
+        ) from error
     check_family(config, name)
     return config
 
@@ -215,7 +219,9 @@ def load_tokenizer(
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:
         # the tokenizers library raises plain exceptions for files it cannot read
-        raise ManticoreError(f"{name}: its tokenizer cannot be loaded: {one_line(error)}") from error
+        raise ManticoreError(
+            f"{name}: its tokenizer cannot be loaded: {one_line(error)}. Fix: save the tokenizer there again"
+        ) from error
 
 
 def align_memory(model: PreTrainedModel) -> None:
@@ -264,5 +270,5 @@ def _check_object(model: PreTrainedModel) -> None:
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ManticoreError(f"dtype is {dtype!r} (expected float32, bfloat16, float16 or float64)")
+        raise ManticoreError(f"dtype is {dtype!r} (expected float32, bfloat16, float16 or float64). Fix: choose one")
     return found

@@ -70,12 +70,16 @@ def combine(
     if isinstance(models, str | Path | PreTrainedModel) or len(models) < 2:
         raise ManticoreError("combine: one component (expected two or more). Fix: name a second checkpoint")
     if isinstance(num_blocks, bool) or not isinstance(num_blocks, int) or num_blocks < 1:
-        raise ManticoreError(f"combine: num_blocks is {num_blocks!r} (expected a whole number, 1 or more)")
+        raise ManticoreError(
+            f"combine: num_blocks is {num_blocks!r} (expected a whole number, 1 or more). Fix: num_blocks=4"
+        )
     resolve("mixing", mixing)
     resolve("projector", projector)
     pinned = list(revisions) if revisions is not None else [None] * len(models)
     if len(pinned) != len(models):
-        raise ManticoreError(f"combine: {len(pinned)} revisions for {len(models)} components")
+        raise ManticoreError(
+            f"combine: {len(pinned)} revisions for {len(models)} components. Fix: give one each, None for folders"
+        )
 
     names = [_name(model, k) for k, model in enumerate(models)]
     _check_depths(names, models, pinned, num_blocks)

@@ -74,12 +74,18 @@ class ManticoreConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         for k, value in enumerate(values):
             if value is None:
-                raise ManticoreError(f"config: component_{k} is missing (num_components is {self.num_components})")
+                raise ManticoreError(
+                    f"config: component_{k} is missing (num_components is {self.num_components}). "
+                    "Fix: load a config.json that save_pretrained wrote"
+                )
             if isinstance(value, dict):
                 value = copy.deepcopy(value)
                 family = value.pop("model_type", None)
                 if family not in CONFIG_MAPPING or family == self.model_type:
-                    raise ManticoreError(f"config: component_{k} has unknown model_type {family!r}")
+                    raise ManticoreError(
+                        f"config: component_{k} has unknown model_type {family!r}. "
+                        "Fix: a version of transformers that knows it"
+                    )
                 value = AutoConfig.for_model(family, **value)
             setattr(self, f"component_{k}", value)
         if self.num_components:
@@ -90,7 +96,8 @@ class ManticoreConfig(PreTrainedConfig):
             len(self.path) != self.num_blocks or not all(0 <= m < self.num_components for m in self.path)
         ):
             raise ManticoreError(
-                f"config: path {self.path} (expected {self.num_blocks} indices below {self.num_components})"
+                f"config: path {self.path} (expected {self.num_blocks} indices below {self.num_components}). "
+                "Fix: name one component per block"
             )
 
     @property

@@ -36,7 +36,10 @@ def discretize(hybrid: ManticoreForCausalLM, path: Sequence[int] | None = None) 
     """
     require_hybrid(hybrid, "discretize")
     if hybrid.is_discretized:
-        raise ManticoreError(f"discretize: the hybrid is discretized already, to path {hybrid.config.path}")
+        raise ManticoreError(
+            f"discretize: the hybrid is discretized already, to path {hybrid.config.path}. "
+            "Fix: give the supernet it was made from"
+        )
     chosen = check_path(
         path if path is not None else best_path(hybrid),
         hybrid.config.num_blocks,

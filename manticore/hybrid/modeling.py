@@ -223,7 +223,10 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
     def _runner(self, k: int) -> Runner:
         runner = self.runners[k]
         if runner is None:
-            raise ManticoreError(f"component {k} was dropped when this hybrid was discretized to {self.config.path}")
+            raise ManticoreError(
+                f"component {k} was dropped when this hybrid was discretized to {self.config.path}. "
+                "Fix: use the supernet it was made from"
+            )
         return runner
 
     def component(self, k: int) -> PreTrainedModel:

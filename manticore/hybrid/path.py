@@ -20,7 +20,7 @@ class PathMixing(Mixing):
     def __init__(self, config: ManticoreConfig) -> None:
         super().__init__(config)
         if config.path is None:
-            raise ManticoreError("config: a discretized hybrid needs a path")
+            raise ManticoreError("config: a discretized hybrid needs a path. Fix: make it with manticore.discretize")
         self.path = list(config.path)
         self.projectors = nn.ModuleDict()
         if config.mixing != "gated":

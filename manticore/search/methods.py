@@ -151,7 +151,7 @@ class Dash(torch.optim.Optimizer):
             if not (math.isfinite(value) and value > 0):
                 raise ManticoreError(f"search: {name} must be positive (got {value}). Fix: for instance 1.0")
         if anneal_steps < 1:
-            raise ManticoreError(f"search: anneal_steps must be at least 1 (got {anneal_steps})")
+            raise ManticoreError(f"search: anneal_steps must be at least 1 (got {anneal_steps}). Fix: anneal_steps=100")
         defaults = {
             "lr": lr,
             "betas": betas,

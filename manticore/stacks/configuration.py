@@ -56,11 +56,11 @@ class StackConfig(PreTrainedConfig):
         if self.layers is None:
             self.layers = list(_DEFAULT_LAYERS)
         if isinstance(self.layers, str) or not self.layers:
-            raise ManticoreError(f"stack: layers is {self.layers!r} (expected a list of names, one or more)")
+            raise ManticoreError(f"stack: layers is {self.layers!r} (expected a list of names). Fix: layers=['mamba']")
         for name in ("vocab_size", "hidden_size", "max_position_embeddings"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ManticoreError(f"stack: {name} is {value!r} (expected a whole number, 1 or more)")
+                raise ManticoreError(f"stack: {name} is {value!r} (expected a whole number). Fix: give 1 or more")
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in choices:

@@ -155,7 +155,7 @@ class StackModel(StackPreTrainedModel):
             ManticoreError: neither or both of ids and embeddings; a mask that is not ``[B, cached + T]``.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ManticoreError("stack: give either input_ids or inputs_embeds")
+            raise ManticoreError("stack: it takes either input_ids or inputs_embeds. Fix: give one of them")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         use_cache = (self.config.use_cache and not self.training) if use_cache is None else use_cache
         if use_cache and past_key_values is None:

@@ -45,7 +45,7 @@ def check_selective_copying(task: str, *, vocab_size: int, seq_len: int, num_tok
             "Fix: vocab_size=3 or more"
         )
     if num_tokens_to_copy < 1:
-        raise ManticoreError(f"{task}: num_tokens_to_copy is {num_tokens_to_copy}, expected 1 or more")
+        raise ManticoreError(f"{task}: num_tokens_to_copy is {num_tokens_to_copy}. Fix: give 1 or more")
     if seq_len < 2 * num_tokens_to_copy + 2:
         raise ManticoreError(
             f"{task}: seq_len is {seq_len}, expected at least {2 * num_tokens_to_copy + 2}: twice the "

@@ -38,7 +38,7 @@ def read_corpus(source: str | Path | Sequence[str] | Dataset = STDLIB, *, max_by
         ManticoreError: nothing there, nothing but white space, or no text.
     """
     if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1):
-        raise ManticoreError(f"corpus: max_bytes is {max_bytes!r}, expected a whole number of at least 1")
+        raise ManticoreError(f"corpus: max_bytes is {max_bytes!r} (expected a whole number). Fix: give 1 or more")
     if isinstance(source, Dataset):
         name, documents = "the data set", _column(source, "the data set")
     elif isinstance(source, (str, Path)):
@@ -75,7 +75,7 @@ def _read_named(source: str | Path) -> list[str]:
         if path.exists():
             return [_file(path)]
     except OSError as error:
-        raise ManticoreError(f"text {name}: cannot be read ({error.strerror or error})") from error
+        raise ManticoreError(f"text {name}: cannot be read ({error.strerror or error}). Fix: check the path") from error
     # "data/notes.txt" in an existing folder is a misspelt file, "owner/name" is not.
     is_id = isinstance(source, str) and "/" in name and _DATASET_ID.fullmatch(name) and not path.parent.exists()
     if is_id:
@@ -171,7 +171,7 @@ def _strings(source: Sequence[str]) -> list[str]:
     documents = list(source)
     for index, document in enumerate(documents):
         if not isinstance(document, str):
-            raise ManticoreError(f"text: item {index} is {type(document).__name__}, expected a string")
+            raise ManticoreError(f"text: item {index} is {type(document).__name__}. Fix: give strings only")
         if not _is_unicode(document):
             raise ManticoreError(f"text: item {index} holds half characters (surrogates). Fix: decode it as UTF-8")
     if len(documents) > 1 and all(len(document) <= 1 for document in documents):

@@ -129,7 +129,7 @@ def check_fuzzy_recall(task: str, *, vocab_size: int, seq_len: int, k_motif_size
         ("v_motif_size", v_motif_size, usable - usable // 2),
     ):
         if size < 1:
-            raise ManticoreError(f"{task}: {option} is {size}, expected 1 or more")
+            raise ManticoreError(f"{task}: {option} is {size}. Fix: give 1 or more")
         if tokens < size:
             raise ManticoreError(
                 f"{task}: {option} is {size}, but vocab_size {vocab_size} leaves {max(0, tokens)} tokens for it and "

@@ -72,7 +72,7 @@ def check_recall_options(
 ) -> None:
     """Raise a ManticoreError for the first option that allows no data."""
     if noise_vocab_size < 0:
-        raise ManticoreError(f"{task}: noise_vocab_size is {noise_vocab_size}, expected 0 or more")
+        raise ManticoreError(f"{task}: noise_vocab_size is {noise_vocab_size}. Fix: give 0 or more")
     usable = vocab_size - noise_vocab_size
     if usable < 4:
         raise ManticoreError(
@@ -85,7 +85,7 @@ def check_recall_options(
             f"pairs). Fix: seq_len={max(4, seq_len + seq_len % 2)}"
         )
     if not 0 <= frac_noise < 1:
-        raise ManticoreError(f"{task}: frac_noise is {frac_noise}, expected a share from 0 up to but not 1")
+        raise ManticoreError(f"{task}: frac_noise is {frac_noise}. Fix: give a share from 0 up to but not 1")
     if frac_noise > 0 and noise_vocab_size == 0:
         raise ManticoreError(f"{task}: frac_noise is {frac_noise} but noise_vocab_size is 0. Fix: noise_vocab_size=16")
 

@@ -108,7 +108,7 @@ def pack(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: i
         ManticoreError: too short for one pack, no end-of-text token, or text that does not survive its tokenizer.
     """
     if isinstance(length, bool) or not isinstance(length, int) or length < 2:
-        raise ManticoreError(f"text: length is {length!r}, expected a whole number of at least 2")
+        raise ManticoreError(f"text: length is {length!r} (expected a whole number). Fix: give 2 or more")
     if tokenizer.eos_token_id is None:
         raise ManticoreError("text: the tokenizer has no end-of-text token (eos_token). Fix: set tokenizer.eos_token")
     if not documents:

@@ -143,7 +143,9 @@ def compare(
     spent = dict(spent_flops or {})
     for name in spent:
         if name not in sources:
-            raise ManticoreError(f"compare: spent_flops names {name!r} (the models are {', '.join(sources)})")
+            raise ManticoreError(
+                f"compare: spent_flops names {name!r} (the models are {', '.join(sources)}). Fix: use their names"
+            )
     if not seeds or not learning_rates:
         raise ManticoreError("compare: seeds or learning_rates is empty. Fix: seeds=[0, 1, 2], learning_rates=[1e-3]")
     for lr in learning_rates:

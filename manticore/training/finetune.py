@@ -220,7 +220,9 @@ def evaluate(
     check_numbers("evaluate", counts={"batch_size": batch_size, "max_examples": max_examples})
     task = resolve_task(task, model, tokenizer, seed=0, stage="evaluate")
     if split not in task.data:
-        raise ManticoreError(f"evaluate: {task.name} has no split {split!r} (it has {', '.join(task.data)})")
+        raise ManticoreError(
+            f"evaluate: {task.name} has no split {split!r} (it has {', '.join(task.data)}). Fix: choose one of them"
+        )
     if task.vocab_size is not None and model.config.vocab_size != task.vocab_size:
         raise ManticoreError(
             f"evaluate: {task.name} has a vocabulary of {task.vocab_size} tokens, the model one of "

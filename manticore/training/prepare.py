@@ -92,10 +92,10 @@ def check_numbers(
     """
     for name, count in counts.items():
         if count is not None and (isinstance(count, bool) or not isinstance(count, Integral) or count < 1):
-            raise ManticoreError(f"{stage}: {name} is {count!r} (expected a whole number, 1 or more)")
+            raise ManticoreError(f"{stage}: {name} is {count!r} (expected a whole number). Fix: give 1 or more")
     for name, rate in (rates or {}).items():
         if rate is not None and not 0 < rate < math.inf:
-            raise ManticoreError(f"{stage}: {name} is {rate!r} (expected a positive number)")
+            raise ManticoreError(f"{stage}: {name} is {rate!r} (expected a positive number). Fix: {name}=1e-3")
 
 
 def own_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:

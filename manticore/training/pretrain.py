@@ -95,7 +95,7 @@ def pretrain(
     numbers = {"layers": layers, "width": width, "length": length, "steps": steps, "batch_size": batch_size}
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ManticoreError(f"pretrain: {name} is {value!r}, expected a whole number of at least 1")
+            raise ManticoreError(f"pretrain: {name} is {value!r} (expected a whole number). Fix: give 1 or more")
     shape = small_config(family, layers=layers, width=width, positions=length, options=config)
     documents = read_corpus(text, max_bytes=max_bytes)
     given = None if isinstance(tokenizer, str) and tokenizer == TRAIN else _loaded_tokenizer(tokenizer)

@@ -90,7 +90,8 @@ def _check_json(family: str, name: str, value: Any) -> None:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ManticoreError(
-            f"pretrain: option {name!r} of {family} is {value!r}, expected a number, text, list or mapping"
+            f"pretrain: option {name!r} of {family} is a {type(value).__name__}. "
+            "Fix: give a number, text, list or mapping"
         ) from error
 
 

@@ -28,7 +28,8 @@ def train_tokenizer(documents: Sequence[str], vocab_size: int) -> PreTrainedToke
     """
     if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < _SMALLEST:
         raise ManticoreError(
-            f"tokenizer: vocab_size is {vocab_size!r}, expected at least {_SMALLEST} (256 bytes and two special tokens)"
+            f"tokenizer: vocab_size is {vocab_size!r}, too few for 256 bytes and two special tokens. "
+            f"Fix: give {_SMALLEST} or more"
         )
     if not any(documents):
         raise ManticoreError("tokenizer: no text to train on. Fix: give documents that hold text")

@@ -117,6 +117,7 @@ def test_a_verb_ends_with_one_line_and_leaves_everything_as_it_was(
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert (result.exit_code, len(errors)) == (2, 1), result.output
     assert expected in errors[0]
+    assert "Fix: " in errors[0]
     assert "Traceback" not in result.output
     assert tree(desk) == before
 
@@ -138,6 +139,7 @@ def test_a_run_that_cannot_begin_leaves_no_folder(text: str, expected: str, desk
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert (result.exit_code, len(errors)) == (2, 1), result.output
     assert expected in errors[0]
+    assert "Fix: " in errors[0]
     assert tree(desk) == before
 
 
@@ -158,6 +160,7 @@ def test_a_run_that_fails_on_its_way_says_so_and_can_be_resumed(
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert (result.exit_code, len(errors)) == (2, 1), result.output
     assert expected in errors[0]
+    assert "Fix: " in errors[0]
     assert '"status": "failed"' in (desk / "new" / "results.json").read_text()
     assert {name: digest for name, digest in tree(desk).items() if not name.startswith("new")} == before
     again = CliRunner().invoke(app, ["resume", "new"])

@@ -445,7 +445,7 @@ def test_rows_are_drawn_without_replacement_and_held_out_rows_are_others():
     [
         ({"tokens": 0}, "tokens is 0"),
         ({"tokens": 2.5}, "tokens is 2.5"),
-        ({"holdout": 0.0}, "holdout is 0.0 .expected a share between 0 and 1"),
+        ({"holdout": 0.0}, "holdout is 0.0. Fix: give a share between 0 and 1"),
         ({"holdout": 1.0}, "holdout is 1.0"),
         ({"ridge": -1.0}, "ridge is -1.0"),
         ({"ridge": float("nan")}, "ridge is nan"),

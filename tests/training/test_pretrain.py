@@ -133,7 +133,7 @@ def test_two_processes_that_want_the_same_model_train_it_once(own_cache):
         ("gpt_neo", {"layers": 0}, "layers is 0"),
         ("gpt_neo", {"width": 32.0}, r"width is 32\.0"),
         ("gpt_neo", {"steps": True}, "steps is True"),
-        ("gpt_neo", {"vocab_size": 10}, "expected at least 258"),
+        ("gpt_neo", {"vocab_size": 10}, "Fix: give 258 or more"),
         ("gpt_neo", {"text": ["too short"]}, "too short"),
         ("gpt_neo", {"text": "/no/such/file"}, "no such file"),
         ("gpt_neo", {"batch_size": 4096}, "fewer than one batch"),

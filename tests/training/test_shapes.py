@@ -34,7 +34,7 @@ def test_options_win_over_what_is_derived():
         ("gpt_neo", {"options": {"window": 3}}, "no option 'window'"),
         ("mamba", {"options": {"state_sizes": 3}}, "Did you mean 'state_size'"),
         ("mamba", {"options": {"vocab_size": 3}}, "no option 'vocab_size'"),
-        ("mamba", {"options": {"hidden_act": object()}}, "expected a number, text, list or mapping"),
+        ("mamba", {"options": {"hidden_act": object()}}, "Fix: give a number, text, list or mapping"),
     ],
 )
 def test_bad_shapes_end_in_one_line(family, change, message):

@@ -25,8 +25,8 @@ def test_merges_shorten_the_text_and_training_is_repeatable():
 @pytest.mark.parametrize(
     ("documents", "vocab_size", "message"),
     [
-        (DOCUMENTS, 257, "expected at least 258"),
-        (DOCUMENTS, 1e3, "expected at least 258"),
+        (DOCUMENTS, 257, "Fix: give 258 or more"),
+        (DOCUMENTS, 1e3, "Fix: give 258 or more"),
         ([], 300, "no text"),
         ([""], 300, "no text"),
     ],
