@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from manticore.components.quiet import quiet_loading
 from manticore.components.sources import nearest_folder, refuse_missing_folder, unreachable
 from manticore.errors import ManticoreError, NotFiniteError
 
@@ -68,17 +69,18 @@ def load_component(
     config = load_config(name, revision=revision)
     _refuse_pickle(name)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
-            config=config,
-            revision=revision,
-            dtype=wanted if wanted is not None else "auto",
-            use_safetensors=True,
-            # reported below, with the name of the weight
-            ignore_mismatched_sizes=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with quiet_loading():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                revision=revision,
+                dtype=wanted if wanted is not None else "auto",
+                use_safetensors=True,
+                # reported below, with the name of the weight
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ManticoreError(
             f"{name}: its weights cannot be loaded: {one_line(error)}. Fix: give a complete safetensors checkpoint"

@@ -13,6 +13,7 @@ from transformers.initialization import no_init_weights
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from manticore.components.loading import load_component, load_config, load_tokenizer
+from manticore.components.quiet import quiet_loading
 from manticore.components.runner import Runner
 from manticore.components.selfcheck import continues_by_one_token_only, self_check
 from manticore.errors import ManticoreError
@@ -100,9 +101,10 @@ def combine(
     runners = [Runner(component) for component in components]
     one_token: list[bool] | None = None
     if check:
-        for component, runner in zip(components, runners):
-            self_check(component, runner, seed=seed)
-        one_token = [continues_by_one_token_only(runner, seed=seed) for runner in runners]
+        with quiet_loading():
+            for component, runner in zip(components, runners):
+                self_check(component, runner, seed=seed)
+            one_token = [continues_by_one_token_only(runner, seed=seed) for runner in runners]
     # the attention implementation that was resolved is written into configurations, so each component has its own
     configurations: dict[str, Any] = {f"component_{k}": component.config for k, component in enumerate(components)}
     config = ManticoreConfig(
