@@ -1,7 +1,7 @@
 """Keeps the libraries' bars and advice about kernels out of the way while this package loads and checks components.
 
 The advice is about a forward pass that only the check makes: training and scoring exchange the scan of Mamba layers
-for this package's own. Every other message of the libraries passes, and so do the bars of downloads, which can take long.
+for this package's own. Every other message of the libraries passes, and so do the bars of downloads, which take long.
 """
 
 from __future__ import annotations

@@ -59,18 +59,19 @@ def switches() -> Iterator[None]:
     (enable_progress_bars if downloads else disable_progress_bars)()
 
 
-def fail() -> None:
-    raise KeyError
+def look_and_fail(inside: list[bool]) -> None:
+    with quiet_loading():
+        inside += [transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()]
+        raise KeyError
 
 
 @pytest.mark.parametrize("downloads", [True, False])
 def test_bars_are_as_before_also_after_an_error(downloads: bool, switches: None) -> None:
     transformers_logging.enable_progress_bar()
     (enable_progress_bars if downloads else disable_progress_bars)()
-    inside = []
-    with pytest.raises(KeyError), quiet_loading():
-        inside += [transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()]
-        fail()
+    inside: list[bool] = []
+    with pytest.raises(KeyError):
+        look_and_fail(inside)
     assert inside == [False, downloads]
     assert transformers_logging.is_progress_bar_enabled()
     assert are_progress_bars_disabled() == (not downloads)
