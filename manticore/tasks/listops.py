@@ -13,6 +13,7 @@ same however many are made.
 from __future__ import annotations
 
 import csv
+import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -38,15 +39,15 @@ Example = tuple[list[int], int]
 """Ids of the symbols, without parentheses, and the value."""
 
 
-def examples(split: str, count: int, *, seed: int = 0) -> Iterator[Example]:
+def examples(split: str, count: int | None = None, *, seed: int = 0) -> Iterator[Example]:
     """The first ``count`` examples of a split.
 
     Args:
         split: part of the name of the random streams: no two splits share one.
-        count: how many.
+        count: how many; None: no end.
         seed: of the data.
     """
-    for index in range(count):
+    for index in itertools.count() if count is None else range(count):
         # a text as seed is hashed to 512 bits: 32 would give two of 100,000 examples the same stream
         yield draw_example(random.Random(f"listops/{seed}/{split}/{index}").random)
 
@@ -106,9 +107,15 @@ def read_tsv(path: str | Path) -> Iterator[Example]:
     """The examples of an official file.
 
     Raises:
-        ManticoreError: a missing column, an unknown symbol, a label that is no digit, or too many symbols.
+        ManticoreError: no text, a missing column, an unknown symbol, a label that is no digit, or too many symbols.
     """
-    path = Path(path)
+    try:
+        yield from _read_rows(Path(path))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ManticoreError(f"listops {path}: no text in columns ({error}). Fix: give the release's file") from error
+
+
+def _read_rows(path: Path) -> Iterator[Example]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t")
         missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]

@@ -1,0 +1,61 @@
+"""Datasets written row by row into the cache folder and read from there through a memory map, never whole.
+
+The name of a file stands for everything that its rows depend on, so a file that is there is the right one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pyarrow
+from datasets import Dataset, Features
+from datasets.arrow_writer import ArrowWriter
+
+from manticore.cache import cache_folder, content_key
+from manticore.errors import ManticoreError
+
+logger = logging.getLogger(__name__)
+
+
+def stored_rows(
+    kind: str, name: str, content: Any, features: Features, rows: Callable[[], Iterable[dict[str, Any]]]
+) -> Dataset:
+    """The dataset of ``rows()``, which is called only if the cache does not hold it.
+
+    Args:
+        kind: folder of the cache.
+        name: beginning of the file's name.
+        content: everything that the rows depend on, as JSON can hold it.
+        features: the types of the columns.
+        rows: makes the rows, in order.
+
+    Raises:
+        ManticoreError: the cache cannot be written.
+    """
+    columns = {column: str(feature) for column, feature in features.items()}
+    path = cache_folder(kind) / f"{name}-{content_key({'content': content, 'columns': columns})}.arrow"
+    if path.exists():
+        try:
+            return Dataset.from_file(str(path))
+        except (OSError, pyarrow.ArrowInvalid) as error:
+            logger.warning("%s cannot be read (%s); it is made again", path, error)
+    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with ArrowWriter(path=str(aside), features=features) as writer:
+            for row in rows():
+                writer.write(row)
+            writer.finalize()
+        os.replace(aside, path)
+    except OSError as error:
+        raise ManticoreError(
+            f"{name}: cannot be stored in {path.parent} ({error}). "
+            "Fix: make room, or set MANTICORE_CACHE to another folder"
+        ) from error
+    finally:
+        if path.parent.is_dir():
+            aside.unlink(missing_ok=True)
+    return Dataset.from_file(str(path))
