@@ -116,7 +116,8 @@ class GatedMixing(Mixing):
         if weight is None:
             return resize(x, width)
         projected = self.projectors[f"{block}_{direction}_{k}"](x)
-        return (1 - weight).to(x.dtype) * projected + weight.to(x.dtype) * resize(x, width)
+        # one pass over the features where the formula as written takes three
+        return torch.lerp(projected, resize(x, width), weight.to(x.dtype))
 
     def _weight(self, block: int, k: int) -> Tensor | None:
         """The weight, or None where it is exactly 1 and does not train."""

@@ -35,6 +35,14 @@ def test_help_is_quick_and_imports_neither_torch_nor_transformers() -> None:
     assert seconds < 1.0
 
 
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "manticore", "check", "quickstart", "no.such.key=1"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 2
+    assert "no" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
 def test_check_needs_no_torch_either() -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
