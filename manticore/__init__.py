@@ -6,7 +6,9 @@ on first use; transformers' ``Auto`` classes find hybrids and stacks as soon as 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from manticore import _auto
@@ -59,4 +61,13 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC])
 
 
+class _Package(ModuleType):
+    """Keeps public names what they are: importing a module of ``manticore.search`` would put the package there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 _auto.announce_when_imported()

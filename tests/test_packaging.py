@@ -86,3 +86,14 @@ def test_a_module_can_be_the_first_to_be_imported(module: str) -> None:
 def test_every_public_name_leads_to_something() -> None:
     names = python("import manticore; print(*[name for name in manticore.__all__ if getattr(manticore, name) is None])")
     assert names == ""
+
+
+def test_a_function_keeps_its_name_whatever_is_imported_before() -> None:
+    python(
+        "from manticore.search.methods import Darts\n"
+        "import manticore\n"
+        "from manticore import search\n"
+        "assert manticore.search is search and callable(search), search\n"
+        "from manticore.search.halves import AlternatingHalves\n"
+        "assert manticore.search is search"
+    )
