@@ -37,14 +37,19 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def refuse_existing(out: str | Path) -> Path:
-    """The path of an output folder that does not exist yet.
+    """The path of an output file or folder that does not exist yet, in a place where one can be made.
 
     Raises:
-        ManticoreError: something is there already.
+        ManticoreError: something is there already, or a part of the path is a file or may not be written.
     """
     path = Path(out).expanduser()
     if path.exists() or path.is_symlink():
         raise ManticoreError(f"--out {out}: exists already, nothing was changed. Fix: choose another name or remove it")
+    nearest = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not nearest.is_dir():
+        raise ManticoreError(f"--out {out}: {nearest} is a file, not a folder. Fix: choose a place inside a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ManticoreError(f"--out {out}: {nearest} may not be written. Fix: choose another place")
     return path
 
 

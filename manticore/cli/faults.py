@@ -23,6 +23,7 @@ _REASONS = {
     errno.EDQUOT: "the disk quota is used up. Fix: free some space, or write elsewhere with -o",
     errno.EFBIG: "the file is larger than allowed here. Fix: raise the limit (ulimit -f), or write elsewhere with -o",
     errno.EROFS: "the file system is read-only. Fix: write elsewhere with -o",
+    errno.ENOTDIR: "a part of the path is a file, not a folder. Fix: write elsewhere with -o",
     errno.EACCES: "permission denied. Fix: choose a place that you may read and write",
     errno.EPERM: "permission denied. Fix: choose a place that you may read and write",
 }

@@ -70,7 +70,7 @@ def report(run: RunPath) -> None:
     page = write_report(folder.path)
     console.print(render_comparison(results))
     console.print(render_summary(results))
-    done(page, f"manticore generate {quote(str(folder.path / 'model'))} PROMPT")
+    done(page, _scoring(folder))
 
 
 def _forget_if_nothing_is_done(path: Path) -> None:
@@ -101,6 +101,10 @@ def _go(folder: RunFolder) -> None:
     if "compare" in results:
         console.print(render_comparison(results))
     console.print(render_summary(results))
+    done(folder.path / "report.html", _scoring(folder))
+
+
+def _scoring(folder: RunFolder) -> str:
+    """The command that scores a run's model once more."""
     task = folder.recipe.task
-    model = quote(str(folder.path / "model"))
-    done(folder.path / "report.html", f"manticore evaluate {model} {task_words(task.name, task.options)}")
+    return f"manticore evaluate {quote(str(folder.path / 'model'))} {task_words(task.name, task.options)}"

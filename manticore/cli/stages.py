@@ -201,7 +201,10 @@ def compare(
         results = {"schema_version": 1, "task": task_record(problem), "compare": table}
         write_json(folder / "results.json", results)
     console.print(render_comparison(results))
-    done(out, f"manticore evaluate {quote(models[0])} {task_words(task, chosen)}")
+    sign = 1 if comparison.higher_is_better else -1
+    best = max((row for row in comparison.rows if row.model in loaded), key=lambda row: sign * row.mean).model
+    tuned = quote(f"{Path(best).name}-tuned")
+    done(out, f"manticore finetune {quote(best)} {task_words(task, chosen)} -o {tuned}")
 
 
 def evaluate(
@@ -235,7 +238,9 @@ def evaluate(
     if out is None:
         say(f"next: {again}")
     else:
-        write_json(Path(out), {"model": model, "task": task, "split": split, "metrics": metrics})
+        file = Path(out).expanduser()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"model": model, "task": task, "split": split, "metrics": metrics})
         done(out, again)
 
 

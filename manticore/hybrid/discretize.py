@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from manticore.errors import ManticoreError, require_hybrid
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.mixing import check_path
 from manticore.hybrid.modeling import ManticoreForCausalLM
+
+logger = logging.getLogger(__name__)
 
 
 def best_path(hybrid: ManticoreForCausalLM) -> list[int]:
@@ -26,7 +29,7 @@ def discretize(hybrid: ManticoreForCausalLM, path: Sequence[int] | None = None) 
 
     Args:
         hybrid: a supernet.
-        path: N component indices; None takes :func:`best_path`.
+        path: N component indices; None takes :func:`best_path`, and says so if there is nothing to choose by.
 
     Returns:
         A new hybrid in the mode (training or evaluation) of the given one, with copies of the kept weights.
@@ -46,8 +49,15 @@ def discretize(hybrid: ManticoreForCausalLM, path: Sequence[int] | None = None) 
         hybrid.config.num_components,
         "discretize",
     )
+    weights = hybrid.mixture_weights
+    if path is None and bool((weights == weights[:, :1]).all()):
+        logger.warning(
+            "discretize: all mixture weights are equal, nothing was searched; the path is %s. "
+            "Fix: search first, or give a path",
+            chosen,
+        )
     settings = copy.deepcopy(hybrid.config).to_dict()
-    settings.update(path=chosen, searched_weights=hybrid.mixture_weights.tolist())
+    settings.update(path=chosen, searched_weights=weights.tolist())
     config = ManticoreConfig(**settings)
     for k, (ours, theirs) in enumerate(zip(config.components, hybrid.config.components)):
         # not part of a saved configuration

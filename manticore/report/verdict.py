@@ -101,7 +101,7 @@ def warnings(results: Results) -> list[str]:
         spent = [s.flops for s in row.seeds if s.flops is not None]
         off = max((abs(f / budget - 1) for f in spent), default=0.0) if budget else 0.0
         if row.mismatch or off > MISMATCH_LIMIT:
-            share = f"{off:.0%} off the budget" if off > MISMATCH_LIMIT else "marked as off the budget"
+            share = f"{off:.1%} off the budget" if off > MISMATCH_LIMIT else "marked as off the budget"
             found.append(
                 f"{units.shorten(row.model, 60)}, budget {row.budget + 1}: training FLOPs are {share} "
                 f"(limit {MISMATCH_LIMIT:.0%}); this row is not at equal compute."

@@ -74,6 +74,13 @@ def recipe(first: str, second: str, **sections: str) -> str:
         pytest.param(
             ["combine", "gpt", "mamba", "-o", "words.txt"], "--out words.txt: exists already", id="file exists"
         ),
+        pytest.param(
+            ["combine", "gpt", "mamba", "-o", "words.txt/new"], "words.txt is a file, not a folder", id="below a file"
+        ),
+        pytest.param(
+            ["evaluate", "gpt", *MAD, "-o", "words.txt/a.json"], "words.txt is a file", id="result below a file"
+        ),
+        pytest.param(["run", "quickstart", "-o", "words.txt/a"], "words.txt is a file", id="run below a file"),
         pytest.param(["align", "gpt", "-o", "new"], "gpt: not a hybrid", id="no hybrid"),
         pytest.param(
             ["evaluate", "gpt", "-t", "text", "-o", "empty.txt"], "--out empty.txt: exists", id="result exists"

@@ -48,6 +48,14 @@ def test_each_stage_suggests_the_next_on_the_same_task(
     assert said == f"next: manticore evaluate 'my hybrid-searched-small-tuned' {WORDS}"
     said = suggested(*shlex.split(said.removeprefix("next: manticore ")))
     assert said.startswith(f"next: manticore finetune 'my hybrid-searched-small-tuned' {WORDS} -o ")
+    said = suggested(*shlex.split(said.removeprefix("next: manticore ")), *train)
+    quick = ("--budget-flops", "1e7", "--batch-size", "4", "--seeds", "0")
+    said = suggested("compare", "gpt", "mamba", *SMALL, *quick, "-o", "compared")
+    best = said.split()[3]
+    assert said == f"next: manticore finetune {best} {WORDS} -o {best}-tuned"
+    suggested(*shlex.split(said.removeprefix("next: manticore ")), *train)
+    suggested("evaluate", f"{best}-tuned", *SMALL, "-o", "scores/of/best.json")
+    assert (tmp_path / "scores/of/best.json").exists()
 
 
 @pytest.mark.parametrize("value", ["16", "notes v2.txt", "it's", "null", "a: b", 16, 2.5, True, None, "[x]", ""])

@@ -35,6 +35,17 @@ def test_every_path_is_the_supernet_at_that_vertex(
             assert torch.equal(small(ids, **given).logits, hybrid(ids, **given).logits)
 
 
+def test_equal_weights_are_no_choice_and_that_is_said(build: Build, caplog: pytest.LogCaptureFixture) -> None:
+    hybrid = build("translated", 3)
+    assert manticore.discretize(hybrid).config.path == [0] * BLOCKS
+    assert "nothing was searched" in caplog.text
+    caplog.clear()
+    manticore.discretize(hybrid, [1] * BLOCKS)
+    hybrid.set_mixture_weights([2] * BLOCKS)
+    manticore.discretize(hybrid)
+    assert caplog.text == ""
+
+
 @mixings
 def test_it_holds_kept_segments_hand_overs_embeddings_and_head(mixing: str, build: Build) -> None:
     hybrid = build(mixing, 3)

@@ -83,7 +83,7 @@ def test_warnings_name_what_is_not_at_equal_compute(record):
     record["compare"]["rows"][3]["mean"] = float("nan")
     found = warnings(parse_results(record))
     assert "interrupted" in found[0]
-    assert any(text.startswith("gpt, budget 1: training FLOPs are 19% off") for text in found)
+    assert any(text.startswith("gpt, budget 1: training FLOPs are 18.8% off") for text in found)
     assert any(text.startswith("ensemble, budget 1: training FLOPs are marked as off the budget") for text in found)
     assert any(text == "supernet (soft), budget 1: no finite score." for text in found)
     assert not any(text.startswith("mamba") for text in found)
