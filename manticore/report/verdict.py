@@ -49,7 +49,7 @@ def verdict(results: Results) -> Verdict:
         return Verdict(Outcome.UNKNOWN, _why_unknown(results))
     task, budgets = results.task or TaskInfo(), results.compare.budgets
     if all(match.one_seed for match in matches):
-        return Verdict(matches[0].outcome, _without_intervals(matches, task, [budget.name for budget in budgets]))
+        return Verdict(Outcome.UNKNOWN, _without_intervals(matches, task, [budget.name for budget in budgets]))
     findings = [_finding(match, task, budgets[match.budget].name if budgets else "") for match in matches]
     sentence = f"At equal compute the hybrid {findings[0]}"
     for match, finding in zip(matches[1:], findings[1:]):

@@ -44,7 +44,7 @@ def test_one_seed_is_never_a_win(record):
     for row in record["compare"]["rows"]:
         row.update(seeds=row["seeds"][:1], interval=None)
     results = parse_results(record)
-    assert verdict(results).outcome is Outcome.NOISE
+    assert verdict(results).outcome is Outcome.UNKNOWN
     assert verdict(results).sentence == (
         "With one seed the hybrid scored 0.981 against 0.882 of its best parent, mamba, with the budget "
         "“fine-tuning alone”, and 0.981 against 0.985 of its best parent, mamba, with the budget "
