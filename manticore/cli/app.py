@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from manticore import __version__
 from manticore.cli import doctor, mad, recipes, runs, stages
-from manticore.cli.faults import reported, usage_reported
+from manticore.cli.faults import end_tidily_on_sigterm, reported, usage_reported
 
 
 class _Verbs(TyperGroup):
@@ -76,4 +76,5 @@ def main() -> None:
     """Run the command line."""
     # read when torch is imported: idle threads sleep instead of spinning, several times faster on a busy machine
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    end_tidily_on_sigterm()
     app(prog_name="manticore")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manticore.cli.faults import exit_code_of
 from manticore.cli.parameters import task_words
 from manticore.cli.recipes import Overrides, RecipeName
 from manticore.cli.terminal import RunReporter, console, done, quiet_libraries, say
@@ -92,10 +93,10 @@ def _go(folder: RunFolder) -> None:
     reporter = RunReporter([stage.name for stage in Pipeline(folder).stages()])
     try:
         results = execute(folder, reporter)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         reporter.close()
         say(f"stopped; finished stages and checkpoints are kept\nnext: manticore resume {quote(str(folder.path))}")
-        raise SystemExit(130) from None
+        raise SystemExit(exit_code_of(stop)) from None
     finally:
         reporter.close()
     if "compare" in results:

@@ -42,6 +42,8 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
         )
     if "task" in sections:
         yield from options(("task", "options"), "task", sections["task"].name, sections["task"].options)
+    if sections.get("search") is not None:
+        yield from _method_options(sections["search"])
     for name in ("search", "finetune"):
         section = sections.get(name)
         if section is not None and section.steps is not None and section.budget_flops is not None:
@@ -61,6 +63,26 @@ def options(path: Path, kind: str, name: str, given: dict[str, Scalar]) -> Itera
             yield (*path, key), f"unknown option of {kind} {name!r}{choices}"
         elif (expected := expected_type(known[key], value)) is not None:
             yield (*path, key), f"wrong value (got {shown(value)}, expected {expected})"
+
+
+_METHOD_OPTIONS = {
+    "mixture_lr": "lr",
+    "mixture_weight_decay": "weight_decay",
+    "temperature": "temperature",
+    "final_temperature": "final_temperature",
+    "start_floor": "start_floor",
+}
+"""Key of the section → what the methods call it."""
+
+
+def _method_options(search: Any) -> Iterator[Finding]:
+    known = options_of("search", search.method)
+    for key, option in _METHOD_OPTIONS.items():
+        if known is not None and option not in known and getattr(search, key) is not None:
+            yield (
+                ("search", key),
+                f"method {search.method!r} has no {key} (got {getattr(search, key)}). Fix: leave it out",
+            )
 
 
 def _twice(section: str, names: list[str]) -> Iterator[Finding]:

@@ -79,8 +79,7 @@ class ComparisonRuns:
         Raises:
             NotFiniteError: all of them did.
         """
-        first = [self._result(Run(name, train_flops, lr, self.seeds[0])) for lr in self.learning_rates]
-        diverged = [result for result in first if "diverged" in result]
+        diverged = [result for result in self._first(name, train_flops) if "diverged" in result]
         for best in self._ranked(name, train_flops):
             results = {self.seeds[0]: best}
             for seed in self.seeds[1:]:
@@ -98,9 +97,12 @@ class ComparisonRuns:
     def _ranked(self, name: str, train_flops: int) -> list[dict[str, Any]]:
         """The results of the first seed that are finite, one per learning rate, best first."""
         sign = 1 if self.task.higher_is_better else -1
-        first = [self._result(Run(name, train_flops, lr, self.seeds[0])) for lr in self.learning_rates]
-        finite = [result for result in first if "diverged" not in result]
+        finite = [result for result in self._first(name, train_flops) if "diverged" not in result]
         return sorted(finite, key=lambda result: sign * (result["validation"] or 0.0), reverse=True)
+
+    def _first(self, name: str, train_flops: int) -> list[dict[str, Any]]:
+        """The results of the first seed, one per learning rate."""
+        return [self._result(Run(name, train_flops, lr, self.seeds[0])) for lr in self.learning_rates]
 
     def _result(self, run: Run) -> dict[str, Any]:
         self._make([run])

@@ -82,6 +82,7 @@ def _answer(connection: Connection, function: Callable[[Job], Any], job: Job, ca
     """In the new process: send what ``function`` returns, or the exception that it raises."""
     # whoever presses Ctrl-C means the caller, which ends this process; a killed caller takes it along
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != caller:
         os._exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -39,8 +40,29 @@ def test_the_package_runs_as_a_module() -> None:
     command = [sys.executable, "-m", "manticore", "check", "quickstart", "no.such.key=1"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert finished.returncode == 2
-    assert "no" in finished.stderr
+    assert "no.such.key" in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+def test_a_command_that_is_asked_to_end_clears_away_what_is_half_written(tmp_path: Path) -> None:
+    code = (
+        "import time\n"
+        "from manticore.cli.faults import end_tidily_on_sigterm, reported\n"
+        "from manticore.writing import new_folder\n"
+        "end_tidily_on_sigterm()\n"
+        "with reported(), new_folder('out') as aside:\n"
+        "    (aside / 'half').write_text('')\n"
+        "    print('begun', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"begun\n"
+        assert len(list(tmp_path.iterdir())) == 1
+        child.terminate()
+    assert child.returncode == 143
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_check_needs_no_torch_either() -> None:

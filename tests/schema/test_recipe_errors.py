@@ -180,6 +180,11 @@ def test_what_is_no_recipe_is_one_line(text: str | bytes, expected: str, tmp_pat
             "mine.yaml:1: combine.num_blocks: more blocks than layers (got 4, a has 3 layers)",
             id="blocks",
         ),
+        pytest.param(
+            MINIMAL + "search: {method: gaea, temperature: 0.5}\n",
+            "mine.yaml:6: search.temperature: method 'gaea' has no temperature (got 0.5). Fix: leave it out",
+            id="method option",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_with_its_place(text: str, expected: str, tmp_path: Path) -> None:
