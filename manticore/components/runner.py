@@ -103,6 +103,12 @@ class Runner:
         """D, the width of the hidden states between layers."""
         return self.model.config.hidden_size
 
+    @property
+    def head_width(self) -> int:
+        """Width of what the family's heads read; some project the last features before."""
+        head: Any = self.model.get_output_embeddings()
+        return head.weight.shape[1]
+
     def record(
         self,
         input_ids: Tensor,
@@ -172,16 +178,23 @@ class Runner:
 
     def finish(self, recording: Recording, hidden: Tensor) -> Tensor:
         """Final norm and head: ``[B, t, D]`` → logits ``[B, t, V]``; ``t`` may be fewer than all tokens."""
+        return self._inject(self.model, recording, hidden).logits
+
+    def normed(self, recording: Recording, hidden: Tensor) -> Tensor:
+        """Final norm without head: ``[B, t, D]`` → the features ``[B, t, head_width]`` that the family's heads read."""
+        return self._inject(self.model.base_model, recording, hidden).last_hidden_state
+
+    def _inject(self, model: nn.Module, recording: Recording, hidden: Tensor) -> Any:
+        """What ``model`` makes of ``hidden`` where its last layer would have returned it."""
         tokens = hidden.shape[1]
         if not getattr(self.model.config, "residual_in_fp32", False):
             hidden = hidden.to(recording.hidden.dtype)
         self._injected = hidden
         try:
             with self._stand_ins_in_place():
-                output = self.model(input_ids=recording.input_ids[:, -tokens:], use_cache=False, return_dict=True)
+                return model(input_ids=recording.input_ids[:, -tokens:], use_cache=False, return_dict=True)
         finally:
             self._injected = None
-        return output.logits
 
     def _stand_in(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._injected is not None:

@@ -31,11 +31,11 @@ from manticore.registry import resolve
 logger = logging.getLogger(__name__)
 
 
-class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
-    """A supernet of K causal LMs, or, once discretized, one path through their blocks.
+class ManticorePreTrainedModel(PreTrainedModel):
+    """What all hybrids are: components, mixing, and the way through the blocks; what reads the last features differs.
 
     Components are whole models of transformers and direct attributes (``component_0`` …), so that names, ties and
-    sharding rules of their families hold. :func:`manticore.combine` builds a hybrid, ``from_pretrained`` loads one.
+    sharding rules of their families hold.
 
     Args:
         config: the hybrid's configuration.
@@ -54,6 +54,9 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
     # probabilities in half precision would no longer sum to 1
     _keep_in_fp32_modules_strict = {"mixing.weights", "mixing.routing"}  # noqa: RUF012
 
+    keeps_lm_heads = True
+    """Whether the components' own heads are read; where they are not, they are left out."""
+
     def __init__(self, config: ManticoreConfig, components: Sequence[PreTrainedModel] | None = None) -> None:
         super().__init__(config)
         kept = set(range(config.num_components)) if config.path is None else set(config.path)
@@ -67,23 +70,207 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
             setattr(self, f"component_{k}", component)
             runner = Runner(component, config.layer_outputs[k] if config.layer_outputs else None)
             self.runners.append(runner)
-            if config.path is not None:
+            if config.path is not None or not self.keeps_lm_heads:
                 prune_component(
                     component,
                     runner.layers,
                     keep=self._kept_layers(k),
-                    embeddings=config.path[0] == k,
-                    head=config.path[-1] == k,
+                    embeddings=config.path is None or config.path[0] == k,
+                    head=self.keeps_lm_heads and (config.path is None or config.path[-1] == k),
                 )
         self.mixing: Mixing = resolve("mixing", config.mixing)(config) if config.path is None else PathMixing(config)
         self.tokenizer: PreTrainedTokenizerBase | None = None
+        self._add_heads()
         self.post_init()
+
+    def _add_heads(self) -> None:
+        """What a kind of hybrid adds to components and mixing, before weights are initialised."""
 
     def _kept_layers(self, k: int) -> list[int]:
         """Layers of component k that the hybrid's path goes through."""
         edges = self.config.boundaries[k]
         path = self.config.path if self.config.path is not None else [k] * self.config.num_blocks
         return [i for n, m in enumerate(path) if m == k for i in range(edges[n], edges[n + 1])]
+
+    def _run_blocks(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: HybridCache | None = None,
+    ) -> tuple[Features, dict[int, Recording]]:
+        """What leaves the last block, and per component that runs what its norm and head need."""
+        active = self.mixing.active()
+        embedded = self.mixing.embedded()
+        recordings = {
+            k: self._runner(k).record(
+                input_ids,
+                attention_mask,
+                position_ids,
+                past_key_values=cache.views[k] if cache is not None else None,
+                use_cache=cache is not None,
+            )
+            for k in sorted(embedded.union(*active))
+        }
+        features: Features = {k: recordings[k].hidden for k in sorted(embedded)}
+        for n in range(self.config.num_blocks):
+            inputs = self.mixing.enter(n, features, sorted(active[n]))
+            features = {k: self._run_segment(n, k, recordings[k], hidden) for k, hidden in inputs.items()}
+        if cache is not None:
+            cache.seen_tokens += input_ids.shape[1]
+        return features, recordings
+
+    def _check_positions(self, tokens: int, cached: int, position_ids: Tensor | None) -> None:
+        """Refuse more tokens than one of the components in use has positions for.
+
+        After a cached prompt given positions count instead of the length: padding takes none. They are read only where
+        the length alone does not settle it, since reading waits for the device.
+        """
+        for k in sorted(self.mixing.embedded().union(*self.mixing.active())):
+            limit = self._runner(k).positions
+            if limit is None or cached + tokens <= limit:
+                continue
+            if tokens > limit or position_ids is None or int(position_ids.max()) >= limit:
+                part = f" ({cached} of them cached)" if cached else ""
+                raise ManticoreError(
+                    f"forward: {cached + tokens} tokens{part}, but {self._named(k)} has positions for {limit}. "
+                    "Fix: shorter sequences, or a component without a table of positions"
+                )
+
+    def _named(self, k: int) -> str:
+        return f"component {k} ({self.config.components[k].model_type})"
+
+    def _run_segment(self, n: int, k: int, recording: Recording, hidden: Tensor) -> Tensor:
+        edges = self.config.boundaries[k]
+        return self._runner(k).run(recording, hidden, edges[n], edges[n + 1])
+
+    def _runner(self, k: int) -> Runner:
+        runner = self.runners[k]
+        if runner is None:
+            raise ManticoreError(
+                f"component {k} was dropped when this hybrid was discretized to {self.config.path}. "
+                "Fix: use the supernet it was made from"
+            )
+        return runner
+
+    def component(self, k: int) -> PreTrainedModel:
+        """Component k, the whole model.
+
+        Raises:
+            ManticoreError: it was dropped.
+        """
+        return self._runner(k).model
+
+    @property
+    def mixture_weights(self) -> Tensor:
+        """``[N, K]``: the share of each component in each block; rows on the simplex, no gradient."""
+        return self.mixing.mixture_weights()
+
+    def set_mixture_weights(self, weights: Tensor | Sequence[Sequence[float]] | Sequence[int]) -> None:
+        """Set ``[N, K]`` weights, or a vertex given as N component indices.
+
+        Raises:
+            ManticoreError: wrong shape, rows that do not sum to 1, or weights that a discretized hybrid cannot take.
+        """
+        checked = check_weights(weights, self.config.num_blocks, self.config.num_components)
+        self.mixing.set_mixture_weights(checked)
+
+    @property
+    def is_discretized(self) -> bool:
+        """Whether each block holds one component only."""
+        return self.config.path is not None
+
+    def with_vocabulary(self, vocab_size: int, *, seed: int = 0) -> ManticorePreTrainedModel:
+        """Fresh embeddings and heads, in place, for a task with its own vocabulary.
+
+        Projectors between embeddings are reset, since what they translated is gone. The tokenizer and its special
+        tokens are let go.
+
+        Args:
+            vocab_size: V of the task.
+            seed: of the fresh embeddings and heads.
+        """
+        for runner in self.runners:
+            if runner is not None:
+                with_vocabulary(runner.model, vocab_size, seed=seed)
+        for translation in self.mixing.translations():
+            if 0 in (translation.source[1], translation.target[1]):
+                translation.projector.reset_identity()
+        self.config.vocab_size = vocab_size
+        self.tokenizer = None
+        self.set_special_tokens(None)
+        return self
+
+    def set_special_tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Take over the ids that begin, end and pad a text; None unsets them."""
+        for holder in (self.config, self.generation_config):
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                if holder is not None:
+                    setattr(holder, name, getattr(tokenizer, name, None))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The first kept component's embeddings; the other components have their own."""
+        return next(runner for runner in self.runners if runner is not None).model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Refused: K components have K embeddings."""
+        raise ManticoreError("set_input_embeddings: a hybrid has one per component. Fix: use with_vocabulary")
+
+    def resize_token_embeddings(  # type: ignore[override]
+        self, *args: Any, **kwargs: Any
+    ) -> nn.Embedding:
+        """Refused: K components have K embeddings."""
+        del args, kwargs
+        raise ManticoreError("resize_token_embeddings: a hybrid has one table per component. Fix: use with_vocabulary")
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Only what the hybrid adds; components initialise themselves."""
+        if isinstance(module, Projector):
+            module.reset_parameters()
+        elif isinstance(module, Mixing) and not all(
+            # what transformers puts on a tensor that it has loaded
+            getattr(parameter, "_is_hf_initialized", False)
+            for parameter in module.mixture_parameters()
+        ):
+            module.reset_mixture()
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: for custom code transformers skips initialisers of modules without weights of their own.
+
+        Some families fill their derived tables there, which would then hold whatever was in memory.
+        """
+        return False
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
+        """Save weights, configuration and, where there is one, the tokenizer."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a hybrid and the tokenizer beside it; see transformers for the arguments."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        hybrid = loaded[0] if isinstance(loaded, tuple) else loaded
+        align_memory(hybrid)
+        tokenizer = load_tokenizer(pretrained_model_name_or_path, revision=kwargs.get("revision"))
+        rows = hybrid.config.vocab_size
+        if tokenizer is not None and len(tokenizer) > rows:
+            # left there by a hybrid that was saved to the same folder before
+            logger.warning(
+                "the tokenizer beside the hybrid has %d tokens, the hybrid %d: left out", len(tokenizer), rows
+            )
+            tokenizer = None
+        hybrid.tokenizer = tokenizer
+        return loaded
+
+
+class ManticoreForCausalLM(ManticorePreTrainedModel, GenerationMixin):
+    """A supernet of K causal LMs, or, once discretized, one path through their blocks.
+
+    :func:`manticore.combine` builds a hybrid, ``from_pretrained`` loads one; arguments as in the base class.
+    """
 
     def forward(
         self,
@@ -117,32 +304,13 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
             ManticoreError: ``inputs_embeds`` (K components have K embeddings of different widths), another
                 cache than a hybrid's, or more tokens than a component has positions for.
         """
-        if input_ids is None or inputs_embeds is not None:
-            raise ManticoreError("forward: inputs_embeds has no meaning with several embeddings. Fix: give input_ids")
+        input_ids = require_ids(input_ids, inputs_embeds)
         cache = self._cache(past_key_values, use_cache)
-        active = self.mixing.active()
-        embedded = self.mixing.embedded()
-        used = sorted(embedded.union(*active))
-        self._check_positions(used, input_ids.shape[1], cache.seen_tokens if cache is not None else 0, position_ids)
+        self._check_positions(input_ids.shape[1], cache.seen_tokens if cache is not None else 0, position_ids)
         if cache is not None and cache.seen_tokens and input_ids.shape[1] > 1 and self._one_token_at_a_time():
             return self._step_by_step(input_ids, attention_mask, position_ids, logits_to_keep, cache)
 
-        recordings = {
-            k: self._runner(k).record(
-                input_ids,
-                attention_mask,
-                position_ids,
-                past_key_values=cache.views[k] if cache is not None else None,
-                use_cache=cache is not None,
-            )
-            for k in used
-        }
-        features: Features = {k: recordings[k].hidden for k in sorted(embedded)}
-        for n in range(self.config.num_blocks):
-            inputs = self.mixing.enter(n, features, sorted(active[n]))
-            features = {k: self._run_segment(n, k, recordings[k], hidden) for k, hidden in inputs.items()}
-        if cache is not None:
-            cache.seen_tokens += input_ids.shape[1]
+        features, recordings = self._run_blocks(input_ids, attention_mask, position_ids, cache)
         if logits_to_keep:
             features = {k: hidden[:, -logits_to_keep:] for k, hidden in features.items()}
         logits = self.mixing.logits(
@@ -154,26 +322,6 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
-
-    def _check_positions(self, used: Sequence[int], tokens: int, cached: int, position_ids: Tensor | None) -> None:
-        """Refuse more tokens than one of the components in use has positions for.
-
-        After a cached prompt given positions count instead of the length: padding takes none. They are read only where
-        the length alone does not settle it, since reading waits for the device.
-        """
-        for k in used:
-            limit = self._runner(k).positions
-            if limit is None or cached + tokens <= limit:
-                continue
-            if tokens > limit or position_ids is None or int(position_ids.max()) >= limit:
-                part = f" ({cached} of them cached)" if cached else ""
-                raise ManticoreError(
-                    f"forward: {cached + tokens} tokens{part}, but {self._named(k)} has positions for {limit}. "
-                    "Fix: shorter sequences, or a component without a table of positions"
-                )
-
-    def _named(self, k: int) -> str:
-        return f"component {k} ({self.config.components[k].model_type})"
 
     def new_cache(self) -> HybridCache:
         """An empty cache for this hybrid; dropped layers take no room."""
@@ -216,109 +364,8 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
             logits.append(output.logits)
         return CausalLMOutputWithPast(logits=torch.cat(logits, 1)[:, -logits_to_keep:], past_key_values=cache)
 
-    def _run_segment(self, n: int, k: int, recording: Recording, hidden: Tensor) -> Tensor:
-        edges = self.config.boundaries[k]
-        return self._runner(k).run(recording, hidden, edges[n], edges[n + 1])
-
-    def _runner(self, k: int) -> Runner:
-        runner = self.runners[k]
-        if runner is None:
-            raise ManticoreError(
-                f"component {k} was dropped when this hybrid was discretized to {self.config.path}. "
-                "Fix: use the supernet it was made from"
-            )
-        return runner
-
-    def component(self, k: int) -> PreTrainedModel:
-        """Component k, the whole model.
-
-        Raises:
-            ManticoreError: it was dropped.
-        """
-        return self._runner(k).model
-
-    @property
-    def mixture_weights(self) -> Tensor:
-        """``[N, K]``: the share of each component in each block; rows on the simplex, no gradient."""
-        return self.mixing.mixture_weights()
-
-    def set_mixture_weights(self, weights: Tensor | Sequence[Sequence[float]] | Sequence[int]) -> None:
-        """Set ``[N, K]`` weights, or a vertex given as N component indices.
-
-        Raises:
-            ManticoreError: wrong shape, rows that do not sum to 1, or weights that a discretized hybrid cannot take.
-        """
-        checked = check_weights(weights, self.config.num_blocks, self.config.num_components)
-        self.mixing.set_mixture_weights(checked)
-
-    @property
-    def is_discretized(self) -> bool:
-        """Whether each block holds one component only."""
-        return self.config.path is not None
-
-    def with_vocabulary(self, vocab_size: int, *, seed: int = 0) -> ManticoreForCausalLM:
-        """Fresh embeddings and heads, in place, for a task with its own vocabulary.
-
-        Projectors between embeddings are reset, since what they translated is gone. The tokenizer and its special
-        tokens are let go.
-
-        Args:
-            vocab_size: V of the task.
-            seed: of the fresh embeddings and heads.
-        """
-        for runner in self.runners:
-            if runner is not None:
-                with_vocabulary(runner.model, vocab_size, seed=seed)
-        for translation in self.mixing.translations():
-            if 0 in (translation.source[1], translation.target[1]):
-                translation.projector.reset_identity()
-        self.config.vocab_size = vocab_size
-        self.tokenizer = None
-        self.set_special_tokens(None)
-        return self
-
-    def set_special_tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        """Take over the ids that begin, end and pad a text; None unsets them."""
-        for holder in (self.config, self.generation_config):
-            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                setattr(holder, name, getattr(tokenizer, name, None))
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The first kept component's embeddings; the other components have their own."""
-        return next(runner for runner in self.runners if runner is not None).model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Refused: K components have K embeddings."""
-        raise ManticoreError("set_input_embeddings: a hybrid has one per component. Fix: use with_vocabulary")
-
     def get_output_embeddings(self) -> None:
         """None: every component has its own head."""
-
-    def resize_token_embeddings(  # type: ignore[override]
-        self, *args: Any, **kwargs: Any
-    ) -> nn.Embedding:
-        """Refused: K components have K embeddings."""
-        del args, kwargs
-        raise ManticoreError("resize_token_embeddings: a hybrid has one table per component. Fix: use with_vocabulary")
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Only what the hybrid adds; components initialise themselves."""
-        if isinstance(module, Projector):
-            module.reset_parameters()
-        elif isinstance(module, Mixing) and not all(
-            # what transformers puts on a tensor that it has loaded
-            getattr(parameter, "_is_hf_initialized", False)
-            for parameter in module.mixture_parameters()
-        ):
-            module.reset_mixture()
-
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        """No: for custom code transformers skips initialisers of modules without weights of their own.
-
-        Some families fill their derived tables there, which would then hold whatever was in memory.
-        """
-        return False
 
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
@@ -351,25 +398,13 @@ class ManticoreForCausalLM(PreTrainedModel, GenerationMixin):
             generation_config, input_ids_length, has_default_max_length
         )
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
-        """Save weights, configuration and, where there is one, the tokenizer."""
-        super().save_pretrained(save_directory, **kwargs)
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(save_directory)
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a hybrid and the tokenizer beside it; see transformers for the arguments."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        hybrid = loaded[0] if isinstance(loaded, tuple) else loaded
-        align_memory(hybrid)
-        tokenizer = load_tokenizer(pretrained_model_name_or_path, revision=kwargs.get("revision"))
-        rows = hybrid.config.vocab_size
-        if tokenizer is not None and len(tokenizer) > rows:
-            # left there by a hybrid that was saved to the same folder before
-            logger.warning(
-                "the tokenizer beside the hybrid has %d tokens, the hybrid %d: left out", len(tokenizer), rows
-            )
-            tokenizer = None
-        hybrid.tokenizer = tokenizer
-        return loaded
+def require_ids(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """The ids ``[B, T]``.
+
+    Raises:
+        ManticoreError: there are none, or embeddings beside them.
+    """
+    if input_ids is None or inputs_embeds is not None:
+        raise ManticoreError("forward: inputs_embeds has no meaning with several embeddings. Fix: give input_ids")
+    return input_ids
