@@ -1,89 +1,17 @@
 """Alignment of real, tiny hybrids with random weights."""
 
 import copy
-import functools
 import json
 import warnings
 
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    GPTNeoConfig,
-    LlamaConfig,
-    MambaConfig,
-    PreTrainedTokenizerFast,
-)
+from datasets import Dataset
+from tiny_aligned import component, dataset, hybrid_of, snapshot, tokens_of, unchanged
 
 import manticore
-from manticore.errors import ManticoreError
 from manticore.projectors.alignment import FeatureSpace, boundary_features
 from manticore.projectors.calibration import Packs, calibration_packs
-from manticore.tasks.text import split_documents
-
-VOCABULARY = 61
-CONFIGS = {
-    "gpt": GPTNeoConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        num_layers=3,
-        num_heads=2,
-        attention_types=[[["global"], 3]],
-        max_position_embeddings=32,
-    ),
-    "mamba": MambaConfig(vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=4, state_size=4),
-    "llama": LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=12,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-    ),
-}
-
-
-def component(name, seed=0):
-    torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(CONFIGS[name])
-
-
-def tokens_of(rows, length, seed=0):
-    """Random ids ``[rows, length]``."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, VOCABULARY, (rows, length), generator=generator)
-
-
-def dataset(rows=60, length=16, seed=0, **columns):
-    return Dataset.from_dict({"input_ids": tokens_of(rows, length, seed).tolist(), **columns})
-
-
-@functools.cache
-def built(names, mixing, projector):
-    components = [component(name, seed) for seed, name in enumerate(names)]
-    return manticore.combine(components, num_blocks=2, mixing=mixing, projector=projector, check=False)
-
-
-def hybrid_of(*names, mixing="translated", projector="linear", **attributes):
-    """A hybrid of two blocks; a copy, so that tests do not see each other."""
-    hybrid = copy.deepcopy(built(names, mixing, projector))
-    for name, value in attributes.items():
-        setattr(hybrid, name, value)
-    return hybrid
-
-
-def snapshot(hybrid):
-    return {name: value.clone() for name, value in hybrid.state_dict().items()}
-
-
-def unchanged(hybrid, before, *, except_projectors=False):
-    return all(
-        torch.equal(value, before[name])
-        for name, value in hybrid.state_dict().items()
-        if not (except_projectors and ".projectors." in name)
-    )
 
 
 @pytest.mark.parametrize("mixing", ["translated", "routed", "gated"])
@@ -371,142 +299,6 @@ def test_half_precision_components():
     report = manticore.align(hybrid, dataset(), tokens=480, steps=1)
     assert all(p.dtype == torch.bfloat16 for p in hybrid.mixing.projectors.parameters())
     assert report.loss_after == pytest.approx(report.loss_before, abs=0.5)
-
-
-# --- text
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    """One token per character; line ends and blanks included."""
-    characters = "\n abcdefghijklmnopqrstuvwxyz.,0123456789"
-    vocabulary = {"<eos>": 0} | {character: i + 1 for i, character in enumerate(characters)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", clean_up_tokenization_spaces=False)
-
-
-def documents(count=60):
-    return [f"document {i} says {'abc' * (i % 7)}, and then {i * i} more.\n" * 3 for i in range(count)]
-
-
-def test_text_is_packed_and_what_the_text_task_holds_out_is_not_read(tokenizer):
-    texts = documents()
-    fit, held = calibration_packs(texts, tokens=2048, holdout=0.2, length=16, seed=0, tokenizer=tokenizer)
-    assert (fit.tokens, held.tokens) == (102 * 16, 26 * 16)
-    stream = tokenizer.decode(torch.cat([fit.input_ids, held.input_ids]).flatten())
-    splits = split_documents(texts)
-    read = stream.split("<eos>")
-    assert len(read) > 10
-    allowed = set(splits["train"])
-    assert all(document in allowed for document in read[:-1])
-    # one stream: what a position must predict is the token after it, across packs too
-    assert torch.equal(fit.targets.flatten()[:-1], fit.input_ids.flatten()[1:])
-
-
-def test_align_reads_text_with_the_hybrids_own_tokenizer(tokenizer, tmp_path):
-    path = tmp_path / "notes.txt"
-    path.write_text("".join(documents()))
-    hybrid = hybrid_of("gpt", "mamba", tokenizer=tokenizer)
-    by_path = manticore.align(hybrid, path, tokens=1024, length=16)
-    by_list = manticore.align(hybrid, [path.read_text()], tokens=1024, length=16, tokenizer=tokenizer)
-    assert by_path.translations == by_list.translations
-    assert by_path.tokens + by_path.heldout_tokens == 1024
-
-
-def test_long_documents_are_read_as_far_as_needed(tokenizer):
-    """A first guess of characters that is too low is corrected, and no more tokens come than were asked for."""
-    texts = ["0123456789" * 3000]
-    fit, held = calibration_packs(texts, tokens=20000, holdout=0.1, length=100, seed=0, tokenizer=tokenizer)
-    assert len(fit) + len(held) == 200
-
-
-def test_less_text_than_asked_for_is_said(tokenizer, caplog):
-    calibration_packs(documents(10), tokens=10**6, holdout=0.1, length=16, seed=0, tokenizer=tokenizer)
-    assert "of the 1000000 tokens asked for" in caplog.text
-
-
-def test_rows_are_drawn_without_replacement_and_held_out_rows_are_others():
-    data = Dataset.from_dict({"input_ids": torch.arange(61 * 4).view(61, 4).tolist()})
-    fit, held = calibration_packs(data, tokens=10**6, holdout=0.3, length=0, seed=3, tokenizer=None)
-    rows = torch.cat([fit.input_ids[:, 0], held.input_ids[:, 0]])
-    assert len(rows.unique()) == len(rows) == 61
-    assert len(held) == 18
-    other, _ = calibration_packs(data, tokens=10**6, holdout=0.3, length=0, seed=4, tokenizer=None)
-    assert not torch.equal(fit.input_ids, other.input_ids)
-
-
-# --- errors
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"tokens": 0}, "tokens is 0"),
-        ({"tokens": 2.5}, "tokens is 2.5"),
-        ({"holdout": 0.0}, "holdout is 0.0. Fix: give a share between 0 and 1"),
-        ({"holdout": 1.0}, "holdout is 1.0"),
-        ({"ridge": -1.0}, "ridge is -1.0"),
-        ({"ridge": float("nan")}, "ridge is nan"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"steps": -1}, "steps is -1"),
-        ({"lr": 0.0}, "lr is 0.0"),
-        ({"text": ["words without a tokenizer"]}, "text needs a tokenizer"),
-        ({"text": DatasetDict({"train": dataset()})}, r"text is a DatasetDict .* text\['train'\]"),
-        ({"text": dataset(1)}, "1 pack of 16 tokens .expected two or more"),
-        ({"text": dataset(0)}, "the data set is empty"),
-        ({"text": Dataset.from_dict({"input_ids": [[1, 2, 3], [1, 2]]})}, "have 2 to 3 tokens .expected one length"),
-        ({"text": Dataset.from_dict({"input_ids": [[1, 99]] * 4})}, "token id 99 .expected ids below .* 61"),
-        ({"text": dataset(4, 33)}, "sequences of 33 tokens, but component 0 has 32 positions"),
-        ({"text": dataset(4, 4, targets=[[-100] * 4] * 4)}, "nothing to predict"),
-    ],
-)
-def test_unusable_input_is_named_and_changes_nothing(options, message):
-    hybrid = hybrid_of("gpt", "mamba")
-    before = snapshot(hybrid)
-    with pytest.raises(ManticoreError, match=message):
-        manticore.align(hybrid, **({"text": dataset()} | options))
-    assert unchanged(hybrid, before)
-
-
-def test_no_text_is_no_text():
-    with pytest.raises(ManticoreError, match=r"^align: text is None \(expected a file, .* Fix: leave it out"):
-        manticore.align(hybrid_of("gpt", "mamba"), None)
-
-
-def test_a_discretized_hybrid_is_refused():
-    small = manticore.discretize(hybrid_of("gpt", "mamba"), [0, 1])
-    with pytest.raises(ManticoreError, match="Fix: align before discretizing"):
-        manticore.align(small, dataset())
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_features_that_are_not_finite_name_the_component(bad):
-    hybrid = hybrid_of("gpt", "mamba")
-    with torch.no_grad():
-        hybrid.component_1.backbone.layers[1].norm.weight[0] = bad
-    before = snapshot(hybrid)
-    with pytest.raises(ManticoreError, match="component 1 at boundary 1 hold NaN or infinity"):
-        manticore.align(hybrid, dataset(), tokens=480)
-    after = hybrid.state_dict()
-    assert all(torch.equal(after[name], value) for name, value in before.items() if value.isfinite().all())
-
-
-def test_steps_that_no_projector_feels_are_refused():
-    hybrid = hybrid_of("gpt", "mamba", mixing="routed")
-    before = snapshot(hybrid)
-    with pytest.raises(ManticoreError, match="no projector is used at the hybrid's mixture weights"):
-        manticore.align(hybrid, dataset(), tokens=480, steps=2)
-    assert unchanged(hybrid, before)
-
-
-def test_steps_that_diverge_are_undone():
-    hybrid = hybrid_of("gpt", "mamba")
-    before = snapshot(hybrid)
-    with pytest.raises(ManticoreError, match=r"the loss is .* in step \d+. Fix: a smaller lr"):
-        manticore.align(hybrid, dataset(), tokens=480, steps=20, lr=1e30)
-    assert unchanged(hybrid, before)
 
 
 def test_nothing_is_warned_about():
