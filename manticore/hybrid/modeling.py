@@ -18,6 +18,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from manticore.components.loading import align_memory, load_tokenizer
 from manticore.components.pruning import prune_component
+from manticore.components.resizing import resize_vocabulary
 from manticore.components.runner import Recording, Runner
 from manticore.components.vocabulary import with_vocabulary
 from manticore.errors import ManticoreError
@@ -217,11 +218,40 @@ class ManticorePreTrainedModel(PreTrainedModel):
         raise ManticoreError("set_input_embeddings: a hybrid has one per component. Fix: use with_vocabulary")
 
     def resize_token_embeddings(  # type: ignore[override]
-        self, *args: Any, **kwargs: Any
-    ) -> nn.Embedding:
-        """Refused: K components have K embeddings."""
-        del args, kwargs
-        raise ManticoreError("resize_token_embeddings: a hybrid has one table per component. Fix: use with_vocabulary")
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Module:
+        """Give every component's embeddings and head more rows (for tokens that were added), or fewer, in place.
+
+        Projectors stay. A tokenizer with more tokens than rows are left is let go.
+
+        Args:
+            new_num_tokens: rows afterwards; None keeps them.
+            pad_to_multiple_of: round that up to a multiple.
+            mean_resizing: draw new rows around the mean of the old ones; else as each family draws its first weights.
+
+        Returns:
+            The first kept component's embeddings.
+
+        Raises:
+            ManticoreError: a number below 1.
+        """
+        rows = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+        multiple = 1 if pad_to_multiple_of is None else pad_to_multiple_of
+        for name, number in {"new_num_tokens": rows, "pad_to_multiple_of": multiple}.items():
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ManticoreError(
+                    f"resize_token_embeddings: {name} is {number!r} (expected a whole number). Fix: give 1 or more"
+                )
+        rows = -(-rows // multiple) * multiple
+        if new_num_tokens is not None or pad_to_multiple_of is not None:
+            for runner in self.runners:
+                if runner is not None:
+                    resize_vocabulary(runner.model, self.config.vocab_size, rows, mean_resizing=mean_resizing)
+            self.config.vocab_size = rows
+            if self.tokenizer is not None and len(self.tokenizer) > rows:
+                logger.warning("the tokenizer has %d tokens, the hybrid now %d: let go", len(self.tokenizer), rows)
+                self.tokenizer = None
+        return self.get_input_embeddings()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Only what the hybrid adds; components initialise themselves."""

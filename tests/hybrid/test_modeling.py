@@ -167,7 +167,8 @@ def test_what_a_hybrid_cannot_do_is_refused(hybrid: ManticoreForCausalLM, ids: T
     refused: dict[str, Any] = {
         "inputs_embeds has no meaning": lambda: hybrid(inputs_embeds=torch.zeros(1, 2, 32)),
         "give input_ids": lambda: hybrid(),
-        "one table per component": lambda: hybrid.resize_token_embeddings(120),
+        "new_num_tokens is 0": lambda: hybrid.resize_token_embeddings(0),
+        "pad_to_multiple_of is 2.0": lambda: hybrid.resize_token_embeddings(120, 2.0),
         "one per component": lambda: hybrid.set_input_embeddings(torch.nn.Embedding(3, 4)),
     }
     for reason, request in refused.items():
