@@ -19,9 +19,13 @@ _PUBLIC = {
     "ManticoreConfig": "manticore.hybrid.configuration",
     "ManticoreError": "manticore.errors",
     "ManticoreForCausalLM": "manticore.hybrid.modeling",
+    "ManticoreForSequenceClassification": "manticore.hybrid.classification",
+    "ManticoreForTokenClassification": "manticore.hybrid.classification",
     "StackConfig": "manticore.stacks.configuration",
     "StackForAutoEncoding": "manticore.stacks.autoencoder",
     "StackForCausalLM": "manticore.stacks.modeling",
+    "StackForSequenceClassification": "manticore.stacks.classification",
+    "StackForTokenClassification": "manticore.stacks.classification",
     "align": "manticore.projectors.alignment",
     "combine": "manticore.hybrid.combine",
     "compare": "manticore.training.compare",
@@ -35,6 +39,12 @@ __all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:
     from manticore.errors import ManticoreError as ManticoreError
+    from manticore.hybrid.classification import (
+        ManticoreForSequenceClassification as ManticoreForSequenceClassification,
+    )
+    from manticore.hybrid.classification import (
+        ManticoreForTokenClassification as ManticoreForTokenClassification,
+    )
     from manticore.hybrid.combine import combine as combine
     from manticore.hybrid.configuration import ManticoreConfig as ManticoreConfig
     from manticore.hybrid.discretize import discretize as discretize
@@ -42,6 +52,8 @@ if TYPE_CHECKING:
     from manticore.projectors.alignment import align as align
     from manticore.search.search import search as search
     from manticore.stacks.autoencoder import StackForAutoEncoding as StackForAutoEncoding
+    from manticore.stacks.classification import StackForSequenceClassification as StackForSequenceClassification
+    from manticore.stacks.classification import StackForTokenClassification as StackForTokenClassification
     from manticore.stacks.configuration import StackConfig as StackConfig
     from manticore.stacks.modeling import StackForCausalLM as StackForCausalLM
     from manticore.training.compare import compare as compare

@@ -35,25 +35,36 @@ def announce() -> None:
 
 def register_hybrid() -> None:
     """Register configuration and model classes of hybrids; a second call changes nothing."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
+    from manticore.hybrid.classification import ManticoreForSequenceClassification, ManticoreForTokenClassification
     from manticore.hybrid.configuration import ManticoreConfig
     from manticore.hybrid.modeling import ManticoreForCausalLM
 
     _register_configuration(ManticoreConfig)
     AutoModelForCausalLM.register(ManticoreConfig, ManticoreForCausalLM, exist_ok=True)
+    AutoModelForSequenceClassification.register(ManticoreConfig, ManticoreForSequenceClassification, exist_ok=True)
+    AutoModelForTokenClassification.register(ManticoreConfig, ManticoreForTokenClassification, exist_ok=True)
 
 
 def register_stack() -> None:
     """Register configuration and model classes of stacks; a second call changes nothing."""
-    from transformers import AutoModel, AutoModelForCausalLM
+    from transformers import (
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+    )
 
+    from manticore.stacks.classification import StackForSequenceClassification, StackForTokenClassification
     from manticore.stacks.configuration import StackConfig
     from manticore.stacks.modeling import StackForCausalLM, StackModel
 
     _register_configuration(StackConfig)
     AutoModel.register(StackConfig, StackModel, exist_ok=True)
     AutoModelForCausalLM.register(StackConfig, StackForCausalLM, exist_ok=True)
+    AutoModelForSequenceClassification.register(StackConfig, StackForSequenceClassification, exist_ok=True)
+    AutoModelForTokenClassification.register(StackConfig, StackForTokenClassification, exist_ok=True)
 
 
 def _register_configuration(kind: Any) -> None:

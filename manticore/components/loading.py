@@ -226,6 +226,15 @@ def load_tokenizer(
         ) from error
 
 
+def own_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that a hybrid carries, or that lies in the folder which a model was loaded from."""
+    carried = getattr(model, "tokenizer", None)
+    folder = model.config.name_or_path or ""
+    if carried is not None or not Path(folder, "config.json").is_file():
+        return carried
+    return load_tokenizer(folder)
+
+
 def align_memory(model: PreTrainedModel) -> None:
     """Copy weights that lie at odd addresses in memory, as those read from a file do.
 

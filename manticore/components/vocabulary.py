@@ -37,7 +37,7 @@ def with_vocabulary(model: PreTrainedModel, vocab_size: int, *, seed: int = 0) -
         raise ManticoreError(f"with_vocabulary: vocab_size is {vocab_size}. Fix: give 1 or more")
     config = model.config
     for name in SPECIAL_TOKENS:
-        for holder in (config, model.generation_config):
+        for holder in (config, getattr(model, "generation_config", None)):
             if getattr(holder, name, None) is not None:
                 setattr(holder, name, None)
     embeddings: Any = model.get_input_embeddings()

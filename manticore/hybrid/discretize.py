@@ -5,30 +5,31 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
-from torch import Tensor, nn
-from transformers.initialization import no_init_weights
-
+from manticore.components.rebuilding import named_tensors, rebuilt
 from manticore.errors import ManticoreError, require_hybrid
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.mixing import check_path
-from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.hybrid.modeling import ManticorePreTrainedModel
 
 logger = logging.getLogger(__name__)
 
+M = TypeVar("M", bound=ManticorePreTrainedModel)
 
-def best_path(hybrid: ManticoreForCausalLM) -> list[int]:
+
+def best_path(hybrid: ManticorePreTrainedModel) -> list[int]:
     """One component per block: the largest weight, or the most probable path where the mixing is routed."""
     return hybrid.mixing.best_path()
 
 
-def discretize(hybrid: ManticoreForCausalLM, path: Sequence[int] | None = None) -> ManticoreForCausalLM:
+def discretize(hybrid: M, path: Sequence[int] | None = None) -> M:
     """A hybrid that keeps, per block, one component's segment, and projectors where components change.
 
     It computes what the supernet computes at that vertex. The supernet is left as it is.
 
     Args:
-        hybrid: a supernet.
+        hybrid: a supernet, for text or for classes.
         path: N component indices; None takes :func:`best_path`, and says so if there is nothing to choose by.
 
     Returns:
@@ -56,37 +57,24 @@ def discretize(hybrid: ManticoreForCausalLM, path: Sequence[int] | None = None) 
             "Fix: search first, or give a path",
             chosen,
         )
+    config = copied_config(hybrid, path=chosen, searched_weights=weights.tolist())
+    kind = type(hybrid)
+    small = rebuilt(lambda: kind(config), named_tensors(hybrid), device=hybrid.device, stage="discretize")
+    small.tokenizer = hybrid.tokenizer
+    if hybrid.can_generate():
+        small.generation_config = copy.deepcopy(hybrid.generation_config)
+    return small.train(hybrid.training)
+
+
+def copied_config(hybrid: ManticorePreTrainedModel, **changes: Any) -> ManticoreConfig:
+    """A configuration of its own with the given changes, for a hybrid that takes over weights of this one."""
     settings = copy.deepcopy(hybrid.config).to_dict()
-    settings.update(path=chosen, searched_weights=weights.tolist())
+    settings.update(changes)
     config = ManticoreConfig(**settings)
     for k, (ours, theirs) in enumerate(zip(config.components, hybrid.config.components)):
         # not part of a saved configuration
         ours._attn_implementation = theirs._attn_implementation
         ours._experts_implementation = theirs._experts_implementation
-        ours.dtype = hybrid.component(k).dtype
-    with no_init_weights():
-        small = ManticoreForCausalLM(config)
-    # not through the state dict: it lacks the tables that families derive (rotary frequencies), and each tensor has to
-    # keep its own precision
-    nn.Module.to(small, device=hybrid.device)
-    given = _tensors(hybrid)
-    for name, tensor in _tensors(small).items():
-        if name in given:
-            tensor.data = given[name].detach().clone()
-        elif isinstance(tensor, nn.Parameter):
-            raise ManticoreError(
-                f"discretize: the hybrid has no weight {name}. Fix: merge adapters into their model first"
-            )
-    # building without initialisation leaves embeddings and head apart in families that share them
-    small.tie_weights()
-    small.tokenizer = hybrid.tokenizer
-    small.generation_config = copy.deepcopy(hybrid.generation_config)
-    return small.train(hybrid.training)
-
-
-def _tensors(hybrid: ManticoreForCausalLM) -> dict[str, Tensor]:
-    """Parameters and buffers by name; shared ones under each of their names."""
-    return {
-        **dict(hybrid.named_parameters(remove_duplicate=False)),
-        **dict(hybrid.named_buffers(remove_duplicate=False)),
-    }
+        if hybrid.runners[k] is not None:
+            ours.dtype = hybrid.component(k).dtype
+    return config

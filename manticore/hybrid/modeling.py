@@ -204,7 +204,8 @@ class ManticorePreTrainedModel(PreTrainedModel):
 
     def set_special_tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Take over the ids that begin, end and pad a text; None unsets them."""
-        for holder in (self.config, self.generation_config):
+        # only what can generate has the second
+        for holder in (self.config, getattr(self, "generation_config", None)):
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 if holder is not None:
                     setattr(holder, name, getattr(tokenizer, name, None))

@@ -13,12 +13,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from manticore.components.loading import load_component, load_config, load_tokenizer
+from manticore.components.loading import load_component, load_config, load_tokenizer, own_tokenizer
 from manticore.errors import ManticoreError
 from manticore.hybrid.combine import combine
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.tasks.task import Task, load_task
-from manticore.training.prepare import own_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,12 +6,11 @@ import logging
 import math
 from collections.abc import Mapping
 from numbers import Integral
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from manticore.components.loading import load_tokenizer
+from manticore.components.loading import own_tokenizer
 from manticore.components.vocabulary import with_vocabulary
 from manticore.errors import ManticoreError
 from manticore.hybrid.modeling import ManticoreForCausalLM
@@ -96,15 +95,6 @@ def check_numbers(
     for name, rate in (rates or {}).items():
         if rate is not None and not 0 < rate < math.inf:
             raise ManticoreError(f"{stage}: {name} is {rate!r} (expected a positive number). Fix: {name}=1e-3")
-
-
-def own_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that a hybrid carries, or that lies in the folder which a model was loaded from."""
-    carried = getattr(model, "tokenizer", None)
-    folder = model.config.name_or_path or ""
-    if carried is not None or not Path(folder, "config.json").is_file():
-        return carried
-    return load_tokenizer(folder)
 
 
 def take_vocabulary(model: PreTrainedModel, task: Task, seed: int) -> bool:

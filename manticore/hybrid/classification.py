@@ -1,0 +1,225 @@
+"""Hybrids that classify: a linear head per component on its last features, mixed as language-model heads are.
+
+    logits = sum_k w_k · W_k norm_k(x_k),   w the output weights
+
+The components' own heads are left out. A family's scaling or capping of language-model logits does not apply, as in
+transformers' own classes for classification.
+
+Letters: B batch, T tokens, D width, C classes, K components.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast, TokenClassifierOutput
+
+from manticore.components.labels import set_labels
+from manticore.components.last_token import last_token, pick, positions_of
+from manticore.components.loading import own_tokenizer
+from manticore.components.quiet import quiet_loading
+from manticore.components.rebuilding import named_tensors, rebuilt
+from manticore.components.runner import Runner
+from manticore.components.selfcheck import self_check
+from manticore.hybrid.configuration import ManticoreConfig
+from manticore.hybrid.discretize import copied_config
+from manticore.hybrid.modeling import ManticorePreTrainedModel, require_ids
+from manticore.seeding import derive_seed
+
+M = TypeVar("M", bound="ManticoreClassifier")
+
+
+class ManticoreClassifier(ManticorePreTrainedModel):
+    """What hybrids with heads for classes share; see :class:`ManticoreForSequenceClassification`."""
+
+    keeps_lm_heads = False
+    # the loss is a mean over the batch
+    accepts_loss_kwargs = False
+    head_bias = False
+
+    def _add_heads(self) -> None:
+        """``score``: a linear map per component whose features reach the output."""
+        path, classes = self.config.path, self.config.num_labels or 0
+        self.score = nn.ModuleDict(
+            {
+                str(k): nn.Linear(runner.head_width, classes, bias=self.head_bias)
+                for k, runner in enumerate(self.runners)
+                if runner is not None and (path is None or path[-1] == k)
+            }
+        )
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear) and any(module is head for head in self.score.values()):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+
+    def _token_logits(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> Tensor:
+        """``[B, T, C]``."""
+        # each family has its own default positions; counted from the mask, padding on the left changes nothing
+        position_ids = positions_of(attention_mask, position_ids)
+        self._check_positions(input_ids.shape[1], 0, position_ids)
+        features, recordings = self._run_blocks(input_ids, attention_mask, position_ids)
+
+        def finish(k: int, hidden: Tensor) -> Tensor:
+            head: Any = self.score[str(k)]
+            return head(self._runner(k).normed(recordings[k], hidden).to(head.weight.dtype))
+
+        return self.mixing.logits(features, finish)
+
+    @classmethod
+    def from_causal_lm(
+        cls: type[M],
+        model: PreTrainedModel,
+        *,
+        num_labels: int | None = None,
+        id2label: Mapping[int, str] | None = None,
+        problem_type: str | None = None,
+        seed: int = 0,
+    ) -> M:
+        """A classifier with copies of a model's body, projectors and mixture weights, and fresh heads.
+
+        Args:
+            model: a hybrid, supernet or discretized, or any causal LM of transformers, which becomes the only
+                component; it is left as it is.
+            num_labels: C; None takes ``id2label``'s, or the configuration's.
+            id2label: names of the classes.
+            problem_type: ``"single_label_classification"``, ``"multi_label_classification"`` or ``"regression"``;
+                None lets the first labels decide, as in transformers.
+            seed: of the heads.
+
+        Raises:
+            ManticoreError: no class at all, two counts of classes, or a model that cannot be cut into blocks.
+        """
+        if isinstance(model, ManticorePreTrainedModel):
+            config, given = copied_config(model), named_tensors(model)
+        else:
+            config, given = _alone(model, seed), named_tensors(model, "component_0.")
+        set_labels(config, num_labels, id2label, problem_type)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "classification heads"))
+            made = rebuilt(lambda: cls(config), given, device=model.device, stage="from_causal_lm", fresh="score.")
+            for k, head in made.score.items():
+                made._init_weights(head.to(made.component(int(k)).dtype))
+        made.tokenizer = own_tokenizer(model)
+        return made.train(model.training)
+
+
+class ManticoreForSequenceClassification(ManticoreClassifier):
+    """A hybrid that classifies sequences by their last token; a supernet or one path.
+
+    :meth:`from_causal_lm` makes one of a hybrid or a causal LM, ``from_pretrained`` loads one.
+    """
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast | tuple[Any, ...]:
+        """Logits of every class.
+
+        Args:
+            input_ids: ``[B, T]``.
+            attention_mask: ``[B, T]``, 0 on padding on either side; without it ``config.pad_token_id`` tells padding.
+            position_ids: ``[B, T]``; None counts from the mask where there is one.
+            labels: ``[B]`` class indices, ``[B, C]`` of 0 and 1 for several labels, or numbers for regression.
+            inputs_embeds: refused.
+            use_cache: of no use: nothing is cached.
+            return_dict: False returns a tuple.
+            kwargs: what trainers add; not read.
+
+        Returns:
+            ``logits`` ``[B, C]``, with labels ``loss``.
+
+        Raises:
+            ManticoreError: ``inputs_embeds``, several sequences of which nothing tells where they end, or more tokens
+                than a component has positions for.
+        """
+        input_ids = require_ids(input_ids, inputs_embeds)
+        end = last_token(input_ids, attention_mask, self.config.pad_token_id)
+        logits = pick(self._token_logits(input_ids, attention_mask, position_ids), end)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        output = SequenceClassifierOutputWithPast(loss=loss, logits=logits)
+        return output.to_tuple() if return_dict is False else output
+
+
+class ManticoreForTokenClassification(ManticoreClassifier):
+    """A hybrid that classifies every token; a supernet or one path. Heads have a bias, and no dropout before them."""
+
+    head_bias = True
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> TokenClassifierOutput | tuple[Any, ...]:
+        """Logits of every class at every token.
+
+        Args:
+            input_ids: ``[B, T]``.
+            attention_mask: ``[B, T]``, 0 on padding on either side.
+            position_ids: ``[B, T]``; None counts from the mask where there is one.
+            labels: ``[B, T]`` class indices; -100 is ignored.
+            inputs_embeds: refused.
+            use_cache: of no use: nothing is cached.
+            return_dict: False returns a tuple.
+            kwargs: what trainers add; not read.
+
+        Returns:
+            ``logits`` ``[B, T, C]``, with labels ``loss``.
+
+        Raises:
+            ManticoreError: ``inputs_embeds``, or more tokens than a component has positions for.
+        """
+        input_ids = require_ids(input_ids, inputs_embeds)
+        logits = self._token_logits(input_ids, attention_mask, position_ids)
+        loss = None if labels is None else self.loss_function(logits, labels, self.config)
+        output = TokenClassifierOutput(loss=loss, logits=logits)
+        return output.to_tuple() if return_dict is False else output
+
+
+def _alone(model: PreTrainedModel, seed: int) -> ManticoreConfig:
+    """The configuration of a hybrid whose only component is ``model``."""
+    runner = Runner(model)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with quiet_loading():
+            self_check(model, runner, seed=seed)
+    finally:
+        for module in training:
+            module.training = True
+    component = copy.deepcopy(model.config)
+    component.dtype = model.dtype
+    special = ("bos_token_id", "eos_token_id", "pad_token_id")
+    parts: dict[str, Any] = {name: getattr(model.config, name, None) for name in special}
+    parts["component_0"] = component
+    return ManticoreConfig(
+        num_components=1,
+        path=[0],
+        layer_outputs=[runner.tuple_sizes],
+        vocab_size=model.config.vocab_size,
+        dtype=model.dtype,
+        **parts,
+    )
