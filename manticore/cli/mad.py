@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -82,7 +83,8 @@ def mad(
     if any("+" in name for name in models):
         say("Hybrids kept all their components, at equal weights: they cost the sum of these.")
     say(chosen.note)
+    more = ["--tier", "full" if tier == "baseline" else "baseline", "-o", f"{out}-more"]
     done(
         f"{out}/scores.json, {out}/scores.svg, {out}/scores.png",
-        f"manticore mad {' '.join(models)} --tier {'full' if tier == 'baseline' else 'baseline'} -o {out}-more",
+        shlex.join(["manticore", "mad", *models, *more]),
     )

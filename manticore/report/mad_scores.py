@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +23,8 @@ _SHORT = {
     "compression": "compression",
     "memorization": "memorization",
 }
+_NARROW = {"copying": "copy", "compression": "com-\npress", "memorization": "memo-\nrize"}
+"""Headings of the table, which leaves a terminal of 80 columns room for the longest name of a stack."""
 _MARKS = ("o", "s", "^", "D", "v", "P")
 _SPREAD = 0.56
 """Share of a task's column that its marks spread over."""
@@ -30,10 +33,10 @@ _SPREAD = 0.56
 def render_scores(scores: Sequence[ModelScore], *, metric: str, title: str) -> Table:
     """One row per model: its tasks and their mean. A mean over fewer tasks than the best covered model's says so."""
     tasks = _tasks(scores)
-    table = Table(title=Text(f"{title}: {metric} (higher is better)"))
+    table = Table(title=Text(f"{title}: {metric} (higher is better)"), box=SIMPLE_HEAD, padding=0)
     table.add_column("model", overflow="fold")
     for task in tasks:
-        table.add_column(_SHORT[task].replace(" ", "\n"), justify="right")
+        table.add_column(_NARROW.get(_SHORT[task], _SHORT[task]).replace(" ", "\n"), justify="right")
     table.add_column("mean", justify="right")
     for score in scores:
         cells = []
@@ -59,7 +62,7 @@ def scores_figure(scores: Sequence[ModelScore], *, tier: str, chance: Mapping[st
     Args:
         scores: one entry per model.
         tier: its name, for the heading.
-        chance: task → accuracy of a uniform guess.
+        chance: task → accuracy of a uniform guess, mean over the settings.
     """
     tasks = _tasks(scores)
     figure = Figure(figsize=(WIDTH, 3.1 + 0.2 * len(scores)), layout="constrained")

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -80,7 +81,13 @@ class MadFolder:
         }
         self.tier = tier
         for model in models:
-            # what cannot be built is found out before anything is written or trained
+            # what cannot be built or scored is found out before anything is written or trained
+            if not any(model.can_be(KINDS[setting.task].backbone) for setting in settings):
+                tasks = ", ".join(dict.fromkeys(setting.task for setting in settings))
+                raise ManticoreError(
+                    f"mad: {model.name} has no form for any of the tasks ({tasks}): they are made for auto-encoders, "
+                    "which only stacks can be. Fix: another task or a stack"
+                )
             longest = max(settings, key=lambda setting: int(setting.options["seq_len"]))
             self._build(model, longest, "causal")
         self._open(json.loads(json.dumps(record)), resume)
@@ -170,7 +177,10 @@ class MadFolder:
             **{metric: [_score_record(score) for score in scores[metric]] for metric in METRICS},
         }
         write_json(self.path / "scores.json", record)
-        chance = {s.task: KINDS[s.task].chance(**s.options) for s in self.settings if not s.changes}
+        chance = {
+            task: fmean(KINDS[task].chance(**s.options) for s in self.settings if s.task == task)
+            for task in {setting.task for setting in self.settings}
+        }
         with house_style():
             figure = scores_figure(scores["mad_macro"], tier=self.tier, chance=chance)
             write_text(self.path / "scores.svg", to_svg(figure))

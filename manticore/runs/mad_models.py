@@ -66,11 +66,7 @@ class Candidate:
         from manticore.hybrid.combine import combine
 
         models = [_single(part, vocab_size, positions, own, "causal") for part, own in zip(parts, seeds)]
-        hybrid = combine(models, num_blocks=NUM_BLOCKS, mixing=self.mixing, vocab_size=vocab_size, seed=seed)
-        for weights in hybrid.mixing.mixture_parameters():
-            # an ordinary optimizer would leave the simplex
-            weights.requires_grad_(False)
-        return hybrid
+        return combine(models, num_blocks=NUM_BLOCKS, mixing=self.mixing, vocab_size=vocab_size, seed=seed)
 
 
 def candidates(names: list[str], *, mixing: str = "translated") -> list[Candidate]:
@@ -98,7 +94,9 @@ def _single(name: str, vocab_size: int, positions: int, seed: int, backbone: Bac
     if _is_stack(name):
         return _stack(name, vocab_size, positions, seed, backbone)
     make = _new if name.startswith(_FAMILY) else _saved
-    return make(name, vocab_size, positions, seed)
+    model = make(name, vocab_size, positions, seed)
+    _check_causal(model, name, vocab_size)
+    return model
 
 
 def _stack(name: str, vocab_size: int, positions: int, seed: int, backbone: Backbone) -> PreTrainedModel:
@@ -156,6 +154,19 @@ def _saved(name: str, vocab_size: int, positions: int, seed: int) -> PreTrainedM
     return model.eval()
 
 
+@torch.no_grad()
+def _check_causal(model: PreTrainedModel, name: str, vocab_size: int) -> None:
+    """Refuse a model whose outputs depend on later tokens: it would read the answers of every task."""
+    ids = torch.arange(8)[None] % vocab_size
+    changed = ids.clone()
+    changed[0, -1] = (ids[0, -1] + 1) % vocab_size
+    before, after = (model(input_ids=x, use_cache=False).logits[:, :-1] for x in (ids, changed))
+    if not torch.allclose(before, after, rtol=1e-3, atol=1e-5):
+        raise ManticoreError(
+            f"mad: {name} sees later tokens, so it would read the answers. Fix: a model that is causal as it is built"
+        )
+
+
 def _names() -> list[str]:
     return [*registry.entries("stack"), "stack:LAYER,LAYER", "hf:FAMILY"]
 
@@ -163,5 +174,8 @@ def _names() -> list[str]:
 def _family_and_layers(name: str) -> tuple[str, int]:
     family, _, layers = name.removeprefix(_FAMILY).partition(":")
     if not family or (layers and (not layers.isdigit() or int(layers) < 1)):
-        raise ManticoreError(f"mad: cannot read {name!r} (expected hf:FAMILY or hf:FAMILY:LAYERS, such as hf:mamba:4)")
+        raise ManticoreError(
+            f"mad: cannot read {name!r} (expected hf:FAMILY or hf:FAMILY:LAYERS, such as hf:mamba:4). "
+            "Fix: a family of transformers and at least one layer"
+        )
     return family, int(layers or LAYERS)

@@ -8,9 +8,8 @@ three both score the same.
 
 from __future__ import annotations
 
+import io
 import logging
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from manticore.tasks.memorization import check_memorization, memorization, memor
 from manticore.tasks.recall import check_recall_options, recall, recall_chance
 from manticore.tasks.streams import Arrays, Streams
 from manticore.tasks.task import Backbone
+from manticore.writing import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,8 @@ def checked_options(name: str, options: Mapping[str, int | float]) -> dict[str, 
         if isinstance(kind.baseline[option], int):
             expect_integer(name, option, value, at_least=0)
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ManticoreError(f"mad/{name}: {option} is {value!r}, expected a number")
+            usual = kind.baseline[option]
+            raise ManticoreError(f"mad/{name}: {option} is {value!r}, expected a number. Fix: {option}={usual}")
     settings = {**kind.baseline, **options}
     kind.check(f"mad/{name}", **settings)
     return settings
@@ -169,14 +170,19 @@ def checked_options(name: str, options: Mapping[str, int | float]) -> dict[str, 
 def expect_integer(name: str, option: str, value: Any, *, at_least: int) -> None:
     """Refuse what is no whole number, or too small, as the value of an option of task `name`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < at_least:
-        raise ManticoreError(f"mad/{name}: {option} is {value!r}, expected a whole number of at least {at_least}")
+        raise ManticoreError(
+            f"mad/{name}: {option} is {value!r}, expected a whole number of at least {at_least}. "
+            f"Fix: {option}={at_least} or more"
+        )
 
 
 def check_seed(name: str, option: str, seed: Any) -> None:
     """Refuse what numpy's generators do not take as a seed."""
     expect_integer(name, option, seed, at_least=0)
     if seed >= 2**32:
-        raise ManticoreError(f"mad/{name}: {option} is {seed}, expected a whole number below {2**32}")
+        raise ManticoreError(
+            f"mad/{name}: {option} is {seed}, expected a whole number below {2**32}. Fix: a smaller {option}"
+        )
 
 
 def _generate(name: str, settings: dict[str, int | float], counts: dict[str, int], seed: int) -> dict[str, Arrays]:
@@ -215,13 +221,9 @@ def _store(path: Path, arrays: dict[str, Arrays]) -> None:
         for split, pair in arrays.items()
         for column, array in zip(("inputs", "targets"), pair)
     }
-    descriptor, aside = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, **columns)
-        os.replace(aside, path)
-    finally:
-        Path(aside).unlink(missing_ok=True)
+    content = io.BytesIO()
+    np.savez(content, **columns)
+    write_bytes(path, content.getvalue())
 
 
 def _narrowed(array: np.ndarray) -> np.ndarray:

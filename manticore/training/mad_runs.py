@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from manticore.errors import ManticoreError
-from manticore.kernels.mamba import use_selective_scan
+from manticore.kernels.mamba import fast_scan
 from manticore.seeding import derive_seed
 from manticore.tasks.mad_protocol import Hyper, Protocol
 from manticore.tasks.metrics import MadMetrics
@@ -95,10 +95,9 @@ def train_runs(
     device = next(model.parameters()).device
     for split in ("train", "test", protocol.selection):
         if split not in data:
-            raise ManticoreError(f"mad: the data have no split {split!r}, which the protocol needs")
+            raise ManticoreError(f"mad: the data have no split {split!r}, which the protocol needs. Fix: add it")
     tensors = {split: tuple(torch.from_numpy(a).to(device) for a in pair) for split, pair in data.items()}
-    use_selective_scan(model)
-    with kept_modes(model):
+    with kept_modes(model), fast_scan(model):
         model.eval()
         if stacked is not False and len(hypers) > 1 and (stacked or device.type != "cpu"):
             reason = why_not_stacked(model, tensors["train"][0][:2])

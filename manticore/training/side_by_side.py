@@ -1,8 +1,7 @@
-"""Independent jobs in several processes of one CPU, which gains more from many single threads than from many threads.
+"""Independent jobs in several processes of one CPU, with one thread each.
 
-On two cores two processes finish two fine-tunings of a small model in the time of one; two threads in one process make
-it only a third faster. Processes are forked, so a job may hold closures and loaded data; they end with their caller,
-however that ends.
+The threads of one process wait for each other at every operator of a small model; processes do not. Processes are
+forked, so a job may hold closures and loaded data; they end with their caller, however that ends.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 def useful_workers(workers: int, *, cpu: bool) -> int:
-    """How many processes make sense here: one where processes cannot be forked or where an accelerator does the work.
+    """How many processes make sense here: one outside Linux, or where an accelerator does the work.
 
     Args:
         workers: as many as were asked for.
         cpu: the work stays on the CPU even if there is an accelerator.
     """
-    forks = sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
-    return workers if forks and (cpu or not torch.accelerator.is_available()) else 1
+    # only there does a child end with its caller, which prctl asks for
+    return workers if sys.platform == "linux" and (cpu or not torch.accelerator.is_available()) else 1
 
 
 def side_by_side(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Result]]:

@@ -4,6 +4,7 @@ from rich.console import Console
 
 from manticore.report.mad_scores import render_scores, scores_figure
 from manticore.report.svg import house_style, to_svg
+from manticore.tasks.mad import KINDS
 from manticore.tasks.mad_score import Run, model_scores
 
 
@@ -33,6 +34,14 @@ def test_the_table_marks_missing_tasks_and_failed_runs():
     assert "–" in lines[part]
     assert "1 failed" in lines[part + 1]
     assert "1 tasks" in lines[part + 1]
+
+
+def test_the_table_of_all_tasks_fits_a_terminal_with_whole_names():
+    name = "striped-mh-hyena-swiglu"
+    console = Console(width=80, record=True)
+    console.print(render_scores(model_scores([run(name, task, 0.5) for task in KINDS]), metric="m", title="MAD"))
+    line = next(line for line in console.export_text().splitlines() if "0.500" in line)
+    assert line.split() == [name, *["0.500"] * 7]
 
 
 def test_the_plot_draws_every_score_and_says_what_a_hollow_mark_is():

@@ -115,6 +115,29 @@ def test_stacks_are_scored_on_compression_too(tmp_path):
     assert (named.config.vocab_size, named.config.max_position_embeddings) == (16, 128)
 
 
+def test_a_model_that_no_task_fits_or_that_sees_the_answers_is_refused_before_anything_is_written(tmp_path, saved):
+    only_compression = SETTINGS[1:2]
+    for name, settings, message in (
+        (saved, only_compression, "has no form for any of the tasks (compression)"),
+        ("hf:bert", SETTINGS, "hf:bert sees later tokens"),
+    ):
+        with pytest.raises(ManticoreError, match=r"^[^\n]*Fix: [^\n]*$") as caught:
+            MadFolder(tmp_path / "mad", candidates([name]), settings, SHORT, tier="smoke")
+        assert message in str(caught.value)
+    assert not (tmp_path / "mad").exists()
+
+
+def test_a_width_that_heads_do_not_divide_ends_the_command_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wide").mkdir()
+    config = {"model_type": "manticore_stack", "hidden_size": 100, "layers": ["mh-attention"], "vocab_size": 16}
+    (tmp_path / "wide" / "config.json").write_text(json.dumps(config))
+    result = CliRunner(env={"COLUMNS": "400"}).invoke(app, ["mad", "./wide", "-o", "out"])
+    assert result.exit_code == 2
+    assert "16 heads do not divide width 100. Fix: a width that is a multiple of 16" in result.output.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_saved_model_keeps_its_layers_and_gets_the_vocabulary(saved):
     model = Candidate(saved).build(vocab_size=9, positions=11, seed=0)
     assert model.get_input_embeddings().weight.shape == (9, 32)
@@ -168,13 +191,13 @@ def test_the_verb_prints_a_table_and_says_what_was_chosen_on_test_data(tmp_path,
         (["./nowhere"], "nowhere"),
         (["transfomer"], "Did you mean 'transformer'?"),
         (["transformer+mambo"], "Did you mean 'mamba'?"),
-        (["stack:mamba,swigl"], "Did you mean 'swiglu'?"),
+        (["stack:mamba,swigl"], "unknown layer 'swigl'. Did you mean 'swiglu'?"),
     ],
 )
 def test_bad_choices_end_in_one_line_and_leave_nothing_behind(tmp_path, arguments, message):
     out = tmp_path / "mad"
     result = CliRunner(env={"COLUMNS": "400"}).invoke(app, ["mad", *arguments, "--cpu", "-o", str(out)])
-    assert result.exit_code == 2 or result.exit_code == 1
+    assert result.exit_code == 2
     assert message in result.output
     assert "Traceback" not in result.output
     assert not out.exists()
