@@ -2,9 +2,10 @@
 
 A component stays the whole model that transformers built. Its own forward runs once over stand-ins that only
 note what every decoder layer would have been called with (masks, rotary embeddings, positions, cache); the real
-layers are then called with those arguments and whatever hidden state the hybrid hands them; at the end the model
-runs once more with a stand-in that returns the final hidden state, which yields final norm, head and any scaling
-of the logits exactly as the family defines them.
+layers are then called with those arguments and whatever hidden state the hybrid hands them. The last stand-in returns
+the final hidden state, which yields final norm, head and any scaling of the logits exactly as the family defines them:
+in the same pass, while the model waits at that place (:meth:`Runner.logits`), or in a second one
+(:meth:`Runner.normed`).
 
 Shapes: B batch, T tokens, D width of this component, V rows of its head.
 """
@@ -12,7 +13,7 @@ Shapes: B batch, T tokens, D width of this component, V rows of its head.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -78,6 +79,9 @@ class Runner:
         self._calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._first: Tensor | None = None
         self._injected: Tensor | None = None
+        self._middle: Callable[[], Tensor] | None = None
+        self._real: nn.ModuleList | None = None
+        self._stand_ins: nn.ModuleList | None = None
         base_parameters = inspect.signature(type(model.base_model).forward).parameters
         self.accepts_positions = "position_ids" in base_parameters
         self._cache_argument = "cache_params" if "cache_params" in base_parameters else "past_key_values"
@@ -86,6 +90,8 @@ class Runner:
     @property
     def layers(self) -> nn.ModuleList:
         """The decoder layers."""
+        if self._real is not None:
+            return self._real
         return self._owner._modules[self._attribute]  # type: ignore[return-value]
 
     @property
@@ -126,6 +132,70 @@ class Runner:
             past_key_values: a cache the component's layers read and extend.
             use_cache: whether layers shall extend the cache.
         """
+        arguments = self._arguments(input_ids, attention_mask, position_ids, past_key_values, use_cache)
+        self._calls.clear()
+        self._injected = None
+        try:
+            with self._stand_ins_in_place():
+                self.model.base_model(**arguments)
+            return self._recording(input_ids)
+        finally:
+            # keeps neither activations nor their graph alive
+            self._calls.clear()
+            self._first = None
+
+    def logits(
+        self,
+        middle: Callable[[Recording], Tensor],
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int | Tensor = 0,
+    ) -> Tensor:
+        """Run the component's own forward once, with ``middle`` where its layers are: ``[B, t, V]``.
+
+        Args:
+            middle: takes the recording, returns what leaves the last layer, ``[B, T, D]``; other components may run
+                meanwhile.
+            input_ids: as in :meth:`record`, like the arguments after it.
+            attention_mask: see there.
+            position_ids: see there.
+            past_key_values: see there.
+            use_cache: see there.
+            logits_to_keep: how many of the last positions the head reads, or which ones; 0 stands for all.
+        """
+        arguments = self._arguments(input_ids, attention_mask, position_ids, past_key_values, use_cache)
+
+        def last() -> Tensor:
+            recording = self._recording(input_ids)
+            self._calls.clear()
+            self._first = self._middle = None
+            return self._as_taken(recording, middle(recording))
+
+        self._calls.clear()
+        self._injected = None
+        self._middle = last
+        try:
+            with self._stand_ins_in_place():
+                output = self.model(**arguments, logits_to_keep=logits_to_keep, return_dict=True)
+            if self._middle is not None:
+                raise ManticoreError(not_reproducible(self.model, "its last layer is not called after its first"))
+            return output.logits
+        finally:
+            self._calls.clear()
+            self._first = self._middle = None
+
+    def _arguments(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        past_key_values: Cache | None,
+        use_cache: bool,
+    ) -> dict[str, Any]:
+        """What the model's own forward takes."""
         if self._tuple_sizes is None:
             self._tuple_sizes = self._probe(input_ids.device)
         if self._masks_raw:
@@ -138,36 +208,33 @@ class Runner:
         }
         if self.accepts_positions:
             arguments["position_ids"] = position_ids
-        self._calls.clear()
-        self._injected = None
-        try:
-            with self._stand_ins_in_place():
-                self.model.base_model(**arguments)
-            if self._first is None:
-                raise ManticoreError(not_reproducible(self.model, "its first layer was never called"))
-            if self._first.shape != (*input_ids.shape, self.width):
-                # several streams, or a width of its own: nothing that another component's features could be mixed into
-                why = f"its layers take {list(self._first.shape)} (expected {[*input_ids.shape, self.width]})"
-                raise ManticoreError(not_reproducible(self.model, why))
-            recording = Recording(
-                input_ids=input_ids,
-                hidden=self._first,
-                calls=[self._calls.get(i, ((), {})) for i in range(self.num_layers)],
-            )
-        finally:
-            # keeps neither activations nor their graph alive
-            self._calls.clear()
-            self._first = None
-        return recording
+        return arguments
+
+    def _recording(self, input_ids: Tensor) -> Recording:
+        """What the stand-ins noted."""
+        if self._first is None:
+            raise ManticoreError(not_reproducible(self.model, "its last layer is not called after its first"))
+        if self._first.shape != (*input_ids.shape, self.width):
+            # several streams, or a width of its own: nothing that another component's features could be mixed into
+            why = f"its layers take {list(self._first.shape)} (expected {[*input_ids.shape, self.width]})"
+            raise ManticoreError(not_reproducible(self.model, why))
+        calls = [self._calls.get(i, ((), {})) for i in range(self.num_layers)]
+        return Recording(input_ids=input_ids, hidden=self._first, calls=calls)
+
+    def _as_taken(self, recording: Recording, hidden: Tensor) -> Tensor:
+        """``hidden`` in the precision that the component's layers and norm take."""
+        if getattr(self.model.config, "residual_in_fp32", False):
+            return hidden
+        # attention layers refuse a stream of another precision than their weights
+        return hidden.to(recording.hidden.dtype)
 
     def run(self, recording: Recording, hidden: Tensor, start: int, stop: int) -> Tensor:
         """Layers ``start`` … ``stop - 1`` on ``hidden``: ``[B, T, D]`` → ``[B, T, D]``."""
-        if not getattr(self.model.config, "residual_in_fp32", False):
-            # attention layers refuse a stream of another precision than their weights
-            hidden = hidden.to(recording.hidden.dtype)
+        hidden = self._as_taken(recording, hidden)
+        layers = self.layers
         for index in range(start, stop):
             args, kwargs = recording.calls[index]
-            output = self.layers[index](hidden, *args, **kwargs)
+            output = layers[index](hidden, *args, **kwargs)
             size = len(output) if isinstance(output, tuple) else 0
             if size != self.tuple_sizes[index]:
                 expected = self.tuple_sizes[index]
@@ -176,10 +243,6 @@ class Runner:
             hidden = output[0] if size else output
         return hidden
 
-    def finish(self, recording: Recording, hidden: Tensor) -> Tensor:
-        """Final norm and head: ``[B, t, D]`` → logits ``[B, t, V]``; ``t`` may be fewer than all tokens."""
-        return self._inject(self.model, recording, hidden).logits
-
     def normed(self, recording: Recording, hidden: Tensor) -> Tensor:
         """Final norm without head: ``[B, t, D]`` → the features ``[B, t, head_width]`` that the family's heads read."""
         return self._inject(self.model.base_model, recording, hidden).last_hidden_state
@@ -187,9 +250,7 @@ class Runner:
     def _inject(self, model: nn.Module, recording: Recording, hidden: Tensor) -> Any:
         """What ``model`` makes of ``hidden`` where its last layer would have returned it."""
         tokens = hidden.shape[1]
-        if not getattr(self.model.config, "residual_in_fp32", False):
-            hidden = hidden.to(recording.hidden.dtype)
-        self._injected = hidden
+        self._injected = self._as_taken(recording, hidden)
         try:
             with self._stand_ins_in_place():
                 return model(input_ids=recording.input_ids[:, -tokens:], use_cache=False, return_dict=True)
@@ -208,18 +269,27 @@ class Runner:
             if index == 0:
                 self._first = hidden
             self._calls[index] = (args, kwargs)
+            if self._middle is not None and index == self.num_layers - 1:
+                hidden = self._middle()
         size = self.tuple_sizes[index]
         return hidden if size == 0 else (hidden,) + (None,) * (size - 1)
 
     @contextmanager
     def _stand_ins_in_place(self) -> Iterator[None]:
-        real = self.layers
-        stand_ins = nn.ModuleList(_StandIn(layer, i, self) for i, layer in enumerate(real))
-        self._owner._modules[self._attribute] = stand_ins
+        real: Any = self._owner._modules[self._attribute]
+        if self._stand_ins is None or not all(s._real is layer for s, layer in zip(self._stand_ins, real)):
+            self._stand_ins = nn.ModuleList(_StandIn(layer, i, self) for i, layer in enumerate(real))
+        self._owner._modules[self._attribute] = self._stand_ins
+        self._real = real
         try:
             yield
         finally:
             self._owner._modules[self._attribute] = real
+            self._real = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # copies make stand-ins of their own
+        return {**self.__dict__, "_stand_ins": None}
 
     @property
     def tuple_sizes(self) -> list[int]:

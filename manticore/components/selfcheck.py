@@ -110,10 +110,7 @@ def continues_by_one_token_only(runner: Runner, *, seed: int = 0) -> bool:
             cache = DynamicCache(config=model.config)
             pieces = []
             for start, stop in [(0, _PADDED), *((i, min(i + step, _TOKENS)) for i in range(_PADDED, _TOKENS, step))]:
-                recording = runner.record(
-                    input_ids[:, start:stop], None, positions[:, start:stop], past_key_values=cache, use_cache=True
-                )
-                pieces.append(runner.finish(recording, runner.run(recording, recording.hidden, 0, runner.num_layers)))
+                pieces.append(logits_of(runner, input_ids[:, start:stop], None, positions[:, start:stop], cache))
             return float((torch.cat(pieces, 1) - whole).abs().max()) / scale
 
         single = error(1)
@@ -133,10 +130,17 @@ def logits_of(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
+    cache: DynamicCache | None = None,
 ) -> Tensor:
     """All layers of one component through its runner: logits ``[B, T, V]``."""
-    recording = runner.record(input_ids, attention_mask, position_ids)
-    return runner.finish(recording, runner.run(recording, recording.hidden, 0, runner.num_layers))
+    return runner.logits(
+        lambda recording: runner.run(recording, recording.hidden, 0, runner.num_layers),
+        input_ids,
+        attention_mask,
+        position_ids,
+        past_key_values=cache,
+        use_cache=cache is not None,
+    )
 
 
 def _own_logits(

@@ -14,7 +14,7 @@ the mixing (there: the first block's weights; final norms inside the branches).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -87,13 +87,14 @@ class GatedMixing(Mixing):
         stream = self._stream(boundary, features)
         return {k: self._gate(boundary, k, "in", stream, self.widths[k]) for k in targets}
 
-    def logits(self, features: Features, finish: Callable[[int, Tensor], Tensor]) -> Tensor:
+    def head_inputs(self, features: Features) -> Features:
         """Each head reads the first channels of the common stream."""
         stream = self._stream(self.num_blocks, features)
-        last = self.num_blocks - 1
-        return weighted_sum(
-            [(self._weight(last, k), finish(k, resize(stream, self.widths[k]))) for k in sorted(features)]
-        )
+        return {k: resize(stream, self.widths[k]) for k in sorted(features)}
+
+    def mixed(self, outputs: Features) -> Tensor:
+        """The components' logits, mixed with the last block's weights."""
+        return weighted_sum([(self._weight(self.num_blocks - 1, k), outputs[k]) for k in sorted(outputs)])
 
     def _stream(self, boundary: int, features: Features) -> Tensor:
         """The common stream ``[B, T, max d]`` at a boundary."""

@@ -94,8 +94,16 @@ class Mixing(nn.Module, ABC):
         """
 
     @abstractmethod
+    def head_inputs(self, features: Features) -> Features:
+        """What the norm and head of each component read, from what left the last block."""
+
+    @abstractmethod
+    def mixed(self, outputs: Features) -> Tensor:
+        """The hybrid's output from what the components' heads give, ``[B, T, V]`` each."""
+
     def logits(self, features: Features, finish: Callable[[int, Tensor], Tensor]) -> Tensor:
         """Logits ``[B, T, V]`` from what left the last block; ``finish(k, hidden)`` is component k's norm and head."""
+        return self.mixed({k: finish(k, hidden) for k, hidden in self.head_inputs(features).items()})
 
     def best_path(self) -> list[int]:
         """The component with the largest weight in each block; the first one among equals."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -101,25 +101,44 @@ class ManticorePreTrainedModel(PreTrainedModel):
         cache: HybridCache | None = None,
     ) -> tuple[Features, dict[int, Recording]]:
         """What leaves the last block, and per component that runs what its norm and head need."""
-        active = self.mixing.active()
-        embedded = self.mixing.embedded()
         recordings = {
-            k: self._runner(k).record(
-                input_ids,
-                attention_mask,
-                position_ids,
-                past_key_values=cache.views[k] if cache is not None else None,
-                use_cache=cache is not None,
-            )
-            for k in sorted(embedded.union(*active))
+            k: self._runner(k).record(**self._inputs(k, input_ids, attention_mask, position_ids, cache))
+            for k in self._used()
         }
-        features: Features = {k: recordings[k].hidden for k in sorted(embedded)}
-        for n in range(self.config.num_blocks):
-            inputs = self.mixing.enter(n, features, sorted(active[n]))
-            features = {k: self._run_segment(n, k, recordings[k], hidden) for k, hidden in inputs.items()}
+        features = self._mix(recordings)
         if cache is not None:
             cache.seen_tokens += input_ids.shape[1]
         return features, recordings
+
+    def _used(self) -> list[int]:
+        """Components whose embeddings or layers are read."""
+        return sorted(self.mixing.embedded().union(*self.mixing.active()))
+
+    def _inputs(
+        self,
+        k: int,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: HybridCache | None,
+    ) -> dict[str, Any]:
+        """What component k's forward takes."""
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": cache.views[k] if cache is not None else None,
+            "use_cache": cache is not None,
+        }
+
+    def _mix(self, recordings: Mapping[int, Recording]) -> Features:
+        """From the embeddings through all blocks."""
+        active = self.mixing.active()
+        features: Features = {k: recordings[k].hidden for k in sorted(self.mixing.embedded())}
+        for n in range(self.config.num_blocks):
+            inputs = self.mixing.enter(n, features, sorted(active[n]))
+            features = {k: self._run_segment(n, k, recordings[k], hidden) for k, hidden in inputs.items()}
+        return features
 
     def _check_positions(self, tokens: int, cached: int, position_ids: Tensor | None) -> None:
         """Refuse more tokens than one of the components in use has positions for.
@@ -127,7 +146,7 @@ class ManticorePreTrainedModel(PreTrainedModel):
         After a cached prompt given positions count instead of the length: padding takes none. They are read only where
         the length alone does not settle it, since reading waits for the device.
         """
-        for k in sorted(self.mixing.embedded().union(*self.mixing.active())):
+        for k in self._used():
             limit = self._runner(k).positions
             if limit is None or cached + tokens <= limit:
                 continue
@@ -341,18 +360,45 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, GenerationMixin):
         if cache is not None and cache.seen_tokens and input_ids.shape[1] > 1 and self._one_token_at_a_time():
             return self._step_by_step(input_ids, attention_mask, position_ids, logits_to_keep, cache)
 
-        features, recordings = self._run_blocks(input_ids, attention_mask, position_ids, cache)
-        if logits_to_keep:
-            features = {k: hidden[:, -logits_to_keep:] for k, hidden in features.items()}
-        logits = self.mixing.logits(
-            features,
-            lambda k, hidden: self._runner(k).finish(recordings[k], hidden)[..., : self.config.vocab_size],
-        )
+        heads = sorted(self.mixing.active()[-1])
+        inputs = {k: self._inputs(k, input_ids, attention_mask, position_ids, cache) for k in self._used()}
+        recordings = {k: self._runner(k).record(**given) for k, given in inputs.items() if k not in heads}
+        outputs: Features = {}
+        self._descend(heads, inputs, recordings, {}, outputs, logits_to_keep)
+        logits = self.mixing.mixed({k: outputs[k][..., : self.config.vocab_size] for k in heads})
+        if cache is not None:
+            cache.seen_tokens += input_ids.shape[1]
 
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+
+    def _descend(
+        self,
+        heads: Sequence[int],
+        inputs: Mapping[int, dict[str, Any]],
+        recordings: dict[int, Recording],
+        final: Features,
+        outputs: Features,
+        logits_to_keep: int | Tensor,
+    ) -> None:
+        """Fill ``outputs`` with the logits of each component in ``heads``.
+
+        Each one's own forward runs up to its last layer and waits there, one inside the other; in the innermost all
+        blocks run, and on the way out each gets its features for norm and head.
+        """
+        if not heads:
+            final.update(self.mixing.head_inputs(self._mix(recordings)))
+            return
+        k, *others = heads
+
+        def middle(recording: Recording) -> Tensor:
+            recordings[k] = recording
+            self._descend(others, inputs, recordings, final, outputs, logits_to_keep)
+            return final[k]
+
+        outputs[k] = self._runner(k).logits(middle, **inputs[k], logits_to_keep=logits_to_keep)
 
     def new_cache(self) -> HybridCache:
         """An empty cache for this hybrid; dropped layers take no room."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +86,10 @@ class PathMixing(Mixing):
             value = self.projectors[name](value) if name in self.projectors else resize(value, self.widths[target])
         return {target: value}
 
-    def logits(self, features: Features, finish: Callable[[int, Tensor], Tensor]) -> Tensor:
+    def head_inputs(self, features: Features) -> Features:
+        """The features of the last component."""
+        return features
+
+    def mixed(self, outputs: Features) -> Tensor:
         """The last component's logits."""
-        return finish(self.path[-1], features[self.path[-1]])
+        return outputs[self.path[-1]]

@@ -11,7 +11,7 @@ At a vertex both are one path through the components, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -147,10 +147,13 @@ class RoutedMixing(Mixing):
             return list(enumerate(row.unbind()))
         return [(k, None if values[k] == 1 else row[k]) for k in range(self.num_components) if values[k] != 0]
 
-    def logits(self, features: Features, finish: Callable[[int, Tensor], Tensor]) -> Tensor:
+    def head_inputs(self, features: Features) -> Features:
+        """The features themselves."""
+        return {k: features[k] for k, _ in self._nonzero(self.num_blocks, 0)}
+
+    def mixed(self, outputs: Features) -> Tensor:
         """The components' logits, mixed with the output weights."""
-        nonzero = self._nonzero(self.num_blocks, 0)
-        return weighted_sum([(weight, finish(k, features[k])) for k, weight in nonzero])
+        return weighted_sum([(weight, outputs[k]) for k, weight in self._nonzero(self.num_blocks, 0)])
 
 
 class TranslatedMixing(RoutedMixing):

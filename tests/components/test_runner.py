@@ -6,6 +6,7 @@ import gc
 import itertools
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.tiny_families import tiny_model
-from manticore.components.runner import Runner
+from manticore.components.runner import Recording, Runner
 from manticore.errors import ManticoreError
 
 # layers that return tensors, pairs and single values; positions from masks, tables, rotations and slopes; windows;
@@ -33,12 +34,14 @@ def padded() -> tuple[Tensor, Tensor]:
     return mask, (mask.cumsum(-1) - 1).clamp_min(0)
 
 
-def logits_in_pieces(runner: Runner, cuts: list[int], **given: Tensor) -> Tensor:
-    recording = runner.record(ids(), **given)
-    hidden = recording.hidden
-    for start, stop in itertools.pairwise(cuts):
-        hidden = runner.run(recording, hidden, start, stop)
-    return runner.finish(recording, hidden)
+def logits_in_pieces(runner: Runner, cuts: list[int], **given: Any) -> Tensor:
+    def pieces(recording: Recording) -> Tensor:
+        hidden = recording.hidden
+        for start, stop in itertools.pairwise(cuts):
+            hidden = runner.run(recording, hidden, start, stop)
+        return hidden
+
+    return runner.logits(pieces, ids(), **given)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -63,12 +66,26 @@ def test_pieces_equal_the_own_forward(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["gpt_neo", "gemma2", "mamba"])
 @torch.no_grad()
-def test_the_last_tokens_alone_give_the_last_logits(family: str) -> None:
+def test_some_tokens_alone_give_their_logits(family: str) -> None:
     runner = Runner(tiny_model(family))
-    recording = runner.record(ids())
-    hidden = runner.run(recording, recording.hidden, 0, runner.num_layers)
-    whole = runner.finish(recording, hidden)
-    torch.testing.assert_close(runner.finish(recording, hidden[:, -2:]), whole[:, -2:], atol=1e-6, rtol=0)
+    cuts = [0, runner.num_layers]
+    whole = logits_in_pieces(runner, cuts)
+    for keep, expected in ((2, whole[:, -2:]), (torch.tensor([0, 7]), whole[:, [0, 7]])):
+        torch.testing.assert_close(logits_in_pieces(runner, cuts, logits_to_keep=keep), expected, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_one_component_runs_while_another_waits() -> None:
+    outer, inner = Runner(tiny_model("gpt_neo")), Runner(tiny_model("mamba"))
+
+    def middle(recording: Recording) -> Tensor:
+        between.append(logits_in_pieces(inner, [0, inner.num_layers]))
+        return outer.run(recording, recording.hidden, 0, outer.num_layers)
+
+    between: list[Tensor] = []
+    logits = outer.logits(middle, ids())
+    assert torch.equal(logits, outer.model(input_ids=ids(), use_cache=False).logits)
+    assert torch.equal(between[0], inner.model(input_ids=ids(), use_cache=False).logits)
 
 
 def gradients(model: PreTrainedModel, *, in_pieces: bool) -> dict[str, Tensor | None]:
@@ -119,14 +136,17 @@ def no_garbage_collector() -> Iterator[None]:
 @pytest.mark.parametrize("family", ["gpt_neo", "zamba2", "mamba"])
 def test_nothing_of_a_pass_stays_behind(family: str) -> None:
     runner = Runner(tiny_model(family).train())
-    recording = runner.record(ids())
-    hidden = runner.run(recording, recording.hidden, 0, runner.num_layers)
-    logits = runner.finish(recording, hidden)
-    remains = [weakref.ref(tensor) for tensor in (recording.hidden, hidden, logits)]
-    remains += [
-        weakref.ref(value) for _, kwargs in recording.calls for value in kwargs.values() if torch.is_tensor(value)
-    ]
-    del recording, hidden, logits
+    remains: list[weakref.ref[Tensor]] = []
+
+    def middle(recording: Recording) -> Tensor:
+        hidden = runner.run(recording, recording.hidden, 0, runner.num_layers)
+        given = [value for _, kwargs in recording.calls for value in kwargs.values() if torch.is_tensor(value)]
+        remains.extend(weakref.ref(tensor) for tensor in (recording.hidden, hidden, *given))
+        return hidden
+
+    logits = runner.logits(middle, ids())
+    remains.append(weakref.ref(logits))
+    del logits
     assert [remain() for remain in remains if remain() is not None] == []
 
 
@@ -140,7 +160,7 @@ def test_a_pass_that_fails_leaves_the_model_whole() -> None:
     with pytest.raises(IndexError):
         runner.record(torch.full((1, 3), 97))
     with pytest.raises(RuntimeError):
-        runner.finish(runner.record(ids()), torch.zeros(1, 1, 5))
+        runner.logits(lambda recording: torch.zeros(1, 1, 5), ids())
     assert all(a is b for a, b in zip(runner.layers, layers))
     assert torch.equal(model(input_ids=ids(), use_cache=False).logits, before)
     assert torch.equal(logits_in_pieces(runner, [0, 4]), before)
