@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from manticore.errors import ManticoreError
+from manticore.processes import is_first, run_mark, wait_for_all
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -57,17 +58,34 @@ def refuse_existing(out: str | Path) -> Path:
 def new_folder(out: str | Path) -> Iterator[Path]:
     """A folder to fill beside ``out``, renamed to ``out`` at the end and removed if anything fails.
 
+    Of several processes that share a training the first one makes, renames and removes it; all may write into it.
+
     Raises:
         ManticoreError: ``out`` exists.
     """
-    path = refuse_existing(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
-        yield aside
-        refuse_existing(path)
-        os.rename(aside, path)
-    finally:
+    path = Path(out).expanduser()
+    aside = path.with_name(f".{path.name}.partial-{run_mark()}")
+    if is_first():
+        refuse_existing(out)
+        path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+    try:
+        wait_for_all()
+        yield aside
+        wait_for_all()
+        if is_first():
+            refuse_existing(path)
+            os.rename(aside, path)
+    finally:
+        if is_first():
+            _remove(aside)
+
+
+def _remove(folder: Path) -> None:
+    """Also where the launcher asks this process to end while it clears away after another one that died."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

@@ -11,6 +11,8 @@ from typer.core import TyperGroup
 from manticore import __version__
 from manticore.cli import doctor, mad, recipes, runs, stages
 from manticore.cli.faults import end_tidily_on_sigterm, reported, usage_reported
+from manticore.cli.launching import refuse_unshared
+from manticore.processes import leave, process_count
 
 
 class _Verbs(TyperGroup):
@@ -44,11 +46,13 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Turn pretrained language models of different families into one better hybrid."""
+    refuse_unshared(context.invoked_subcommand)
 
 
 _VERBS = {
@@ -76,5 +80,11 @@ def main() -> None:
     """Run the command line."""
     # read when torch is imported: idle threads sleep instead of spinning, several times faster on a busy machine
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if process_count() > 1:
+        # DistributedDataParallel's advice on every run without skipped branches
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     end_tidily_on_sigterm()
-    app(prog_name="manticore")
+    try:
+        app(prog_name="manticore")
+    finally:
+        leave()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import typer
 
 from manticore.errors import ManticoreError
+from manticore.processes import is_first, lost_another, process_count, process_index
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """The parent of everything wrong with a command line, wherever typer's version keeps it."""
@@ -32,6 +34,10 @@ _REASONS = {
 
 # Libraries that write in C++ or Rust report a full disk in words of their own.
 _DISK_FULL_TEXTS = ("No space left on device", "file write failed", "os error 28", "File too large")
+
+
+_HEAD_START = 5.0
+"""Seconds that the first process has, to say what is wrong before the others say the same."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -58,18 +64,31 @@ def reported() -> Iterator[None]:
     try:
         yield
     except ManticoreError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        _say(str(error))
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt as stop:
-        print("stopped, nothing was written", file=sys.stderr)
+        # of several processes the launcher says it
+        if process_count() == 1:
+            print("stopped, nothing was written", file=sys.stderr)
         raise SystemExit(exit_code_of(stop)) from None
     except Exception as error:
         trouble = disk_trouble(error)
+        if lost_another(error):
+            trouble = "processes: another process of this run has ended. Fix: see what it said"
+            time.sleep(_HEAD_START)
         if trouble is None:
             raise
-        print(f"error: {trouble}", file=sys.stderr)
+        _say(trouble)
         raise SystemExit(2) from None
+
+
+def _say(text: str) -> None:
+    """Of several processes the first speaks; the launcher ends the others, unless they alone know of the error."""
+    if not is_first():
+        time.sleep(_HEAD_START)
+    where = f" (process {process_index()})" if not is_first() else ""
+    for line in text.splitlines():
+        print(f"error{where}: {line}", file=sys.stderr)
 
 
 @contextmanager

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from manticore.cli.launching import Processes, share
 from manticore.cli.parameters import Out, Seed, Task, TaskOptions, pairs, takes, task_words
 from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say
 from manticore.errors import ManticoreError
+from manticore.processes import is_first
 from manticore.schema.consistency import options
 from manticore.schema.sections import Align, Combine, CompareModels, Discretize, Finetune, Search
 from manticore.writing import new_folder, refuse_existing, write_json
@@ -85,7 +87,14 @@ def align(hybrid: Hybrid, out: Out, seed: Seed = 0, *, settings: dict[str, Any])
 
 @takes(Search)
 def search(
-    hybrid: Hybrid, task: Task, out: Out, task_option: TaskOptions = None, seed: Seed = 0, *, settings: dict[str, Any]
+    hybrid: Hybrid,
+    task: Task,
+    out: Out,
+    task_option: TaskOptions = None,
+    seed: Seed = 0,
+    processes: Processes = None,
+    *,
+    settings: dict[str, Any],
 ) -> None:
     """Learn which component each block of a hybrid should use, on a task.
 
@@ -94,6 +103,7 @@ def search(
     refuse_existing(out)
     chosen = checked_task(task, task_option)
     _refuse_two_budgets(settings)
+    share(processes)
     say(f"search: {settings['method']} on {task} in {hybrid}")
     import manticore
     from manticore.runs.models import load_hybrid
@@ -107,8 +117,9 @@ def search(
             result = manticore.search(
                 model, loaded, seed=seed, out=folder / "search", progress=progress, **whole_flops(settings)
             )
-        result.model.save_pretrained(folder)
-        write_json(folder / SEARCHED, {"task": {"name": task, "options": chosen}, **result.to_dict()})
+        if is_first():
+            result.model.save_pretrained(folder)
+            write_json(folder / SEARCHED, {"task": {"name": task, "options": chosen}, **result.to_dict()})
     say(f"path {result.path}")
     done(out, f"manticore discretize {quote(out)} -o {quote(out + '-small')}")
 
@@ -135,7 +146,14 @@ def discretize(hybrid: Hybrid, out: Out, *, settings: dict[str, Any]) -> None:
 
 @takes(Finetune, without=("start",))
 def finetune(
-    model: Model, task: Task, out: Out, task_option: TaskOptions = None, seed: Seed = 0, *, settings: dict[str, Any]
+    model: Model,
+    task: Task,
+    out: Out,
+    task_option: TaskOptions = None,
+    seed: Seed = 0,
+    processes: Processes = None,
+    *,
+    settings: dict[str, Any],
 ) -> None:
     """Train a model or a hybrid end to end on a task, and score it.
 
@@ -144,6 +162,7 @@ def finetune(
     refuse_existing(out)
     chosen = checked_task(task, task_option)
     _refuse_two_budgets(settings)
+    share(processes)
     say(f"finetune: {model} on {task}")
     import manticore
     from manticore.runs.models import load_model
@@ -157,9 +176,10 @@ def finetune(
             result = manticore.finetune(
                 loaded, problem, seed=seed, out=folder / "finetune", progress=progress, **whole_flops(settings)
             )
-        result.model.save_pretrained(folder)
-        _keep_tokenizer(tokenizer if problem.vocab_size is None else None, folder)
-        write_json(folder / "finetune.json", result.to_dict())
+        if is_first():
+            result.model.save_pretrained(folder)
+            _keep_tokenizer(tokenizer if problem.vocab_size is None else None, folder)
+            write_json(folder / "finetune.json", result.to_dict())
     _say_metrics(result.metrics)
     done(out, f"manticore evaluate {quote(out)} {task_words(task, chosen)}")
 

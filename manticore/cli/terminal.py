@@ -12,7 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console(highlight=False)
+from manticore.processes import is_first
+
+# of several processes that share a training the first one speaks
+console = Console(highlight=False, quiet=not is_first())
 
 Step = Callable[[int, int, Mapping[str, Any]], None]
 """Called with (step, steps, logged row)."""
@@ -40,7 +43,7 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|datasets)\b")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING if is_first() else logging.ERROR, format="%(levelname)s: %(message)s")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from manticore.errors import ManticoreError
+from manticore.processes import is_first, process_count
 
 PARTIAL = ".partial"
 """Folder in which a checkpoint is written before it gets its name."""
@@ -68,7 +69,8 @@ def open_folder(folder: Path, settings: Mapping[str, Any], *, resume: bool, stag
     Raises:
         ManticoreError: checkpoints exist and `resume` is off, or the run there had other settings.
     """
-    settings = json.loads(json.dumps(settings))
+    # a batch is cut by the number of processes, and each keeps the state of its own random stream
+    settings = {"processes": process_count(), **json.loads(json.dumps(settings))}
     found = last_checkpoint(folder)
     record = folder / "settings.json"
     if found is not None:
@@ -77,22 +79,22 @@ def open_folder(folder: Path, settings: Mapping[str, Any], *, resume: bool, stag
                 f"{stage}: {folder} holds the checkpoints of an earlier run. "
                 "Fix: resume it (resume=True) or choose another out"
             )
-        before = json.loads(record.read_text()) if record.exists() else {}
+        before = {"processes": 1, **(json.loads(record.read_text()) if record.exists() else {})}
         for name in sorted({*before, *settings}):
             if before.get(name) != settings.get(name):
                 raise ManticoreError(
                     f"{stage}: {folder} was started with {name}={before.get(name)!r} "
                     f"(got {settings.get(name)!r}). Fix: resume with the same settings or choose another out"
                 )
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
-    write_json(record, settings)
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+        write_json(record, settings)
     return found
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON; a reader sees the old file or the new one, never a part."""
-    # several processes of one run may write it at once
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     aside.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(aside, path)

@@ -26,6 +26,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import TrainerState
 
 from manticore.errors import ManticoreError, NotFiniteError
+from manticore.processes import refuse_lost_processes
 from manticore.training.batches import IGNORED, Collator
 from manticore.training.callbacks import LogAtCheckpoints, MetricsFile, Progress, ProgressBar, Stopwatch
 from manticore.training.checkpoints import PARTIAL, checkpoint_step, publish, write_json
@@ -77,8 +78,9 @@ class TaskTrainer(Trainer):
                 f"{stage}: {task.name} has {len(train)} training examples, fewer than one batch "
                 f"(batch_size={batch_size}). Fix: a smaller batch_size or more data"
             )
-        if args.gradient_accumulation_steps > 1:
-            # else the last step of an epoch would have fewer micro-batches than the others
+        if args.gradient_accumulation_steps * args.world_size > 1:
+            # else the last step of an epoch would have fewer micro-batches than the others; and N processes read
+            # the examples in the order in which one process with N micro-batches does
             train = train.select(range(len(train) // batch_size * batch_size))
         self.stage = stage
         self.task = task
@@ -282,9 +284,12 @@ def training_arguments(
         dataloader_drop_last=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
+        # branches of exactly zero weight are skipped, so what they hold gets no gradient
+        ddp_find_unused_parameters=True,
         disable_tqdm=True,
         report_to="none",
     )
+    refuse_lost_processes(args.world_size)
     # several devices in one process would multiply the batch: more devices are torchrun's business
     args._n_gpu = min(args.n_gpu, 1)
     micro_batches = accumulation * args.world_size
