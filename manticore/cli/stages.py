@@ -49,6 +49,7 @@ def combine(
     _check_options("--projector-option", "projector", settings["projector"], settings["projector_options"])
     say(f"combine: {' + '.join(models)}, {settings['num_blocks']} blocks, {settings['mixing']}")
     import manticore
+    from manticore.hybrid.vocabularies import matched_tokens
     from manticore.tasks.task import load_task
 
     quiet_libraries()
@@ -56,6 +57,8 @@ def combine(
     hybrid = manticore.combine(models, vocab_size=vocab_size, seed=seed, **settings)
     with new_folder(out) as folder:
         hybrid.save_pretrained(folder)
+    for line in matched_tokens(hybrid, models):
+        say(line)
     if task is not None and chosen is not None and hybrid.tokenizer is None:
         # it reads no text to be aligned on
         done(out, f"manticore search {quote(out)} {task_words(task, chosen)} -o {quote(out + '-searched')}")

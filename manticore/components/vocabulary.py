@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from manticore.components.pruning import DroppedEmbedding
@@ -40,28 +41,46 @@ def with_vocabulary(model: PreTrainedModel, vocab_size: int, *, seed: int = 0) -
         for holder in (config, getattr(model, "generation_config", None)):
             if getattr(holder, name, None) is not None:
                 setattr(holder, name, None)
-    embeddings: Any = model.get_input_embeddings()
-    head: Any = model.get_output_embeddings()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(derive_seed(seed, "vocabulary"))
-        if not isinstance(embeddings, DroppedEmbedding):
-            embeddings.weight = nn.Parameter(embeddings.weight.new_empty(vocab_size, embeddings.weight.shape[1]))
-            embeddings.num_embeddings = vocab_size
-            embeddings.padding_idx = None
-            _initialise(model, embeddings)
-        if isinstance(head, nn.Linear):
-            head.weight = nn.Parameter(head.weight.new_empty(vocab_size, head.weight.shape[1]))
-            head.out_features = vocab_size
-            if head.bias is not None:
-                head.bias = nn.Parameter(head.bias.new_zeros(vocab_size))
-            _initialise(model, head)
-    config.vocab_size = vocab_size
+        for module in exchange_rows(model, vocab_size, lambda old: old.new_zeros(vocab_size, *old.shape[1:])):
+            _initialise(model, module)
+    model.tie_weights()
+    return model
+
+
+@torch.no_grad()
+def exchange_rows(model: PreTrainedModel, vocab_size: int, new_rows: Callable[[Tensor], Tensor]) -> list[nn.Module]:
+    """Put other rows in place of those of embeddings, head and head bias, in place; tables that were tied are apart.
+
+    Args:
+        model: a causal LM; what a discretized hybrid has dropped of it stays dropped.
+        vocab_size: rows of the new tables.
+        new_rows: an old table ``[rows, …]`` → the new one ``[vocab_size, …]``.
+
+    Returns:
+        The modules that got new rows.
+    """
+    embeddings: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    changed: list[nn.Module] = []
+    if not isinstance(embeddings, DroppedEmbedding):
+        embeddings.weight = nn.Parameter(new_rows(embeddings.weight.detach()))
+        embeddings.num_embeddings = vocab_size
+        embeddings.padding_idx = None
+        changed.append(embeddings)
+    if isinstance(head, nn.Linear):
+        head.weight = nn.Parameter(new_rows(head.weight.detach()))
+        head.out_features = vocab_size
+        if head.bias is not None:
+            head.bias = nn.Parameter(new_rows(head.bias.detach()))
+        changed.append(head)
+    model.config.vocab_size = vocab_size
     parts: tuple[Any, ...] = (model, model.base_model)
     for part in parts:
         if hasattr(part, "vocab_size"):
             part.vocab_size = vocab_size
-    model.tie_weights()
-    return model
+    return changed
 
 
 def _initialise(model: PreTrainedModel, module: nn.Module) -> None:

@@ -19,13 +19,11 @@ from manticore.components.selfcheck import continues_by_one_token_only, self_che
 from manticore.errors import ManticoreError
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.hybrid.vocabularies import Vocabulary, chosen_vocabulary, common_vocabulary, named_component
 from manticore.registry import resolve
 from manticore.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
-
-# tells tokenizers apart that share a vocabulary but split text differently
-_PROBE = "The 3 quick brown-foxes' café jumped:\n\tdef f(x):  return x**2 # 12345 §\u00a0日本"
 
 
 def combine(
@@ -36,7 +34,8 @@ def combine(
     projector: str = "linear",
     projector_options: dict[str, Any] | None = None,
     vocab_size: int | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: PreTrainedTokenizerBase | str | Path | int | None = None,
+    min_coverage: float = 0.25,
     revisions: Sequence[str | None] | None = None,
     dtype: torch.dtype | str | None = None,
     seed: int = 0,
@@ -54,8 +53,10 @@ def combine(
         projector_options: its arguments, such as ``{"rank": 16}``.
         vocab_size: give every component fresh embeddings and a fresh head of so many rows, for a task with its own
             vocabulary; None keeps the components' own, which then must share a tokenizer.
-        tokenizer: what the token ids mean, for components that carry no tokenizer themselves; None takes the one that
-            all of them carry.
+        tokenizer: what the token ids mean. None takes the tokenizer that all components carry. Where theirs differ, the
+            name (last part of the path will do) or the index of the component whose tokenizer is kept; the others'
+            embeddings and heads are rearranged for it. A loaded tokenizer speaks for components that carry none.
+        min_coverage: refuse to re-embed a component that has less than this share of the kept tokenizer's tokens.
         revisions: branch, tag or commit of each hub id.
         dtype: precision of all components; None takes the one they have in common, or float32.
         seed: of fresh embeddings, heads and projectors.
@@ -65,8 +66,8 @@ def combine(
         The hybrid in evaluation mode, at the weights a search starts from.
 
     Raises:
-        ManticoreError: fewer than two components, tokenizers or vocabularies that differ, more blocks than layers, or a
-            component that cannot be loaded or reproduced.
+        ManticoreError: fewer than two components, tokenizers that differ where none was chosen, or that share too
+            little, more blocks than layers, or a component that cannot be loaded or reproduced.
     """
     if isinstance(models, str | Path | PreTrainedModel) or len(models) < 2:
         raise ManticoreError("combine: one component (expected two or more). Fix: name a second checkpoint")
@@ -82,7 +83,12 @@ def combine(
             f"combine: {len(pinned)} revisions for {len(models)} components. Fix: give one each, None for folders"
         )
 
+    if isinstance(min_coverage, bool) or not 0 <= min_coverage <= 1:
+        raise ManticoreError(f"combine: min_coverage is {min_coverage!r} (expected a share). Fix: give 0 to 1")
+
     names = [_name(model, k) for k, model in enumerate(models)]
+    given = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
+    owner = None if tokenizer is None or tokenizer is given else named_component(tokenizer, names)
     _check_depths(names, models, pinned, num_blocks)
     components = [load_component(m, revision=r, dtype=dtype) for m, r in zip(models, pinned)]
     for name, component in zip(names, components):
@@ -90,12 +96,13 @@ def combine(
             raise ManticoreError(f"combine: {name} is a hybrid itself. Fix: combine all its components at once")
     if vocab_size is None:
         carried = [load_tokenizer(m, revision=r) for m, r in zip(models, pinned)]
-        # a tokenizer speaks for the components that carry it; given by hand, for all
-        vouched = tokenizer is not None or all(found is not None for found in carried)
-        tokenizer = _common_tokenizer([*names, "tokenizer="], [*carried, tokenizer])
-        vocab_size_kept = _common_vocabulary(names, components, tokenizer, vouched)
+        vocabulary = (
+            common_vocabulary(names, components, carried, given)
+            if owner is None
+            else chosen_vocabulary(names, components, carried, owner, min_coverage)
+        )
     else:
-        vocab_size_kept = min(component.config.vocab_size for component in components)
+        vocabulary = Vocabulary(min(component.config.vocab_size for component in components), None)
     _unify_dtype(components)
 
     runners = [Runner(component) for component in components]
@@ -115,15 +122,17 @@ def combine(
         projector_options=projector_options,
         layer_outputs=[runner.tuple_sizes for runner in runners],
         one_token_at_a_time=one_token,
-        vocab_size=vocab_size_kept,
+        vocab_size=vocabulary.size,
+        tokenizer_component=vocabulary.owner,
+        reembedded=vocabulary.reembedded,
         dtype=components[0].dtype,
         **configurations,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "combine"))
         hybrid = build(config, components)
-    hybrid.tokenizer = tokenizer
-    hybrid.set_special_tokens(tokenizer)
+    hybrid.tokenizer = vocabulary.tokenizer
+    hybrid.set_special_tokens(vocabulary.tokenizer)
     if vocab_size is not None:
         hybrid.with_vocabulary(vocab_size, seed=seed)
     return hybrid.eval()
@@ -163,48 +172,6 @@ def _check_depths(
             raise ManticoreError(
                 f"combine: {num_blocks} blocks, but {name} has {depth} layers. Fix: num_blocks <= {depth}"
             )
-
-
-def _common_tokenizer(
-    names: Sequence[str], tokenizers: Sequence[PreTrainedTokenizerBase | None]
-) -> PreTrainedTokenizerBase | None:
-    """The one tokenizer of all components, or None where none carries one."""
-    carried = [(name, tokenizer) for name, tokenizer in zip(names, tokenizers) if tokenizer is not None]
-    if not carried:
-        return None
-    first_name, first = carried[0]
-    for name, other in carried[1:]:
-        if other.get_vocab() != first.get_vocab() or other(_PROBE).input_ids != first(_PROBE).input_ids:
-            raise ManticoreError(
-                f"combine: {first_name} and {name} have different tokenizers, so their token ids do not mean the same. "
-                "Fix: choose checkpoints with one tokenizer, or a task with its own vocabulary (--task mad/…)"
-            )
-    return first
-
-
-def _common_vocabulary(
-    names: Sequence[str],
-    components: Sequence[PreTrainedModel],
-    tokenizer: PreTrainedTokenizerBase | None,
-    vouched: bool,
-) -> int:
-    """Rows that all components have; tables may be padded beyond the tokens of a tokenizer that speaks for all."""
-    rows = [component.config.vocab_size for component in components]
-    if not vouched and len(set(rows)) > 1:
-        listed = ", ".join(f"{name}: {count}" for name, count in zip(names, rows))
-        raise ManticoreError(
-            f"combine: vocabulary sizes differ ({listed}) and no common tokenizer says which ids are shared. "
-            "Fix: give folders with tokenizers, or pass tokenizer="
-        )
-    if tokenizer is None:
-        return rows[0]
-    short = [(name, count) for name, count in zip(names, rows) if count < len(tokenizer)]
-    if short:
-        raise ManticoreError(
-            f"combine: {short[0][0]} has {short[0][1]} embedding rows for {len(tokenizer)} tokens. "
-            "Fix: give the checkpoint that belongs to the tokenizer"
-        )
-    return min(rows)
 
 
 def _unify_dtype(components: Sequence[PreTrainedModel]) -> None:

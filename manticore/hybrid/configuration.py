@@ -57,6 +57,10 @@ class ManticoreConfig(PreTrainedConfig):
     """``[N, K]`` mixture weights the hybrid was discretized from."""
     vocab_size: int = 0
     """Rows of the logits."""
+    tokenizer_component: int | None = None
+    """The component whose tokenizer was kept, where components with others were re-embedded for it."""
+    reembedded: list[dict[str, Any] | None] | None = None
+    """Per component how many of the kept tokenizer's tokens were matched, and how; None where it had that tokenizer."""
     hidden_size: int = 0
     """The largest width among the components."""
     num_hidden_layers: int = 0

@@ -217,6 +217,7 @@ class ManticorePreTrainedModel(PreTrainedModel):
             if 0 in (translation.source[1], translation.target[1]):
                 translation.projector.reset_identity()
         self.config.vocab_size = vocab_size
+        self.config.tokenizer_component = self.config.reembedded = None
         self.tokenizer = None
         self.set_special_tokens(None)
         return self

@@ -139,10 +139,17 @@ class Pipeline:
 
     @cached_property
     def task(self) -> Task:
-        """The task, read with the first component's tokenizer."""
-        tokenizer = load_tokenizer(self.sources[0], revision=self.recipe.components[0].revision)
+        """The task, read with the tokenizer that the hybrid keeps."""
+        owner = self._tokenizer_component or 0
+        tokenizer = load_tokenizer(self.sources[owner], revision=self.recipe.components[owner].revision)
         choice = self.recipe.task
         return load_task(choice.name, tokenizer=tokenizer, seed=self.recipe.seed, **choice.options)
+
+    @property
+    def _tokenizer_component(self) -> int | None:
+        """The component that the recipe takes the tokenizer from."""
+        chosen = self.recipe.combine.tokenizer
+        return None if chosen is None else [component.name for component in self.recipe.components].index(chosen)
 
     @property
     def fresh_at_once(self) -> bool:
@@ -206,7 +213,7 @@ class Pipeline:
             revisions=[component.revision for component in recipe.components],
             vocab_size=self.task.vocab_size if self.fresh_at_once else None,
             seed=recipe.seed,
-            **recipe.combine.model_dump(),
+            **{**recipe.combine.model_dump(), "tokenizer": self._tokenizer_component},
         )
         lineages = [
             model_lineage(source, component.revision) for source, component in zip(self.sources, recipe.components)
@@ -223,6 +230,9 @@ class Pipeline:
             "projector": recipe.combine.projector,
             "boundaries": hybrid.config.boundaries,
         }
+        if hybrid.config.reembedded is not None:
+            combined["tokenizer"] = recipe.combine.tokenizer
+            combined["reembedded"] = hybrid.config.reembedded
         sizes = " + ".join(f"{record['parameters']:,}" for record in components)
         results = {"components": components, "task": task_record(self.task), "combine": combined}
         return Outcome(results, f"{sizes} parameters")

@@ -40,6 +40,7 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
             sections["combine"].projector,
             sections["combine"].projector_options,
         )
+        yield from _tokenizer(sections["combine"].tokenizer, [component.name for component in components])
     if "task" in sections:
         yield from options(("task", "options"), "task", sections["task"].name, sections["task"].options)
     if sections.get("search") is not None:
@@ -130,6 +131,11 @@ def _depths(num_blocks: int, pretrain: list[Any], components: list[Any]) -> Iter
                 f"more blocks than layers (got {num_blocks}, {component.name} has {layers} layers). "
                 f"Fix: set it to at most {layers}",
             )
+
+
+def _tokenizer(chosen: str | None, components: list[str]) -> Iterator[Finding]:
+    if chosen is not None and components and chosen not in components:
+        yield ("combine", "tokenizer"), f"no component is called {chosen!r}{did_you_mean(chosen, components)}"
 
 
 def _path(sections: dict[str, Any], num_components: int) -> Iterator[Finding]:

@@ -100,6 +100,10 @@ class Combine(Section):
     """Options of that kind, such as rank for low-rank."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the weights; left out, the one they were saved in."""
+    tokenizer: Text | None = None
+    """Where tokenizers differ: the component whose tokenizer is kept; the others are re-embedded for it."""
+    min_coverage: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Refuse to re-embed a component that has less than this share of the kept tokenizer's tokens."""
 
 
 class Align(Section):

@@ -112,7 +112,9 @@ def test_different_tokenizers_are_refused_unless_the_task_brings_its_own(
     checkpoints: list[Path], other_tokenizer: PreTrainedTokenizerFast, tiny_mamba: PreTrainedModel, tmp_path: Path
 ) -> None:
     other = saved(tiny_model("mamba", vocab_size=260), other_tokenizer, tmp_path / "other")
-    with pytest.raises(ManticoreError, match=r"have different tokenizers.*Fix: choose checkpoints with one tokenizer"):
+    with pytest.raises(
+        ManticoreError, match=r"have different tokenizers.*Fix: choose checkpoints with one tokenizer, keep one"
+    ):
         manticore.combine([checkpoints[0], other], num_blocks=2)
     hybrid = manticore.combine([checkpoints[0], other], num_blocks=2, vocab_size=11)
     assert hybrid.tokenizer is None

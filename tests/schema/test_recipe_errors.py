@@ -152,6 +152,16 @@ def test_what_is_no_recipe_is_one_line(text: str | bytes, expected: str, tmp_pat
             id="projector option",
         ),
         pytest.param(
+            MINIMAL + "combine: {tokenizer: bb}\n",
+            "mine.yaml:6: combine.tokenizer: no component is called 'bb'. Did you mean 'b'?",
+            id="tokenizer of no component",
+        ),
+        pytest.param(
+            MINIMAL + "combine: {min_coverage: 1.5}\n",
+            "mine.yaml:6: combine.min_coverage: wrong value (got 1.5, expected <= 1)",
+            id="coverage",
+        ),
+        pytest.param(
             MINIMAL.replace("  - {name: b, source: org/b}\n", ""),
             "mine.yaml:2: components: wrong value (got 1, expected at least 2 entries)",
             id="one component",

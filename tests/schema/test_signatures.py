@@ -26,7 +26,11 @@ ELSEWHERE = {"seed", "tokenizer", "out", "resume", "cpu", "progress"}
             id="pretrain",
         ),
         pytest.param(
-            sections.Combine, manticore.combine, ELSEWHERE | {"vocab_size", "revisions", "check"}, set(), id="combine"
+            sections.Combine,
+            manticore.combine,
+            ELSEWHERE - {"tokenizer"} | {"vocab_size", "revisions", "check"},
+            set(),
+            id="combine",
         ),
         pytest.param(sections.Align, manticore.align, ELSEWHERE, {"text"}, id="align"),
         pytest.param(sections.Search, manticore.search, ELSEWHERE, set(), id="search"),

@@ -1,0 +1,174 @@
+"""The one tokenizer of a hybrid: what its components share, or one of theirs, for which the others are re-embedded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from manticore.components.reembedding import reembed
+from manticore.components.token_bytes import TokenBytes
+from manticore.components.token_matching import match_tokens, same_tokenizer
+from manticore.errors import ManticoreError
+from manticore.registry import did_you_mean
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What token ids mean to all components."""
+
+    size: int
+    """Rows that all of them have."""
+    tokenizer: PreTrainedTokenizerBase | None
+    """None where no component carries one."""
+    owner: int | None = None
+    """The component that the tokenizer was chosen from; None where nothing had to be chosen."""
+    reembedded: list[dict[str, Any] | None] | None = None
+    """Per component what was matched; None for those that had that tokenizer already."""
+
+
+def named_component(choice: object, names: Sequence[str]) -> int:
+    """The index of the component that ``choice`` means: its index, its name, or the last part of its path.
+
+    Raises:
+        ManticoreError: there is none, or several.
+    """
+    count = len(names)
+    choice = str(choice) if isinstance(choice, Path) else choice
+    if isinstance(choice, str) and choice in names:
+        return list(names).index(choice)
+    short = [Path(name).name for name in names]
+    if isinstance(choice, str) and short.count(choice) == 1:
+        return short.index(choice)
+    if isinstance(choice, str) and short.count(choice) > 1:
+        raise ManticoreError(
+            f"combine: tokenizer {choice!r} names several components. Fix: give the index, 0 to {count - 1}"
+        )
+    index = int(choice) if isinstance(choice, str) and choice.isdecimal() else choice
+    if isinstance(index, str):
+        raise ManticoreError(
+            f"combine: tokenizer {choice!r} is no component{did_you_mean(index, list(dict.fromkeys([*names, *short])))}"
+        )
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
+        raise ManticoreError(
+            f"combine: tokenizer {choice!r} is no component (expected a name or an index). Fix: give 0 to {count - 1}"
+        )
+    return index
+
+
+def common_vocabulary(
+    names: Sequence[str],
+    components: Sequence[PreTrainedModel],
+    carried: Sequence[PreTrainedTokenizerBase | None],
+    given: PreTrainedTokenizerBase | None,
+) -> Vocabulary:
+    """The vocabulary that all components have already.
+
+    Args:
+        names: what errors call the components.
+        components: loaded.
+        carried: the tokenizer beside each.
+        given: one that speaks for all.
+
+    Raises:
+        ManticoreError: tokenizers, or numbers of rows that nothing explains, differ.
+    """
+    # a tokenizer speaks for the components that carry it; given by hand, for all
+    vouched = given is not None or all(found is not None for found in carried)
+    known = [(name, t) for name, t in zip([*names, "tokenizer="], [*carried, given]) if t is not None]
+    for name, other in known[1:]:
+        if not same_tokenizer(known[0][1], other):
+            raise ManticoreError(
+                f"combine: {known[0][0]} and {name} have different tokenizers, so their token ids do not mean the "
+                "same. Fix: choose checkpoints with one tokenizer, keep one component's and re-embed the others "
+                "(tokenizer=), or a task with its own vocabulary (--task mad/…)"
+            )
+    tokenizer = known[0][1] if known else None
+    return Vocabulary(_common_rows(names, components, tokenizer, vouched), tokenizer)
+
+
+def chosen_vocabulary(
+    names: Sequence[str],
+    components: Sequence[PreTrainedModel],
+    carried: Sequence[PreTrainedTokenizerBase | None],
+    owner: int,
+    min_coverage: float,
+) -> Vocabulary:
+    """The vocabulary of component ``owner``; components with another one are re-embedded, in place.
+
+    Raises:
+        ManticoreError: a component without a tokenizer, tokenizers that cannot be compared, or that share too little.
+    """
+    for name, tokenizer in zip(names, carried):
+        if tokenizer is None:
+            raise ManticoreError(
+                f"combine: {name} carries no tokenizer, so its tokens cannot be matched. "
+                "Fix: save its tokenizer in its folder, and give the folder"
+            )
+    tokenizers = [tokenizer for tokenizer in carried if tokenizer is not None]
+    kept = tokenizers[owner]
+    found: list[dict[str, Any] | None] = [None] * len(names)
+    for k, (name, component, other) in enumerate(zip(names, components, tokenizers)):
+        if same_tokenizer(kept, other):
+            continue
+        ours, theirs = TokenBytes(kept, names[owner]), TokenBytes(other, name)
+        matching = match_tokens(ours, theirs)
+        shared = matching.to_dict()
+        if matching.coverage < min_coverage:
+            reverse = match_tokens(theirs, ours).coverage
+            raise ManticoreError(
+                f"combine: of the {shared['tokens']} tokens of {names[owner]} {name} has {shared['exact']} exactly and "
+                f"{shared['role']} by role (coverage {matching.coverage:.3f}, min_coverage {min_coverage}). "
+                f"Fix: keep the tokenizer of {name} (coverage {reverse:.3f}), or lower min_coverage"
+            )
+        reembed(component, matching, kept, name)
+        logger.info("%s: re-embedded for the tokenizer of %s: %s", name, names[owner], shared)
+        found[k] = shared
+    size = _common_rows(names, components, kept, vouched=True)
+    return Vocabulary(size, kept, owner, found) if any(found) else Vocabulary(size, kept)
+
+
+def matched_tokens(hybrid: PreTrainedModel, names: Sequence[str]) -> list[str]:
+    """One line per re-embedded component, called by one of ``names``: where its rows come from."""
+    config: Any = hybrid.config
+    lines = []
+    for name, found in zip(names, config.reembedded or []):
+        if found is not None and config.tokenizer_component is not None:
+            lines.append(
+                f"{name}: rows for the {found['tokens']:,} tokens of {names[config.tokenizer_component]}: "
+                f"{found['exact']:,} exact, {found['role']:,} by role, {found['pieces']:,} by the mean of pieces, "
+                f"{found['none']:,} without a match (coverage {found['coverage']:.3f})"
+            )
+    return lines
+
+
+def _common_rows(
+    names: Sequence[str],
+    components: Sequence[PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase | None,
+    vouched: bool,
+) -> int:
+    """Rows that all components have; tables may be padded beyond the tokens of a tokenizer that speaks for all."""
+    rows = [component.config.vocab_size for component in components]
+    if not vouched and len(set(rows)) > 1:
+        listed = ", ".join(f"{name}: {count}" for name, count in zip(names, rows))
+        raise ManticoreError(
+            f"combine: vocabulary sizes differ ({listed}) and no common tokenizer says which ids are shared. "
+            "Fix: give folders with tokenizers, or pass tokenizer="
+        )
+    if tokenizer is None:
+        return rows[0]
+    short = [(name, count) for name, count in zip(names, rows) if count < len(tokenizer)]
+    if short:
+        raise ManticoreError(
+            f"combine: {short[0][0]} has {short[0][1]} embedding rows for {len(tokenizer)} tokens. "
+            "Fix: give the checkpoint that belongs to the tokenizer"
+        )
+    return min(rows)
