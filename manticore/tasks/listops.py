@@ -94,7 +94,10 @@ def from_text(text: str) -> list[int]:
     try:
         return [IDS[symbol] for symbol in symbols]
     except KeyError as error:
-        raise ManticoreError(f"listops: unknown symbol {error.args[0]!r} (expected {' '.join(SYMBOLS[1:])})") from error
+        raise ManticoreError(
+            f"listops: unknown symbol (got {error.args[0]!r}, expected {' '.join(SYMBOLS[1:])}). "
+            "Fix: give text in the release's notation"
+        ) from error
 
 
 def write_tsv(path: str | Path, rows: Iterable[Example]) -> None:
@@ -128,13 +131,18 @@ def _read_rows(path: Path) -> Iterator[Example]:
             where = f"listops {path}, line {rows.line_num}"
             source, target = (row[column] or "" for column in COLUMNS)
             if len(target) != 1 or target not in "0123456789":
-                raise ManticoreError(f"{where}: label out of range (got {target!r}, expected 0 to 9)")
+                raise ManticoreError(
+                    f"{where}: label out of range (got {target!r}, expected 0 to 9). Fix: give the release's file"
+                )
             try:
                 ids = from_text(source)
             except ManticoreError as error:
                 raise ManticoreError(f"{where}: {str(error).removeprefix('listops: ')}") from error
             if not 1 <= len(ids) <= LONGEST + 1:
-                raise ManticoreError(f"{where}: {len(ids)} symbols (expected 1 to {LONGEST + 1})")
+                raise ManticoreError(
+                    f"{where}: wrong number of symbols (got {len(ids)}, expected 1 to {LONGEST + 1}). "
+                    "Fix: give the release's file"
+                )
             yield ids, int(target)
 
 

@@ -6,6 +6,7 @@ discs lie on the same dashed curve. Letters: N images, H and W pixels.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from manticore.errors import ManticoreError
+from manticore.tasks import pathfinder
+from manticore.tasks.pathfinder import Example
+from manticore.writing import write_text
 
 VOCABULARY = 256
 SIDE = 32
@@ -62,7 +66,8 @@ def cifar_rows(paths: Sequence[Path]) -> Iterator[Row]:
         for index, record in enumerate(content.reshape(-1, RECORD_BYTES)):
             if record[0] > 9:
                 raise ManticoreError(
-                    f"lra/image {path}, image {index}: label out of range (got {record[0]}, expected 0 to 9)"
+                    f"lra/image {path}, image {index}: label out of range (got {record[0]}, expected 0 to 9). "
+                    "Fix: unpack the archive of CIFAR-10's binary version again"
                 )
             # a record holds all red values, then green, then blue
             pixels = record[1:].reshape(3, -1).T
@@ -78,14 +83,20 @@ def hub_image_rows(rows: Iterable[Row], where: str) -> Iterator[Row]:
     for index, row in enumerate(rows):
         for column in ("img", "label"):
             if column not in row:
-                raise ManticoreError(f"{where}: no column {column} (got {', '.join(row)}, expected img, label)")
+                raise ManticoreError(
+                    f"{where}: no column {column} (got {', '.join(row)}, expected img, label). "
+                    "Fix: pass data_dir, the folder cifar-10-batches-bin"
+                )
         if row["label"] not in range(10):
-            raise ManticoreError(f"{where}, row {index}: label out of range (got {row['label']!r}, expected 0 to 9)")
+            raise ManticoreError(
+                f"{where}, row {index}: label out of range (got {row['label']!r}, expected 0 to 9). "
+                "Fix: pass data_dir, the folder cifar-10-batches-bin"
+            )
         pixels = np.asarray(row["img"].convert("RGB"))
         if pixels.shape[:2] != (SIDE, SIDE):
             raise ManticoreError(
                 f"{where}, row {index}: an image of {pixels.shape[1]} x {pixels.shape[0]} pixels "
-                f"(expected {SIDE} x {SIDE})"
+                f"(expected {SIDE} x {SIDE}). Fix: pass data_dir, the folder cifar-10-batches-bin"
             )
         yield {"input_ids": grey(pixels).reshape(-1), "label": int(row["label"])}
 
@@ -114,10 +125,13 @@ def pathfinder_pictures(folder: Path) -> list[Picture]:
             where = f"lra/pathfinder {metadata}, line {number}"
             if len(fields) < 4:
                 raise ManticoreError(
-                    f"{where}: {len(fields)} columns (expected 11: folder, file, index, label, seven settings)"
+                    f"{where}: too few columns (got {len(fields)}, expected 11: folder, file, index, label, seven "
+                    "settings). Fix: unpack the release again"
                 )
             if fields[3] not in ("0", "1"):
-                raise ManticoreError(f"{where}: label out of range (got {fields[3]!r}, expected 0 or 1)")
+                raise ManticoreError(
+                    f"{where}: label out of range (got {fields[3]!r}, expected 0 or 1). Fix: unpack the release again"
+                )
             path = folder / fields[0] / fields[1]
             if not path.is_file():
                 raise ManticoreError(f"{where}: no image {path}. Fix: unpack the release whole")
@@ -147,12 +161,55 @@ def picture_rows(pictures: Iterable[Picture], side: int) -> Iterator[Row]:
                 if image.mode != "L" or image.size != (side, side):
                     raise ManticoreError(
                         f"lra/pathfinder {picture.path}: an image of {image.size[0]} x {image.size[1]} pixels, "
-                        f"mode {image.mode} (expected {side} x {side}, mode L)"
+                        f"mode {image.mode} (expected {side} x {side}, mode L). "
+                        f"Fix: give the release's folder pathfinder{side}"
                     )
                 pixels = np.asarray(image).reshape(-1)
         except (UnidentifiedImageError, OSError) as error:
-            raise ManticoreError(f"lra/pathfinder {picture.path}: cannot be read as an image ({error})") from error
+            raise ManticoreError(
+                f"lra/pathfinder {picture.path}: cannot be read as an image ({error}). Fix: unpack the release again"
+            ) from error
         yield {"input_ids": pixels, "label": picture.label}
+
+
+def write_pathfinder(root: str | Path, examples: Iterable[Example], level: str = "hard", *, batch: int = 1000) -> Path:
+    """Writes images as the release has them, and returns the level's folder below ``root``.
+
+    A batch gets its metadata when all of its images are there: what was stopped halfway lacks its last batch only.
+
+    Raises:
+        ManticoreError: an unknown level, or the folder has images already.
+    """
+    if level not in LEVELS:
+        raise ManticoreError(
+            f"lra/pathfinder: unknown level (got {level!r}, expected one of {', '.join(LEVELS)}). "
+            "Fix: choose one of these"
+        )
+    folder = Path(root) / LEVELS[level]
+    if (folder / "metadata").exists():
+        raise ManticoreError(f"lra/pathfinder {folder}: has images already. Fix: write to another folder")
+    (folder / "metadata").mkdir(parents=True)
+    remaining = iter(examples)
+    for number in itertools.count():
+        images = list(itertools.islice(remaining, batch))
+        if not images:
+            break
+        (folder / f"imgs/{number}").mkdir(parents=True)
+        for index, image in enumerate(images):
+            Image.fromarray(image.pixels).save(folder / f"imgs/{number}/sample_{index}.png")
+        lines = [
+            f"imgs/{number} sample_{index}.png {index} {_fields(image, level)}" for index, image in enumerate(images)
+        ]
+        write_text(folder / f"metadata/{number}.npy", "".join(f"{line}\n" for line in lines))
+    return folder
+
+
+def _fields(image: Example, level: str) -> str:
+    settings, segments = pathfinder.SETTINGS[len(image.pixels)], pathfinder.LEVELS[level]
+    return (
+        f"{image.label} {settings.continuity} {segments} {segments // 3} {settings.length} {settings.thickness} "
+        f"{image.margin} 1"
+    )
 
 
 def _metadata_lines(path: Path) -> Iterator[list[str]]:
@@ -164,8 +221,13 @@ def _metadata_lines(path: Path) -> Iterator[list[str]]:
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ManticoreError(f"lra/pathfinder {path}: cannot be read as metadata ({error})") from error
+        raise ManticoreError(
+            f"lra/pathfinder {path}: cannot be read as metadata ({error}). Fix: unpack the release again"
+        ) from error
     if array.ndim != 2:
-        raise ManticoreError(f"lra/pathfinder {path}: an array of shape {array.shape} (expected images x 11 columns)")
+        raise ManticoreError(
+            f"lra/pathfinder {path}: an array of shape {array.shape} (expected images x 11 columns). "
+            "Fix: unpack the release again"
+        )
     for row in array:
         yield [item.decode() if isinstance(item, bytes) else str(item) for item in row]

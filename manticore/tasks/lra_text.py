@@ -61,9 +61,15 @@ def reviews_of_rows(rows: Iterable[Row], where: str) -> list[Review]:
     for index, row in enumerate(rows):
         for column in ("text", "label"):
             if column not in row:
-                raise ManticoreError(f"{where}: no column {column} (got {', '.join(row)}, expected text, label)")
+                raise ManticoreError(
+                    f"{where}: no column {column} (got {', '.join(row)}, expected text, label). "
+                    "Fix: pass data_dir, the folder aclImdb"
+                )
         if row["label"] not in (0, 1):
-            raise ManticoreError(f"{where}, row {index}: label out of range (got {row['label']!r}, expected 0 or 1)")
+            raise ManticoreError(
+                f"{where}, row {index}: label out of range (got {row['label']!r}, expected 0 or 1). "
+                "Fix: pass data_dir, the folder aclImdb"
+            )
         reviews.append((row["text"].encode("utf-8"), int(row["label"])))
     return reviews
 
@@ -117,7 +123,8 @@ def retrieval_rows(path: Path) -> Iterator[Row]:
             label = _number(fields[0])
             if label not in (0, 1):
                 raise ManticoreError(
-                    f"{where}: label out of range (got {fields[0][:20].decode('latin-1')!r}, expected 0 or 1)"
+                    f"{where}: label out of range (got {fields[0][:20].decode('latin-1')!r}, expected 0 or 1). "
+                    "Fix: give the release's new_aan_pairs files"
                 )
             yield {"input_ids": encode(fields[3]), "input_ids_2": encode(fields[4]), "label": int(label)}
 

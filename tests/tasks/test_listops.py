@@ -127,9 +127,9 @@ def test_files_in_the_official_format_read_back_the_same(tmp_path, drawn):
         ("", "no column Source"),
         ("Source\tTarget\n( ( ( [MIN 1 ) 2 ) ] )\t10\n", "line 2: label out of range"),
         ("Source\tTarget\n( ( ( [MIN 1 ) 2 ) ] )\n", "line 2: label out of range"),
-        ("Source\tTarget\n( ( ( [FIRST 1 ) 2 ) ] )\t1\n", r"line 2: unknown symbol '\[FIRST'"),
-        ("Source\tTarget\n\t1\n", "line 2: 0 symbols"),
-        ("Source\tTarget\n" + "1 " * 2001 + "\t1\n", "line 2: 2001 symbols"),
+        ("Source\tTarget\n( ( ( [FIRST 1 ) 2 ) ] )\t1\n", r"line 2: unknown symbol .got '\[FIRST'"),
+        ("Source\tTarget\n\t1\n", "line 2: wrong number of symbols .got 0"),
+        ("Source\tTarget\n" + "1 " * 2001 + "\t1\n", "line 2: wrong number of symbols .got 2001"),
     ],
 )
 def test_damaged_files_are_refused_in_one_line(tmp_path, content, message):
@@ -138,3 +138,4 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, content, message):
     with pytest.raises(ManticoreError, match=message) as caught:
         list(read_tsv(path))
     assert "\n" not in str(caught.value)
+    assert ". Fix: " in str(caught.value)

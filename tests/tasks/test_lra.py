@@ -6,9 +6,9 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from manticore.errors import ManticoreError
-from manticore.tasks import listops
+from manticore.tasks import listops, pathfinder
 from manticore.tasks.lra import ARENAS, load
-from manticore.tasks.lra_images import grey, hub_image_rows
+from manticore.tasks.lra_images import grey, hub_image_rows, write_pathfinder
 from manticore.tasks.lra_text import reviews_of_rows
 
 
@@ -23,6 +23,7 @@ def refused(message, *arguments, **options):
     with pytest.raises(ManticoreError, match=message) as caught:
         load(*arguments, **options)
     assert "\n" not in str(caught.value)
+    assert ". Fix: " in str(caught.value)
 
 
 def write_reviews(root):
@@ -45,7 +46,7 @@ def write_cifar(root, per_batch=4):
     return root
 
 
-def write_pathfinder(root, *, binary=False, side=32, count=20):
+def write_numbered(root, *, binary=False, side=32, count=20):
     """The image that number k has as its only grey value, label k % 2."""
     for batch in (2, 10):
         (root / f"imgs/{batch}").mkdir(parents=True)
@@ -116,7 +117,7 @@ def test_listops_files_of_the_release(tmp_path, nested):
         expected = list(listops.examples(split, 2, seed=5))
         assert [(row["input_ids"], row["label"]) for row in data[split]] == expected
     assert len(load("listops", tmp_path / "release", num_train=1)["train"]) == 1
-    refused("train has 2 examples .expected 3", "listops", tmp_path / "release", num_train=3)
+    refused("train has too few examples .got 2, expected 3.*num_train=2", "listops", tmp_path / "release", num_train=3)
     # a file that changes is read again
     listops.write_tsv(folder / "basic_test.tsv", listops.examples("test", 3, seed=6))
     assert len(load("listops", tmp_path / "release")["test"]) == 3
@@ -179,7 +180,7 @@ def test_images_are_grey_and_validation_is_the_last_tenth(tmp_path):
 
 @pytest.mark.parametrize("binary", [False, True])
 def test_pathfinder_of_the_release_in_three_disjoint_splits(tmp_path, binary):
-    write_pathfinder(tmp_path / "pathfinder32/curv_contour_length_14", binary=binary)
+    write_numbered(tmp_path / "pathfinder32/curv_contour_length_14", binary=binary)
     data = load("pathfinder32", tmp_path)
     numbers = {split: [row["input_ids"][0] for row in data[split]] for split in data}
     assert {split: len(numbers[split]) for split in data} == {"train": 16, "validation": 2, "test": 2}
@@ -190,8 +191,68 @@ def test_pathfinder_of_the_release_in_three_disjoint_splits(tmp_path, binary):
     refused("has no curv_baseline/metadata", "pathfinder32", tmp_path, level="easy")
 
 
+def same_pictures(rows, pictures):
+    assert len(rows) == len(pictures)
+    for row, picture in zip(rows, pictures):
+        assert (row["input_ids"], row["label"]) == (picture.pixels.reshape(-1).tolist(), picture.label)
+
+
+@pytest.mark.parametrize("side", [32, 128])
+def test_pathfinder_is_generated_without_files_and_the_same_for_any_number(side, monkeypatch):
+    monkeypatch.setattr("manticore.tasks.lra.PIECE", 2)
+    options = {"level": "easy", "num_validation": 1, "num_test": 1}
+    data = load(f"pathfinder{side}", num_train=5, **options)
+    for split, count in (("train", 5), ("validation", 1), ("test", 1)):
+        same_pictures(data[split], list(pathfinder.examples(split, count, side=side, level="easy")))
+    # a smaller number reads what is there
+    monkeypatch.setattr(pathfinder, "draw", None)
+    assert load(f"pathfinder{side}", num_train=4, **options)["train"][:] == data["train"][:4]
+
+
+def test_generation_that_is_stopped_leaves_whole_pieces_and_goes_on_from_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("manticore.tasks.lra.PIECE", 2)
+    options = {"level": "easy", "num_train": 6, "num_validation": 1, "num_test": 1}
+    draw, drawn = pathfinder.draw, []
+
+    def stopped_at_the_fourth(*arguments):
+        drawn.append(arguments)
+        if len(drawn) == 4:
+            raise KeyboardInterrupt
+        return draw(*arguments)
+
+    monkeypatch.setattr(pathfinder, "draw", stopped_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        load("pathfinder32", **options)
+    assert [path.suffix for path in (tmp_path / "cache" / "lra").iterdir()] == [".arrow"]
+    data = load("pathfinder32", **options)
+    # of eight images, two were there
+    assert len(drawn) == 4 + 6
+    same_pictures(data["train"], list(pathfinder.examples("train", 6, level="easy")))
+
+
+def test_generated_pathfinder_in_the_release_s_layout_reads_back_the_same(tmp_path):
+    images = list(pathfinder.examples("train", 20, level="easy"))
+    write_pathfinder(tmp_path / "pathfinder32", images, "easy", batch=8)
+    data = load("pathfinder32", tmp_path, level="easy")
+    rows = sorted((*row["input_ids"], row["label"]) for split in data for row in data[split])
+    assert rows == sorted((*image.pixels.reshape(-1).tolist(), image.label) for image in images)
+    with pytest.raises(ManticoreError, match=r"has images already. Fix: "):
+        write_pathfinder(tmp_path / "pathfinder32", images, "easy")
+
+
+def test_a_batch_that_was_not_finished_is_not_read(tmp_path):
+    def stopped():
+        yield from pathfinder.examples("train", 11, level="easy")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_pathfinder(tmp_path / "pathfinder32", stopped(), "easy", batch=10)
+    data = load("pathfinder32", tmp_path, level="easy")
+    assert sum(len(data[split]) for split in data) == 10
+
+
 def test_an_empty_image_is_left_out_as_in_the_release(tmp_path):
-    root = write_pathfinder(tmp_path / "pathfinder32/curv_baseline")
+    root = write_numbered(tmp_path / "pathfinder32/curv_baseline")
     (root / "imgs/2/sample_3.png").write_bytes(b"")
     data = load("pathfinder32", tmp_path, level="easy")
     assert sum(len(data[split]) for split in data) == 19
@@ -199,7 +260,7 @@ def test_an_empty_image_is_left_out_as_in_the_release(tmp_path):
 
 def test_path_x_comes_from_the_inner_copy(tmp_path):
     for folder, count in ((tmp_path / "lra_release", 10), (tmp_path / "lra_release/lra_release", 20)):
-        write_pathfinder(folder / "pathfinder128/curv_contour_length_14", side=128, count=count)
+        write_numbered(folder / "pathfinder128/curv_contour_length_14", side=128, count=count)
     for data_dir in (tmp_path, tmp_path / "lra_release"):
         data = load("pathfinder128", data_dir)
         assert len(data["train"]) == 16
@@ -207,14 +268,13 @@ def test_path_x_comes_from_the_inner_copy(tmp_path):
 
 
 def test_wrong_calls_are_one_line_each(tmp_path):
-    refused("unknown task 'listop'.*listops", "listop")
-    refused("num_train is 0", "listops", num_train=0)
-    refused("num_test is True", "listops", num_test=True)
-    refused("seed is -1", "listops", seed=-1)
-    refused("level is 'middle'", "pathfinder32", tmp_path, level="middle")
+    refused("unknown task .got 'listop', expected one of listops", "listop")
+    refused("num_train out of range .got 0", "listops", num_train=0)
+    refused("num_test out of range .got True", "listops", num_test=True)
+    refused("seed out of range .got -1", "listops", seed=-1)
+    refused("unknown level .got 'middle', expected one of easy", "pathfinder32", tmp_path, level="middle")
     refused("no such folder", "listops", tmp_path / "nowhere")
-    for name in ("retrieval", "pathfinder32", "pathfinder128"):
-        refused("pass data_dir", name)
+    refused("pass data_dir", "retrieval")
     for name in ("text", "image"):
         refused("cannot be had from the hub.*data_dir", name)
 
@@ -235,12 +295,12 @@ def test_rows_of_the_hub_are_read_or_refused():
     ):
         with pytest.raises(ManticoreError, match=message):
             list(hub_image_rows(Dataset.from_dict(columns, features=features), "hub"))
-    with pytest.raises(ManticoreError, match="hub: no column img"):
+    with pytest.raises(ManticoreError, match=r"hub: no column img.* Fix: "):
         list(hub_image_rows(Dataset.from_dict({"image": [1], "label": [1]}), "hub"))
     assert reviews_of_rows(Dataset.from_dict({"text": ["ü"], "label": [1]}), "hub") == [("ü".encode(), 1)]
     with pytest.raises(ManticoreError, match=r"hub, row 0: label out of range .got -1"):
         reviews_of_rows(Dataset.from_dict({"text": ["x"], "label": [-1]}), "hub")
-    with pytest.raises(ManticoreError, match="hub: no column text"):
+    with pytest.raises(ManticoreError, match=r"hub: no column text.* Fix: "):
         reviews_of_rows(Dataset.from_dict({"review": ["x"], "label": [1]}), "hub")
 
 
@@ -273,12 +333,12 @@ def test_damaged_images(tmp_path):
     ("old", "new", "message"),
     [
         (" 3 1 1.0", " 3 2 1.0", "2.npy, line 4: label out of range"),
-        ("imgs/2 sample_3.png 3 1 1.0 14 4 2 0.5 1 1", "imgs/2 sample_3.png", "line 4: 2 columns"),
+        ("imgs/2 sample_3.png 3 1 1.0 14 4 2 0.5 1 1", "imgs/2 sample_3.png", "line 4: too few columns .got 2"),
         ("sample_3.png", "sample_99.png", "line 4: no image"),
     ],
 )
 def test_damaged_pathfinder_metadata(tmp_path, old, new, message):
-    root = write_pathfinder(tmp_path / "pathfinder32/curv_contour_length_14")
+    root = write_numbered(tmp_path / "pathfinder32/curv_contour_length_14")
     path = root / "metadata/2.npy"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
@@ -286,7 +346,7 @@ def test_damaged_pathfinder_metadata(tmp_path, old, new, message):
 
 
 def test_damaged_pathfinder_images(tmp_path):
-    root = write_pathfinder(tmp_path / "pathfinder32/curv_contour_length_14")
+    root = write_numbered(tmp_path / "pathfinder32/curv_contour_length_14")
     image = root / "imgs/2/sample_3.png"
     image.write_text("no image")
     refused("sample_3.png: cannot be read as an image", "pathfinder32", tmp_path)
