@@ -32,6 +32,8 @@ _PUBLIC = {
     "discretize": "manticore.hybrid.discretize",
     "evaluate": "manticore.training.finetune",
     "finetune": "manticore.training.finetune",
+    "lora_table": "manticore.hybrid.lora",
+    "lora_targets": "manticore.hybrid.lora",
     "search": "manticore.search.search",
 }
 
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from manticore.hybrid.combine import combine as combine
     from manticore.hybrid.configuration import ManticoreConfig as ManticoreConfig
     from manticore.hybrid.discretize import discretize as discretize
+    from manticore.hybrid.lora import lora_table as lora_table
+    from manticore.hybrid.lora import lora_targets as lora_targets
     from manticore.hybrid.modeling import ManticoreForCausalLM as ManticoreForCausalLM
     from manticore.projectors.alignment import align as align
     from manticore.search.search import search as search

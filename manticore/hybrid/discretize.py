@@ -36,9 +36,15 @@ def discretize(hybrid: M, path: Sequence[int] | None = None) -> M:
         A new hybrid in the mode (training or evaluation) of the given one, with copies of the kept weights.
 
     Raises:
-        ManticoreError: already discretized, an impossible path, or a family that shares weights between layers.
+        ManticoreError: already discretized, adapters not merged, an impossible path, or a family that shares weights
+            between layers.
     """
     require_hybrid(hybrid, "discretize")
+    if getattr(hybrid, "peft_config", None):
+        raise ManticoreError(
+            "discretize: the hybrid has adapters, whose updates are no weights of its own yet. "
+            "Fix: hybrid = peft_model.merge_and_unload() first"
+        )
     if hybrid.is_discretized:
         raise ManticoreError(
             f"discretize: the hybrid is discretized already, to path {hybrid.config.path}. "

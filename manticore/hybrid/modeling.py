@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from manticore.components.adapters import AdapterGuard
 from manticore.components.loading import align_memory, load_tokenizer
 from manticore.components.pruning import prune_component
 from manticore.components.resizing import resize_vocabulary
@@ -32,7 +33,7 @@ from manticore.registry import resolve
 logger = logging.getLogger(__name__)
 
 
-class ManticorePreTrainedModel(PreTrainedModel):
+class ManticorePreTrainedModel(AdapterGuard):
     """What all hybrids are: components, mixing, and the way through the blocks; what reads the last features differs.
 
     Components are whole models of transformers and direct attributes (``component_0`` …), so that names, ties and
@@ -133,6 +134,7 @@ class ManticorePreTrainedModel(PreTrainedModel):
 
     def _mix(self, recordings: Mapping[int, Recording]) -> Features:
         """From the embeddings through all blocks."""
+        self.check_adapters()
         active = self.mixing.active()
         features: Features = {k: recordings[k].hidden for k in sorted(self.mixing.embedded())}
         for n in range(self.config.num_blocks):
@@ -353,7 +355,8 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, GenerationMixin):
 
         Raises:
             ManticoreError: ``inputs_embeds`` (K components have K embeddings of different widths), another
-                cache than a hybrid's, or more tokens than a component has positions for.
+                cache than a hybrid's, more tokens than a component has positions for, or adapters on maps that
+                cannot carry them.
         """
         input_ids = require_ids(input_ids, inputs_embeds)
         cache = self._cache(past_key_values, use_cache)

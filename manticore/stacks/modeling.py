@@ -12,13 +12,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from manticore.components.adapters import AdapterGuard
 from manticore.components.state_cache import CountingCache
 from manticore.errors import ManticoreError
 from manticore.stacks.catalogue import build_mixer
@@ -70,7 +71,7 @@ class StackLayer(GradientCheckpointingLayer):
         return hidden_states + self.mixer(self.norm(hidden_states), step)
 
 
-class StackPreTrainedModel(PreTrainedModel):
+class StackPreTrainedModel(AdapterGuard):
     """What all models made of stacks share: initialisation and what transformers asks of a class."""
 
     config_class = StackConfig
@@ -240,6 +241,7 @@ class StackForCausalLM(StackPreTrainedModel, GenerationMixin):
         Returns:
             ``logits`` ``[B, T, V]``, with labels ``loss``, with ``use_cache`` ``past_key_values``.
         """
+        self.check_adapters()
         body = cast(
             BaseModelOutputWithPast,
             self.model(

@@ -1,23 +1,16 @@
-"""What trains: everything, only what joins the components, or low-rank updates of the components' layers.
-
-LoRA goes on the linear maps inside decoder layers, found by module type: attention, MLP, and of a state-space mixer
-only the input projection. A mixer's other maps are read as raw tensors by its scan or its fused kernels, which
-would pass the update by in training and still merge it.
-"""
+"""What trains: everything, only what joins the components, or low-rank updates of the components' layers."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from manticore.components.runner import Runner
+from manticore.components.adapters import remove_adapters
 from manticore.errors import ManticoreError
-from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.hybrid.lora import kept_runners, lora_targets
 from manticore.registry import did_you_mean
 from manticore.seeding import derive_seed
 
@@ -52,6 +45,11 @@ def set_trainable(
     """
     if trainable not in TRAINABLE:
         raise ManticoreError(f"trainable: unknown choice {trainable!r}{did_you_mean(trainable, list(TRAINABLE))}")
+    if getattr(model, "peft_config", None):
+        raise ManticoreError(
+            f"trainable: this {type(model).__name__} has adapters, which {trainable!r} would thaw or freeze too. "
+            "Fix: peft_model.merge_and_unload(), or transformers' Trainer on the peft model"
+        )
     mixing = getattr(model, "mixing", None)
     mixture = set() if mixing is None else {id(p) for p in mixing.mixture_parameters()}
     for parameter in model.parameters():
@@ -61,7 +59,7 @@ def set_trainable(
         return
     if mixing is not None:
         mixing.projectors.requires_grad_(True)
-    for runner in _runners(model):
+    for runner in kept_runners(model):
         if fresh_vocabulary:
             _unfreeze(runner.model.get_input_embeddings())
         if fresh_vocabulary or trainable == "frozen":
@@ -80,13 +78,6 @@ def _unfreeze(module: nn.Module | None) -> None:
         module.requires_grad_(True)
 
 
-def _runners(model: PreTrainedModel) -> list[Runner]:
-    """The components that a hybrid has kept; of another model, the model itself."""
-    if isinstance(model, ManticoreForCausalLM):
-        return [runner for runner in model.runners if runner is not None]
-    return [Runner(model)]
-
-
 def add_lora(model: PreTrainedModel, *, rank: int, seed: int) -> list[str]:
     """Put trainable low-rank updates, zero at first, beside the safe linear maps; returns the maps' names."""
     from peft import LoraConfig, inject_adapter_in_model
@@ -94,11 +85,6 @@ def add_lora(model: PreTrainedModel, *, rank: int, seed: int) -> list[str]:
     if rank < 1:
         raise ManticoreError(f"lora_rank: got {rank} (expected 1 or more). Fix: lora_rank=8")
     targets = lora_targets(model)
-    if not targets:
-        raise ManticoreError(
-            f"trainable: 'lora' finds no linear map inside the decoder layers of {type(model).__name__}. "
-            "Fix: trainable='all' or 'frozen'"
-        )
     before = [parameter for parameter in model.parameters() if parameter.requires_grad]
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=targets)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -114,32 +100,4 @@ def add_lora(model: PreTrainedModel, *, rank: int, seed: int) -> list[str]:
 
 def merge_lora(model: PreTrainedModel) -> None:
     """Add the low-rank updates to the maps they stand beside and remove them; the model is an ordinary one again."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge(safe_merge=True)
-            parent, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, module.get_base_layer())
-    vars(model).pop("peft_config", None)
-
-
-def lora_targets(model: PreTrainedModel) -> list[str]:
-    """Full names of the linear maps that may carry a low-rank update."""
-    chosen = {id(linear) for runner in _runners(model) for linear in _safe_linears(runner)}
-    return [name for name, module in model.named_modules() if id(module) in chosen]
-
-
-def _safe_linears(runner: Runner) -> Iterator[nn.Module]:
-    for layer in runner.layers:
-        unsafe: set[int] = set()
-        for module in layer.modules():
-            if _is_state_space(module):
-                unsafe |= {id(m) for name, m in module.named_modules() if name != "in_proj"}
-        for module in layer.modules():
-            if isinstance(module, nn.Linear | Conv1D) and id(module) not in unsafe:
-                yield module
-
-
-def _is_state_space(module: nn.Module) -> bool:
-    return "A_log" in module._parameters or "conv1d" in module._modules
+    remove_adapters(model, merge=True)

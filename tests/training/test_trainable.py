@@ -3,13 +3,13 @@
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
-from transformers import AutoModelForCausalLM, GPT2Config, JambaConfig, LlamaConfig, Mamba2Config
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from manticore.errors import ManticoreError
 from manticore.hybrid.combine import combine
 from manticore.hybrid.discretize import discretize
 from manticore.kernels.mamba import use_selective_scan
-from manticore.training.trainable import add_lora, lora_targets, merge_lora, set_trainable
+from manticore.training.trainable import add_lora, merge_lora, set_trainable
 
 SIZES = {"vocab_size": 13, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
@@ -96,30 +96,6 @@ def test_a_rank_below_one_is_refused(gpt, rank):
         set_trainable(gpt, "lora", lora_rank=rank)
 
 
-def test_targets_are_all_maps_of_attention_and_mlp_but_only_the_input_of_a_mixer(hybrid, gpt2):
-    suffixes = {name.rpartition(".")[2] for name in lora_targets(hybrid)}
-    assert suffixes == {"q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj", "in_proj"}
-    assert all("mixer" not in name or name.endswith("in_proj") for name in lora_targets(hybrid))
-    assert {name.rpartition(".")[2] for name in lora_targets(gpt2)} == {"c_attn", "c_proj", "c_fc"}
-    assert len(lora_targets(gpt2)) == 2 * 4
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        Mamba2Config(**SIZES, num_heads=4, head_dim=8, n_groups=1, state_size=8),
-        JambaConfig(**SIZES, **HEADS, num_experts=1, attn_layer_period=2, attn_layer_offset=1, mamba_dt_rank=4),
-    ],
-    ids=["mamba2", "jamba"],
-)
-def test_maps_that_a_scan_reads_raw_are_left_alone(config):
-    model = AutoModelForCausalLM.from_config(config)
-    unsafe = {"out_proj", "x_proj", "dt_proj", "conv1d"}
-    mixers = [n for n in lora_targets(model) if ".mamba." in n or ".mixer." in n]
-    assert mixers
-    assert all(n.rpartition(".")[2] not in unsafe for n in mixers)
-
-
 def test_updates_start_at_zero_and_merge_to_the_same_logits(hybrid, gpt2):
     for model in (hybrid, discretize(hybrid, [1, 0]), gpt2):
         use_selective_scan(model)
@@ -168,3 +144,12 @@ def test_a_merged_model_can_be_adapted_again(gpt, mamba):
         expected = logits(model)
         merge_lora(model)
         assert torch.allclose(logits(model), expected, atol=1e-5)
+
+
+def test_a_model_with_adapters_of_its_own_is_refused(gpt, mamba):
+    model = combine([gpt, mamba], num_blocks=2)
+    add_lora(model, rank=2, seed=0)
+    with pytest.raises(
+        ManticoreError, match=r"has adapters, which 'all' would thaw or freeze too.*Fix: peft_model.merge_and_unload"
+    ):
+        set_trainable(model, "all")
