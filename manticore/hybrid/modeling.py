@@ -102,6 +102,7 @@ class ManticorePreTrainedModel(AdapterGuard):
         cache: HybridCache | None = None,
     ) -> tuple[Features, dict[int, Recording]]:
         """What leaves the last block, and per component that runs what its norm and head need."""
+        self.check_adapters()
         recordings = {
             k: self._runner(k).record(**self._inputs(k, input_ids, attention_mask, position_ids, cache))
             for k in self._used()
@@ -134,7 +135,6 @@ class ManticorePreTrainedModel(AdapterGuard):
 
     def _mix(self, recordings: Mapping[int, Recording]) -> Features:
         """From the embeddings through all blocks."""
-        self.check_adapters()
         active = self.mixing.active()
         features: Features = {k: recordings[k].hidden for k in sorted(self.mixing.embedded())}
         for n in range(self.config.num_blocks):
@@ -358,6 +358,7 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, GenerationMixin):
                 cache than a hybrid's, more tokens than a component has positions for, or adapters on maps that
                 cannot carry them.
         """
+        self.check_adapters()
         input_ids = require_ids(input_ids, inputs_embeds)
         cache = self._cache(past_key_values, use_cache)
         self._check_positions(input_ids.shape[1], cache.seen_tokens if cache is not None else 0, position_ids)

@@ -43,6 +43,7 @@ class StackClassifier(StackPreTrainedModel):
 
     def _token_logits(self, **inputs: Any) -> Tensor:
         """``[B, T, C]``."""
+        self.check_adapters()
         body = cast(BaseModelOutputWithPast, self.model(**inputs, use_cache=False))
         return self.score(body.last_hidden_state)
 

@@ -1,4 +1,4 @@
-"""What trains: everything, only what joins the components, or low-rank updates of the components' layers."""
+"""What trains: everything, only what joins the components, or low-rank updates of their layers."""
 
 from __future__ import annotations
 
