@@ -59,28 +59,40 @@ def selective_scan(
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
     if initial_state is not None:
         initial_state = initial_state.transpose(1, 2)
-    out, last_state = _SelectiveScan.apply(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus)
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    out, last_state = _scan(*tensors, delta_softplus)
     return (out, last_state.transpose(1, 2)) if return_last_state else out
 
 
+def _scan(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """``out`` [B, D, L] and the last state [B, N, D] of the fields of :class:`Inputs`."""
+    differentiated = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
+    out, last_state, _ = _SelectiveScan.apply(*arguments, differentiated)
+    return out, last_state
+
+
 class _SelectiveScan(torch.autograd.Function):
-    """Ties the two operators together; saves the inputs and one state per chunk."""
+    """Ties the two operators together; saves the inputs and one state per chunk if a gradient will be asked for."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        inputs = Inputs(*arguments)
-        needs_gradient = any(ctx.needs_input_grad)
-        path = choose(inputs.u.device, compute_dtype(inputs.u.dtype), inputs)
-        out, last_state, states = run_forward(inputs, path, save_states=needs_gradient)
-        if needs_gradient:
-            ctx.save_for_backward(states, *arguments[:-1])
-            ctx.delta_softplus, ctx.path = inputs.delta_softplus, path
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        *fields, save_states = arguments
+        inputs = Inputs(*fields)
+        return run_forward(inputs, _path(inputs), save_states)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        *tensors, ctx.delta_softplus, save_states = inputs
+        states = output[2]
+        ctx.mark_non_differentiable(states)
+        if save_states:
+            ctx.save_for_backward(states, *tensors)
+            ctx.path = _path(Inputs(*tensors, ctx.delta_softplus))
             ctx.set_materialize_grads(False)
-        return out, last_state
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | None, _: None) -> tuple[Any, ...]:
         states, *tensors = ctx.saved_tensors
         inputs = Inputs(*(*tensors, ctx.delta_softplus))
         if grad_out is None:
@@ -88,8 +100,22 @@ class _SelectiveScan(torch.autograd.Function):
         gradients = run_backward(inputs, ctx.path, states, grad_out, grad_last_state)
         return (
             *(gradients.u, gradients.delta, gradients.A, gradients.B, gradients.C, gradients.D, gradients.z),
-            *(gradients.delta_bias, gradients.initial_state, None),
+            *(gradients.delta_bias, gradients.initial_state, None, None),
         )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, tuple[int, int, None]]:
+        """One scan per element of the mapped dimension: no layout of the kernels has both a B and an A of its own."""
+        outputs = [
+            _scan(*(x if dim is None else x.select(dim, index) for x, dim in zip(arguments[:-1], in_dims)))
+            for index in range(info.batch_size)
+        ]
+        out, last_state = (torch.stack(each) for each in zip(*outputs))
+        return (out, last_state, out.new_empty(0)), (0, 0, None)
+
+
+def _path(inputs: Inputs) -> str:
+    return choose(inputs.u.device, compute_dtype(inputs.u.dtype), inputs)
 
 
 def _check(

@@ -24,7 +24,7 @@ from manticore.errors import ManticoreError
 from manticore.kernels.mamba import fast_scan
 from manticore.seeding import derive_seed
 from manticore.tasks.mad_protocol import Hyper, Protocol
-from manticore.tasks.metrics import MadMetrics
+from manticore.tasks.metrics import IGNORE, MadMetrics
 from manticore.tasks.streams import Arrays
 from manticore.training.modes import kept_modes
 from manticore.training.stacked import StackedAdamW, StackedModel, why_not_stacked
@@ -141,11 +141,9 @@ def _train(
         order = torch.randperm(len(inputs), generator=_generator(seed, epoch)).to(inputs.device)
         total = torch.zeros(len(going), device=inputs.device)
         for rows in order.split(protocol.batch_size):
-            with _precision(inputs.device, bf16):
-                losses = copies.loss(inputs[rows], targets[rows])
-            gradients = torch.autograd.grad(losses.sum(), list(copies.parameters.values()), materialize_grads=True)
-            optimizer.step(dict(zip(copies.parameters, gradients)), lrs)
-            total += losses.detach() * len(rows)
+            losses, gradients = losses_and_gradients(copies, inputs[rows], targets[rows], bf16=bf16)
+            optimizer.step(gradients, lrs)
+            total += losses * len(rows)
         model.eval()
         train_losses = (total / len(inputs)).tolist()
         scores = evaluate_copies(copies, *data[protocol.selection], bf16=bf16)
@@ -177,13 +175,54 @@ def _train(
     return outcomes
 
 
+def losses_and_gradients(
+    copies: StackedModel, inputs: Tensor, targets: Tensor, *, bf16: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Losses of one batch, and the gradient of each copy's own loss, stacked.
+
+    Args:
+        copies: the runs.
+        inputs: ``[B, T]``.
+        targets: ``[B, T]``.
+        bf16: compute in bfloat16.
+
+    Returns:
+        Losses ``[G]``, and parameter name → gradient ``[G, ...]``.
+    """
+    scored = (targets != IGNORE).sum()
+    losses = torch.zeros(copies.copies, device=inputs.device)
+    gradients: list[Tensor] = []
+    parts = list(zip(_parts(copies, inputs), _parts(copies, targets)))
+    for x, y in parts:
+        share = (y != IGNORE).sum() / scored
+        if len(parts) > 1 and share == 0:
+            continue
+        with _precision(inputs.device, bf16):
+            part = copies.loss(x, y) * share
+        found = torch.autograd.grad(part.sum(), list(copies.parameters.values()), materialize_grads=True)
+        gradients = [a + b for a, b in zip(gradients, found)] if gradients else list(found)
+        losses += part.detach()
+    return losses, dict(zip(copies.parameters, gradients))
+
+
+def _parts(copies: StackedModel, rows: Tensor) -> tuple[Tensor, ...]:
+    """A batch as it goes through the copies.
+
+    On a CPU in as many parts as there are copies: a part then holds what the batch holds for one copy, which is what
+    its caches and its allocator were good for.
+    """
+    if rows.device.type != "cpu":
+        return (rows,)
+    return rows.split(-(-len(rows) // copies.copies))
+
+
 @torch.no_grad()
 def evaluate_copies(copies: StackedModel, inputs: Tensor, targets: Tensor, *, bf16: bool) -> list[dict[str, float]]:
     """Metrics of every copy; inputs and targets are ``[examples, T]``."""
     states = [MadMetrics() for _ in range(copies.copies)]
     for batch, wanted in zip(inputs.split(EVALUATION_BATCH), targets.split(EVALUATION_BATCH)):
         with _precision(inputs.device, bf16):
-            logits = copies.logits(batch)
+            logits = torch.cat([copies.logits(part) for part in _parts(copies, batch)], 1)
         for state, own in zip(states, logits):
             state.update(own, wanted)
     return [state.compute() for state in states]

@@ -264,3 +264,30 @@ def test_no_second_derivative():
     (grad,) = torch.autograd.grad(out.square().sum(), [tensors["u"]], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("shared", [(), ("B", "delta_bias"), ("A", "D", "delta_bias")])
+def test_mapped_over_copies_equals_one_call_per_copy(shared):
+    """What ``shared`` names has no dimension of copies; its gradient is the sum over them."""
+    copies = [make(2, 5, CHUNK + 3, 4, seed=seed) for seed in range(3)]
+    alone = [run({name: (copies[0] if name in shared else own)[name] for name in own}) for own in copies]
+    stacked = {
+        name: (copies[0][name] if name in shared else torch.stack([own[name] for own in copies]))
+        .detach()
+        .requires_grad_()
+        for name in copies[0]
+    }
+
+    def scan(tensors):
+        return selective_scan(**tensors, delta_softplus=True, return_last_state=True)
+
+    dims = {name: None if name in shared else 0 for name in stacked}
+    out, last_state = torch.func.vmap(scan, in_dims=(dims,))(stacked)
+    whole = sum(loss(*each) for each in zip(out, last_state))
+    gradients = dict(zip(stacked, torch.autograd.grad(whole, list(stacked.values()))))
+    for name, got in {"out": out, "last_state": last_state, **gradients}.items():
+        each = torch.stack([result[name] for result in alone])
+        torch.testing.assert_close(got, each.sum(0) if name in shared else each, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        again, _ = torch.func.vmap(scan, in_dims=(dims,))(stacked)
+    assert torch.equal(again, out)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from manticore.kernels.mamba import use_selective_scan
 from manticore.tasks.metrics import IGNORE
 from manticore.training.stacked import StackedAdamW, StackedModel, why_not_stacked
 from tests.conftest import gpt_neo, mamba
@@ -48,9 +49,11 @@ def trained_together(model, lrs, decays):
     return torch.stack(losses), stacked
 
 
+@pytest.mark.parametrize("make", [gpt_neo, mamba])
 @pytest.mark.parametrize("copies", [1, 3])
-def test_copies_equal_models_trained_alone_with_torch_s_optimizer(copies):
-    model = gpt_neo()
+def test_copies_equal_models_trained_alone_with_torch_s_optimizer(copies, make):
+    model = make()
+    use_selective_scan(model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     losses, stacked = trained_together(model, LRS[:copies], DECAYS[:copies])
     for index in range(copies):
@@ -101,9 +104,3 @@ def test_a_model_that_cannot_be_mapped_says_why_and_runs_as_one_copy():
     model = ReadsValues(gpt_neo().config).eval()
     assert why_not_stacked(model, ids)
     assert torch.equal(StackedModel(model, 1).logits(ids)[0], model(input_ids=ids, use_cache=False).logits)
-
-
-def test_mamba_runs_as_one_copy():
-    model = mamba()
-    losses, _ = trained_together(model, [1e-3], [0.1])
-    assert losses[:, 0].tolist() == pytest.approx(trained_by_torch(model, 1e-3, 0.1)[0], rel=1e-5)
