@@ -208,10 +208,12 @@ def compare(
     from manticore.runs.models import load_model
     from manticore.runs.records import task_record
     from manticore.tasks.task import load_task
+    from manticore.training.contestants import refuse_other_tokenizers
 
     quiet_libraries()
     loaded = {name: load_model(name) for name in models}
     problem = load_task(task, tokenizer=next(iter(loaded.values()))[1], **chosen)
+    refuse_other_tokenizers(problem, {name: tokenizer for name, (_, tokenizer) in loaded.items()})
     with new_folder(out) as folder:
         with progress_bar("compare") as progress:
             comparison = manticore.compare(

@@ -50,6 +50,8 @@ def reembed(
             if getattr(holder, token, None) is not None:
                 setattr(holder, token, getattr(tokenizer, token, None))
     padding = None if embeddings.padding_idx is None else tokenizer.pad_token_id
+    # the tokenizer in its folder is no longer its own
+    model.config.name_or_path = ""
     trains = [embeddings.weight.requires_grad, head.weight.requires_grad]
     for module, trained in zip(exchange_rows(model, len(matching.sources), lambda o: rearranged(o, matching)), trains):
         module.requires_grad_(trained)

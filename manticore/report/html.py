@@ -131,6 +131,7 @@ def _summary(results: Results) -> list[tuple[str, str]]:
         ("blocks", str(results.num_blocks or "")),
         ("mixing", combine.mixing if combine else ""),
         ("projector", combine.projector if combine else ""),
+        ("tokenizer", combine.tokenizer if combine else ""),
         ("search", ", ".join(filter(None, [search.method, search.order])) if search else ""),
         ("seed", "" if results.seed is None else str(results.seed)),
         ("created", results.created[:19].replace("T", " ")),

@@ -49,12 +49,26 @@ class TaskInfo:
 
 
 @dataclass(frozen=True)
+class Reembedded:
+    tokens: int | None = None
+    exact: int | None = None
+    role: int | None = None
+    pieces: int | None = None
+    none: int | None = None
+    coverage: float | None = None
+
+
+@dataclass(frozen=True)
 class Combine:
     num_blocks: int | None = None
     mixing: str = ""
     projector: str = ""
     boundaries: tuple[tuple[int, ...], ...] = ()
     """Per component N+1 layer indices: block n holds layers ``boundaries[k][n]`` to ``boundaries[k][n+1] - 1``."""
+    tokenizer: str = ""
+    """The component whose tokenizer was kept, where they differ."""
+    reembedded: tuple[Reembedded | None, ...] = ()
+    """Per component what the kept tokenizer's rows were made of; None where nothing was to be done."""
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,14 @@ def warnings(results: Results) -> list[str]:
     found = []
     if results.status and results.status != "complete":
         found.append(f"The run is {results.status}: parts are missing and the rest may be preliminary.")
-    compare = results.compare
+    combine, compare = results.combine, results.compare
+    for name, matched in zip(results.component_names, combine.reembedded if combine else ()):
+        if combine is not None and matched is not None and matched.coverage is not None:
+            found.append(
+                f"{units.shorten(name, 60)} was re-embedded for the tokenizer of {units.shorten(combine.tokenizer, 60)}"
+                f" ({matched.coverage:.0%} of the tokens matched exactly or by role); "
+                "on text its scores are those of the re-embedded model."
+            )
     if compare is None:
         return found
     for row in compare.rows:

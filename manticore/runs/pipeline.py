@@ -24,6 +24,7 @@ from manticore.runs.reporter import LogReporter, Reporter
 from manticore.runs.stages import Outcome, Stage, results_of, run_stages
 from manticore.schema.sections import Section
 from manticore.tasks.task import Task, load_task
+from manticore.training.contestants import ENSEMBLE, averaged
 from manticore.training.pretrain import pretrain
 from manticore.writing import new_folder, write_json
 
@@ -197,6 +198,29 @@ class Pipeline:
         hybrid.mixing.adopt_mixture(searched.mixing)
         return hybrid
 
+    def _parents(self, ensemble: bool) -> dict[str, Any]:
+        """The components alone; those that were re-embedded as they are then, where the task is read with a tokenizer.
+
+        Args:
+            ensemble: add the average of their logits where ``compare`` could not, since tokenizers differ.
+        """
+        models: dict[str, Any] = {
+            component.name: str(model_folder(source, component.revision) or source)
+            for component, source in zip(self.recipe.components, self.sources)
+        }
+        if self._tokenizer_component is None or self.task.vocab_size is not None:
+            return models
+        hybrid = ManticoreForCausalLM.from_pretrained(self.path / "combine" / MODEL)
+        if hybrid.config.reembedded is None:
+            return models
+        components = [hybrid.component(k) for k in range(len(models))]
+        for name, component, matched in zip(models, components, hybrid.config.reembedded):
+            if matched is not None:
+                models[name] = component
+        if ensemble:
+            models[ENSEMBLE] = lambda seed: averaged(components, tokenizer=hybrid.tokenizer, seed=seed)
+        return models
+
     def _progress(self, what: str) -> Any:
         return lambda step, steps, row: self.reporter.progress(what, step, steps, row.get("loss"))
 
@@ -319,10 +343,7 @@ class Pipeline:
         found = {stage: self._found(stage) for stage in ("align", "search", "discretize", "finetune")}
         path = found["discretize"]["path"]
         searching = found["align"].get("flops", 0) + found["search"].get("flops", 0)
-        models: dict[str, Any] = {
-            component.name: str(model_folder(source, component.revision) or source)
-            for component, source in zip(self.recipe.components, self.sources)
-        }
+        models = self._parents(section.ensemble)
         models[SUPERNET] = self.soft
         models[HYBRID] = lambda seed: self.discrete(path, seed)
         shared = ("batch_size", "weight_decay", "schedule", "warmup_steps", "trainable", "lora_rank")

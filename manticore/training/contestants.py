@@ -7,13 +7,14 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from manticore.components.loading import load_component, load_config, load_tokenizer, own_tokenizer
+from manticore.components.token_matching import same_tokenizer
 from manticore.errors import ManticoreError
 from manticore.hybrid.combine import combine
 from manticore.hybrid.configuration import ManticoreConfig
@@ -57,15 +58,42 @@ def build(source: Source, seed: int) -> PreTrainedModel:
 
 
 def shared_task(task: str | Task, sources: Mapping[str, Source], tokenizer: PreTrainedTokenizerBase | None) -> Task:
-    """`task`, or the registered task of that name, read with `tokenizer` or the first one that a model has."""
-    if not isinstance(task, str):
-        return task
-    for source in sources.values():
-        if tokenizer is None and isinstance(source, PreTrainedModel):
-            tokenizer = own_tokenizer(source)
-        elif tokenizer is None and isinstance(source, str | Path):
-            tokenizer = load_tokenizer(source)
-    return load_task(task, tokenizer=tokenizer)
+    """`task`, or the registered task of that name, read with `tokenizer` or the first one that a model has.
+
+    Raises:
+        ManticoreError: it is in the models' own tokens, and their tokenizers differ.
+    """
+    carried = {"tokenizer=": tokenizer, **{name: _tokenizer(source) for name, source in sources.items()}}
+    if isinstance(task, str):
+        first = next((found for found in carried.values() if found is not None), None)
+        task = load_task(task, tokenizer=first)
+    refuse_other_tokenizers(task, carried)
+    return task
+
+
+def _tokenizer(source: Source) -> PreTrainedTokenizerBase | None:
+    if isinstance(source, PreTrainedModel):
+        return own_tokenizer(source)
+    return load_tokenizer(source) if isinstance(source, str | Path) else None
+
+
+def refuse_other_tokenizers(task: Task, carried: Mapping[str, PreTrainedTokenizerBase | None]) -> None:
+    """Refuse to score models on the same tokens where these do not mean the same to them.
+
+    Args:
+        task: with a vocabulary of its own anything goes.
+        carried: name of a model → its tokenizer, where it has one.
+
+    Raises:
+        ManticoreError: the tokenizers differ.
+    """
+    known = [(name, tokenizer) for name, tokenizer in carried.items() if tokenizer is not None]
+    for name, other in known[1:] if task.vocab_size is None else []:
+        if not same_tokenizer(known[0][1], other):
+            raise ManticoreError(
+                f"compare: {known[0][0]} and {name} have different tokenizers, so {name} cannot read the tokens of "
+                f"task {task.name!r}. Fix: leave it out, or give it re-embedded: combine([…], tokenizer=…).component(k)"
+            )
 
 
 def add_ensemble(sources: dict[str, Source], task: Task) -> None:
@@ -80,12 +108,17 @@ def add_ensemble(sources: dict[str, Source], task: Task) -> None:
         sizes = {(load_config(str(m)) if isinstance(m, str | Path) else m.config).vocab_size for m in models}
         fresh = task.vocab_size is not None and sizes != {task.vocab_size}
         vocab_size = task.vocab_size if fresh else None
-        hybrid = combine(models, num_blocks=1, mixing="routed", vocab_size=vocab_size, seed=seed)
-        # nothing crosses from one parent to another, so the projectors would only be counted
-        hybrid.mixing.projectors = nn.ModuleDict()
-        return hybrid
+        return averaged(models, vocab_size=vocab_size, seed=seed)
 
     sources[ENSEMBLE] = ensemble
+
+
+def averaged(models: Sequence[PreTrainedModel | str | Path], **options: Any) -> PreTrainedModel:
+    """A hybrid that averages the logits of ``models``; ``options`` as in :func:`manticore.combine`."""
+    hybrid = combine(models, num_blocks=1, mixing="routed", **options)
+    # nothing crosses from one parent to another, so the projectors would only be counted
+    hybrid.mixing.projectors = nn.ModuleDict()
+    return hybrid
 
 
 def _is_hybrid(source: Source) -> bool:

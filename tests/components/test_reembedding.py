@@ -60,7 +60,10 @@ def test_every_row_is_what_it_should_be(
     assert min(matching.counts["exact"], matching.counts["pieces"]) > 10
     tables = {id(model.get_input_embeddings().weight)} | {id(p) for p in model.get_output_embeddings().parameters()}
     tables_by_name = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in tables}
+    model.config.name_or_path = "where/it/came/from"
     reembed(model, matching, kept)
+    # what looks for a tokenizer there would find the other one
+    assert not model.config.name_or_path
 
     for name, value in model.state_dict().items():
         if name not in tables_by_name:
