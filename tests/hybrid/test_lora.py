@@ -112,6 +112,11 @@ def test_unsafe_targets_are_refused_and_leave_the_hybrid_as_it_was(
     assert not torch.allclose(logits(hybrid, ids), before, atol=1e-3)
 
 
+def test_peft_itself_refuses_where_no_targets_are_given(build: Build) -> None:
+    with pytest.raises(ValueError, match="Please specify `target_modules`"):
+        get_peft_model(build(), LoraConfig(r=2))
+
+
 def test_tied_heads_are_refused(build: Build) -> None:
     with pytest.raises(ManticoreError, match=r"component_0\.lm_head: its weight is also that of component_0\.transf"):
         get_peft_model(build(), LoraConfig(r=2, target_modules=["lm_head"]))
