@@ -115,7 +115,8 @@ class Pen:
 
         Empty if no curve begins in this direction. The published generator looks for free places by a dilation that
         is undefined where the whole footprint lies outside of the image, and gives up if that happens in any corner.
-        As its footprints lie one pixel down and right of their place, curves of 32-pixel images begin up and left.
+        As its footprints lie one pixel down and right of their place, in images of 32 pixels only directions up and
+        left remain. The second of the two curves is placed otherwise, in any direction.
         """
         mask = self.stamp_at_degree(degree).mask
         half = self.shape.length + self.shape.margin
