@@ -170,6 +170,7 @@ def finetune(
     import manticore
     from manticore.runs.models import load_model
     from manticore.tasks.task import load_task
+    from manticore.training.sharding import save_model
 
     quiet_libraries()
     loaded, tokenizer = load_model(model)
@@ -179,8 +180,8 @@ def finetune(
             result = manticore.finetune(
                 loaded, problem, seed=seed, out=folder / "finetune", progress=progress, **whole_flops(settings)
             )
+        save_model(result.model, folder)
         if is_first():
-            result.model.save_pretrained(folder)
             _keep_tokenizer(tokenizer if problem.vocab_size is None else None, folder)
             write_json(folder / "finetune.json", result.to_dict())
     _say_metrics(result.metrics)

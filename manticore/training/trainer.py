@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from manticore.processes import refuse_lost_processes
 from manticore.training.batches import IGNORED, Collator
 from manticore.training.callbacks import LogAtCheckpoints, MetricsFile, Progress, ProgressBar, Stopwatch
 from manticore.training.checkpoints import PARTIAL, checkpoint_step, publish, write_json
+from manticore.training.sharding import complete_state, configure, refuse_unsharded, whole_embeddings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,6 +104,10 @@ class TaskTrainer(Trainer):
             callbacks=[*watchers, *(callbacks or [])],
             **kwargs,
         )
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        refuse_unsharded(stage, sharded)
+        if self.is_fsdp_enabled:
+            configure(self.accelerator.state.fsdp_plugin, model, stage)
         # transformers switches the cache off in the configuration, which would be saved with the model
         model.config.use_cache = use_cache
         self.remove_callback(PrinterCallback)
@@ -112,12 +118,21 @@ class TaskTrainer(Trainer):
                 f"{stage}: nothing to train, every parameter is frozen. Fix: another value of trainable"
             )
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        with whole_embeddings(self.model) if self.is_fsdp_enabled else nullcontext():  # type: ignore[arg-type]
+            return super()._prepare_for_training(*args, **kwargs)
+
     def run(self) -> list[dict[str, float]]:
         """Train to the last step, from the checkpoint if one was given; returns the logged rows."""
         if self._checkpoint is not None:
             self.stopwatch.seconds = float((self._checkpoint / _CLOCK).read_text())
         try:
             if self._checkpoint is not None and checkpoint_step(self._checkpoint) >= self.args.max_steps:
+                if self.is_fsdp_enabled:
+                    raise ManticoreError(
+                        f"{self.stage}: the sharded run in {self.args.output_dir} has made all its steps, there is "
+                        "nothing to resume. Fix: choose another out"
+                    )
                 self._load_from_checkpoint(str(self._checkpoint))
                 self.state = TrainerState.load_from_json(str(self._checkpoint / "trainer_state.json"))
             else:
@@ -208,6 +223,8 @@ class TaskTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial))
         self._saving = True
+        if self.is_fsdp_enabled:
+            complete_state(self.optimizer)  # type: ignore[arg-type]
         try:
             super()._save_checkpoint(model, trial)
             staged = folder / PARTIAL / f"checkpoint-{self.state.global_step}"

@@ -1,0 +1,125 @@
+"""Fully sharded fine-tuning by two processes: it does what one does, and its files are whole."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from copying_task import copying_task
+from safetensors.torch import load_file
+from test_two_processes import SETTINGS, supernet
+from transformers import AutoModelForCausalLM
+from two_processes import run_by_two
+
+from manticore.errors import ManticoreError
+from manticore.hybrid.discretize import discretize
+from manticore.processes import is_first, wait_for_all
+from manticore.training.finetune import finetune
+from manticore.training.sharding import is_sharded, save_model
+
+ENVIRONMENT = {
+    "ACCELERATE_TORCH_DEVICE": "cpu",
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+WEIGHTS = [[0.25, 0.75], [0.5, 0.5]]
+
+
+def model(name):
+    net = supernet()
+    net.set_mixture_weights(WEIGHTS)
+    return discretize(net, path=[0, 1]) if name == "path" else net
+
+
+def run(net, out, **more):
+    result = finetune(net, copying_task(examples=21), out=out, **SETTINGS, **more)
+    return {"losses": [row["loss"] for row in result.history], "metrics": result.metrics}
+
+
+def shard_on_cpu():
+    """accelerate shards on accelerators only; the rest of it and torch's FSDP2 work on CPUs too."""
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    # the run that was refused has joined the processes
+    assert torch.distributed.is_initialized()
+    PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+
+
+def refusal(call):
+    with pytest.raises(ManticoreError) as error:
+        call()
+    return str(error.value)
+
+
+def work(folder):
+    """What each of the two processes does."""
+    folder = Path(folder)
+    unsharded = refusal(lambda: run(model("path"), None))
+    shard_on_cpu()
+    outcome = {"unsharded": unsharded, "lora": refusal(lambda: run(model("path"), None, trainable="lora"))}
+    for name in ("path", "supernet"):
+        net = model(name)
+        outcome[name] = run(net, folder / name)
+        assert is_sharded(net)
+        outcome[name]["mixture"] = net.mixture_weights.tolist()
+        save_model(net, folder / f"{name}-saved")
+    if is_first():
+        # as if it had been killed after the checkpoint before the last
+        shutil.copytree(folder / "path", folder / "stopped")
+        shutil.rmtree(folder / "stopped" / "checkpoints" / "checkpoint-6")
+    wait_for_all()
+    outcome["resumed"] = run(model("path"), folder / "stopped", resume=True)
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    return folder, run_by_two(__file__, folder, **ENVIRONMENT)
+
+
+@pytest.mark.parametrize("name", ["path", "supernet"])
+def test_sharded_training_equals_one_process_with_twice_the_accumulation(by_two, name, tmp_path):
+    folder, (both, other) = by_two
+    assert both[name] == other[name]
+    net = model(name)
+    alone = run(net, tmp_path / "alone", accumulation=2)
+    # the same gradients, summed in another order: float32 rounding, which Adam may raise where a gradient is near zero
+    torch.testing.assert_close(torch.tensor(both[name]["losses"]), torch.tensor(alone["losses"]), atol=1e-5, rtol=0)
+    saved = AutoModelForCausalLM.from_pretrained(folder / f"{name}-saved")
+    assert type(saved) is type(net)
+    for (key, own), (_, shared) in zip(net.named_parameters(), saved.named_parameters(), strict=True):
+        torch.testing.assert_close(shared, own, atol=1e-4, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
+    for metric, value in alone["metrics"].items():
+        assert both[name]["metrics"][metric] == pytest.approx(value, abs=1e-4)
+
+
+def test_mixture_weights_stay_whole_and_as_they_were(by_two):
+    folder, (both, other) = by_two
+    assert both["supernet"]["mixture"] == other["supernet"]["mixture"] == WEIGHTS
+    assert load_file(folder / "supernet-saved" / "model.safetensors")["mixing.weights"].tolist() == WEIGHTS
+
+
+def test_a_sharded_checkpoint_holds_a_part_from_each_process_and_resumes(by_two):
+    folder, (both, _) = by_two
+    parts = folder / "path" / "checkpoints" / "checkpoint-6" / "pytorch_model_fsdp_0"
+    assert sorted(entry.name for entry in parts.glob("*.distcp")) == ["__0_0.distcp", "__1_0.distcp"]
+    assert both["resumed"]["losses"] == both["path"]["losses"]
+    assert both["resumed"]["metrics"] == both["path"]["metrics"]
+
+
+def test_what_cannot_be_sharded_is_refused(by_two):
+    _, (both, _) = by_two
+    assert "FSDP was asked for, but accelerate shards models on accelerators only" in both["unsharded"]
+    assert "low-rank updates cannot be merged into sharded weights" in both["lora"]
+
+
+def test_the_saved_configuration_names_the_class_itself(by_two):
+    folder, _ = by_two
+    assert json.loads((folder / "path-saved" / "config.json").read_text())["architectures"] == ["ManticoreForCausalLM"]
