@@ -12,7 +12,7 @@ from rich.table import Table
 from manticore import registry
 from manticore.cli.terminal import console, done
 from manticore.errors import ManticoreError
-from manticore.schema.loading import find, load_recipe, shipped
+from manticore.schema.loading import find, launch_configurations, load_recipe, shipped
 from manticore.schema.options import options_of
 from manticore.schema.recipe import Recipe
 from manticore.schema.validation import literals, model_at
@@ -37,14 +37,17 @@ _PLURAL = {
 def ls(
     what: Annotated[
         str | None,
-        typer.Argument(metavar="[KIND]", help="recipes, tasks, methods, mixings, projectors, layers or stacks."),
+        typer.Argument(
+            metavar="[KIND]", help="recipes, launch, tasks, methods, mixings, projectors, layers or stacks."
+        ),
     ] = None,
 ) -> None:
-    """List recipes, tasks, search methods, mixings, projectors, layers and stacks.
+    """List recipes, configurations of accelerate launch, tasks, search methods, mixings, projectors, layers and stacks.
 
     Example: manticore ls tasks
     """
     listings = {"recipes": {name: _headline(file) for name, file in shipped().items()}}
+    listings["launch"] = {name: _headline(file) for name, file in launch_configurations().items()}
     for kind in registry.kinds():
         listings[_PLURAL.get(kind, kind)] = {name: e.summary for name, e in registry.entries(kind).items()}
     if what is not None and what not in listings:
@@ -74,21 +77,32 @@ def show(
         _show_entry(kind, name)
     if kinds:
         return
-    known = [*shipped(), "schema", *(n for kind in registry.kinds() for n in registry.entries(kind))]
-    if name not in shipped() and not Path(name).exists():
+    known = [
+        *shipped(),
+        *launch_configurations(),
+        "schema",
+        *(n for kind in registry.kinds() for n in registry.entries(kind)),
+    ]
+    file = launch_configurations().get(name)
+    if file is None and name not in shipped() and not Path(name).exists():
         raise ManticoreError(f"show: nothing is called {name!r}{registry.did_you_mean(name, known)}")
-    console.print(find(name).read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True, end="")
+    console.print(
+        (file or find(name)).read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True, end=""
+    )
 
 
 def cp(
-    name: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A shipped recipe, or a configuration of accelerate launch.")
+    ],
     destination: Annotated[str, typer.Argument(metavar="[PATH]", help="File or folder to copy it to.")] = ".",
 ) -> None:
-    """Copy a shipped recipe, to make it your own.
+    """Copy a shipped recipe or launch configuration, to make it your own.
 
     Example: manticore cp quickstart mine.yaml
     """
-    source, target = find(name), Path(destination).expanduser()
+    launch = launch_configurations().get(name)
+    source, target = launch or find(name), Path(destination).expanduser()
     if target.is_dir():
         target /= source.name
     if target.exists() or target.is_symlink():
@@ -96,7 +110,13 @@ def cp(
     if not target.parent.is_dir():
         raise ManticoreError(f"{target.parent}: no such folder. Fix: make it first")
     write_text(target, source.read_text(encoding="utf-8"))
-    done(target, f"manticore check {quote(str(target))}")
+    if launch is not None:
+        done(
+            target,
+            f"accelerate launch --config_file {quote(str(target))} -m manticore finetune MODEL --task TASK -o DIR",
+        )
+    else:
+        done(target, f"manticore check {quote(str(target))}")
 
 
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:

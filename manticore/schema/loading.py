@@ -34,10 +34,20 @@ class LoadedRecipe:
 @cache
 def shipped() -> dict[str, Path]:
     """Name → file of every recipe that comes with the package."""
+    return _shipped_files("*.yaml")
+
+
+@cache
+def launch_configurations() -> dict[str, Path]:
+    """Name → file of every configuration of ``accelerate launch`` that comes with the package."""
+    return _shipped_files("accelerate/*.yaml")
+
+
+def _shipped_files(pattern: str) -> dict[str, Path]:
     import manticore.recipes
 
     folders = [Path(folder) for folder in manticore.recipes.__path__]
-    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    return {file.stem: file for folder in folders for file in sorted(folder.glob(pattern))}
 
 
 def find(name: str) -> Path:

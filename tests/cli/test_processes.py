@@ -88,3 +88,13 @@ def test_a_verb_that_is_not_shared_is_refused(verb: str, monkeypatch: pytest.Mon
     result = CliRunner().invoke(app, verb.split())
     assert result.exit_code == 2
     assert f"{verb.split()[0]}: started as 2 processes, but its work is not shared" in result.stderr
+
+
+def test_launch_configurations_are_listed_and_copied(tmp_path: Path) -> None:
+    listed = CliRunner().invoke(app, ["ls", "launch"]).stdout
+    for name in ("ddp-cpu", "ddp-gpu", "fsdp2"):
+        assert name in listed
+        result = CliRunner().invoke(app, ["cp", name, str(tmp_path)])
+        assert result.exit_code == 0, result.stderr
+        assert f"next: accelerate launch --config_file {tmp_path / name}.yaml -m manticore" in result.stdout
+        assert f"accelerate launch --config_file {name}.yaml" in (tmp_path / f"{name}.yaml").read_text()

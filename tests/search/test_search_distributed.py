@@ -38,7 +38,7 @@ def run(name, out, accumulation=1):
 def by_two(tmp_path_factory):
     """Folder and, per rank, the outcome of every search."""
     folder = tmp_path_factory.mktemp("two")
-    return folder, run_by_two(__file__, folder)
+    return folder, run_by_two(__file__, folder, "ddp-cpu")
 
 
 def work(folder):

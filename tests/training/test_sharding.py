@@ -18,15 +18,6 @@ from manticore.processes import is_first, wait_for_all
 from manticore.training.finetune import finetune
 from manticore.training.sharding import is_sharded, save_model
 
-ENVIRONMENT = {
-    "ACCELERATE_TORCH_DEVICE": "cpu",
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-}
 WEIGHTS = [[0.25, 0.75], [0.5, 0.5]]
 
 
@@ -81,7 +72,7 @@ def work(folder):
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    return folder, run_by_two(__file__, folder, **ENVIRONMENT)
+    return folder, run_by_two(__file__, folder, "fsdp2", ACCELERATE_TORCH_DEVICE="cpu")
 
 
 @pytest.mark.parametrize("name", ["path", "supernet"])
