@@ -28,6 +28,19 @@ class CountingCache(Cache):
         """Tokens cached."""
         return self.seen_tokens
 
+    @property
+    def sequences(self) -> int | None:
+        """Sequences cached; None while there are none."""
+        for layer in self.layers:
+            if torch.is_tensor(keys := getattr(layer, "keys", None)):
+                return len(keys)
+            if isinstance(layer, LinearAttentionCacheLayerMixin):
+                for states in (layer.conv_states, layer.recurrent_states):
+                    for state in states.values():
+                        if state is not None:
+                            return len(state)
+        return None
+
     def reset(self) -> None:
         """Forget everything."""
         super().reset()

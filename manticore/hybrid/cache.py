@@ -49,6 +49,7 @@ class HybridCache(CountingCache):
     """
 
     def __init__(self, components: Sequence[PreTrainedConfig], kept: Sequence[Sequence[int]]) -> None:
+        self.kept = [list(layers) for layers in kept]
         self.views: list[ComponentCache] = []
         flat: list[Any] = []
         for config, layers_kept in zip(components, kept):

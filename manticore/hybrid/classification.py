@@ -27,9 +27,10 @@ from manticore.components.quiet import quiet_loading
 from manticore.components.rebuilding import named_tensors, rebuilt
 from manticore.components.runner import Runner
 from manticore.components.selfcheck import self_check
+from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.discretize import copied_config
-from manticore.hybrid.modeling import ManticorePreTrainedModel, require_ids
+from manticore.hybrid.inputs import require_ids
 from manticore.seeding import derive_seed
 
 M = TypeVar("M", bound="ManticoreClassifier")

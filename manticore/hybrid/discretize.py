@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from manticore.components.rebuilding import named_tensors, rebuilt
 from manticore.errors import ManticoreError, require_hybrid
+from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.mixing import check_path
-from manticore.hybrid.modeling import ManticorePreTrainedModel
 
 logger = logging.getLogger(__name__)
 

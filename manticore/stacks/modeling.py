@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from manticore.components.adapters import AdapterGuard
+from manticore.components.generation import OwnCacheGenerationMixin
 from manticore.components.state_cache import CountingCache
 from manticore.errors import ManticoreError
 from manticore.stacks.catalogue import build_mixer
@@ -198,7 +199,7 @@ class StackModel(StackPreTrainedModel):
         return output.to_tuple() if return_dict is False else output
 
 
-class StackForCausalLM(StackPreTrainedModel, GenerationMixin):
+class StackForCausalLM(StackPreTrainedModel, OwnCacheGenerationMixin):
     """A stack with a head: an ordinary causal language model of transformers."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
@@ -266,17 +267,9 @@ class StackForCausalLM(StackPreTrainedModel, GenerationMixin):
         )
         return output.to_tuple() if return_dict is False else output
 
-    def _prepare_cache_for_generation(  # type: ignore[override]
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        """Every generation gets a :class:`StackCache` of its own, unless it asked for none or brought one."""
-        if generation_config.cache_implementation not in (None, "dynamic"):
-            raise ManticoreError(
-                f"generate: cache_implementation {generation_config.cache_implementation!r} cannot hold the states of "
-                "a stack. Fix: leave it out"
-            )
-        if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = StackCache(self.config)
+    def new_cache(self) -> StackCache:
+        """An empty cache for this stack."""
+        return StackCache(self.config)
 
 
 class StackCache(CountingCache):

@@ -1,0 +1,321 @@
+"""The hybrid: components cut into blocks that run side by side, joined by projectors and mixture weights.
+
+Letters: B batch, T tokens, D width, V vocabulary, K components, N blocks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from manticore.components.adapters import AdapterGuard
+from manticore.components.loading import align_memory, load_tokenizer
+from manticore.components.pruning import prune_component
+from manticore.components.resizing import resize_vocabulary
+from manticore.components.runner import Recording, Runner
+from manticore.components.vocabulary import with_vocabulary
+from manticore.errors import ManticoreError
+from manticore.hybrid.cache import HybridCache
+from manticore.hybrid.configuration import ManticoreConfig
+from manticore.hybrid.mixing import Features, Mixing, check_weights
+from manticore.hybrid.path import PathMixing
+from manticore.projectors.projector import Projector
+from manticore.registry import resolve
+
+logger = logging.getLogger(__name__)
+
+
+class ManticorePreTrainedModel(AdapterGuard):
+    """What all hybrids are: components, mixing, and the way through the blocks; what reads the last features differs.
+
+    Components are whole models of transformers and direct attributes (``component_0`` …), so that names, ties and
+    sharding rules of their families hold.
+
+    Args:
+        config: the hybrid's configuration.
+        components: K loaded models to use as they are; None builds them from their configurations.
+    """
+
+    config_class = ManticoreConfig
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _is_stateful = True
+    _skip_keys_device_placement = ["past_key_values", "cache_params", "layer_past"]  # noqa: RUF012
+    # probabilities in half precision would no longer sum to 1
+    _keep_in_fp32_modules_strict = {"mixing.weights", "mixing.routing"}  # noqa: RUF012
+
+    keeps_lm_heads = True
+    """Whether the components' own heads are read; where they are not, they are left out."""
+
+    def __init__(self, config: ManticoreConfig, components: Sequence[PreTrainedModel] | None = None) -> None:
+        super().__init__(config)
+        kept = set(range(config.num_components)) if config.path is None else set(config.path)
+        self.runners: list[Runner | None] = []
+        for k, component_config in enumerate(config.components):
+            if k not in kept:
+                setattr(self, f"component_{k}", None)
+                self.runners.append(None)
+                continue
+            component = AutoModelForCausalLM.from_config(component_config) if components is None else components[k]
+            setattr(self, f"component_{k}", component)
+            runner = Runner(component, config.layer_outputs[k] if config.layer_outputs else None)
+            self.runners.append(runner)
+            if config.path is not None or not self.keeps_lm_heads:
+                prune_component(
+                    component,
+                    runner.layers,
+                    keep=self._kept_layers(k),
+                    embeddings=config.path is None or config.path[0] == k,
+                    head=self.keeps_lm_heads and (config.path is None or config.path[-1] == k),
+                )
+        self.mixing: Mixing = resolve("mixing", config.mixing)(config) if config.path is None else PathMixing(config)
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self._add_heads()
+        self.post_init()
+
+    def _add_heads(self) -> None:
+        """What a kind of hybrid adds to components and mixing, before weights are initialised."""
+
+    def _kept_layers(self, k: int) -> list[int]:
+        """Layers of component k that the hybrid's path goes through."""
+        edges = self.config.boundaries[k]
+        path = self.config.path if self.config.path is not None else [k] * self.config.num_blocks
+        return [i for n, m in enumerate(path) if m == k for i in range(edges[n], edges[n + 1])]
+
+    def _run_blocks(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: HybridCache | None = None,
+    ) -> tuple[Features, dict[int, Recording]]:
+        """What leaves the last block, and per component that runs what its norm and head need."""
+        self.check_adapters()
+        recordings = {
+            k: self._runner(k).record(**self._inputs(k, input_ids, attention_mask, position_ids, cache))
+            for k in self._used()
+        }
+        features = self._mix(recordings)
+        if cache is not None:
+            cache.seen_tokens += input_ids.shape[1]
+        return features, recordings
+
+    def _used(self) -> list[int]:
+        """Components whose embeddings or layers are read."""
+        return sorted(self.mixing.embedded().union(*self.mixing.active()))
+
+    def _inputs(
+        self,
+        k: int,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: HybridCache | None,
+    ) -> dict[str, Any]:
+        """What component k's forward takes."""
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": cache.views[k] if cache is not None else None,
+            "use_cache": cache is not None,
+        }
+
+    def _mix(self, recordings: Mapping[int, Recording], states: list[Tensor] | None = None) -> Features:
+        """From the embeddings through all blocks; what enters each block, and the result, are added to ``states``."""
+        active = self.mixing.active()
+        features: Features = {k: recordings[k].hidden for k in sorted(self.mixing.embedded())}
+        for n in range(self.config.num_blocks):
+            inputs = self.mixing.enter(n, features, sorted(active[n]))
+            if states is not None:
+                states.extend(inputs.values())
+            features = {k: self._run_segment(n, k, recordings[k], hidden) for k, hidden in inputs.items()}
+        if states is not None:
+            states.extend(features.values())
+        return features
+
+    def _check_positions(self, tokens: int, cached: int, position_ids: Tensor | None) -> None:
+        """Refuse more tokens than one of the components in use has positions for.
+
+        After a cached prompt given positions count instead of the length: padding takes none. They are read only where
+        the length alone does not settle it, since reading waits for the device.
+        """
+        for k in self._used():
+            limit = self._runner(k).positions
+            if limit is None or cached + tokens <= limit:
+                continue
+            if tokens > limit or position_ids is None or int(position_ids.max()) >= limit:
+                part = f" ({cached} of them cached)" if cached else ""
+                raise ManticoreError(
+                    f"forward: {cached + tokens} tokens{part}, but {self._named(k)} has positions for {limit}. "
+                    "Fix: shorter sequences, or a component without a table of positions"
+                )
+
+    def _named(self, k: int) -> str:
+        return f"component {k} ({self.config.components[k].model_type})"
+
+    def _run_segment(self, n: int, k: int, recording: Recording, hidden: Tensor) -> Tensor:
+        edges = self.config.boundaries[k]
+        return self._runner(k).run(recording, hidden, edges[n], edges[n + 1])
+
+    def _runner(self, k: int) -> Runner:
+        runner = self.runners[k]
+        if runner is None:
+            raise ManticoreError(
+                f"component {k} was dropped when this hybrid was discretized to {self.config.path}. "
+                "Fix: use the supernet it was made from"
+            )
+        return runner
+
+    def component(self, k: int) -> PreTrainedModel:
+        """Component k, the whole model.
+
+        Raises:
+            ManticoreError: it was dropped.
+        """
+        return self._runner(k).model
+
+    @property
+    def mixture_weights(self) -> Tensor:
+        """``[N, K]``: the share of each component in each block; rows on the simplex, no gradient."""
+        return self.mixing.mixture_weights()
+
+    def set_mixture_weights(self, weights: Tensor | Sequence[Sequence[float]] | Sequence[int]) -> None:
+        """Set ``[N, K]`` weights, or a vertex given as N component indices.
+
+        Raises:
+            ManticoreError: wrong shape, rows that do not sum to 1, or weights that a discretized hybrid cannot take.
+        """
+        checked = check_weights(weights, self.config.num_blocks, self.config.num_components)
+        self.mixing.set_mixture_weights(checked)
+
+    @property
+    def is_discretized(self) -> bool:
+        """Whether each block holds one component only."""
+        return self.config.path is not None
+
+    def with_vocabulary(self, vocab_size: int, *, seed: int = 0) -> ManticorePreTrainedModel:
+        """Fresh embeddings and heads, in place, for a task with its own vocabulary.
+
+        Projectors between embeddings are reset, since what they translated is gone. The tokenizer and its special
+        tokens are let go.
+
+        Args:
+            vocab_size: V of the task.
+            seed: of the fresh embeddings and heads.
+        """
+        for runner in self.runners:
+            if runner is not None:
+                with_vocabulary(runner.model, vocab_size, seed=seed)
+        for translation in self.mixing.translations():
+            if 0 in (translation.source[1], translation.target[1]):
+                translation.projector.reset_identity()
+        self.config.vocab_size = vocab_size
+        self.config.tokenizer_component = self.config.reembedded = None
+        self.tokenizer = None
+        self.set_special_tokens(None)
+        return self
+
+    def set_special_tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Take over the ids that begin, end and pad a text; None unsets them."""
+        # only what can generate has the second
+        for holder in (self.config, getattr(self, "generation_config", None)):
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                if holder is not None:
+                    setattr(holder, name, getattr(tokenizer, name, None))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The first kept component's embeddings; the other components have their own."""
+        return next(runner for runner in self.runners if runner is not None).model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Refused: K components have K embeddings."""
+        raise ManticoreError("set_input_embeddings: a hybrid has one per component. Fix: use with_vocabulary")
+
+    def resize_token_embeddings(  # type: ignore[override]
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Module:
+        """Give every component's embeddings and head more rows (for tokens that were added), or fewer, in place.
+
+        Projectors stay. A tokenizer with more tokens than rows are left is let go.
+
+        Args:
+            new_num_tokens: rows afterwards; None keeps them.
+            pad_to_multiple_of: round that up to a multiple.
+            mean_resizing: draw new rows around the mean of the old ones; else as each family draws its first weights.
+
+        Returns:
+            The first kept component's embeddings.
+
+        Raises:
+            ManticoreError: a number below 1.
+        """
+        rows = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+        multiple = 1 if pad_to_multiple_of is None else pad_to_multiple_of
+        for name, number in {"new_num_tokens": rows, "pad_to_multiple_of": multiple}.items():
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ManticoreError(
+                    f"resize_token_embeddings: {name} is {number!r} (expected a whole number). Fix: give 1 or more"
+                )
+        rows = -(-rows // multiple) * multiple
+        if new_num_tokens is not None or pad_to_multiple_of is not None:
+            for runner in self.runners:
+                if runner is not None:
+                    resize_vocabulary(runner.model, self.config.vocab_size, rows, mean_resizing=mean_resizing)
+            self.config.vocab_size = rows
+            if self.tokenizer is not None and len(self.tokenizer) > rows:
+                logger.warning("the tokenizer has %d tokens, the hybrid now %d: let go", len(self.tokenizer), rows)
+                self.tokenizer = None
+        return self.get_input_embeddings()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Only what the hybrid adds; components initialise themselves."""
+        if isinstance(module, Projector):
+            module.reset_parameters()
+        elif isinstance(module, Mixing) and not all(
+            # what transformers puts on a tensor that it has loaded
+            getattr(parameter, "_is_hf_initialized", False)
+            for parameter in module.mixture_parameters()
+        ):
+            module.reset_mixture()
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: for custom code transformers skips initialisers of modules without weights of their own.
+
+        Some families fill their derived tables there, which would then hold whatever was in memory.
+        """
+        return False
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
+        """Save weights, configuration and, where there is one, the tokenizer."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a hybrid and the tokenizer beside it; see transformers for the arguments."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        hybrid = loaded[0] if isinstance(loaded, tuple) else loaded
+        align_memory(hybrid)
+        tokenizer = load_tokenizer(pretrained_model_name_or_path, revision=kwargs.get("revision"))
+        rows = hybrid.config.vocab_size
+        if tokenizer is not None and len(tokenizer) > rows:
+            # left there by a hybrid that was saved to the same folder before
+            logger.warning(
+                "the tokenizer beside the hybrid has %d tokens, the hybrid %d: left out", len(tokenizer), rows
+            )
+            tokenizer = None
+        hybrid.tokenizer = tokenizer
+        return loaded
