@@ -1,10 +1,13 @@
-"""The six runs of a MAD setting: time in one pass over time one after another, and how far their losses differ.
+"""The six runs of a MAD setting: time in one pass over time one after another, where it goes, and what could be saved.
 
-    python benchmarks/mad_grid.py                 # a few minutes on one core; takes an accelerator if there is one
+    python benchmarks/mad_grid.py                 # five minutes of one core; takes an accelerator if there is one
 
 Each candidate trains the six points of the published grid for one epoch of a few batches of 128 on the baseline
 setting of in-context recall, and scores them once. On a CPU process time is compared, on an accelerator elapsed time;
-both ways run in turn, round by round. A model that cannot train its copies in one pass is listed with the reason.
+both ways run in turn, round by round, and their losses are compared. Then, on a CPU, one step of each way is taken
+apart by kind of operator, and a step of one run on two tokens shows what a step costs before any arithmetic: that, and
+no more, is what six runs in one pass can save five times of six. The last table has smaller batches, down to those
+where it matters. A model that cannot train its copies in one pass is listed with the reason.
 """
 
 from __future__ import annotations
@@ -12,29 +15,44 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from measure import paired_ratio, write_json
+from measure import interleaved, paired_ratio, write_json
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from transformers import PreTrainedModel
 
-from manticore.kernels.mamba import use_selective_scan
+from manticore.kernels.mamba import fast_scan
 from manticore.runs.mad_models import Candidate
 from manticore.tasks.mad import generate
 from manticore.tasks.mad_protocol import PROTOCOLS
-from manticore.training.mad_runs import Outcome, train_runs
-from manticore.training.stacked import why_not_stacked
+from manticore.training.mad_runs import Outcome, losses_and_gradients, train_runs
+from manticore.training.stacked import StackedAdamW, StackedModel, why_not_stacked
 
-MODELS = ("transformer", "hyena-swiglu", "striped-mh-hyena-swiglu", "mh-gla-swiglu", "mamba")
+MODELS = ("transformer", "striped-mh-hyena-swiglu", "mamba")
+PROTOCOL = PROTOCOLS["published"]
+RUNS = len(PROTOCOL.grid)
+KINDS = {
+    "matrix products": ("mm", "addmm", "bmm", "baddbmm"),
+    "attention": ("_scaled_dot_product",),
+    "convolutions": ("convolution", "_fft", "mkldnn_conv", "_slow_conv"),
+    "scan": ("selective_scan",),
+}
+"""Kind → beginnings of operators' names; every other operator goes over its tensors element by element."""
+SMALL = ((1, 2), (1, 32), (4, 32), (16, 32), (64, 32))
+"""Sequences and their length, from the smallest to a quarter of the tokens of the smallest published step."""
 
 
 def measure(name: str, *, steps: int, batch_size: int, rounds: int, device: torch.device) -> dict[str, Any]:
     """Median seconds of both ways, their ratio, and the largest difference between their losses."""
     data = generate("in-context-recall", num_train_examples=steps * batch_size, num_test_examples=128, cache=False)
-    protocol = replace(PROTOCOLS["published"], epochs=1, batch_size=batch_size)
-    model = Candidate(name).build(vocab_size=16, positions=128, seed=0).to(device)  # type: ignore[arg-type]
-    use_selective_scan(model)
-    reason = why_not_stacked(model, torch.from_numpy(data["train"][0][:2]).to(device))
+    protocol = replace(PROTOCOL, epochs=1, batch_size=batch_size)
+    model = build(name, device)
+    with fast_scan(model):
+        reason = why_not_stacked(model, torch.from_numpy(data["train"][0][:2]).to(device))
     if reason is not None:
         return {"model": name, "one_pass": False, "reason": reason}
 
@@ -46,8 +64,8 @@ def measure(name: str, *, steps: int, batch_size: int, rounds: int, device: torc
         return clock() - start, found
 
     seconds: dict[bool, list[float]] = {True: [], False: []}
+    outcomes: dict[bool, list[Outcome]] = {}
     for round_ in range(rounds + 1):
-        outcomes = {}
         for stacked in (True, False):
             spent, outcomes[stacked] = run(stacked)
             if round_:
@@ -67,13 +85,88 @@ def measure(name: str, *, steps: int, batch_size: int, rounds: int, device: torc
     }
 
 
+def build(name: str, device: torch.device) -> PreTrainedModel:
+    """A new model for the baseline setting, in training mode."""
+    return Candidate(name).build(vocab_size=16, positions=128, seed=0).to(device).train()  # type: ignore[arg-type]
+
+
+class Steps:
+    """Steps of `copies` runs in one pass on random tokens."""
+
+    def __init__(self, model: PreTrainedModel, copies: int, sequences: int, length: int) -> None:
+        self.copies = StackedModel(model, copies)
+        self.optimizer = StackedAdamW(self.copies, [0.1] * copies, betas=PROTOCOL.betas)
+        self.inputs, self.targets = torch.randint(0, 16, (2, sequences, length)).unbind()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Forward and backward."""
+        return losses_and_gradients(self.copies, self.inputs, self.targets, bf16=False)[1]
+
+    def update(self, gradients: dict[str, Tensor]) -> None:
+        """The optimizer."""
+        self.optimizer.step(gradients, [1e-3] * self.copies.copies)
+
+    def __call__(self) -> None:
+        self.update(self.gradients())
+
+
+def split(model: PreTrainedModel, copies: int, sequences: int, length: int) -> dict[str, float]:
+    """Milliseconds of a step per run, by kind of operator."""
+    steps = Steps(model, copies, sequences, length)
+    steps()
+    with profile(activities=[ProfilerActivity.CPU]) as watched:
+        gradients = steps.gradients()
+    found = dict.fromkeys([*KINDS, "element by element"], 0.0)
+    for event in watched.key_averages():
+        plain = event.key.removeprefix("aten::").removeprefix("manticore::")
+        kind = next((kind for kind, names in KINDS.items() if plain.startswith(names)), "element by element")
+        found[kind] += event.self_cpu_time_total / 1e3 / copies
+    start = time.process_time()
+    steps.update(gradients)
+    found["optimizer"] = (time.process_time() - start) * 1e3 / copies
+    return found
+
+
+def per_run(model: PreTrainedModel, sequences: int, length: int, rounds: int) -> dict[str, Any]:
+    """Milliseconds of a step per run in both ways, and the ratio."""
+    ways: dict[str, Callable[[], Any]] = {
+        "one pass": Steps(model, RUNS, sequences, length),
+        "alone": Steps(model, 1, sequences, length),
+    }
+    seconds = interleaved(ways, rounds=rounds)
+    return {
+        "sequences": sequences,
+        "length": length,
+        "ms_one_pass": statistics.median(seconds["one pass"]) * 1e3 / RUNS,
+        "ms_alone": statistics.median(seconds["alone"]) * 1e3,
+        "ratio": paired_ratio(seconds["one pass"], seconds["alone"]) / RUNS,
+    }
+
+
+def take_apart(name: str, batch_size: int) -> dict[str, Any]:
+    """Where a step's time goes on a CPU, and the ratio that one pass cannot be below."""
+    model = build(name, torch.device("cpu"))
+    with fast_scan(model):
+        ways = {"one_pass": split(model, RUNS, batch_size, 127), "alone": split(model, 1, batch_size, 127)}
+        small = [per_run(model, sequences, length, 5) for sequences, length in SMALL]
+    fixed, whole = small[0]["ms_alone"], sum(ways["alone"].values())
+    least = 1 - (1 - 1 / RUNS) * fixed / whole
+    return {
+        "model": name,
+        "ms_per_run": ways,
+        "ms_of_a_step_on_two_tokens": fixed,
+        "least_ratio": least,
+        "small_batches": small,
+    }
+
+
 def main() -> None:
-    """Print the table and write the JSON."""
+    """Print the tables and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
@@ -92,8 +185,22 @@ def main() -> None:
             )
         else:
             print(f"{name:28} one by one only: {row['reason'][:80]}", flush=True)
+    parts = []
+    for name in [row["model"] for row in rows if row["one_pass"]] if device.type == "cpu" else ():
+        part = take_apart(name, arguments.batch_size)
+        parts.append(part)
+        print(f"\n{name}: ms of a step per run of {arguments.batch_size} sequences, in one pass / alone")
+        for kind, alone in part["ms_per_run"]["alone"].items():
+            print(f"  {kind:20} {part['ms_per_run']['one_pass'][kind]:8.1f} {alone:8.1f}")
+        print(
+            f"  a step on two tokens {part['ms_of_a_step_on_two_tokens']:8.1f}: one pass ÷ one by one cannot be below "
+            f"{part['least_ratio']:.3f}"
+        )
+        for row in part["small_batches"]:
+            tokens = f"{row['sequences']} x {row['length']}"
+            print(f"  batches of {tokens:>8} {row['ms_one_pass']:8.1f} {row['ms_alone']:8.1f} ratio {row['ratio']:.2f}")
     where = device.type if device.type == "cpu" else torch.cuda.get_device_name(0)
-    print(write_json(f"mad_grid_{device.type}", {"device": where, **sizes, "models": rows}))
+    print(write_json(f"mad_grid_{device.type}", {"device": where, **sizes, "models": rows, "parts": parts}))
 
 
 if __name__ == "__main__":

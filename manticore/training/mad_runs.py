@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 128
+CPU_TOKENS = 128 * 128
+"""What one run's batch holds in most settings."""
 
 Watcher = Callable[[int, int, Mapping[str, Any]], None]
 """Called after every epoch with (epochs done, epochs at most, {"loss": mean over the runs})."""
@@ -208,12 +210,12 @@ def losses_and_gradients(
 def _parts(copies: StackedModel, rows: Tensor) -> tuple[Tensor, ...]:
     """A batch as it goes through the copies.
 
-    On a CPU in as many parts as there are copies: a part then holds what the batch holds for one copy, which is what
-    its caches and its allocator were good for.
+    On a CPU in parts of at most CPU_TOKENS tokens over all copies, as larger tensors fall out of its caches and are
+    fetched from the system anew for every operator. One copy gets its batch whole.
     """
-    if rows.device.type != "cpu":
+    if rows.device.type != "cpu" or copies.copies == 1:
         return (rows,)
-    return rows.split(-(-len(rows) // copies.copies))
+    return rows.split(max(1, CPU_TOKENS // (copies.copies * rows.shape[1])))
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from manticore.errors import ManticoreError
 from manticore.tasks.mad import generate, generate_validation
 from manticore.tasks.mad_protocol import PROTOCOLS, Hyper
 from manticore.tasks.mad_tasks import in_context_recall
+from manticore.training import mad_runs
 from manticore.training.finetune import evaluate
 from manticore.training.mad_runs import train_runs
 from tests.conftest import gpt_neo
@@ -25,7 +26,10 @@ def data():
     return {**found, "validation": found["train"]}
 
 
-def test_runs_together_equal_runs_one_by_one(data):
+@pytest.mark.parametrize("tokens", [mad_runs.CPU_TOKENS, 100, 1])
+def test_runs_together_equal_runs_one_by_one(data, monkeypatch, tokens):
+    """Also where a batch goes through in parts."""
+    monkeypatch.setattr(mad_runs, "CPU_TOKENS", tokens)
     alone = train_runs(gpt_neo(8), data, GRID, SHORT, stacked=False)
     together = train_runs(gpt_neo(8), data, GRID, SHORT, stacked=True)
     assert [run.together for run in alone + together] == [1, 1, 2, 2]
