@@ -25,6 +25,7 @@ from manticore.hybrid.cache import HybridCache
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.mixing import Features, Mixing, check_weights
 from manticore.hybrid.path import PathMixing
+from manticore.hybrid.placement import hold_mixture
 from manticore.projectors.projector import Projector
 from manticore.registry import resolve
 
@@ -309,6 +310,7 @@ class ManticorePreTrainedModel(AdapterGuard):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         hybrid = loaded[0] if isinstance(loaded, tuple) else loaded
         align_memory(hybrid)
+        hold_mixture(hybrid.mixing)
         tokenizer = load_tokenizer(pretrained_model_name_or_path, revision=kwargs.get("revision"))
         rows = hybrid.config.vocab_size
         if tokenizer is not None and len(tokenizer) > rows:

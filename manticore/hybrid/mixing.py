@@ -199,8 +199,9 @@ def weighted_sum(terms: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
     """``sum of weight * value``; a weight of None counts as exactly 1 and costs nothing."""
     total: Tensor | None = None
     for weight, value in terms:
-        term = value if weight is None else weight.to(value.dtype) * value
-        total = term if total is None else total + term
+        # a device map may have put weights, projectors and heads on several devices
+        term = value if weight is None else weight.to(value) * value
+        total = term if total is None else total + term.to(total.device)
     if total is None:
         raise ManticoreError("mixing: every weight of a row is zero. Fix: set mixture weights whose rows sum to 1")
     return total
