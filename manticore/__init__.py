@@ -19,11 +19,13 @@ _PUBLIC = {
     "ManticoreConfig": "manticore.hybrid.configuration",
     "ManticoreError": "manticore.errors",
     "ManticoreForCausalLM": "manticore.hybrid.modeling",
+    "ManticoreForPairClassification": "manticore.hybrid.pair_classification",
     "ManticoreForSequenceClassification": "manticore.hybrid.classification",
     "ManticoreForTokenClassification": "manticore.hybrid.classification",
     "StackConfig": "manticore.stacks.configuration",
     "StackForAutoEncoding": "manticore.stacks.autoencoder",
     "StackForCausalLM": "manticore.stacks.modeling",
+    "StackForPairClassification": "manticore.stacks.pair_classification",
     "StackForSequenceClassification": "manticore.stacks.classification",
     "StackForTokenClassification": "manticore.stacks.classification",
     "align": "manticore.projectors.alignment",
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from manticore.hybrid.lora import lora_table as lora_table
     from manticore.hybrid.lora import lora_targets as lora_targets
     from manticore.hybrid.modeling import ManticoreForCausalLM as ManticoreForCausalLM
+    from manticore.hybrid.pair_classification import ManticoreForPairClassification as ManticoreForPairClassification
     from manticore.projectors.alignment import align as align
     from manticore.search.search import search as search
     from manticore.stacks.autoencoder import StackForAutoEncoding as StackForAutoEncoding
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
     from manticore.stacks.classification import StackForTokenClassification as StackForTokenClassification
     from manticore.stacks.configuration import StackConfig as StackConfig
     from manticore.stacks.modeling import StackForCausalLM as StackForCausalLM
+    from manticore.stacks.pair_classification import StackForPairClassification as StackForPairClassification
     from manticore.training.compare import compare as compare
     from manticore.training.finetune import evaluate as evaluate
     from manticore.training.finetune import finetune as finetune

@@ -144,6 +144,20 @@ _ENTRIES: dict[str, dict[str, Entry]] = {
             "manticore.tasks.mad_tasks:compression", "MAD: restore a sequence from one vector; for auto-encoders"
         ),
         "mad/memorization": Entry("manticore.tasks.mad_tasks:memorization", "MAD: learn facts by heart"),
+        "lra/listops": Entry("manticore.tasks.lra_tasks:listops", "LRA: the value of a nested operation on digits"),
+        "lra/text": Entry("manticore.tasks.lra_tasks:text", "LRA: the sentiment of a film review, byte by byte"),
+        "lra/retrieval": Entry("manticore.tasks.lra_tasks:retrieval", "LRA: whether one of two papers cites the other"),
+        "lra/image": Entry("manticore.tasks.lra_tasks:image", "LRA: grey CIFAR-10, pixel by pixel"),
+        "lra/pathfinder32": Entry(
+            "manticore.tasks.lra_tasks:pathfinder32", "LRA: whether a dashed path joins two discs, 32 x 32 pixels"
+        ),
+        "lra/pathfinder128": Entry("manticore.tasks.lra_tasks:pathfinder128", "LRA: Path-X, the same on 128 x 128"),
+        "listops-short": Entry(
+            "manticore.tasks.lra_tasks:listops_short", "ListOps with short trees, for small models; not LRA"
+        ),
+        "digits-64": Entry(
+            "manticore.tasks.lra_tasks:digits_64", "handwritten digits, 64 pixels; a proxy for LRA's Image"
+        ),
         "text": Entry("manticore.tasks.text:text", "next-token prediction on a file, a folder or a datasets id"),
     },
 }

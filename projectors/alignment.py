@@ -268,6 +268,11 @@ def _check(
     lr: float,
 ) -> None:
     require_hybrid(hybrid, "align")
+    if not hybrid.keeps_lm_heads:
+        raise ManticoreError(
+            f"align: a {type(hybrid).__name__} has no language-model heads. "
+            "Fix: align the causal hybrid that it was made from"
+        )
     if hybrid.is_discretized:
         raise ManticoreError(
             "align: the hybrid is discretized, so its components no longer run alone. Fix: align before discretizing"

@@ -78,7 +78,7 @@ def align(hybrid: Hybrid, out: Out, seed: Seed = 0, *, settings: dict[str, Any])
     from manticore.runs.models import load_hybrid
 
     quiet_libraries()
-    model = load_hybrid(hybrid, supernet=True)
+    model: Any = load_hybrid(hybrid, supernet=True)
     with progress_bar("align") as progress:
         report = manticore.align(model, seed=seed, progress=progress, **settings)
     with new_folder(out) as folder:
@@ -288,6 +288,8 @@ def generate(
 
     quiet_libraries()
     loaded, tokenizer = load_model(model)
+    if not loaded.can_generate():
+        raise ManticoreError(f"{model}: a {type(loaded).__name__} writes no text. Fix: give a causal language model")
     if tokenizer is None:
         raise ManticoreError(f"{model}: carries no tokenizer, so it reads no text. Fix: give a model that has one")
     encoded = tokenizer(prompt, return_tensors="pt")

@@ -11,7 +11,7 @@ Letters: B batch, T tokens, D width, C classes, K components.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -30,7 +30,7 @@ from manticore.components.selfcheck import self_check
 from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.discretize import copied_config
-from manticore.hybrid.inputs import require_ids
+from manticore.hybrid.inputs import check_inputs, require_ids
 from manticore.seeding import derive_seed
 
 M = TypeVar("M", bound="ManticoreClassifier")
@@ -43,35 +43,48 @@ class ManticoreClassifier(ManticorePreTrainedModel):
     # the loss is a mean over the batch
     accepts_loss_kwargs = False
     head_bias = False
+    documents = 1
+    """Sequences that an example consists of."""
 
     def _add_heads(self) -> None:
-        """``score``: a linear map per component whose features reach the output."""
-        path, classes = self.config.path, self.config.num_labels or 0
+        """``score``: a head per component whose features reach the output."""
+        path = self.config.path
         self.score = nn.ModuleDict(
             {
-                str(k): nn.Linear(runner.head_width, classes, bias=self.head_bias)
+                str(k): self._make_head(runner.head_width, self.config.num_labels or 0)
                 for k, runner in enumerate(self.runners)
                 if runner is not None and (path is None or path[-1] == k)
             }
         )
 
+    def _make_head(self, width: int, classes: int) -> nn.Module:
+        return nn.Linear(width, classes, bias=self.head_bias)
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, nn.Linear) and any(module is head for head in self.score.values()):
+        if isinstance(module, nn.Linear) and any(module is part for part in self.score.modules()):
             init.normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
                 init.zeros_(module.bias)
 
-    def _token_logits(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> Tensor:
-        """``[B, T, C]``."""
+    def _mixed(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        read: Callable[[Any, Tensor], Tensor],
+    ) -> Tensor:
+        """``read(head, features [B, T, D])`` of every component, mixed with the output weights."""
+        check_inputs(input_ids, attention_mask, position_ids, cached=0, vocab_size=self.config.vocab_size)
         # each family has its own default positions; counted from the mask, padding on the left changes nothing
         position_ids = positions_of(attention_mask, position_ids)
         self._check_positions(input_ids.shape[1], 0, position_ids)
         features, recordings = self._run_blocks(input_ids, attention_mask, position_ids)
 
         def finish(k: int, hidden: Tensor) -> Tensor:
-            head: Any = self.score[str(k)]
-            return head(self._runner(k).normed(recordings[k], hidden).to(head.weight.dtype))
+            head = self.score[str(k)]
+            dtype = next(head.parameters()).dtype
+            return read(head, self._runner(k).normed(recordings[k], hidden).to(dtype))
 
         return self.mixing.logits(features, finish)
 
@@ -108,7 +121,8 @@ class ManticoreClassifier(ManticorePreTrainedModel):
             torch.manual_seed(derive_seed(seed, "classification heads"))
             made = rebuilt(lambda: cls(config), given, device=model.device, stage="from_causal_lm", fresh="score.")
             for k, head in made.score.items():
-                made._init_weights(head.to(made.component(int(k)).dtype))
+                for part in head.to(made.component(int(k)).dtype).modules():
+                    made._init_weights(part)
         made.tokenizer = own_tokenizer(model)
         return made.train(model.training)
 
@@ -150,8 +164,8 @@ class ManticoreForSequenceClassification(ManticoreClassifier):
                 than a component has positions for.
         """
         input_ids = require_ids(input_ids, inputs_embeds)
-        end = last_token(input_ids, attention_mask, self.config.pad_token_id)
-        logits = pick(self._token_logits(input_ids, attention_mask, position_ids), end)
+        by_token = self._mixed(input_ids, attention_mask, position_ids, apply)
+        logits = pick(by_token, last_token(input_ids, attention_mask, self.config.pad_token_id))
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
@@ -194,10 +208,15 @@ class ManticoreForTokenClassification(ManticoreClassifier):
             ManticoreError: ``inputs_embeds``, or more tokens than a component has positions for.
         """
         input_ids = require_ids(input_ids, inputs_embeds)
-        logits = self._token_logits(input_ids, attention_mask, position_ids)
+        logits = self._mixed(input_ids, attention_mask, position_ids, apply)
         loss = None if labels is None else self.loss_function(logits, labels, self.config)
         output = TokenClassifierOutput(loss=loss, logits=logits)
         return output.to_tuple() if return_dict is False else output
+
+
+def apply(head: Any, features: Tensor) -> Tensor:
+    """The head on the features as they are."""
+    return head(features)
 
 
 def _alone(model: PreTrainedModel, seed: int) -> ManticoreConfig:

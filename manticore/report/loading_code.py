@@ -22,12 +22,14 @@ def code_for(results: Results, path: str, *, with_tokenizer: bool) -> str:
     loads_with = results.model.loads_with if results.model else ""
     # The record is data: only a name may go into code.
     loader = loads_with if loads_with.isidentifier() else _DEFAULT_CLASS
-    names = f"{loader}, AutoTokenizer" if with_tokenizer else loader
+    # classes of the package are imported from it
+    own = not loader.startswith("Auto")
+    names = [name for name in (None if own else loader, "AutoTokenizer" if with_tokenizer else None) if name]
     # A string of JSON is also one of Python, quoted the way the rest of the project is.
     quoted = json.dumps(path, ensure_ascii=False)
     lines = [
-        "import manticore  # registers the classes with transformers",
-        f"from transformers import {names}",
+        f"from manticore import {loader}" if own else "import manticore  # registers the classes with transformers",
+        *([f"from transformers import {', '.join(names)}"] if names else []),
         "",
         f"model = {loader}.from_pretrained({quoted})",
     ]

@@ -40,12 +40,13 @@ def model_lineage(source: str, revision: str | None = None) -> dict[str, Any]:
 
 
 def data_lineage(task: Task) -> dict[str, str]:
-    """Split → sha256 over its examples' input ids and targets."""
+    """Split → sha256 over its examples' input ids and targets, or classes."""
     digests: dict[str, str] = {}
     for split, rows in task.data.items():
         digest = hashlib.sha256()
-        for batch in rows.select_columns(["input_ids", "targets"]).with_format(None).iter(batch_size=1000):
-            for column in ("input_ids", "targets"):
+        columns = [name for name in ("input_ids", "input_ids_2", "targets", "label") if name in rows.column_names]
+        for batch in rows.select_columns(columns).with_format(None).iter(batch_size=1000):
+            for column in columns:
                 for example in batch[column]:
                     digest.update(np.asarray(example, dtype=np.int64).tobytes())
         digests[str(split)] = digest.hexdigest()

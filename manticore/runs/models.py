@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from manticore.components.loading import load_component, load_config, load_tokenizer, refuse_not_finite
+from manticore.components.loading import load_config, load_tokenizer
 from manticore.errors import ManticoreError
+from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.configuration import ManticoreConfig
-from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.training.classifiers import load_saved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,10 +26,10 @@ def load_model(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
     if is_hybrid(source):
         hybrid = load_hybrid(source)
         return hybrid, hybrid.tokenizer
-    return load_component(str(source)), load_tokenizer(str(source))
+    return load_saved(source), load_tokenizer(str(source))
 
 
-def load_hybrid(source: str | Path, *, supernet: bool = False) -> ManticoreForCausalLM:
+def load_hybrid(source: str | Path, *, supernet: bool = False) -> ManticorePreTrainedModel:
     """A hybrid from a folder or hub id.
 
     Args:
@@ -40,8 +41,7 @@ def load_hybrid(source: str | Path, *, supernet: bool = False) -> ManticoreForCa
     """
     if not is_hybrid(source):
         raise ManticoreError(f"{source}: not a hybrid. Fix: make one with `manticore combine A B -o DIR`")
-    hybrid = ManticoreForCausalLM.from_pretrained(str(source))
-    refuse_not_finite(hybrid, str(source))
+    hybrid: Any = load_saved(source)
     if supernet and hybrid.is_discretized:
         raise ManticoreError(f"{source}: discretized already. Fix: give the supernet it was made from")
     return hybrid

@@ -10,26 +10,30 @@ import shutil
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from datasets import Dataset
 
 import manticore
 from manticore.components.loading import load_tokenizer
+from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.report import write_model_card, write_report
 from manticore.runs.folder import RunFolder
 from manticore.runs.lineage import data_lineage, model_folder, model_lineage
 from manticore.runs.lock import locked
+from manticore.runs.models import load_hybrid
 from manticore.runs.records import component_record, task_record, write_history
 from manticore.runs.reporter import LogReporter, Reporter
 from manticore.runs.stages import Outcome, Stage, results_of, run_stages
 from manticore.schema.sections import Section
 from manticore.tasks.task import Task, load_task
+from manticore.training.batches import Collator
+from manticore.training.classifiers import loading_class
 from manticore.training.contestants import ENSEMBLE, averaged
+from manticore.training.prepare import fit_to_task
 from manticore.training.pretrain import pretrain
 from manticore.writing import new_folder, write_json
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 MODEL = "model"
 SUPERNET = "supernet (soft)"
@@ -158,25 +162,22 @@ class Pipeline:
         align = self.recipe.align
         return self.task.vocab_size is not None and (align is None or align.text == "task")
 
-    def aligned(self, seed: int) -> ManticoreForCausalLM:
-        """The supernet before any training on the task, with the vocabulary that the task needs.
+    def aligned(self, seed: int) -> ManticorePreTrainedModel:
+        """The supernet before any training on the task, with the vocabulary and the heads that the task needs.
 
         Args:
             seed: of fresh embeddings and heads.
         """
         stage = "combine" if self.recipe.align is None else "align"
-        hybrid = ManticoreForCausalLM.from_pretrained(self.path / stage / MODEL)
-        if self.task.vocab_size is not None and hybrid.config.vocab_size != self.task.vocab_size:
-            hybrid.with_vocabulary(self.task.vocab_size, seed=seed)
-        return hybrid
+        return fit_to_task(load_hybrid(self.path / stage / MODEL), self.task, seed)  # type: ignore[return-value]
 
-    def searched(self) -> ManticoreForCausalLM:
+    def searched(self) -> ManticorePreTrainedModel:
         """The supernet after the search; where there was none, before."""
         if self.recipe.search is None:
             return self.aligned(self.recipe.seed)
-        return ManticoreForCausalLM.from_pretrained(self.path / "search" / MODEL)
+        return load_hybrid(self.path / "search" / MODEL)
 
-    def discrete(self, path: list[int], seed: int) -> ManticoreForCausalLM:
+    def discrete(self, path: list[int], seed: int) -> ManticorePreTrainedModel:
         """The hybrid of a path before its fine-tuning.
 
         Args:
@@ -185,7 +186,7 @@ class Pipeline:
         """
         return manticore.discretize(self.soft(seed), path)
 
-    def soft(self, seed: int) -> ManticoreForCausalLM:
+    def soft(self, seed: int) -> ManticorePreTrainedModel:
         """The supernet before its fine-tuning: the weights that the search found, on what it started from or left.
 
         Args:
@@ -218,7 +219,7 @@ class Pipeline:
             if matched is not None:
                 models[name] = component
         if ensemble:
-            models[ENSEMBLE] = lambda seed: averaged(components, tokenizer=hybrid.tokenizer, seed=seed)
+            models[ENSEMBLE] = lambda seed: averaged(components, self.task, tokenizer=hybrid.tokenizer, seed=seed)
         return models
 
     def _progress(self, what: str) -> Any:
@@ -275,8 +276,17 @@ class Pipeline:
         return Outcome({"align": found}, f"loss {found['loss_before']:.3f} before, {found['loss_after']:.3f} after")
 
     def _task_text(self) -> Dataset:
-        """Its training rows with what they ask for, so that losses and gradient steps are the task's own."""
+        """Its training rows with what they ask for, so that losses and gradient steps are the task's own.
+
+        Rows of a task with classes ask for nothing that a language model could say; they are text like any other.
+        """
         train = self.task.data["train"]
+        if self.task.num_classes is not None:
+            wanted = self.recipe.align.tokens // self.task.length if self.recipe.align is not None else 0
+            rows = train.select(range(min(len(train), max(2, wanted))))
+            batch = Collator(self.task.length)(list(rows.with_format("numpy")))
+            columns = {name: batch[name].numpy() for name in ("input_ids", "attention_mask")}
+            return Dataset.from_dict(columns).with_format("torch")
         return train.select_columns([n for n in ("input_ids", "targets", "attention_mask") if n in train.column_names])
 
     def _search(self, own: Path) -> Outcome:
@@ -318,7 +328,7 @@ class Pipeline:
     def _finetune(self, own: Path) -> Outcome:
         section = self.recipe.finetune
         result = manticore.finetune(
-            ManticoreForCausalLM.from_pretrained(self.path / "discretize" / MODEL),
+            load_hybrid(self.path / "discretize" / MODEL),
             self.task,
             seed=self.recipe.seed,
             out=own,
@@ -332,7 +342,7 @@ class Pipeline:
         results = {
             "finetune": result.to_dict(),
             "discretize": {"loss_finetuned": result.metrics["loss"], "metric_finetuned": result.metrics[metric]},
-            "model": {"path": MODEL, "loads_with": "AutoModelForCausalLM"},
+            "model": {"path": MODEL, "loads_with": loading_class(result.model)},
         }
         return Outcome(results, f"{metric} {result.metrics[metric]:.3f} after {result.steps} steps")
 

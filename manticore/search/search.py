@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
 from manticore.errors import ManticoreError, require_hybrid
+from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.discretize import best_path
-from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.kernels.mamba import fast_scan
 from manticore.registry import resolve
 from manticore.search.joint import Order
@@ -27,7 +27,7 @@ from manticore.training.callbacks import Progress
 from manticore.training.checkpoints import open_folder
 from manticore.training.finetune import data_fingerprint, recomputed_activations
 from manticore.training.modes import kept_modes
-from manticore.training.prepare import check_numbers, resolve_task, take_vocabulary
+from manticore.training.prepare import check_numbers, fit_to_task, resolve_task
 from manticore.training.trainable import merge_lora, set_trainable
 from manticore.training.trainer import scheduler_name, training_arguments
 
@@ -44,8 +44,9 @@ _CHECKPOINTS_PER_RUN = 10
 class SearchResult:
     """What a search found and what it took."""
 
-    model: ManticoreForCausalLM
-    """The supernet that was given, trained in place; it holds the weights found."""
+    model: ManticorePreTrainedModel
+    """The supernet that was given, trained in place, or for a task with classes the classifier made of it; it holds the
+    weights found."""
     weights: Tensor
     """Mixture weights ``[N, K]``."""
     path: list[int]
@@ -68,7 +69,7 @@ class SearchResult:
 
 
 def search(
-    hybrid: ManticoreForCausalLM,
+    hybrid: ManticorePreTrainedModel,
     task: str | Task,
     *,
     method: str = "darts",
@@ -104,8 +105,9 @@ def search(
 ) -> SearchResult:
     """Learn a supernet's mixture weights on the training split of a task, together with the supernet.
 
-    A task with a vocabulary of its own gives the components fresh embeddings and heads first, unless they have
-    them already. Arguments left at None take the default of the method (``manticore.search.methods``).
+    A task with a vocabulary of its own gives the components fresh embeddings and heads first, unless they have them
+    already. A task with classes makes a classifier of the hybrid, which itself stays as it is. Arguments left at None
+    take the default of the method (``manticore.search.methods``).
 
     Args:
         hybrid: a supernet; changed in place.
@@ -172,7 +174,7 @@ def search(
     )
 
     task = resolve_task(task, hybrid, tokenizer, seed, stage="search")
-    take_vocabulary(hybrid, task, seed)
+    hybrid = cast(ManticorePreTrainedModel, fit_to_task(hybrid, task, seed))
     set_trainable(hybrid, trainable, fresh_vocabulary=task.vocab_size is not None, lora_rank=lora_rank, seed=seed)
     if start is None:
         hybrid.mixing.reset_mixture()
@@ -266,7 +268,7 @@ def search(
             for row in rows
         ],
         steps=steps,
-        tokens=steps * batch_size * task.length,
+        tokens=steps * batch_size * task.tokens_per_example,
         flops=steps * flops,
         seconds=trainer.stopwatch.seconds,
     )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, get_scheduler
 
 from manticore.errors import ManticoreError
-from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.search.halves import AlternatingHalves
 from manticore.search.joint import JointOptimizer, Order
 from manticore.search.methods import SearchMethod
@@ -48,7 +48,7 @@ class SearchTrainer(TaskTrainer):
         named: those of ``TaskTrainer``.
     """
 
-    def __init__(self, hybrid: ManticoreForCausalLM, *arguments: Any, plan: MixturePlan, **named: Any) -> None:
+    def __init__(self, hybrid: ManticorePreTrainedModel, *arguments: Any, plan: MixturePlan, **named: Any) -> None:
         super().__init__(hybrid, *arguments, **named)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ManticoreError(

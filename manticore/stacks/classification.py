@@ -34,18 +34,23 @@ class StackClassifier(StackPreTrainedModel):
     # the loss is a mean over the batch
     accepts_loss_kwargs = False
     head_bias = False
+    documents = 1
+    """Sequences that an example consists of."""
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__(config)
         self.model = StackModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels or 0, bias=self.head_bias)
+        self.score = self._make_head(config.hidden_size, config.num_labels or 0)
         self.post_init()
 
-    def _token_logits(self, **inputs: Any) -> Tensor:
-        """``[B, T, C]``."""
+    def _make_head(self, width: int, classes: int) -> nn.Module:
+        return nn.Linear(width, classes, bias=self.head_bias)
+
+    def _features(self, **inputs: Any) -> Tensor:
+        """``[B, T, D]``."""
         self.check_adapters()
         body = cast(BaseModelOutputWithPast, self.model(**inputs, use_cache=False))
-        return self.score(body.last_hidden_state)
+        return cast(Tensor, body.last_hidden_state)
 
     @classmethod
     def from_causal_lm(
@@ -84,7 +89,8 @@ class StackClassifier(StackPreTrainedModel):
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "classification heads"))
-            made._init_weights(made.score.to(stack.dtype))
+            for part in made.score.to(stack.dtype).modules():
+                made._init_weights(part)
         return made.train(stack.training)
 
 
@@ -121,8 +127,8 @@ class StackForSequenceClassification(StackClassifier):
         if input_ids is None:
             raise ManticoreError("stack: a classifier reads input_ids (got none). Fix: give them")
         end = last_token(input_ids, attention_mask, self.config.pad_token_id)
-        logits = self._token_logits(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
-        logits = pick(logits, end)
+        features = self._features(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+        logits = pick(self.score(features), end)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
@@ -149,7 +155,9 @@ class StackForTokenClassification(StackClassifier):
 
         Labels are ``[B, T]`` class indices; -100 is ignored.
         """
-        logits = self._token_logits(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+        logits = self.score(
+            self._features(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+        )
         loss = None if labels is None else self.loss_function(logits, labels, self.config)
         output = TokenClassifierOutput(loss=loss, logits=logits)
         return output.to_tuple() if return_dict is False else output

@@ -39,29 +39,35 @@ Example = tuple[list[int], int]
 """Ids of the symbols, without parentheses, and the value."""
 
 
-def examples(split: str, count: int | None = None, *, seed: int = 0) -> Iterator[Example]:
+def examples(
+    split: str, count: int | None = None, *, seed: int = 0, shortest: int = SHORTEST, longest: int = LONGEST
+) -> Iterator[Example]:
     """The first ``count`` examples of a split.
 
     Args:
         split: part of the name of the random streams: no two splits share one.
         count: how many; None: no end.
         seed: of the data.
+        shortest: symbols of an accepted tree, at least; with other bounds than the defaults it is no longer LRA's task.
+        longest: at most.
     """
     for index in itertools.count() if count is None else range(count):
         # a text as seed is hashed to 512 bits: 32 would give two of 100,000 examples the same stream
-        yield draw_example(random.Random(f"listops/{seed}/{split}/{index}").random)
+        yield draw_example(random.Random(f"listops/{seed}/{split}/{index}").random, shortest, longest)
 
 
-def draw_example(uniform: Callable[[], float]) -> Example:
+def draw_example(uniform: Callable[[], float], shortest: int = SHORTEST, longest: int = LONGEST) -> Example:
     """Draws trees until one has an allowed length.
 
     Args:
         uniform: draws from [0, 1), and is all the randomness there is.
+        shortest: symbols, at least.
+        longest: symbols, at most.
     """
     while True:
         ids: list[int] = []
-        value = _grow(ids, 1, uniform)
-        if value is not None and SHORTEST <= len(ids) <= LONGEST:
+        value = _grow(ids, 1, uniform, longest)
+        if value is not None and shortest <= len(ids) <= longest:
             return ids, value
 
 
@@ -146,7 +152,7 @@ def _read_rows(path: Path) -> Iterator[Example]:
             yield ids, int(target)
 
 
-def _grow(ids: list[int], depth: int, uniform: Callable[[], float]) -> int | None:
+def _grow(ids: list[int], depth: int, uniform: Callable[[], float], longest: int) -> int | None:
     """Appends a random tree to ``ids`` and returns its value; None as soon as it is too long."""
     if depth >= MAX_DEPTH or uniform() >= OPERATOR_PROBABILITY:
         digit = int(uniform() * 10)
@@ -156,8 +162,8 @@ def _grow(ids: list[int], depth: int, uniform: Callable[[], float]) -> int | Non
     ids.append(IDS[operator])
     arguments = []
     for _ in range(2 + int(uniform() * (MAX_ARGUMENTS - 1))):
-        value = _grow(ids, depth + 1, uniform)
-        if value is None or len(ids) > LONGEST:
+        value = _grow(ids, depth + 1, uniform, longest)
+        if value is None or len(ids) > longest:
             return None
         arguments.append(value)
     ids.append(IDS[CLOSE])

@@ -1,6 +1,6 @@
 """Metrics that are gathered batch by batch without keeping any logits.
 
-Both states give the same numbers whatever the evaluation batch size is.
+All states give the same numbers whatever the evaluation batch size is.
 Shapes: B batch, T tokens, V vocabulary. Targets are aligned with positions; ``IGNORE`` marks positions that
 are not scored.
 """
@@ -54,6 +54,22 @@ class TokenMetrics:
             return {"loss": math.nan, "accuracy": math.nan, "perplexity": math.nan}
         loss = self._loss / self._scored
         return {"loss": loss, "accuracy": self._correct / self._scored, "perplexity": _perplexity(loss)}
+
+
+class ClassMetrics:
+    """``accuracy`` (share of examples whose class is found) and ``loss`` (mean cross entropy in nats)."""
+
+    def __init__(self) -> None:
+        self._examples = TokenMetrics()
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Add a batch: ``logits`` [B, C], ``targets`` [B]."""
+        self._examples.update(logits[:, None], targets[:, None])
+
+    def compute(self) -> dict[str, float]:
+        """``nan`` everywhere if nothing was scored."""
+        values = self._examples.compute()
+        return {"loss": values["loss"], "accuracy": values["accuracy"]}
 
 
 class MadMetrics:

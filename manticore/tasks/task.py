@@ -32,7 +32,8 @@ class Task:
     data: DatasetDict
     """Splits ``train``, ``validation``, ``test`` with the columns ``input_ids`` and ``targets`` (and
     ``attention_mask`` where examples are padded). ``targets[t]`` is what position t must predict, -100 where
-    nothing is scored: they are aligned, no model shifts them."""
+    nothing is scored: they are aligned, no model shifts them. A task with classes has a ``label`` per example in their
+    place, and examples as long as they are; of two documents the second is ``input_ids_2``."""
     primary_metric: str
     """The metric that decides comparisons: one of those that ``metric_state`` computes."""
     higher_is_better: bool
@@ -43,6 +44,17 @@ class Task:
     backbone: Backbone = "causal"
     """The kind of model that the task is made for; a class of models that is not causal says so in its attribute
     ``backbone``."""
+    num_classes: int | None = None
+    """An example belongs to one of so many classes; None: every position has a target of its own."""
+    documents: int = 1
+    """Sequences per example: 1, or 2 that are compared."""
+    pad_token_id: int | None = None
+    """The id that fills up shorter examples of a task with classes; None: all are equally long."""
+
+    @property
+    def tokens_per_example(self) -> int:
+        """What an example costs in tokens, filling included."""
+        return self.length * self.documents
 
 
 def load_task(name: str, *, tokenizer: PreTrainedTokenizerBase | None = None, seed: int = 0, **options: Any) -> Task:

@@ -28,14 +28,29 @@ _FILLING = {"input_ids": 0, "targets": IGNORED, "attention_mask": 0}
 
 @dataclass(frozen=True)
 class Collator:
-    """Stacks examples to ``input_ids``, ``targets`` and, where given, ``attention_mask``: each int64 ``[B, T]``."""
+    """Stacks examples to ``input_ids``, ``targets`` and, where given, ``attention_mask``: each int64 ``[B, T]``.
+
+    Examples with a ``label`` get a mask of what was filled up (for ``input_ids_2`` as well), and ``targets`` ``[B]``.
+    """
 
     length: int
     """T, tokens per example."""
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        if "label" in examples[0]:
+            return self._labelled(examples)
         columns = [name for name in _FILLING if name in examples[0]]
         return {name: self._stack([example[name] for example in examples], _FILLING[name]) for name in columns}
+
+    def _labelled(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        batch = {}
+        for ids, mask in (("input_ids", "attention_mask"), ("input_ids_2", "attention_mask_2")):
+            if ids in examples[0]:
+                rows = [example[ids] for example in examples]
+                batch[ids] = self._stack(rows, 0)
+                batch[mask] = self._stack([np.ones(len(row), dtype=np.int64) for row in rows], 0)
+        batch["targets"] = torch.tensor([int(example["label"]) for example in examples])
+        return batch
 
     def _stack(self, rows: Sequence[Any], filling: int) -> Tensor:
         stacked = np.full((len(rows), self.length), filling, dtype=np.int64)

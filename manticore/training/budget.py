@@ -14,6 +14,7 @@ import copy
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,11 +36,14 @@ logger = logging.getLogger(__name__)
 
 _NEEDS_DATA = (RuntimeError, NotImplementedError, TypeError, ValueError)
 """What a forward pass raises that looks at values, or calls an operator that needs them."""
+_NO_TOKEN = -1
 _counted: dict[str, int] = {}
 
 
 def flops_per_step(model: PreTrainedModel, batch_size: int, length: int, *, backward: bool = True) -> int:
     """FLOPs of one step on ``[batch_size, length]`` tokens: forward, and backward to what ``requires_grad``.
+
+    A model that compares two documents reads so many of each.
 
     Raises:
         ManticoreError: the model uses an operator whose FLOPs nobody has written down.
@@ -56,7 +60,7 @@ def flops_per_step(model: PreTrainedModel, batch_size: int, length: int, *, back
 
 def flops_per_token_forward(model: PreTrainedModel, length: int) -> float:
     """Forward FLOPs per token, averaged over a sequence of `length` tokens."""
-    return flops_per_step(model, 1, length, backward=False) / length
+    return flops_per_step(model, 1, length, backward=False) / (length * getattr(type(model), "documents", 1))
 
 
 def steps_within(budget_flops: int, step_flops: int, *, stage: str) -> int:
@@ -170,13 +174,29 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
 
 def _count(model: PreTrainedModel, batch_size: int, length: int, backward: bool) -> int:
     input_ids = torch.zeros(batch_size, length, dtype=torch.long, device=_device(model))
+    inputs = {"input_ids": input_ids}
+    if getattr(type(model), "documents", 1) == 2:
+        inputs["input_ids_2"] = input_ids
     model.train(backward)
-    with torch.set_grad_enabled(backward), counted_flops() as counter:
-        logits = model(input_ids=input_ids, use_cache=False).logits
+    with torch.set_grad_enabled(backward), counted_flops() as counter, _whole_sequences(model):
+        logits = model(**inputs, use_cache=False).logits
         if backward and logits.requires_grad:
             trained = [p for p in model.parameters() if p.requires_grad]
             torch.autograd.grad(logits.sum(), trained, allow_unused=True)
     return counter.get_total_flops()
+
+
+@contextmanager
+def _whole_sequences(model: PreTrainedModel) -> Iterator[None]:
+    """A classifier is not asked where sequences end: without a mask, nothing else would tell."""
+    if not hasattr(type(model), "documents"):
+        yield
+        return
+    padding, model.config.pad_token_id = model.config.pad_token_id, _NO_TOKEN
+    try:
+        yield
+    finally:
+        model.config.pad_token_id = padding
 
 
 def _device(model: PreTrainedModel) -> torch.device:

@@ -13,12 +13,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from manticore.components.loading import load_component, load_config, load_tokenizer, own_tokenizer
+from manticore.components.loading import load_config, load_tokenizer, own_tokenizer
 from manticore.components.token_matching import same_tokenizer
 from manticore.errors import ManticoreError
 from manticore.hybrid.combine import combine
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.tasks.task import Task, load_task
+from manticore.training.classifiers import load_saved
+from manticore.training.prepare import fit_to_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +56,7 @@ def build(source: Source, seed: int) -> PreTrainedModel:
     """A model of its own for one run."""
     if isinstance(source, PreTrainedModel):
         return copy.deepcopy(source)
-    return load_component(source) if isinstance(source, str | Path) else source(seed)
+    return load_saved(source) if isinstance(source, str | Path) else source(seed)
 
 
 def shared_task(task: str | Task, sources: Mapping[str, Source], tokenizer: PreTrainedTokenizerBase | None) -> Task:
@@ -108,14 +110,21 @@ def add_ensemble(sources: dict[str, Source], task: Task) -> None:
         sizes = {(load_config(str(m)) if isinstance(m, str | Path) else m.config).vocab_size for m in models}
         fresh = task.vocab_size is not None and sizes != {task.vocab_size}
         vocab_size = task.vocab_size if fresh else None
-        return averaged(models, vocab_size=vocab_size, seed=seed)
+        return averaged(models, task, vocab_size=vocab_size, seed=seed)
 
     sources[ENSEMBLE] = ensemble
 
 
-def averaged(models: Sequence[PreTrainedModel | str | Path], **options: Any) -> PreTrainedModel:
-    """A hybrid that averages the logits of ``models``; ``options`` as in :func:`manticore.combine`."""
-    hybrid = combine(models, num_blocks=1, mixing="routed", **options)
+def averaged(
+    models: Sequence[PreTrainedModel | str | Path], task: Task, *, seed: int, **options: Any
+) -> PreTrainedModel:
+    """A hybrid that averages the logits of ``models``, with the heads that ``task`` asks for.
+
+    ``options`` are those of :func:`manticore.combine`.
+    """
+    hybrid: Any = combine(models, num_blocks=1, mixing="routed", seed=seed, **options)
+    if task.num_classes is not None:
+        hybrid = fit_to_task(hybrid, task, seed)
     # nothing crosses from one parent to another, so the projectors would only be counted
     hybrid.mixing.projectors = nn.ModuleDict()
     return hybrid

@@ -20,8 +20,9 @@ from manticore.training.batches import batches
 from manticore.training.budget import flops_per_step, steps_within
 from manticore.training.callbacks import Progress
 from manticore.training.checkpoints import open_folder
+from manticore.training.classifiers import suits
 from manticore.training.modes import kept_modes, recomputed_activations
-from manticore.training.prepare import check_numbers, resolve_task, take_vocabulary
+from manticore.training.prepare import check_numbers, fit_to_task, resolve_task
 from manticore.training.trainable import merge_lora, set_trainable
 from manticore.training.trainer import TaskTrainer, training_arguments
 
@@ -38,7 +39,7 @@ class FinetuneResult:
     """A fine-tuned model and what it took."""
 
     model: PreTrainedModel
-    """The model that was given, changed in place."""
+    """The model that was given, changed in place; of a task with classes the classifier that was made of it."""
     steps: int
     """Optimizer steps."""
     tokens: int
@@ -88,10 +89,12 @@ def finetune(
     """Train `model` on the training split of `task` and score it on the test split.
 
     The mixture weights of a hybrid stay as they are. A task with a vocabulary of its own gives the model fresh
-    embeddings and a fresh head first, unless it has them already.
+    embeddings and a fresh head first, unless it has them already. A task with classes (``lra/…``) makes a classifier of
+    the model first, unless it is one for as many classes: the result's ``model``, with copies of the weights.
 
     Args:
-        model: a hybrid or any causal LM of transformers; changed in place.
+        model: a hybrid, a stack or any causal LM of transformers; changed in place, or left as it is where a classifier
+            is made of it.
         task: a task, or the name of a registered one.
         steps: optimizer steps; without `steps` and `budget_flops`, 300.
         budget_flops: training FLOPs; as many whole steps are made as they pay for.
@@ -119,7 +122,7 @@ def finetune(
     counts = {"steps": steps, "batch_size": batch_size, "accumulation": accumulation, "test_examples": test_examples}
     check_numbers("finetune", counts=counts | {"save_steps": save_steps, "log_steps": log_steps}, rates={"lr": lr})
     task = resolve_task(task, model, tokenizer, seed, stage="finetune")
-    take_vocabulary(model, task, seed)
+    model = fit_to_task(model, task, seed)
     mixing = getattr(model, "mixing", None)
     for weights in mixing.mixture_parameters() if mixing is not None else ():
         # a search may have left them trainable; an ordinary optimizer would leave the simplex
@@ -183,7 +186,7 @@ def finetune(
     return FinetuneResult(
         model=model,
         steps=steps,
-        tokens=steps * batch_size * task.length,
+        tokens=steps * batch_size * task.tokens_per_example,
         flops=steps * flops,
         seconds=trainer.stopwatch.seconds,
         metrics=evaluate(model, task, batch_size=batch_size, max_examples=test_examples),
@@ -203,7 +206,8 @@ def evaluate(
     """Score `model` on a split of `task`; batch by batch, so that logits are never held for more than one batch.
 
     Args:
-        model: a hybrid or any causal LM of transformers; its modules' modes are as before afterwards.
+        model: a hybrid or any causal LM of transformers, for a task with classes a classifier; its modules' modes are
+            as before afterwards.
         task: a task, or the name of a registered one.
         split: ``"train"``, ``"validation"`` or ``"test"``.
         batch_size: examples per forward pass; it does not change the result.
@@ -228,6 +232,11 @@ def evaluate(
             f"evaluate: {task.name} has a vocabulary of {task.vocab_size} tokens, the model one of "
             f"{model.config.vocab_size}. "
             "Fix: fine-tune the model on the task first"
+        )
+    if task.num_classes is not None and not suits(model, task):
+        raise ManticoreError(
+            f"evaluate: {task.name} has {task.num_classes} classes, but this {type(model).__name__} has no head "
+            "for them. Fix: fine-tune the model on the task first, and score result.model"
         )
     refuse_not_finite(model, "evaluate")
     device = next(model.parameters()).device

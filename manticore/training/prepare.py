@@ -13,8 +13,9 @@ from torch import nn
 from manticore.components.loading import own_tokenizer
 from manticore.components.vocabulary import with_vocabulary
 from manticore.errors import ManticoreError
-from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.tasks.task import Task, load_task
+from manticore.training.classifiers import with_head_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -97,17 +98,24 @@ def check_numbers(
             raise ManticoreError(f"{stage}: {name} is {rate!r} (expected a positive number). Fix: {name}=1e-3")
 
 
-def take_vocabulary(model: PreTrainedModel, task: Task, seed: int) -> bool:
-    """Give `model` fresh embeddings and heads where `task` has a vocabulary of its own and the model another.
+def fit_to_task(model: PreTrainedModel, task: Task, seed: int) -> PreTrainedModel:
+    """A model that `task` can train and score: with the task's vocabulary, and its classes where it has some.
 
-    Returns:
-        Whether the model was changed.
+    A task with classes gives a model without a head for them a new one, and that model is another: the given one stays
+    as it is. Else the model is changed in place, where the task has a vocabulary of its own and the model another.
     """
+    model = with_head_for(model, task, seed)
+    _take_vocabulary(model, task, seed)
+    if task.num_classes is not None:
+        model.config.pad_token_id = task.pad_token_id
+    return model
+
+
+def _take_vocabulary(model: PreTrainedModel, task: Task, seed: int) -> None:
     if task.vocab_size is None or model.config.vocab_size == task.vocab_size:
-        return False
+        return
     logger.info("%s has its own %d tokens: fresh embeddings and heads", task.name, task.vocab_size)
-    if isinstance(model, ManticoreForCausalLM):
+    if isinstance(model, ManticorePreTrainedModel):
         model.with_vocabulary(task.vocab_size, seed=seed)
     else:
         with_vocabulary(model, task.vocab_size, seed=seed)
-    return True

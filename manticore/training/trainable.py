@@ -59,6 +59,8 @@ def set_trainable(
         return
     if mixing is not None:
         mixing.projectors.requires_grad_(True)
+    # a head for classes is made for the task
+    _unfreeze(getattr(model, "score", None))
     for runner in kept_runners(model):
         if fresh_vocabulary:
             _unfreeze(runner.model.get_input_embeddings())

@@ -149,11 +149,11 @@ class TaskTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Mean cross entropy over the positions that have a target; inputs are ``[B, T]`` each."""
+        """Mean cross entropy over the positions, or examples, that have a target."""
         targets = inputs["targets"]
         outputs = model(**{n: v for n, v in inputs.items() if n != "targets"}, use_cache=False)
         total = functional.cross_entropy(
-            outputs.logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+            outputs.logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
         )
         count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         loss = total / count

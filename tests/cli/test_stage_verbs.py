@@ -53,3 +53,28 @@ def test_the_stages_lead_from_checkpoints_to_a_scored_hybrid(
     assert [row["model"] for row in rows] == ["gpt", "small"]
     assert any("small" in line for line in said)
     assert AutoModelForCausalLM.from_pretrained("tuned").is_discretized
+
+
+def test_a_task_with_classes_from_a_hybrid_to_a_scored_classifier(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {"min_length": 4, "max_length": 12, "num_train": 32, "num_validation": 8, "num_test": 8}
+    task = ["--task", "listops-short"]
+    for name, value in options.items():
+        task += ["--task-option", f"{name}={value}"]
+    gpt, mamba = str(shelf / "gpt"), str(shelf / "mamba")
+    do("combine", gpt, mamba, "--num-blocks", "2", *task, "-o", "hybrid")
+    do("search", "hybrid", *task, "--steps", "2", "--batch-size", "8", "-o", "searched")
+    do("discretize", "searched", "--path", "1,0", "-o", "small")
+    do("finetune", "small", *task, "--steps", "2", "--batch-size", "8", "-o", "tuned")
+    do("finetune", mamba, *task, "--steps", "2", "--batch-size", "8", "-o", "parent")
+    for model in ("tuned", "parent"):
+        do("evaluate", model, *task, "-o", f"{model}.json")
+        scores = json.loads(Path(f"{model}.json").read_text())["metrics"]
+        assert scores == pytest.approx(json.loads(Path(f"{model}/finetune.json").read_text())["metrics"])
+    do("compare", "tuned", "parent", *task, "--budget-flops", "2e7", "--seeds", "0", "--batch-size", "8", "-o", "table")
+    for arguments in (["evaluate", mamba, *task], ["generate", "tuned", "w1"], ["align", "searched", "-o", "x"]):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 2, result.output
+        assert "Fix:" in result.output
