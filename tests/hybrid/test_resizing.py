@@ -109,6 +109,21 @@ def test_dropped_parts_stay_dropped(
     assert torch.equal(loaded(ids).logits, after)
 
 
+@torch.no_grad()
+def test_classifiers_have_no_heads_to_resize(families: ManticoreForCausalLM, ids: Tensor, tmp_path: Path) -> None:
+    classifier = manticore.ManticoreForSequenceClassification.from_causal_lm(families, num_labels=3).eval()
+    ids, names = ids % 50, list(classifier.state_dict())
+    mask = torch.ones_like(ids)
+    before = classifier(ids, mask).logits
+    classifier.resize_token_embeddings(101)
+    assert list(classifier.state_dict()) == names
+    assert torch.equal(classifier(ids, mask).logits, before)
+    classifier.save_pretrained(tmp_path)
+    again = manticore.ManticoreForSequenceClassification.from_pretrained(tmp_path)
+    assert again.config.vocab_size == 101
+    assert torch.equal(again(ids, mask).logits, before)
+
+
 def test_frozen_tables_stay_frozen(families: ManticoreForCausalLM) -> None:
     for hybrid in (families, manticore.discretize(families, [0, 1])):
         hybrid.requires_grad_(False)
