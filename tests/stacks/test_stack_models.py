@@ -254,6 +254,8 @@ def test_inputs_that_cannot_be_used_end_in_one_line() -> None:
         model(ids, attention_mask=torch.ones(2, 1, 5, 5))
     with pytest.raises(ManticoreError, match=r"attention_mask has shape \[2, 3\]"):
         model(ids, attention_mask=torch.ones(2, 3))
-    with pytest.raises(ManticoreError, match="cache_implementation 'static' cannot hold the states of a stack"):
+    with pytest.raises(
+        ManticoreError, match="cache_implementation 'static' cannot hold the states of recurrent layers"
+    ):
         model.generate(ids, cache_implementation="static", max_new_tokens=2)
     assert model.config.vocab_size == VOCABULARY
