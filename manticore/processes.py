@@ -68,7 +68,7 @@ def refuse_lost_processes(joined: int | None = None) -> None:
         ManticoreError: fewer processes run than were asked for.
     """
     launched = any(name in os.environ for name in (*_COUNTS, *_INDICES, "LOCAL_RANK"))
-    if not launched and "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
+    if not launched and "ACCELERATE_DYNAMO_USE_FULLGRAPH" in os.environ and "MASTER_ADDR" in os.environ:
         raise ManticoreError(
             "processes: accelerate launch was asked for several and started one, as it does on a CPU. "
             "Fix: manticore's own --processes N, or torchrun --nproc_per_node N -m manticore"

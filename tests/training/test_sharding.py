@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from two_processes import run_by_two
 from manticore.errors import ManticoreError
 from manticore.hybrid.discretize import discretize
 from manticore.processes import is_first, wait_for_all
+from manticore.search.search import search
 from manticore.training.finetune import finetune
-from manticore.training.sharding import is_sharded, save_model
+from manticore.training.sharding import configure, is_sharded, save_model
 
 WEIGHTS = [[0.25, 0.75], [0.5, 0.5]]
 
@@ -54,6 +56,7 @@ def work(folder):
     unsharded = refusal(lambda: run(model("path"), None))
     shard_on_cpu()
     outcome = {"unsharded": unsharded, "lora": refusal(lambda: run(model("path"), None, trainable="lora"))}
+    outcome["search"] = refusal(lambda: search(model("supernet"), copying_task(), steps=2, batch_size=4, cpu=True))
     for name in ("path", "supernet"):
         net = model(name)
         outcome[name] = run(net, folder / name)
@@ -109,6 +112,16 @@ def test_what_cannot_be_sharded_is_refused(by_two):
     _, (both, _) = by_two
     assert "FSDP was asked for, but accelerate shards models on accelerators only" in both["unsharded"]
     assert "low-rank updates cannot be merged into sharded weights" in both["lora"]
+    assert "search: sharded training splits the mixture weights" in both["search"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [({"fsdp_version": 1}, "FSDP version 1"), ({"cpu_ram_efficient_loading": True}, "fsdp_cpu_ram_efficient_loading")],
+)
+def test_settings_that_would_lose_something_are_refused(setting, text):
+    plugin = SimpleNamespace(**{"fsdp_version": 2, "cpu_ram_efficient_loading": False, **setting})
+    assert text in refusal(lambda: configure(plugin, model("path"), "finetune"))
 
 
 def test_the_saved_configuration_names_the_class_itself(by_two):
