@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 
 from manticore.components.quiet import quiet_loading
 from manticore.components.sources import nearest_folder, refuse_missing_folder, unreachable
+from manticore.components.weight_files import check_files, refuse_absurd_depth
 from manticore.errors import ManticoreError, NotFiniteError
 
 logger = logging.getLogger(__name__)
@@ -67,29 +68,54 @@ def load_component(
         )
     name = str(source)
     config = load_config(name, revision=revision)
-    _refuse_pickle(name)
+    return load_weights(AutoModelForCausalLM, name, config, revision=revision, dtype=wanted)
+
+
+def load_weights(
+    kind: Any,
+    name: str,
+    config: PreTrainedConfig,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> PreTrainedModel:
+    """A whole, finite model from safetensors files.
+
+    Args:
+        kind: a class of models, or one of transformers' ``Auto`` classes.
+        name: folder or hub id.
+        config: its checked configuration.
+        revision: branch, tag or commit on the hub.
+        dtype: precision of the weights; None keeps the checkpoint's.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        ManticoreError: unsafe, damaged or incomplete files, weights of wrong shape, NaN or infinity.
+    """
+    build = kind.from_config if hasattr(kind, "from_config") else kind
+    check_files(name, lambda: build(copy.deepcopy(config)), revision=revision)
     try:
         with quiet_loading():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = kind.from_pretrained(
                 name,
                 config=config,
                 revision=revision,
-                dtype=wanted if wanted is not None else "auto",
+                dtype=dtype if dtype is not None else "auto",
                 use_safetensors=True,
                 # reported below, with the name of the weight
                 ignore_mismatched_sizes=True,
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except ManticoreError:
+        raise
+    except Exception as error:
+        # families and file formats raise many classes; each means that these files make no model
         raise ManticoreError(
             f"{name}: its weights cannot be loaded: {one_line(error)}. Fix: give a complete safetensors checkpoint"
         ) from error
-    except Exception as error:
-        # safetensors raises its own class for damaged files
-        if type(error).__module__.partition(".")[0] != "safetensors_rust" and "Safetensor" not in type(error).__name__:
-            raise
-        raise ManticoreError(f"{name}: a weights file is damaged: {one_line(error)}. Fix: download it again") from error
     model, info = loaded
     mismatched = sorted(info.get("mismatched_keys", []), key=str)
     if mismatched:
@@ -142,7 +168,10 @@ def load_config(name: str, *, revision: str | None = None) -> PreTrainedConfig:
         raw, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
         if not isinstance(raw, dict) or not raw:
             raise ValueError("it holds no settings")
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        refuse_absurd_depth(name, raw)
+    except ManticoreError:
+        raise
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         if path.exists():
             raise ManticoreError(
                 f"{name}: config.json cannot be read ({one_line(error)}). Fix: give the folder of a checkpoint"
@@ -164,6 +193,8 @@ def load_config(name: str, *, revision: str | None = None) -> PreTrainedConfig:
         )
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except ManticoreError as error:
+        raise ManticoreError(f"{name}: {error}") from error
     except Exception as error:
         # strict configurations raise many classes; each means that config.json is wrong
         raise ManticoreError(
@@ -249,19 +280,6 @@ def one_line(error: Any) -> str:
     """The first sentence of an exception, on one line, at most 200 characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else text[:199] + "…"
-
-
-def _refuse_pickle(name: str) -> None:
-    folder = Path(name)
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
-    if pickles:
-        raise ManticoreError(
-            f"{name}: weights only as pickle ({pickles[0]}), which can run code when it is read. "
-            "Fix: convert them to safetensors where you trust them"
-        )
-    raise ManticoreError(f"{name}: no weights there (expected *.safetensors). Fix: give the folder of a checkpoint")
 
 
 def _check_object(model: PreTrainedModel) -> None:

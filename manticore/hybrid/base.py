@@ -307,7 +307,8 @@ class ManticorePreTrainedModel(AdapterGuard):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a hybrid and the tokenizer beside it; see transformers for the arguments."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        # a pickle can run code when it is read
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True})
         hybrid = loaded[0] if isinstance(loaded, tuple) else loaded
         align_memory(hybrid)
         hold_mixture(hybrid.mixing)

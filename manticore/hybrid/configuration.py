@@ -11,6 +11,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from manticore.components.loading import check_family
 from manticore.errors import ManticoreError
 
 
@@ -26,6 +27,14 @@ def cut(num_layers: int, num_blocks: int) -> list[int]:
             f"Fix: num_blocks <= {num_layers}"
         )
     return [(2 * num_layers * n + num_blocks) // (2 * num_blocks) for n in range(num_blocks + 1)]
+
+
+_LONGEST_TUPLE = 100
+"""More values than a decoder layer of any family returns."""
+
+
+def _is_count(value: object, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 class ManticoreConfig(PreTrainedConfig):
@@ -73,35 +82,90 @@ class ManticoreConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        values = [kwargs.pop(f"component_{k}", None) for k in range(self.num_components)]
+        if not _is_count(self.num_components, least=0):
+            raise ManticoreError(
+                f"config: num_components is {self.num_components!r} (expected a whole number). "
+                "Fix: load a config.json that save_pretrained wrote"
+            )
+        missing = next((k for k in range(self.num_components) if kwargs.get(f"component_{k}") is None), None)
+        if missing is not None:
+            raise ManticoreError(
+                f"config: component_{missing} is missing (num_components is {self.num_components}). "
+                "Fix: load a config.json that save_pretrained wrote"
+            )
+        values = [kwargs.pop(f"component_{k}") for k in range(self.num_components)]
         # first, since it sets the attention implementation of every sub-configuration it finds
         super().__post_init__(**kwargs)
         for k, value in enumerate(values):
-            if value is None:
-                raise ManticoreError(
-                    f"config: component_{k} is missing (num_components is {self.num_components}). "
-                    "Fix: load a config.json that save_pretrained wrote"
-                )
             if isinstance(value, dict):
                 value = copy.deepcopy(value)
                 family = value.pop("model_type", None)
-                if family not in CONFIG_MAPPING or family == self.model_type:
+                if family == self.model_type:
+                    raise ManticoreError(
+                        f"config: component_{k} is a hybrid itself. Fix: combine the components that it is made of"
+                    )
+                if family not in CONFIG_MAPPING:
                     raise ManticoreError(
                         f"config: component_{k} has unknown model_type {family!r}. "
                         "Fix: a version of transformers that knows it"
                     )
                 value = AutoConfig.for_model(family, **value)
+            if not isinstance(value, PreTrainedConfig):
+                raise ManticoreError(
+                    f"config: component_{k} is a {type(value).__name__} (expected a configuration). "
+                    "Fix: load a config.json that save_pretrained wrote"
+                )
+            check_family(value, f"config: component_{k}")
             setattr(self, f"component_{k}", value)
-        if self.num_components:
-            self.hidden_size = max(config.hidden_size for config in self.components)
-            self.num_hidden_layers = sum(config.num_hidden_layers for config in self.components)
-            self.boundaries  # noqa: B018  (refuses more blocks than layers)
         if self.path is not None and (
-            len(self.path) != self.num_blocks or not all(0 <= m < self.num_components for m in self.path)
+            not isinstance(self.path, list | tuple)
+            or len(self.path) != self.num_blocks
+            or not all(_is_count(m, least=0) and m < self.num_components for m in self.path)
         ):
             raise ManticoreError(
                 f"config: path {self.path} (expected {self.num_blocks} indices below {self.num_components}). "
                 "Fix: name one component per block"
+            )
+        if self.num_components:
+            self._check_per_component()
+            self.hidden_size = max(config.hidden_size for config in self.components)
+            self.num_hidden_layers = sum(config.num_hidden_layers for config in self.components)
+            self.boundaries  # noqa: B018  (refuses more blocks than layers)
+
+    def _check_per_component(self) -> None:
+        """Refuse counts below what a hybrid has, and lists that do not belong to these components."""
+        for name, value, least in (("num_blocks", self.num_blocks, 1), ("vocab_size", self.vocab_size, 0)):
+            if not _is_count(value, least=least):
+                raise ManticoreError(
+                    f"config: {name} is {value!r} (expected a whole number). Fix: give {least} or more"
+                )
+        kept = self.components if self.path is None else [self.components[k] for k in set(self.path)]
+        rows = min(config.vocab_size for config in kept)
+        if self.vocab_size > rows:
+            raise ManticoreError(
+                f"config: vocab_size is {self.vocab_size}, a component has {rows} tokens. "
+                "Fix: load a config.json that save_pretrained wrote"
+            )
+        depths = [config.num_hidden_layers for config in self.components]
+        outputs, single = self.layer_outputs, self.one_token_at_a_time
+        if outputs is not None and not (
+            isinstance(outputs, list | tuple)
+            and all(isinstance(sizes, list | tuple) for sizes in outputs)
+            and [len(sizes) for sizes in outputs] == depths
+            and all(_is_count(size, least=0) and size < _LONGEST_TUPLE for sizes in outputs for size in sizes)
+        ):
+            raise ManticoreError(
+                f"config: layer_outputs does not name one count for each of the components' {depths} layers. "
+                "Fix: load a config.json that save_pretrained wrote"
+            )
+        if single is not None and not (
+            isinstance(single, list | tuple)
+            and len(single) == self.num_components
+            and all(isinstance(each, bool) for each in single)
+        ):
+            raise ManticoreError(
+                f"config: one_token_at_a_time is {single!r} (expected true or false for each of "
+                f"{self.num_components} components). Fix: load a config.json that save_pretrained wrote"
             )
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from manticore.components.weight_files import MOST_LAYERS
 from manticore.errors import ManticoreError
 from manticore.registry import did_you_mean
 from manticore.stacks.catalogue import measured
@@ -57,6 +58,8 @@ class StackConfig(PreTrainedConfig):
             self.layers = list(_DEFAULT_LAYERS)
         if isinstance(self.layers, str) or not self.layers:
             raise ManticoreError(f"stack: layers is {self.layers!r} (expected a list of names). Fix: layers=['mamba']")
+        if len(self.layers) > MOST_LAYERS:
+            raise ManticoreError(f"stack: {len(self.layers)} layers. Fix: at most {MOST_LAYERS}")
         for name in ("vocab_size", "hidden_size", "max_position_embeddings"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -6,13 +6,15 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manticore.components.loading import load_component, load_config, refuse_not_finite
+from manticore.components.loading import load_component, load_config, load_weights
 from manticore.errors import ManticoreError
+from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.classification import (
     ManticoreClassifier,
     ManticoreForSequenceClassification,
     ManticoreForTokenClassification,
 )
+from manticore.hybrid.mixing import check_weights
 from manticore.hybrid.pair_classification import ManticoreForPairClassification
 from manticore.stacks.classification import (
     StackClassifier,
@@ -88,12 +90,15 @@ def load_saved(source: str | Path) -> PreTrainedModel:
     Raises:
         ManticoreError: there is no such model, it cannot be loaded safely, or its weights are not finite.
     """
-    named = load_config(str(source)).architectures or [""]
-    kind = _SAVED.get(named[0])
-    if kind is None:
-        return load_component(source)
-    model: PreTrainedModel = kind.from_pretrained(str(source))
-    refuse_not_finite(model, str(source))
+    name = str(source)
+    config = load_config(name)
+    kind = _SAVED.get((config.architectures or [""])[0])
+    model = load_component(source) if kind is None else load_weights(kind, name, config)
+    if isinstance(model, ManticorePreTrainedModel):
+        try:
+            check_weights(model.mixture_weights, model.config.num_blocks, model.config.num_components)
+        except ManticoreError as error:
+            raise ManticoreError(f"{name}: {error}") from error
     return model
 
 

@@ -1,0 +1,141 @@
+"""What the files of a checkpoint hold, looked at before anything is built from them.
+
+A checkpoint is untrusted: its files may be pickles, lie outside its folder, or belong to a configuration of any size.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers.initialization import no_init_weights
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from manticore.errors import ManticoreError
+
+MOST_LAYERS = 10_000
+"""More layers than any model has; to build so many would take minutes before a file is read."""
+
+_DEPTHS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_blocks", "num_components")
+
+# ties and buffers may make a model larger than its files, absurd configurations are larger by orders of magnitude
+_TIMES_STORED, _BESIDE_STORED = 4, 10**7
+
+
+def check_files(name: str, build: Callable[[], nn.Module], *, revision: str | None) -> None:
+    """Refuse a checkpoint whose weights are unsafe to read or far too few for its configuration.
+
+    Args:
+        name: folder or hub id.
+        build: builds the model by its configuration, which happens without memory.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ManticoreError: only pickles, an adapter instead of a model, an index that leads out of the folder, damaged
+            files, or sizes that they cannot hold.
+    """
+    _refuse_pickle(name)
+    if _cached(name, "adapter_config.json", revision) is not None:
+        raise ManticoreError(
+            f"{name}: it holds an adapter (adapter_config.json), which names another model. "
+            "Fix: merge the adapter into its model and save that"
+        )
+    files = _weight_files(name, revision)
+    if not files:
+        # transformers says what is missing
+        return
+    stored = sum(_elements(name, file) for file in files)
+    try:
+        with torch.device("meta"), no_init_weights():
+            model = build()
+    except ManticoreError as error:
+        raise ManticoreError(f"{name}: {error}") from error
+    except Exception as error:
+        # families check their sizes each in its own way
+        raise ManticoreError(
+            f"{name}: config.json describes no model: {type(error).__name__}: {' '.join(str(error).split())[:200]}. "
+            "Fix: give the one that belongs to the checkpoint"
+        ) from error
+    needed = sum(parameter.numel() for parameter in model.parameters())
+    if needed > _TIMES_STORED * stored + _BESIDE_STORED:
+        raise ManticoreError(
+            f"{name}: config.json describes {needed:,} weights, the files hold {stored:,}. "
+            "Fix: give weights and config.json of one checkpoint"
+        )
+
+
+def refuse_absurd_depth(name: str, raw: Mapping[str, Any]) -> None:
+    """Refuse more layers than any model has, in config.json or in a configuration inside it.
+
+    Raises:
+        ManticoreError: there are.
+    """
+    for key, value in raw.items():
+        if isinstance(value, Mapping):
+            refuse_absurd_depth(name, value)
+        elif key in _DEPTHS and isinstance(value, int) and value > MOST_LAYERS:
+            raise ManticoreError(
+                f"{name}: config.json asks for {key} {value} (expected at most {MOST_LAYERS}). "
+                "Fix: give the one that belongs to the checkpoint"
+            )
+
+
+def _refuse_pickle(name: str) -> None:
+    folder = Path(name)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
+    if pickles:
+        raise ManticoreError(
+            f"{name}: weights only as pickle ({pickles[0]}), which can run code when it is read. "
+            "Fix: convert them to safetensors where you trust them"
+        )
+    raise ManticoreError(f"{name}: no weights there (expected *.safetensors). Fix: give the folder of a checkpoint")
+
+
+def _weight_files(name: str, revision: str | None) -> list[Path]:
+    """The files that transformers would read, in the order in which it looks for them."""
+    whole = _cached(name, SAFE_WEIGHTS_NAME, revision)
+    if whole is not None:
+        return [whole]
+    index = _cached(name, SAFE_WEIGHTS_INDEX_NAME, revision)
+    if index is None:
+        return []
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ManticoreError(f"{name}: {index.name} cannot be read. Fix: download the checkpoint again") from error
+    for shard in shards:
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise ManticoreError(
+                f"{name}: {index.name} leads to {shard!r} (expected safetensors files beside it). "
+                "Fix: download the checkpoint again"
+            )
+    found = [_cached(name, shard, revision) for shard in shards]
+    return [file for file in found if file is not None]
+
+
+def _elements(name: str, file: Path) -> int:
+    """How many numbers a safetensors file holds, by its header."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ManticoreError(f"{name}: a weights file is damaged: {error}. Fix: download it again") from error
+
+
+def _cached(name: str, file: str, revision: str | None) -> Path | None:
+    found: Any = cached_file(
+        name,
+        file,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)
