@@ -87,7 +87,7 @@ class _SelectiveScan(torch.autograd.Function):
         ctx.mark_non_differentiable(states)
         if save_states:
             ctx.save_for_backward(states, *tensors)
-            ctx.path = _path(Inputs(*tensors, ctx.delta_softplus))
+            ctx.path = _path(Inputs(*(*tensors, ctx.delta_softplus)))
             ctx.set_materialize_grads(False)
 
     @staticmethod

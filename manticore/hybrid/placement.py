@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -21,7 +21,8 @@ def hold_mixture(mixing: Mixing) -> None:
         return
     from accelerate.hooks import remove_hook_from_module
 
-    stored = mixing._hf_hook.weights_map
+    hook: Any = mixing._hf_hook
+    stored = hook.weights_map
     values = {name: stored[name] for name in absent}
     remove_hook_from_module(mixing)
     for name, value in values.items():

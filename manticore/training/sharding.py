@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 
 from manticore.errors import ManticoreError
 from manticore.processes import is_first
@@ -77,7 +77,7 @@ def _decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 @contextmanager
 def whole_embeddings(model: PreTrainedModel) -> Iterator[None]:
     """Keeps accelerate from making the embeddings a unit of their own: a component's head may be the same tensor."""
-    model.get_input_embeddings = lambda: None  # type: ignore[method-assign, assignment]
+    model.get_input_embeddings = lambda: None  # type: ignore[method-assign, assignment, return-value]
     try:
         yield
     finally:
@@ -111,7 +111,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
     """``save_pretrained`` by the first process; to be called by all of them, since a sharded model is gathered."""
-    state: dict[str, Tensor] | None = None
+    state: dict[str, Any] | None = None
     if is_sharded(model):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
