@@ -73,8 +73,8 @@ class Pretrain(Section):
     """Tokens of a new tokenizer."""
     length: Count = 128
     """Tokens per sequence."""
-    steps: Count = 300
-    """Optimizer steps."""
+    steps: Amount = 300
+    """Optimizer steps; 0 leaves the first weights, for models that the task trains from scratch."""
     batch_size: Count = 16
     """Sequences per step."""
     lr: Positive = 3e-3

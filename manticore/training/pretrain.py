@@ -78,7 +78,7 @@ def pretrain(
             Training is repeatable: models with the same text and size share their tokenizer.
         vocab_size: tokens of a new tokenizer.
         length: tokens per sequence.
-        steps: optimizer steps.
+        steps: optimizer steps; 0 leaves the first weights, for models that a task trains from scratch.
         batch_size: sequences per step.
         lr: peak learning rate; warm-up over a tenth of the steps, then a cosine to zero.
         weight_decay: AdamW's.
@@ -94,8 +94,9 @@ def pretrain(
     """
     numbers = {"layers": layers, "width": width, "length": length, "steps": steps, "batch_size": batch_size}
     for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ManticoreError(f"pretrain: {name} is {value!r} (expected a whole number). Fix: give 1 or more")
+        least = 0 if name == "steps" else 1
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ManticoreError(f"pretrain: {name} is {value!r} (expected a whole number). Fix: give {least} or more")
     shape = small_config(family, layers=layers, width=width, positions=length, options=config)
     documents = read_corpus(text, max_bytes=max_bytes)
     given = None if isinstance(tokenizer, str) and tokenizer == TRAIN else _loaded_tokenizer(tokenizer)
@@ -120,23 +121,25 @@ def pretrain(
             if not folder.exists():
                 splits = split_documents(documents, data_seed=data_seed)
                 used = train_tokenizer(splits["train"], vocab_size) if given is None else given
-                result = finetune(
-                    _new_model(shape, used, seed),
-                    _task(splits, used, length),
-                    steps=steps,
-                    batch_size=batch_size,
-                    lr=lr,
-                    weight_decay=weight_decay,
-                    schedule="cosine",
-                    warmup_steps=steps // 10,
-                    seed=seed,
-                    out=work,
-                    resume=True,
-                    cpu=cpu,
-                    progress=progress,
-                )
-                record = {**settings, "tokens": result.tokens, "heldout": result.metrics}
-                _publish(result.model, used, record, work / "model", folder)
+                model, learned = _new_model(shape, used, seed), {"tokens": 0, "heldout": {}}
+                if steps:
+                    result = finetune(
+                        model,
+                        _task(splits, used, length),
+                        steps=steps,
+                        batch_size=batch_size,
+                        lr=lr,
+                        weight_decay=weight_decay,
+                        schedule="cosine",
+                        warmup_steps=steps // 10,
+                        seed=seed,
+                        out=work,
+                        resume=True,
+                        cpu=cpu,
+                        progress=progress,
+                    )
+                    model, learned = result.model, {"tokens": result.tokens, "heldout": result.metrics}
+                _publish(model, used, {**settings, **learned}, work / "model", folder)
             shutil.rmtree(work, ignore_errors=True)
     return folder if out is None or not cache else _copy(folder, Path(out).expanduser())
 

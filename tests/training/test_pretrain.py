@@ -52,6 +52,14 @@ def test_the_result_is_an_ordinary_checkpoint_that_learned_something(family):
     assert json.loads((folder / "pretraining.json").read_text())["heldout"]["loss"] < 4
 
 
+def test_no_steps_leave_the_first_weights():
+    first, other = (pretrain("mamba", **{**TINY, "steps": 0, "seed": seed}) for seed in (0, 1))
+    assert json.loads((first / "pretraining.json").read_text())["tokens"] == 0
+    same, different = (AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings() for folder in (first, other))
+    assert not torch.equal(same.weight, different.weight)
+    assert 0 < same.weight.std() < 0.2
+
+
 def test_the_second_call_trains_nothing(own_cache):
     rows = []
     first = pretrain("gpt_neo", **TINY, progress=lambda *row: rows.append(row))
