@@ -206,7 +206,7 @@ def _device(model: PreTrainedModel) -> torch.device:
 def _measure(model: PreTrainedModel, measure: Callable[[PreTrainedModel], _T]) -> _T:
     """`measure` of a copy without data; of the model itself where such a copy cannot run."""
     try:
-        return _measure_without_data(lambda dtype: _without_data(model, dtype), measure)
+        return _measure_without_data(lambda dtype: copy_without_data(model, dtype), measure)
     except _NEEDS_DATA as error:
         logger.warning(
             "%s does not run without data (%s): it is measured with data, which takes the time of one step",
@@ -236,8 +236,8 @@ def _measure_without_data(
         complaints.disabled = was_disabled
 
 
-def _without_data(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
-    """A deep copy whose parameters and buffers have shapes, but no values."""
+def copy_without_data(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """A deep copy whose parameters and buffers have shapes, but no values; to be called in a mode of fake tensors."""
     memo: dict[int, Any] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
         kept = tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype

@@ -1,0 +1,1 @@
+"""What a run will cost, from configurations alone: no weights, nothing downloaded."""

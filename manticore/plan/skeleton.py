@@ -1,0 +1,185 @@
+"""A supernet without data: shapes only, and one layer of each kind, however deep its components are.
+
+Layers of a component that have the same parts with the same settings and parameters cost the same, so that one
+of them stands for all in its list of layers. Counts of parameters are taken before that.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from manticore.components.loading import check_family, one_line
+from manticore.components.runner import Runner
+from manticore.errors import ManticoreError
+from manticore.hybrid.configuration import ManticoreConfig
+from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.hybrid.path import PathMixing
+from manticore.training.budget import copy_without_data, count_parameters
+from manticore.training.trainable import set_trainable
+
+BUILD_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, ArithmeticError, AttributeError, LookupError)
+"""What transformers raises for sizes that a family cannot have."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How components are joined; the fields of a recipe's ``combine``."""
+
+    num_blocks: int
+    mixing: str
+    projector: str
+    projector_options: dict[str, Any]
+    dtype: torch.dtype
+
+
+class Skeleton:
+    """A supernet on the meta device, to be copied for every setting that it is measured in.
+
+    Args:
+        names: of the components, for errors.
+        configs: their configurations; left as they are.
+        shape: how they are joined.
+        vocab_size: rows of fresh embeddings and heads; None keeps the components' own.
+        mode: of tensors without data.
+
+    Raises:
+        ManticoreError: a configuration that its family cannot have, or more blocks than layers.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        configs: Sequence[PreTrainedConfig],
+        shape: Shape,
+        vocab_size: int | None,
+        mode: FakeTensorMode,
+    ) -> None:
+        self.fresh_vocabulary = vocab_size is not None
+        self.own_parameters: list[int] = []
+        """Of each component as it is published."""
+        self.kinds: list[list[int]] = []
+        """Per component and layer the index of the layer that stands for it."""
+        components: list[PreTrainedModel] = []
+        tuple_sizes = []
+        for name, config in zip(names, configs):
+            check_family(config, name)
+            try:
+                with torch.device("meta"), no_init_weights():
+                    component = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=shape.dtype)
+                component.tie_weights()
+                parameters = count_parameters(component).total
+                kinds = _share_layers(Runner(component, []).layers)
+                tuple_sizes.append(_tuple_sizes(component, kinds, mode))
+            except ManticoreError:
+                raise
+            except BUILD_ERRORS as error:
+                raise ManticoreError(
+                    f"plan: {name}: transformers can lay out no such model ({one_line(error)}). "
+                    "Fix: give the config.json that belongs to the checkpoint"
+                ) from error
+            self.own_parameters.append(parameters)
+            self.kinds.append(kinds)
+            components.append(component)
+        configurations: dict[str, Any] = {f"component_{k}": c.config for k, c in enumerate(components)}
+        config = ManticoreConfig(
+            num_components=len(components),
+            num_blocks=shape.num_blocks,
+            mixing=shape.mixing,
+            projector=shape.projector,
+            projector_options=shape.projector_options or None,
+            layer_outputs=tuple_sizes,
+            vocab_size=min(c.config.vocab_size for c in components),
+            dtype=shape.dtype,
+            **configurations,
+        )
+        with torch.device("meta"), no_init_weights():
+            self.hybrid = ManticoreForCausalLM(config, components)
+        self.hybrid.mixing.projectors.to(shape.dtype)
+        if vocab_size is not None:
+            self.hybrid.with_vocabulary(vocab_size)
+
+    def trained(self, trainable: str, *, lora_rank: int, mixture: bool) -> ManticoreForCausalLM:
+        """A copy of the supernet, in training mode.
+
+        Args:
+            trainable: what trains, as in :func:`manticore.finetune`.
+            lora_rank: rank of low-rank updates.
+            mixture: whether the mixture weights train too, as in a search.
+        """
+        hybrid = copy.deepcopy(self.hybrid)
+        set_trainable(hybrid, trainable, fresh_vocabulary=self.fresh_vocabulary, lora_rank=lora_rank)
+        for parameter in hybrid.mixing.mixture_parameters():
+            parameter.requires_grad_(mixture)
+        return hybrid.train()
+
+
+def path_mixing(hybrid: ManticoreForCausalLM, path: Sequence[int]) -> PathMixing:
+    """What joins the segments of a hybrid that is discretized to `path`; its projectors train."""
+    config = copy.copy(hybrid.config)
+    config.path = list(path)
+    mixing = PathMixing(config)
+    _as_dtype(mixing.projectors, hybrid.dtype)
+    return mixing
+
+
+def _as_dtype(modules: nn.Module, dtype: torch.dtype) -> None:
+    # tensors without data cannot be converted in place
+    for module in modules.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(torch.empty_like(parameter, dtype=dtype))
+
+
+def _tuple_sizes(component: PreTrainedModel, kinds: Sequence[int], mode: FakeTensorMode) -> list[int]:
+    """What the runner of the whole component would measure, from one layer of each kind."""
+    with mode:
+        model = copy_without_data(component)
+        layers, distinct = Runner(model, []).layers, sorted(set(kinds))
+        for index in reversed(range(len(layers))):
+            if index not in distinct:
+                del layers[index]
+        model.config = copy.deepcopy(model.config)
+        model.config.num_hidden_layers = len(distinct)
+        sizes = Runner(model).tuple_sizes
+    return [sizes[distinct.index(kind)] for kind in kinds]
+
+
+def _share_layers(layers: nn.ModuleList) -> list[int]:
+    """Put the first layer of each kind in the place of all others of it; returns the kinds, one index per layer."""
+    kinds = _first_alike([_signature(layer) for layer in layers])
+    for index, kind in enumerate(kinds):
+        if kind != index:
+            layers[index] = layers[kind]
+    return kinds
+
+
+def _first_alike(signatures: list[Any]) -> list[int]:
+    return [signatures.index(signature) for signature in signatures]
+
+
+def _signature(layer: nn.Module) -> tuple[Any, ...]:
+    """Everything that can tell two layers' costs apart: parts, their settings, parameters and buffers."""
+    return tuple(
+        (
+            name,
+            type(module),
+            tuple(
+                (key, value)
+                for key, value in sorted(vars(module).items())
+                if key not in ("layer_idx", "layer_id") and isinstance(value, int | float | str | None)
+            ),
+            tuple((key, tuple(p.shape), p.dtype) for key, p in module._parameters.items() if p is not None),
+            tuple((key, tuple(b.shape), b.dtype) for key, b in module._buffers.items() if b is not None),
+        )
+        for name, module in layer.named_modules()
+    )
+

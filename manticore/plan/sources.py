@@ -1,0 +1,127 @@
+"""Finds the configuration of every component of a recipe without loading weights or going online."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import cached_file
+
+from manticore.components.loading import load_config, load_tokenizer, one_line
+from manticore.errors import ManticoreError
+from manticore.plan.known import KNOWN, known
+from manticore.registry import did_you_mean
+from manticore.schema.recipe import Recipe
+from manticore.schema.sections import Component, Pretrain
+from manticore.training.shapes import small_config
+
+_LARGEST = {"num_hidden_layers": 1_000, "hidden_size": 1_000_000, "vocab_size": 100_000_000}
+"""Beyond these a configuration is taken for a mistake."""
+
+_SENTENCE = "The 3 quick brown-foxes' café jumped:\n\tdef f(x):  return x**2"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A component's configuration and where it came from."""
+
+    name: str
+    config: PreTrainedConfig
+    origin: str
+    folder: str | None = None
+    """Where its tokenizer may lie."""
+    tokenizer: str | None = None
+    """A word for its tokenizer, where that is known without reading it."""
+
+
+def find_sources(recipe: Recipe) -> list[Source]:
+    """One per component.
+
+    Raises:
+        ManticoreError: a configuration that is not here, or that describes no possible model.
+    """
+    made = {entry.name: entry for entry in recipe.pretrain}
+    found = [_find(component, made) for component in recipe.components]
+    for source in found:
+        _check_sizes(source)
+    return found
+
+
+def _find(component: Component, made: dict[str, Pretrain]) -> Source:
+    text = component.source
+    if text in made:
+        entry = made[text]
+        config = small_config(
+            entry.family, layers=entry.layers, width=entry.width, positions=entry.length, options=entry.config
+        )
+        config.vocab_size = entry.vocab_size
+        trained = f"trained on {entry.text}, {entry.vocab_size} tokens" if entry.tokenizer == "train" else None
+        folder = None if entry.tokenizer == "train" else entry.tokenizer
+        return Source(component.name, config, "pretrained by the recipe", folder, trained)
+    folder = Path(text).expanduser()
+    if folder.exists():
+        return Source(component.name, load_config(str(folder)), str(folder), str(folder))
+    cached = cached_file(
+        text,
+        "config.json",
+        revision=component.revision,
+        local_files_only=True,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    ) if not text.startswith((".", "/", "~")) else None  # fmt: skip
+    if cached is not None:
+        own = str(Path(cached).parent)
+        return Source(component.name, load_config(own), f"{text}, downloaded before", own)
+    shipped = known(text)
+    if shipped is not None:
+        name, facts = shipped
+        return Source(component.name, AutoConfig.for_model(facts.family, **facts.fields), name, None, facts.tokenizer)
+    near = did_you_mean(text.rpartition("/")[2].lower(), list(KNOWN))
+    hint = near if near.startswith(". Did") else ""
+    raise ManticoreError(
+        f"plan: {component.name}: no configuration of {text!r} is here, and a plan downloads nothing{hint}"
+        f"{'.' if not hint else ''} Fix: give a folder with its config.json, or one of {', '.join(KNOWN)}"
+    )
+
+
+def _check_sizes(source: Source) -> None:
+    for name, most in _LARGEST.items():
+        value = getattr(source.config, name, None)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise ManticoreError(
+                f"plan: {source.name}: {name} is {value!r} in {source.origin} (expected a whole number from 1 to "
+                f"{most:,}). Fix: give the config.json that belongs to the checkpoint"
+            )
+
+
+def tokenizer_verdict(sources: Sequence[Source], own_vocabulary: bool) -> tuple[bool, str]:
+    """Whether the components' tokenizers allow the run, and why, in a phrase.
+
+    Args:
+        sources: the components.
+        own_vocabulary: the task brings its own, so that no tokenizer is used on it.
+    """
+    if own_vocabulary:
+        return True, "the task brings its own vocabulary: fresh embeddings and heads"
+    words = [source.tokenizer for source in sources]
+    if all(words):
+        shared = len(set(words)) == 1
+        return shared, f"shared ({words[0]})" if shared else f"differ ({', '.join(map(str, words))})"
+    rows = {source.config.vocab_size for source in sources}
+    try:
+        read: list[Any] = [load_tokenizer(source.folder) if source.folder else None for source in sources]
+    except ManticoreError as error:
+        return False, one_line(error)
+    if all(tokenizer is not None for tokenizer in read):
+        first = read[0]
+        same = all(
+            t.get_vocab() == first.get_vocab() and t(_SENTENCE).input_ids == first(_SENTENCE).input_ids for t in read[1:]
+        )
+        return same, "shared" if same else "differ"
+    if len(rows) > 1:
+        return False, f"unknown, and vocabularies differ ({', '.join(f'{r:,}' for r in sorted(rows))} rows)"
+    return True, "unknown (no tokenizer files here); vocabularies have the same number of rows"
