@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from manticore import __version__
-from manticore.cli import doctor, mad, recipes, runs, stages
+from manticore.cli import doctor, mad, plan, recipes, runs, stages
 from manticore.cli.faults import end_tidily_on_sigterm, reported, usage_reported
 from manticore.cli.launching import refuse_unshared
 from manticore.processes import leave, process_count
@@ -55,8 +56,17 @@ def options(
     refuse_unshared(context.invoked_subcommand)
 
 
-_VERBS = {
-    "Recipes and runs": (recipes.ls, recipes.show, recipes.cp, recipes.check, runs.run, runs.resume, runs.report),
+_VERBS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Recipes and runs": (
+        recipes.ls,
+        recipes.show,
+        recipes.cp,
+        recipes.check,
+        plan.plan,
+        runs.run,
+        runs.resume,
+        runs.report,
+    ),
     "Stages, one at a time": (
         stages.combine,
         stages.align,

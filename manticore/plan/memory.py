@@ -70,7 +70,7 @@ def inventory(
         edges = hybrid.config.boundaries[k]
         for n in range(hybrid.config.num_blocks):
             if path is None or path[n] == k:
-                layers += [list(runner.layers[i].parameters()) for i in range(edges[n], edges[n + 1])]
+                layers += [list(runner.layers[kinds[k][i]].parameters()) for i in range(edges[n], edges[n + 1])]
     everything = [*rest.values(), *(p for layer in layers for p in layer)]
     trained = [p for p in everything if p.requires_grad]
     return Inventory(
@@ -85,7 +85,12 @@ def inventory(
 
 
 def training_peak(
-    parts: Sequence[Part], held: Inventory, *, devices: int = 1, strategy: Strategy = "data parallel", accumulation: int = 1
+    parts: Sequence[Part],
+    held: Inventory,
+    *,
+    devices: int = 1,
+    strategy: Strategy = "data parallel",
+    accumulation: int = 1,
 ) -> float:
     """Bytes on each device at the highest point of a training step.
 

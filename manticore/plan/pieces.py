@@ -10,11 +10,12 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
@@ -49,12 +50,13 @@ class Piece:
             return a + (b - a) * share
 
         return Piece(
-            *(
-                mix(getattr(self, name), getattr(other, name))
-                for name in ("forward_flops", "backward_flops", "kept", "forward_peak", "backward_peak")
-            ),
-            gradients=self.gradients,
-            out=mix(self.out, other.out),
+            mix(self.forward_flops, other.forward_flops),
+            mix(self.backward_flops, other.backward_flops),
+            mix(self.kept, other.kept),
+            mix(self.forward_peak, other.forward_peak),
+            mix(self.backward_peak, other.backward_peak),
+            self.gradients,
+            mix(self.out, other.out),
         )
 
 
@@ -143,9 +145,7 @@ class Bench:
         features: Features = {k: recordings[k][1].hidden for k in embedded}
         for n, running in enumerate(active):
             targets = sorted(running)
-            piece, entered = self._measure(
-                lambda inputs, n=n, targets=targets: mixing.enter(n, inputs, targets), features
-            )
+            piece, entered = self._measure(partial(mixing.enter, n, targets=targets), features)
             parts.append(Part(piece))
             features = dict(entered)
             for k in targets:
@@ -172,23 +172,27 @@ class Bench:
         key = k, self.kinds[k][index], hidden.requires_grad
         if key not in self._layers:
             runner = self.runners[k]
-            piece, out = self._measure(lambda inputs: {k: runner.run(recording, inputs[k], index, index + 1)}, {k: hidden})
+            piece, out = self._measure(
+                lambda inputs: {k: runner.run(recording, inputs[k], index, index + 1)}, {k: hidden}
+            )
             self._layers[key] = piece, out[k]
         return self._layers[key]
 
     def _finish(self, mixing: Mixing, features: Features, recordings: dict[int, Recording]) -> Piece:
+        heads = sorted(mixing.active()[-1])
         targets = torch.zeros(self.batch_size * self.length, dtype=torch.long)
         rows = self.hybrid.config.vocab_size
 
         def run(inputs: Features) -> Features:
-            logits = mixing.logits(
-                inputs, lambda k, hidden: self.runners[k].finish(recordings[k], hidden)[..., :rows]
-            )
+            logits = mixing.logits(inputs, lambda k, hidden: self.runners[k].finish(recordings[k], hidden)[..., :rows])
             if not self.backward:
                 return {0: logits}
             return {0: functional.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="sum") / len(targets)}
 
-        return self._measure(run, features)[0]
+        piece = self._measure(run, features)[0]
+        # the hybrid's one pass of each component, which `finish` makes for a second time
+        again = sum(self._embedded[k][0].forward_flops for k in heads)
+        return replace(piece, forward_flops=piece.forward_flops - again)
 
     def _measure(self, run: Callable[[Features], Features], given: Features) -> tuple[Piece, Features]:
         """One piece on fresh inputs like `given`; also returns fresh tensors like its outputs."""
@@ -227,4 +231,3 @@ def scaled(small: Sequence[Part], large: Sequence[Part], share: float) -> list[P
         Part(a.piece.between(b.piece, share), a.waiting + (b.waiting - a.waiting) * share, a.unit)
         for a, b in zip(small, large)
     ]
-

@@ -1,7 +1,7 @@
 """A supernet without data: shapes only, and one layer of each kind, however deep its components are.
 
 Layers of a component that have the same parts with the same settings and parameters cost the same, so that one
-of them stands for all in its list of layers. Counts of parameters are taken before that.
+of them stands for all. Counts of parameters are taken before that.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Skeleton:
                     component = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=shape.dtype)
                 component.tie_weights()
                 parameters = count_parameters(component).total
-                kinds = _share_layers(Runner(component, []).layers)
+                kinds = share_layers(Runner(component, []).layers)
                 tuple_sizes.append(_tuple_sizes(component, kinds, mode))
             except ManticoreError:
                 raise
@@ -124,7 +124,7 @@ class Skeleton:
 
 def path_mixing(hybrid: ManticoreForCausalLM, path: Sequence[int]) -> PathMixing:
     """What joins the segments of a hybrid that is discretized to `path`; its projectors train."""
-    config = copy.copy(hybrid.config)
+    config: ManticoreConfig = copy.copy(hybrid.config)  # type: ignore[assignment]
     config.path = list(path)
     mixing = PathMixing(config)
     _as_dtype(mixing.projectors, hybrid.dtype)
@@ -153,12 +153,33 @@ def _tuple_sizes(component: PreTrainedModel, kinds: Sequence[int], mode: FakeTen
     return [sizes[distinct.index(kind)] for kind in kinds]
 
 
-def _share_layers(layers: nn.ModuleList) -> list[int]:
-    """Put the first layer of each kind in the place of all others of it; returns the kinds, one index per layer."""
+class Repeated(nn.Module):
+    """Stands for a layer that costs what another one costs, and runs that one; it owns no parameters."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        # outside the module registry
+        self.__dict__["_layer"] = layer
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_layer":
+            raise AttributeError(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._layer, name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the other layer gives."""
+        return self._layer(*args, **kwargs)
+
+
+def share_layers(layers: nn.ModuleList) -> list[int]:
+    """Let the first layer of each kind stand for all others of it; returns the kinds, one index per layer."""
     kinds = _first_alike([_signature(layer) for layer in layers])
     for index, kind in enumerate(kinds):
         if kind != index:
-            layers[index] = layers[kind]
+            layers[index] = Repeated(layers[kind])
     return kinds
 
 
@@ -182,4 +203,3 @@ def _signature(layer: nn.Module) -> tuple[Any, ...]:
         )
         for name, module in layer.named_modules()
     )
-

@@ -61,9 +61,9 @@ def _find(component: Component, made: dict[str, Pretrain]) -> Source:
         trained = f"trained on {entry.text}, {entry.vocab_size} tokens" if entry.tokenizer == "train" else None
         folder = None if entry.tokenizer == "train" else entry.tokenizer
         return Source(component.name, config, "pretrained by the recipe", folder, trained)
-    folder = Path(text).expanduser()
-    if folder.exists():
-        return Source(component.name, load_config(str(folder)), str(folder), str(folder))
+    path = Path(text).expanduser()
+    if path.exists():
+        return Source(component.name, load_config(str(path)), str(path), str(path))
     cached = cached_file(
         text,
         "config.json",
@@ -119,7 +119,8 @@ def tokenizer_verdict(sources: Sequence[Source], own_vocabulary: bool) -> tuple[
     if all(tokenizer is not None for tokenizer in read):
         first = read[0]
         same = all(
-            t.get_vocab() == first.get_vocab() and t(_SENTENCE).input_ids == first(_SENTENCE).input_ids for t in read[1:]
+            t.get_vocab() == first.get_vocab() and t(_SENTENCE).input_ids == first(_SENTENCE).input_ids
+            for t in read[1:]
         )
         return same, "shared" if same else "differ"
     if len(rows) > 1:

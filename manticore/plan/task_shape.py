@@ -38,9 +38,7 @@ def task_shape(choice: TaskChoice) -> TaskShape:
         left_out = ("num_train_examples", "num_test_examples", "num_validation_examples", "data_seed")
         settings: dict[str, Any] = {name: value for name, value in options.items() if name not in left_out}
         inputs, _ = generate(kind, num_train_examples=2, num_test_examples=1, cache=False, **settings)["train"]
-        return TaskShape(
-            choice.name, int(settings["vocab_size"]), inputs.shape[1], int(options["num_test_examples"])
-        )
+        return TaskShape(choice.name, int(settings["vocab_size"]), inputs.shape[1], int(options["num_test_examples"]))
     if choice.name.startswith("lra/"):
         from manticore.tasks.lra import ARENAS
 

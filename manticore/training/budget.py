@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _T = TypeVar("_T")
+_Model = TypeVar("_Model", bound=PreTrainedModel)
 logger = logging.getLogger(__name__)
 
 _NEEDS_DATA = (RuntimeError, NotImplementedError, TypeError, ValueError)
@@ -145,7 +146,7 @@ def _cache_bytes(config: PreTrainedConfig, layers: list[int], tokens: int, dtype
             output = model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=True)
         cache = output.get("past_key_values", output.get("cache_params"))
         seen: set[int] = set()
-        found = [t for layer in layers for t in _tensors(cache.layers[layer], seen) if t.is_floating_point()]
+        found = [t for layer in layers for t in cached_tensors(cache.layers[layer], seen) if t.is_floating_point()]
         # what is cached in the model's precision, whichever that is here, counts in the live model's
         return sum(t.numel() * (dtype.itemsize if t.dtype == model.dtype else t.element_size()) for t in found)
 
@@ -155,7 +156,7 @@ def _cache_bytes(config: PreTrainedConfig, layers: list[int], tokens: int, dtype
     return _counted[key]
 
 
-def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
+def cached_tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
     """Every tensor that a layer of a cache holds, once."""
     if id(value) in seen:
         return
@@ -164,12 +165,12 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _tensors(item, seen)
+            yield from cached_tensors(item, seen)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _tensors(item, seen)
+            yield from cached_tensors(item, seen)
     elif type(value).__module__ == "transformers.cache_utils":
-        yield from _tensors(vars(value), seen)
+        yield from cached_tensors(vars(value), seen)
 
 
 def _count(model: PreTrainedModel, batch_size: int, length: int, backward: bool) -> int:
@@ -236,7 +237,7 @@ def _measure_without_data(
         complaints.disabled = was_disabled
 
 
-def copy_without_data(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def copy_without_data(model: _Model, dtype: torch.dtype | None = None) -> _Model:
     """A deep copy whose parameters and buffers have shapes, but no values; to be called in a mode of fake tensors."""
     memo: dict[int, Any] = {}
     for tensor in [*model.parameters(), *model.buffers()]:

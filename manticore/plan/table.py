@@ -1,0 +1,90 @@
+"""A plan as tables for a terminal or a pipe."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from rich.table import Table
+from rich.text import Text
+
+from manticore.plan.fit import RESERVED
+from manticore.plan.planner import Plan
+from manticore.report.units import MISSING, count, duration, flops
+
+
+def _size(value: float | None) -> str:
+    """Bytes with decimal prefixes, as devices are sold."""
+    return MISSING if value is None else f"{count(value)}B"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 or column in _WORDS else "right", overflow="fold")
+    return table
+
+
+_WORDS = ("from", "family", "what", "verdict", "segments", "fits")
+
+
+def render_plan(plan: Plan) -> Iterator[Table | Text]:
+    """The parts, one after the other."""
+    components = _table("Components", "name", "from", "family", "parameters", "layers", "width", "rows", "segments")
+    for c in plan.components:
+        segments = "+".join(map(str, c.segments))
+        row = (f"{c.parameters:,}", str(c.layers), str(c.width), f"{c.vocab_size:,}", segments)
+        components.add_row(c.name, c.origin, c.family, *row)
+    yield components
+    projectors = Counter(plan.projectors)
+    shown = ", ".join(f"{n} × {name} ({count(size)})" for (name, size), n in projectors.items())
+    vocabulary = "the components'" if plan.task.vocab_size is None else f"{plan.task.vocab_size} rows"
+    names = [c.name for c in plan.components]
+    lines = [
+        f"hybrid       {plan.num_blocks} blocks, {plan.mixing}; projectors: {shown}",
+        f"parameters   supernet {plan.parameters['supernet']:,}; discretized "
+        f"{plan.parameters['cheapest']:,} ({_path(plan.paths['cheapest'], names)}) to "
+        f"{plan.parameters['costliest']:,} ({_path(plan.paths['costliest'], names)})",
+        f"tokenizers   {plan.tokenizers}",
+        f"task         {plan.task.name}: examples of {plan.task.length:,} tokens, vocabulary: {vocabulary}",
+    ]
+    yield Text("\n".join(lines))
+    stages = _table(
+        f"Stages, {plan.devices} × {_size(plan.device_memory)}",
+        *("stage", "what", "trained", "FLOP/step", "steps", "FLOP in all", "per device", "verdict"),
+    )
+    for stage in plan.stages:
+        stages.add_row(
+            stage.name, stage.what, count(stage.trained), flops(stage.step_flops).removesuffix("FLOP"),
+            MISSING if stage.steps is None else f"{stage.steps:,}",
+            flops(stage.flops).removesuffix("FLOP"), _size(stage.bytes), stage.verdict,
+        )  # fmt: skip
+    stages.add_row("all", "", "", "", "", flops(plan.flops).removesuffix("FLOP"), "", "")
+    yield stages
+    for name in ("search", "finetune"):
+        if name not in plan.fits:
+            continue
+        table = _table(f"Memory per device, {name}", "setting", "data parallel", "sharded", "fits", "least devices")
+        for f in plan.fits[name]:
+            table.add_row(
+                str(f.setting), _size(f.data_parallel), _size(f.sharded), f.fits or "no",
+                "none" if f.least_devices is None else str(f.least_devices),
+            )  # fmt: skip
+        yield table
+    caches = {c.name: (c.cache_bytes_per_token, c.state_bytes) for c in plan.components} | plan.cache
+    cache = "; ".join(f"{name} {_size(a)} per token + {_size(b)}" for name, (a, b) in caches.items())
+    speed = f"{flops(plan.flops_per_second)}/s on each device" if plan.flops_per_second else ""
+    lines = [
+        f"cache        {cache}",
+        f"disk         {_size(plan.disk_bytes)} in the run folder at most",
+        f"time         {duration(plan.seconds)} at {speed}" if speed else
+        "time         give --flops-per-second, or --measure 3 to time steps here",
+        f"             memory is compared with {100 * (1 - RESERVED):.0f} % of a device",
+    ]  # fmt: skip
+    yield Text("\n".join(lines))
+    if plan.problems:
+        yield Text("\n".join(["This run cannot go through as it is:", *(f"  {problem}" for problem in plan.problems)]))
+
+
+def _path(path: list[int], names: list[str]) -> str:
+    return names[path[0]] if len(set(path)) == 1 else " → ".join(names[k] for k in path)

@@ -1,0 +1,47 @@
+"""``manticore plan``: what it prints, writes and refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from manticore.cli.app import app
+
+
+def test_models_are_planned_without_weights(shelf: Path, tmp_path: Path) -> None:
+    for name in ("gpt", "mamba"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_bytes((shelf / name / "config.json").read_bytes())
+    file = tmp_path / "plan.json"
+    words = [
+        "plan",
+        str(tmp_path / "gpt"),
+        str(tmp_path / "mamba"),
+        "combine.num_blocks=2",
+        "task.options.length=16",
+        "align.length=16",
+    ]
+    result = CliRunner().invoke(app, [*words, "--device-memory", "1GB", "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    assert "finetune" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("next: manticore combine ")
+    assert json.loads(file.read_text())["runnable"] is True
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["plan", "nothing-like-it"],
+        ["plan", "gpt2", "nobody/nothing"],
+        ["plan", "combine.num_blocks=2"],
+        ["plan", "quickstart", "combine.num_blocks=9"],
+        ["plan", "quickstart", "--device-memory", "much"],
+        ["plan", "quickstart", "--measure", "1", "--flops-per-second", "1e9"],
+    ],
+)
+def test_what_cannot_be_planned_ends_with_one_line(words: list[str]) -> None:
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    assert result.stderr.strip().startswith("error: ")

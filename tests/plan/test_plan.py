@@ -1,0 +1,200 @@
+"""A plan is right: its FLOPs and parameters are those of the models that a run makes, and it says when it cannot go."""
+
+import json
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import manticore
+from manticore.errors import ManticoreError
+from manticore.kernels.mamba import use_selective_scan
+from manticore.plan.cases import Cases, Setting
+from manticore.plan.fit import parse_bytes
+from manticore.plan.known import KNOWN, known
+from manticore.plan.planner import plan
+from manticore.plan.skeleton import Shape, Skeleton
+from manticore.schema.recipe import Recipe
+from manticore.training.budget import cache_cost, count_parameters, flops_per_step
+from manticore.training.modes import recomputed_activations
+from manticore.training.shapes import small_config
+from manticore.training.trainable import set_trainable
+
+BATCH, LENGTH = 4, 12
+
+
+def configs():
+    found = [small_config("gpt_neo", layers=3, width=32), small_config("mamba", layers=5, width=24)]
+    for config in found:
+        config.vocab_size = 48
+    return found
+
+
+@pytest.fixture(scope="module")
+def supernet():
+    torch.manual_seed(0)
+    return manticore.combine([AutoModelForCausalLM.from_config(c) for c in configs()], num_blocks=2)
+
+
+@pytest.mark.parametrize("name", ["gpt-neo-125m", "mamba-130m-hf", "pythia-6.9b", "mamba-2.8b-hf", "gpt2-xl"])
+def test_known_configurations_have_the_published_number_of_parameters(name):
+    facts = KNOWN[name]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(facts.family, **facts.fields))
+    assert count_parameters(model).total == facts.parameters
+
+
+def test_a_hub_id_means_its_checkpoint():
+    assert known("EleutherAI/Pythia-6.9b")[0] == "pythia-6.9b"
+    assert known("someone/else") is None
+
+
+@pytest.mark.parametrize(
+    ("trainable", "checkpointing", "path"),
+    [
+        ("all", False, None),
+        ("all", False, [1, 0]),
+        ("all", True, None),
+        ("all", True, [0, 0]),
+        ("lora", False, None),
+        ("lora", False, [0, 0]),
+        ("frozen", False, [1, 0]),
+    ],
+)
+def test_flops_and_parameters_are_those_of_the_real_model(supernet, path, trainable, checkpointing):
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    skeleton = Skeleton(["a", "b"], configs(), Shape(2, "translated", "linear", {}, torch.float32), None, mode)
+    (case,) = Cases(skeleton, mode, lora_rank=8).measure(
+        Setting(trainable, checkpointing, False), [path], batch_size=BATCH, length=LENGTH, mixture=False
+    )
+    real = manticore.discretize(supernet, path or [0, 1])
+    if path is None:
+        torch.manual_seed(0)
+        real = manticore.combine([AutoModelForCausalLM.from_config(c) for c in configs()], num_blocks=2)
+    set_trainable(real, trainable)
+    use_selective_scan(real)
+    counted = count_parameters(real)
+    assert (case.held.parameters, case.held.trained) == (counted.total, counted.trainable)
+    if checkpointing:
+        with recomputed_activations(real):
+            assert case.flops == flops_per_step(real, BATCH, LENGTH)
+    else:
+        assert case.flops == flops_per_step(real, BATCH, LENGTH)
+
+
+def recipe(**changes) -> Recipe:
+    entries = [
+        {"name": "gpt", "family": "gpt_neo", "layers": 3, "width": 32, "vocab_size": 48},
+        {"name": "mamba", "family": "mamba", "layers": 5, "width": 24, "vocab_size": 48},
+    ]
+    sections = {
+        "name": "small",
+        "pretrain": entries,
+        "components": [{"name": entry["name"], "source": entry["name"]} for entry in entries],
+        "task": {"name": "text", "options": {"length": LENGTH}},
+        "combine": {"num_blocks": 2},
+        "align": {"tokens": 128, "length": 8, "batch_size": 4},
+        "search": {"steps": 3, "batch_size": BATCH},
+        "finetune": {"steps": 2, "batch_size": BATCH},
+        "compare": None,
+    }
+    return Recipe(**{**sections, **changes})
+
+
+def test_a_plan_counts_what_the_stages_count(supernet):
+    found = plan(recipe(), device_memory=1e9)
+    stages = {stage.name: stage for stage in found.stages}
+    torch.manual_seed(0)
+    real = manticore.combine([AutoModelForCausalLM.from_config(c) for c in configs()], num_blocks=2)
+    rows = torch.randint(0, 48, (16, 8)).tolist()
+    from datasets import Dataset
+
+    report = manticore.align(real, Dataset.from_dict({"input_ids": rows}), tokens=128, batch_size=4)
+    assert stages["align"].flops == report.flops
+    set_trainable(real, "all")
+    use_selective_scan(real)
+    for weights in real.mixing.mixture_parameters():
+        weights.requires_grad_(True)
+    assert stages["search"].flops == 3 * flops_per_step(real, BATCH, LENGTH)
+    assert stages["search"].trained == count_parameters(real).trainable
+    paths = {tuple(p): manticore.discretize(real, list(p)) for p in ([0, 0], [0, 1], [1, 0], [1, 1])}
+    costs = {}
+    for path, model in paths.items():
+        set_trainable(model, "all")
+        use_selective_scan(model)
+        costs[path] = flops_per_step(model, BATCH, LENGTH)
+    assert stages["finetune"].flops == 2 * max(costs.values())
+    assert costs[tuple(found.paths["cheapest"])] == min(costs.values())
+    cache = cache_cost(real)
+    assert found.cache["supernet"] == (cache.bytes_per_token, cache.state_bytes)
+    assert found.runnable
+    json.dumps(found.to_dict())
+
+
+def test_what_does_not_fit_says_what_would():
+    tight = plan(recipe(), device_memory=1e9)
+    asked = tight.fits["finetune"][0]
+    milder = next(f for f in tight.fits["finetune"] if str(f.setting) == "all + checkpointing")
+    assert milder.data_parallel < asked.data_parallel
+    between = (asked.data_parallel + milder.data_parallel) / 2
+    found = plan(recipe(search=None, discretize={"path": asked_path(tight)}), device_memory=between / 0.95)
+    stage = next(stage for stage in found.stages if stage.name == "finetune")
+    assert stage.verdict.startswith("does not fit")
+    assert "all + checkpointing" in stage.verdict
+    assert not found.runnable
+
+
+def asked_path(found) -> list[int]:
+    return found.paths["costliest"]
+
+
+def test_more_devices_take_less_each_and_a_search_is_never_sharded():
+    found = plan(recipe(), devices=2, device_memory=1e9)
+    alone = plan(recipe(), devices=1, device_memory=1e9)
+    assert found.fits["finetune"][0].sharded < alone.fits["finetune"][0].data_parallel
+    assert found.fits["search"][0].sharded is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_hidden_layers", 10**12), ("hidden_size", -4), ("vocab_size", 0), ("num_hidden_layers", 0)],
+)
+def test_absurd_sizes_are_refused_in_one_line(tmp_path, field, value):
+    config = json.loads(configs()[1].to_json_string(use_diff=False)) | {field: value, "architectures": None}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    components = [{"name": name, "source": str(tmp_path / name)} for name in ("a", "b")]
+    with pytest.raises(ManticoreError, match="Fix:") as caught:
+        plan(recipe(pretrain=[], components=components), device_memory=1e9)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_that_is_nowhere_is_not_downloaded():
+    components = [{"name": name, "source": f"nobody/{name}"} for name in ("a", "b")]
+    with pytest.raises(ManticoreError, match="a plan downloads nothing"):
+        plan(recipe(pretrain=[], components=components), device_memory=1e9)
+
+
+def test_different_tokenizers_are_told():
+    components = [{"name": name, "source": name} for name in ("gpt2", "mamba-130m-hf")]
+    found = plan(
+        recipe(pretrain=[], components=components, search=None, align=None, discretize={"path": [0, 1]}),
+        device_memory=1e12,
+    )
+    assert found.tokenizers == "differ (gpt2, gpt-neox)"
+    assert not found.runnable
+
+
+def test_more_blocks_than_layers_are_refused():
+    with pytest.raises(ManticoreError, match="num_blocks <= 3"):
+        plan(recipe(combine={"num_blocks": 4}), device_memory=1e9)
+
+
+def test_sizes_of_memory():
+    assert parse_bytes("80GB") == 80 * 10**9
+    assert parse_bytes("24 GiB") == 24 * 2**30
+    for wrong in ("lots", "-1GB", "0", "80 GBs"):
+        with pytest.raises(ManticoreError, match="--device-memory"):
+            parse_bytes(wrong)
