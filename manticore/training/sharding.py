@@ -76,8 +76,14 @@ def _decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 @contextmanager
 def whole_embeddings(model: PreTrainedModel) -> Iterator[None]:
-    """Keeps accelerate from making the embeddings a unit of their own: a component's head may be the same tensor."""
-    model.get_input_embeddings = lambda: None  # type: ignore[method-assign, assignment, return-value]
+    """Keeps accelerate from making a hybrid's embeddings a unit of their own.
+
+    It asks a model for its embeddings and head to keep tied ones together, but a hybrid has several of each.
+    """
+    if not hasattr(model, "runners"):
+        yield
+        return
+    model.get_input_embeddings = lambda: None  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -25,6 +25,8 @@ WEIGHTS = [[0.25, 0.75], [0.5, 0.5]]
 
 def model(name):
     net = supernet()
+    if name == "parent":
+        return net.component(0)
     net.set_mixture_weights(WEIGHTS)
     return discretize(net, path=[0, 1]) if name == "path" else net
 
@@ -57,11 +59,12 @@ def work(folder):
     shard_on_cpu()
     outcome = {"unsharded": unsharded, "lora": refusal(lambda: run(model("path"), None, trainable="lora"))}
     outcome["search"] = refusal(lambda: search(model("supernet"), copying_task(), steps=2, batch_size=4, cpu=True))
-    for name in ("path", "supernet"):
+    for name in ("path", "supernet", "parent"):
         net = model(name)
         outcome[name] = run(net, folder / name)
         assert is_sharded(net)
-        outcome[name]["mixture"] = net.mixture_weights.tolist()
+        if name == "supernet":
+            outcome[name]["mixture"] = net.mixture_weights.tolist()
         save_model(net, folder / f"{name}-saved")
     if is_first():
         # as if it had been killed after the checkpoint before the last
@@ -78,7 +81,7 @@ def by_two(tmp_path_factory):
     return folder, run_by_two(__file__, folder, "fsdp2", ACCELERATE_TORCH_DEVICE="cpu")
 
 
-@pytest.mark.parametrize("name", ["path", "supernet"])
+@pytest.mark.parametrize("name", ["path", "supernet", "parent"])
 def test_sharded_training_equals_one_process_with_twice_the_accumulation(by_two, name, tmp_path):
     folder, (both, other) = by_two
     assert both[name] == other[name]
