@@ -83,7 +83,7 @@ def whole_embeddings(model: PreTrainedModel) -> Iterator[None]:
     if not hasattr(model, "runners"):
         yield
         return
-    model.get_input_embeddings = lambda: None  # type: ignore[method-assign, assignment]
+    model.get_input_embeddings = lambda: None  # type: ignore[method-assign, assignment, return-value]
     try:
         yield
     finally:
