@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import merge_fsdp_weights
 from copying_task import copying_task
 from safetensors.torch import load_file
 from test_two_processes import SETTINGS, supernet
@@ -109,6 +110,14 @@ def test_a_sharded_checkpoint_holds_a_part_from_each_process_and_resumes(by_two)
     assert sorted(entry.name for entry in parts.glob("*.distcp")) == ["__0_0.distcp", "__1_0.distcp"]
     assert both["resumed"]["losses"] == both["path"]["losses"]
     assert both["resumed"]["metrics"] == both["path"]["metrics"]
+
+
+def test_the_parts_of_a_checkpoint_merge_to_the_saved_model(by_two, tmp_path):
+    folder, _ = by_two
+    merge_fsdp_weights(folder / "path" / "checkpoints" / "checkpoint-6" / "pytorch_model_fsdp_0", tmp_path)
+    merged, saved = load_file(tmp_path / "model.safetensors"), load_file(folder / "path-saved" / "model.safetensors")
+    assert merged.keys() == saved.keys()
+    assert all(torch.equal(merged[key], saved[key]) for key in saved)
 
 
 def test_what_cannot_be_sharded_is_refused(by_two):
