@@ -64,9 +64,10 @@ def share(processes: int | None) -> None:
 
 def _check_accelerators(processes: int) -> None:
     import torch
+    from accelerate.utils import parse_flag_from_env
 
     devices = torch.accelerator.device_count() if torch.accelerator.is_available() else processes
-    if "ACCELERATE_USE_CPU" not in os.environ and processes > devices:
+    if processes > devices and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         raise ManticoreError(
             f"--processes: {processes} are more than the {devices} accelerators of this machine. "
             f"Fix: --processes {devices}, or ACCELERATE_USE_CPU=true to stay on the CPU"
@@ -80,7 +81,8 @@ def _run(processes: int, command: list[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # each process would take all cores for itself
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     # torchrun's own words about a process that has already said what is wrong
     logging.disable(logging.CRITICAL)
     config = LaunchConfig(
