@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import DatasetDict, Features, List, Value
 
 from manticore.errors import ManticoreError
@@ -217,14 +216,6 @@ def _task(
     pad: int | None = None,
     documents: int = 1,
 ) -> Task:
-    for split in SPLITS:
-        labels = np.asarray(data[split].with_format("numpy")["label"])
-        wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-        if len(wrong):
-            raise ManticoreError(
-                f"{name}: {split}, row {wrong[0]}: label out of range (got {labels[wrong[0]]}, expected 0 to "
-                f"{num_classes - 1}). Fix: give the benchmark's files"
-            )
     return Task(
         name=name,
         vocab_size=vocab_size,

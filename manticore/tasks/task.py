@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from datasets import DatasetDict
 
 from manticore import registry
@@ -22,7 +23,11 @@ Backbone = Literal["causal", "autoencoder"]
 
 @dataclass(frozen=True)
 class Task:
-    """What training, search and evaluation need to know about a task."""
+    """What training, search and evaluation need to know about a task.
+
+    Raises:
+        ManticoreError: a label that is none of the classes.
+    """
 
     name: str
     vocab_size: int | None
@@ -50,6 +55,19 @@ class Task:
     """Sequences per example: 1, or 2 that are compared."""
     pad_token_id: int | None = None
     """The id that fills up shorter examples of a task with classes; None: all are equally long."""
+
+    def __post_init__(self) -> None:
+        classes = self.num_classes
+        if classes is None:
+            return
+        for split, rows in self.data.items():
+            labels = np.asarray(rows.with_format("numpy")["label"][:])
+            wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+            if len(wrong):
+                raise ManticoreError(
+                    f"{self.name}: {split}, row {wrong[0]}: label out of range (got {labels[wrong[0]]}, expected 0 to "
+                    f"{classes - 1}). Fix: other rows, or another number of classes"
+                )
 
     @property
     def tokens_per_example(self) -> int:

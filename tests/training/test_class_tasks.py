@@ -159,6 +159,13 @@ def test_batches_are_filled_up_to_one_length_and_say_where() -> None:
     assert batch["targets"].tolist() == task.data["train"]["label"]
 
 
+def test_a_label_out_of_range_is_named_with_its_row() -> None:
+    task = class_task()
+    first = task.data["train"]["label"].index(2)
+    with pytest.raises(ManticoreError, match=rf"^last token: train, row {first}: label out of range .got 2, [^\n]+$"):
+        replace(task, num_classes=2)
+
+
 def test_batch_size_of_an_evaluation_changes_nothing(gpt: PreTrainedModel) -> None:
     made = fit_to_task(gpt, class_task(), 0).eval()
     one, many = (manticore.evaluate(made, class_task(), batch_size=size) for size in (1, 64))
