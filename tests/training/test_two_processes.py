@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from class_tasks import class_task
 from copying_task import VOCABULARY, copying_task
 from transformers import AutoModelForCausalLM, GPTNeoConfig, MambaConfig
 from two_processes import run_by_two
@@ -44,11 +45,12 @@ def run(name, out, accumulation=1, **more):
         # one component and its projectors get no gradient; dropped by recomputation, they must not be waited for
         model.set_mixture_weights([0, 0])
         more["gradient_checkpointing"] = True
-    result = finetune(model, copying_task(examples=21), out=out, accumulation=accumulation, **SETTINGS, **more)
+    task = class_task(examples=21) if name == "classes" else copying_task(examples=21)
+    result = finetune(model, task, out=out, accumulation=accumulation, **SETTINGS, **more)
     return {
         "losses": [row["loss"] for row in result.history],
         "norms": [row["grad_norm"] for row in result.history],
-        "weights": [parameter.tolist() for parameter in model.parameters()],
+        "weights": [parameter.tolist() for parameter in result.model.parameters()],
         "metrics": result.metrics,
     }
 
@@ -56,7 +58,7 @@ def run(name, out, accumulation=1, **more):
 def work(folder):
     """What each of the two processes does."""
     folder = Path(folder)
-    outcome = {name: run(name, folder / name) for name in ("path", "vertex")}
+    outcome = {name: run(name, folder / name) for name in ("path", "vertex", "classes")}
     if is_first():
         # as if it had been killed after the checkpoint before the last
         shutil.copytree(folder / "path", folder / "stopped")
@@ -72,7 +74,7 @@ def by_two(tmp_path_factory):
     return folder, run_by_two(__file__, folder)
 
 
-@pytest.mark.parametrize("name", ["path", "vertex"])
+@pytest.mark.parametrize("name", ["path", "vertex", "classes"])
 def test_two_processes_train_like_one_with_twice_the_accumulation(by_two, name, tmp_path):
     _, (both, other) = by_two
     assert both[name] == other[name]
