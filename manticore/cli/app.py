@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from manticore import __version__
-from manticore.cli import doctor, mad, plan, recipes, runs, stages
+from manticore.cli import doctor, mad, plan, recipes, runs, sharing, stages
 from manticore.cli.faults import end_tidily_on_sigterm, reported, usage_reported
 from manticore.cli.launching import refuse_unshared
 from manticore.processes import leave, process_count
@@ -76,6 +76,7 @@ _VERBS: dict[str, tuple[Callable[..., None], ...]] = {
         stages.evaluate,
         stages.compare,
         stages.generate,
+        sharing.share,
     ),
     "Benchmarks": (mad.mad,),
     "This machine": (doctor.doctor,),

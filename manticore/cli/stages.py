@@ -14,6 +14,7 @@ from manticore.cli.parameters import Out, Seed, Task, TaskOptions, pairs, takes,
 from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say
 from manticore.errors import ManticoreError
 from manticore.processes import is_first
+from manticore.runs.records import ALIGNED, SEARCHED, TUNED, task_record
 from manticore.schema.consistency import options
 from manticore.schema.sections import Align, Combine, CompareModels, Discretize, Finetune, Search
 from manticore.writing import new_folder, refuse_existing, write_json
@@ -21,8 +22,6 @@ from manticore.writing import new_folder, refuse_existing, write_json
 if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-SEARCHED = "search.json"
-"""What a search found and on which task, beside the hybrid that it wrote."""
 
 Hybrid = Annotated[str, typer.Argument(metavar="HYBRID", help="A folder that `manticore combine` or align wrote.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of a model or a hybrid.")]
@@ -83,7 +82,7 @@ def align(hybrid: Hybrid, out: Out, seed: Seed = 0, *, settings: dict[str, Any])
         report = manticore.align(model, seed=seed, progress=progress, **settings)
     with new_folder(out) as folder:
         model.save_pretrained(folder)
-        write_json(folder / "alignment.json", report.to_dict())
+        write_json(folder / ALIGNED, {"text": settings["text"], **report.to_dict()})
     say(f"loss at equal weights {report.loss_before:.3f} before, {report.loss_after:.3f} after")
     done(out, f"manticore search {quote(out)} --task mad/in-context-recall -o {quote(out + '-searched')}")
 
@@ -122,7 +121,8 @@ def search(
             )
         if is_first():
             result.model.save_pretrained(folder)
-            write_json(folder / SEARCHED, {"task": {"name": task, "options": chosen}, **result.to_dict()})
+            about = {"seed": seed, "task": {"name": task, "options": chosen}, "method": settings["method"]}
+            write_json(folder / SEARCHED, {**about, "order": settings["order"], **result.to_dict()})
     say(f"path {result.path}")
     done(out, f"manticore discretize {quote(out)} -o {quote(out + '-small')}")
 
@@ -183,7 +183,7 @@ def finetune(
         save_model(result.model, folder)
         if is_first():
             _keep_tokenizer(tokenizer if problem.vocab_size is None else None, folder)
-            write_json(folder / "finetune.json", result.to_dict())
+            write_json(folder / TUNED, {"seed": seed, "task": task_record(problem, chosen), **result.to_dict()})
     _say_metrics(result.metrics)
     done(out, f"manticore evaluate {quote(out)} {task_words(task, chosen)}")
 
@@ -207,7 +207,6 @@ def compare(
     import manticore
     from manticore.report import render_comparison
     from manticore.runs.models import load_model
-    from manticore.runs.records import task_record
     from manticore.tasks.task import load_task
     from manticore.training.contestants import refuse_other_tokenizers
 
@@ -224,7 +223,7 @@ def compare(
                 **whole_flops(settings),
             )
         table = comparison.to_dict()
-        results = {"schema_version": 1, "task": task_record(problem), "compare": table}
+        results = {"schema_version": 1, "task": task_record(problem, chosen), "compare": table}
         write_json(folder / "results.json", results)
     console.print(render_comparison(results))
     sign = 1 if comparison.higher_is_better else -1

@@ -1,11 +1,14 @@
-"""Tells a mistyped local folder from the id of a model on the hub, without asking the hub."""
+"""Tells a local folder, also a mistyped one, from the id of a model on the hub, and says where a checkpoint is from."""
 
 from __future__ import annotations
 
 import difflib
 import os
 from pathlib import Path
+from typing import Any
 
+import yaml
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
@@ -47,6 +50,49 @@ def unreachable(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def model_folder(source: str, revision: str | None = None) -> Path | None:
+    """The local folder of a checkpoint that has been loaded; for a hub id, its snapshot in the cache."""
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        config = try_to_load_from_cache(source, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def origin(source: str, revision: str | None = None) -> dict[str, Any]:
+    """``source`` (a hub id, or the name of a folder without its place), ``commit`` on the hub, stated ``license``.
+
+    Args:
+        source: folder or hub id of a checkpoint that has been loaded; empty for a model that was never on disk.
+        revision: branch, tag or commit on the hub.
+    """
+    folder = model_folder(source, revision) if source else None
+    local = bool(source) and Path(source).is_dir()
+    return {
+        "source": Path(source).resolve().name if local else source,
+        "commit": folder.name if folder is not None and not local else None,
+        "license": stated_license(folder) if folder is not None else None,
+    }
+
+
+def stated_license(folder: Path) -> str | None:
+    """The licence in the front matter of a model card."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---")
+    if len(parts) < 3:
+        return None
+    try:
+        matter = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return None
+    found = matter.get("license") if isinstance(matter, dict) else None
+    return str(found) if found else None
 
 
 def _is_path(name: str) -> bool:

@@ -16,6 +16,7 @@ from manticore.components.loading import load_component, load_config, load_token
 from manticore.components.quiet import quiet_loading
 from manticore.components.runner import Runner
 from manticore.components.selfcheck import continues_by_one_token_only, self_check
+from manticore.components.sources import origin
 from manticore.errors import ManticoreError
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.modeling import ManticoreForCausalLM
@@ -122,6 +123,7 @@ def combine(
         projector_options=projector_options,
         layer_outputs=[runner.tuple_sizes for runner in runners],
         one_token_at_a_time=one_token,
+        parents=[origin(_source(model), revision) for model, revision in zip(models, pinned)],
         vocab_size=vocabulary.size,
         tokenizer_component=vocabulary.owner,
         reembedded=vocabulary.reembedded,
@@ -148,9 +150,13 @@ def build(config: ManticoreConfig, components: Sequence[PreTrainedModel]) -> Man
     return hybrid
 
 
+def _source(model: str | Path | PreTrainedModel) -> str:
+    return str(model.config.name_or_path) if isinstance(model, PreTrainedModel) else str(model)
+
+
 def _name(model: str | Path | PreTrainedModel, k: int) -> str:
     if isinstance(model, PreTrainedModel):
-        return str(model.config.name_or_path) or f"component {k} ({type(model).__name__})"
+        return _source(model) or f"component {k} ({type(model).__name__})"
     return str(model)
 
 

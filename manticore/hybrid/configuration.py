@@ -64,6 +64,8 @@ class ManticoreConfig(PreTrainedConfig):
     """The component that each block keeps, once the hybrid is discretized."""
     searched_weights: list[list[float]] | None = None
     """``[N, K]`` mixture weights the hybrid was discretized from."""
+    parents: list[dict[str, Any]] | None = None
+    """Per component the ``source`` it came from, its ``commit`` on the hub, the ``license`` that its card states."""
     vocab_size: int = 0
     """Rows of the logits."""
     tokenizer_component: int | None = None
@@ -94,6 +96,8 @@ class ManticoreConfig(PreTrainedConfig):
                 "Fix: load a config.json that save_pretrained wrote"
             )
         values = [kwargs.pop(f"component_{k}") for k in range(self.num_components)]
+        # the class is this one already; a saved copy must not point to a file that is not beside it
+        kwargs.pop("auto_map", None)
         # first, since it sets the attention implementation of every sub-configuration it finds
         super().__post_init__(**kwargs)
         for k, value in enumerate(values):
@@ -167,6 +171,28 @@ class ManticoreConfig(PreTrainedConfig):
                 f"config: one_token_at_a_time is {single!r} (expected true or false for each of "
                 f"{self.num_components} components). Fix: load a config.json that save_pretrained wrote"
             )
+        parents = self.parents
+        if parents is not None and not (
+            isinstance(parents, list)
+            and len(parents) == self.num_components
+            and all(isinstance(parent, dict) for parent in parents)
+            and all(isinstance(value, str | None) for parent in parents for value in parent.values())
+        ):
+            raise ManticoreError(
+                f"config: parents is {str(parents)[:80]} (expected names for each of {self.num_components} components). "
+                "Fix: load a config.json that save_pretrained wrote"
+            )
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Nothing: where a loader file has led here, saving must not copy parts of this package beside the weights."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, without the folders of this machine that the components were loaded from."""
+        values = super().to_dict()
+        for k in range(self.num_components):
+            values[f"component_{k}"].pop("_name_or_path", None)
+        return values
 
     @property
     def components(self) -> list[PreTrainedConfig]:

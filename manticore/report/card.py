@@ -23,6 +23,10 @@ from manticore.report.verdict import HYBRID, score_row, verdict, warnings
 from manticore.writing import write_bytes
 
 PICTURE = "blocks.png"
+_PIPELINES = {
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _SPECIAL = re.compile(r"^[-+]|[\\`*_\[\]#!|~$@]|:(?=//)|(?<=www)\.")
 
@@ -73,7 +77,7 @@ def _front_matter(results: Results, licence: str) -> ModelCardData:
         language=None,
         license=licence,
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=_PIPELINES.get(results.model.loads_with if results.model else "", "text-generation"),
         tags=["manticore", "hybrid", "merge", *families],
         model_name=results.name or "hybrid",
         eval_results=_eval_results(results),
@@ -86,17 +90,19 @@ def _on_hub(component: Component) -> bool:
 
 
 def _eval_results(results: Results) -> list[EvalResult] | None:
-    row = score_row(results.compare, HYBRID, 0) if results.compare else None
-    if row is None or row.mean is None or results.task is None:
-        return None
     task = results.task
+    row = score_row(results.compare, HYBRID, 0) if results.compare else None
+    tuned = results.finetune.metrics if results.finetune else {}
+    score = row.mean if row is not None else tuned.get(task.primary_metric) if task else None
+    if score is None or task is None:
+        return None
     return [
         EvalResult(
             task_type="text-generation",
             dataset_type=task.name or "task",
             dataset_name=task.name or "task",
             metric_type=task.primary_metric,
-            metric_value=row.mean,
+            metric_value=score,
         )
     ]
 
@@ -121,6 +127,8 @@ def _body(results: Results, licence_note: str, folder: Path, has_picture: bool) 
     return environment.get_template("card.md").render(
         title=results.name or "Hybrid",
         num_blocks=results.num_blocks,
+        searched=results.search is not None,
+        discrete=bool(results.path),
         verdict=verdict(results).sentence,
         warnings=warnings(results),
         parents=[_parent(name, c) for name, c in zip(names, results.components)],
@@ -137,6 +145,13 @@ def _body(results: Results, licence_note: str, folder: Path, has_picture: bool) 
         ]
         if compare
         else [],
+        stages=_stages(results),
+        data=_data(task),
+        seed=results.seed,
+        tuned=[
+            {"name": name, "score": units.score(score)}
+            for name, score in (results.finetune.metrics if results.finetune else {}).items()
+        ],
         code=Markup(code_for(results, "path/to/this/folder", with_tokenizer=has_tokenizer(folder))),
     )
 
@@ -146,11 +161,38 @@ def _parent(name: str, component: Component) -> dict[str, str]:
         "name": name,
         "family": component.family or units.MISSING,
         "source": component.source or units.MISSING,
+        "revision": component.revision or units.MISSING,
         "layers": units.MISSING if component.layers is None else str(component.layers),
         "width": units.MISSING if component.width is None else str(component.width),
         "parameters": units.count(component.parameters),
         "license": component.license or "not known",
     }
+
+
+def _stages(results: Results) -> list[dict[str, str]]:
+    """What the training took, stage by stage."""
+    task = results.task.name if results.task else ""
+    align, search, finetune = results.align, results.search, results.finetune
+    data = {"align": align.text if align else "", "search": task, "finetune": task}
+    return [
+        {
+            "name": f"search ({search.method})" if stage is search and search and search.method else name,
+            "data": data[name] or units.MISSING,
+            "steps": units.MISSING if stage.steps is None else f"{stage.steps:,}",
+            "tokens": units.count(stage.tokens),
+            "flops": units.flops(stage.flops),
+        }
+        for name, stage in (("align", align), ("search", search), ("finetune", finetune))
+        if stage is not None
+    ]
+
+
+def _data(task: TaskInfo) -> str:
+    """One line on the task's data."""
+    parts = [f"{name}={value}" for name, value in task.options.items()]
+    parts += [f"{count:,} examples in {split}" for split, count in task.examples.items() if count is not None]
+    parts += [f"{task.length:,} tokens each"] if task.length else []
+    return ", ".join(parts)
 
 
 def _model_row(model: str, rows: list[Row | None]) -> dict[str, Any]:

@@ -31,6 +31,8 @@ Weights = tuple[tuple[float | None, ...], ...]
 class Component:
     name: str = ""
     source: str = ""
+    revision: str | None = None
+    """Commit on the hub, or what was asked for there."""
     family: str = ""
     parameters: int | None = None
     layers: int | None = None
@@ -46,6 +48,12 @@ class TaskInfo:
     higher_is_better: bool = False
     chance: float | None = None
     """What a uniform guess scores on the primary metric."""
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What was chosen, as it would stand in a command."""
+    examples: dict[str, int | None] = dataclasses.field(default_factory=dict)
+    """Split → number of examples."""
+    length: int | None = None
+    """Tokens per example, padding included."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,8 @@ class Translation:
 
 @dataclass(frozen=True)
 class Align:
+    text: str = ""
+    """What the projectors were fitted on."""
     tokens: int | None = None
     steps: int | None = None
     flops: float | None = None

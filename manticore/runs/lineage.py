@@ -7,19 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
-from huggingface_hub import try_to_load_from_cache
+
+from manticore.components.sources import model_folder, stated_license
 
 if TYPE_CHECKING:
     from manticore.tasks.task import Task
-
-
-def model_folder(source: str, revision: str | None = None) -> Path | None:
-    """The local folder of a checkpoint that has been loaded; for a hub id, its snapshot in the cache."""
-    if Path(source).is_dir():
-        return Path(source)
-    config = try_to_load_from_cache(source, "config.json", revision=revision)
-    return Path(config).parent if isinstance(config, str) else None
 
 
 def model_lineage(source: str, revision: str | None = None) -> dict[str, Any]:
@@ -33,7 +25,7 @@ def model_lineage(source: str, revision: str | None = None) -> dict[str, Any]:
     return {
         "source": source,
         "commit": folder.name if folder is not None and not Path(source).is_dir() else None,
-        "license": _license(folder) if folder is not None else None,
+        "license": stated_license(folder) if folder is not None else None,
         "files": files,
         "sha256": whole.hexdigest() if files else None,
     }
@@ -59,19 +51,3 @@ def _sha256(path: Path) -> str:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _license(folder: Path) -> str | None:
-    """The licence in the front matter of a model card."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---")
-    if len(parts) < 3:
-        return None
-    try:
-        matter = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
-        return None
-    found = matter.get("license") if isinstance(matter, dict) else None
-    return str(found) if found else None

@@ -16,11 +16,12 @@ from datasets import Dataset
 
 import manticore
 from manticore.components.loading import load_tokenizer
+from manticore.components.sources import model_folder
 from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.report import write_model_card, write_report
 from manticore.runs.folder import RunFolder
-from manticore.runs.lineage import data_lineage, model_folder, model_lineage
+from manticore.runs.lineage import data_lineage, model_lineage
 from manticore.runs.lock import locked
 from manticore.runs.models import load_hybrid
 from manticore.runs.records import component_record, task_record, write_history
@@ -259,7 +260,7 @@ class Pipeline:
             combined["tokenizer"] = recipe.combine.tokenizer
             combined["reembedded"] = hybrid.config.reembedded
         sizes = " + ".join(f"{record['parameters']:,}" for record in components)
-        results = {"components": components, "task": task_record(self.task), "combine": combined}
+        results = {"components": components, "task": task_record(self.task, recipe.task.options), "combine": combined}
         return Outcome(results, f"{sizes} parameters")
 
     def _align(self, own: Path) -> Outcome:
@@ -272,7 +273,7 @@ class Pipeline:
             settings["text"] = self._task_text()
         report = manticore.align(hybrid, seed=self.recipe.seed, progress=self._progress("align"), **settings)
         _save(hybrid, own)
-        found = report.to_dict()
+        found = {"text": section.text, **report.to_dict()}
         return Outcome({"align": found}, f"loss {found['loss_before']:.3f} before, {found['loss_after']:.3f} after")
 
     def _task_text(self) -> Dataset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,16 @@ if TYPE_CHECKING:
 
     from manticore.tasks.task import Task
 
+ALIGNED, SEARCHED, TUNED = "alignment.json", "search.json", "finetune.json"
+"""What a verb on models writes beside the model: how it was aligned, searched or fine-tuned, and on which data."""
+
 
 def component_record(component: Component, model: PreTrainedModel, lineage: dict[str, Any]) -> dict[str, Any]:
     """What a component is."""
     return {
         "name": component.name,
         "source": component.source,
+        "revision": lineage["commit"] or component.revision,
         "family": model.config.model_type,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "layers": model.config.num_hidden_layers,
@@ -29,10 +34,17 @@ def component_record(component: Component, model: PreTrainedModel, lineage: dict
     }
 
 
-def task_record(task: Task) -> dict[str, Any]:
-    """What the task is and how it is scored."""
+def task_record(task: Task, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What the task is, how much data it has and how it is scored.
+
+    Args:
+        options: those it was loaded with.
+    """
     return {
         "name": task.name,
+        "options": {name: str(value) for name, value in (options or {}).items()},
+        "examples": {str(split): len(rows) for split, rows in task.data.items()},
+        "length": task.length,
         "primary_metric": task.primary_metric,
         "higher_is_better": task.higher_is_better,
         "chance": task.chance,

@@ -53,7 +53,13 @@ class StackConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Nothing: where a loader file has led here, saving must not copy parts of this package beside the weights."""
+
     def __post_init__(self, **kwargs: Any) -> None:
+        # the class is this one already; a saved copy must not point to a file that is not beside it
+        kwargs.pop("auto_map", None)
         if self.layers is None:
             self.layers = list(_DEFAULT_LAYERS)
         if isinstance(self.layers, str) or not self.layers:
