@@ -179,6 +179,8 @@ class Search(Section):
     """Recompute activations in the backward pass: less memory, a third more FLOPs."""
     bf16: bool = False
     """Compute in bfloat16 where that is safe."""
+    report_to: list[Text] | None = None
+    """Experiment trackers told every logged row, by transformers' names: tensorboard, trackio, wandb, …"""
 
 
 class Discretize(Section):
@@ -223,6 +225,8 @@ class Finetune(Section):
     """Recompute activations in the backward pass: less memory, a third more FLOPs."""
     bf16: bool = False
     """Compute in bfloat16 where that is safe."""
+    report_to: list[Text] | None = None
+    """Experiment trackers told every logged row, by transformers' names: tensorboard, trackio, wandb, …"""
     test_examples: Count | None = None
     """Score only so many examples of the test split; left out, all."""
 

@@ -28,6 +28,7 @@ from manticore.training.checkpoints import open_folder
 from manticore.training.finetune import data_fingerprint, recomputed_activations
 from manticore.training.modes import kept_modes
 from manticore.training.prepare import check_numbers, fit_to_task, resolve_task
+from manticore.training.tracking import trackers
 from manticore.training.trainable import merge_lora, set_trainable
 from manticore.training.trainer import scheduler_name, training_arguments
 
@@ -100,6 +101,7 @@ def search(
     gradient_checkpointing: bool = False,
     bf16: bool = False,
     cpu: bool = False,
+    report_to: str | Sequence[str] | None = None,
     progress: bool | Progress = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> SearchResult:
@@ -141,6 +143,7 @@ def search(
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more FLOPs.
         bf16: compute in bfloat16 where that is safe.
         cpu: stay on the CPU where an accelerator is present.
+        report_to: experiment trackers told every logged row, by transformers' names (``"tensorboard"``, …).
         progress: True for a bar on the terminal, or a function of (step, steps, row).
         tokenizer: for tasks that read text; None takes the hybrid's.
 
@@ -173,6 +176,7 @@ def search(
         start_floor=start_floor,
     )
 
+    told = trackers(report_to, out, stage="search")
     task = resolve_task(task, hybrid, tokenizer, seed, stage="search")
     hybrid = cast(ManticorePreTrainedModel, fit_to_task(hybrid, task, seed))
     set_trainable(hybrid, trainable, fresh_vocabulary=task.vocab_size is not None, lora_rank=lora_rank, seed=seed)
@@ -251,9 +255,9 @@ def search(
             stage="search",
             checkpoint=checkpoint,
             metrics_file=None if out is None else folder / "metrics.jsonl",
-            callbacks=None
+            callbacks=told
             if out is None
-            else [MixtureWeightsCsv(folder / "mixture_weights.csv", hybrid.config.num_components)],
+            else [*told, MixtureWeightsCsv(folder / "mixture_weights.csv", hybrid.config.num_components)],
             progress=progress,
         )
         rows = trainer.run()

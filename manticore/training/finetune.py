@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from manticore.training.checkpoints import open_folder
 from manticore.training.classifiers import suits
 from manticore.training.modes import kept_modes, recomputed_activations
 from manticore.training.prepare import check_numbers, fit_to_task, resolve_task
+from manticore.training.tracking import trackers
 from manticore.training.trainable import merge_lora, set_trainable
 from manticore.training.trainer import TaskTrainer, training_arguments
 
@@ -83,6 +85,7 @@ def finetune(
     bf16: bool = False,
     cpu: bool = False,
     test_examples: int | None = None,
+    report_to: str | Sequence[str] | None = None,
     progress: bool | Progress = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> FinetuneResult:
@@ -111,6 +114,7 @@ def finetune(
         bf16: compute in bfloat16 where that is safe.
         cpu: stay on the CPU where an accelerator is present.
         test_examples: score only so many examples of the test split.
+        report_to: experiment trackers told every logged row, by transformers' names (``"tensorboard"``, …).
         progress: True for a bar on the terminal, or a function of (step, steps, row).
         tokenizer: for tasks that read text; None takes the hybrid's.
 
@@ -121,6 +125,7 @@ def finetune(
         raise ManticoreError("finetune: steps and budget_flops are both given. Fix: give one of them")
     counts = {"steps": steps, "batch_size": batch_size, "accumulation": accumulation, "test_examples": test_examples}
     check_numbers("finetune", counts=counts | {"save_steps": save_steps, "log_steps": log_steps}, rates={"lr": lr})
+    told = trackers(report_to, out, stage="finetune")
     task = resolve_task(task, model, tokenizer, seed, stage="finetune")
     model = fit_to_task(model, task, seed)
     mixing = getattr(model, "mixing", None)
@@ -179,6 +184,7 @@ def finetune(
             checkpoint=checkpoint,
             metrics_file=None if out is None else folder / "metrics.jsonl",
             progress=progress,
+            callbacks=told,
         )
         history = trainer.run()
     if trainable == "lora":

@@ -32,6 +32,7 @@ from manticore.training.batches import IGNORED, Collator
 from manticore.training.callbacks import LogAtCheckpoints, MetricsFile, Progress, ProgressBar, Stopwatch
 from manticore.training.checkpoints import PARTIAL, checkpoint_step, publish, write_json
 from manticore.training.sharding import complete_state, configure, refuse_unsharded, whole_embeddings
+from manticore.training.tracking import PROJECT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -304,7 +305,9 @@ def training_arguments(
         # branches of exactly zero weight are skipped, so what they hold gets no gradient
         ddp_find_unused_parameters=True,
         disable_tqdm=True,
+        # trackers are added as callbacks
         report_to="none",
+        project=PROJECT,
     )
     refuse_lost_processes(args.world_size)
     # several devices in one process would multiply the batch: more devices are torchrun's business
