@@ -179,7 +179,7 @@ class ManticoreConfig(PreTrainedConfig):
             and all(isinstance(value, str | None) for parent in parents for value in parent.values())
         ):
             raise ManticoreError(
-                f"config: parents is {str(parents)[:80]} (expected names for each of {self.num_components} components). "
+                f"config: parents is {str(parents)[:80]} (expected names for {self.num_components} components). "
                 "Fix: load a config.json that save_pretrained wrote"
             )
 
