@@ -14,7 +14,8 @@ from manticore.cli.parameters import Out, Seed, Task, TaskOptions, pairs, takes,
 from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say
 from manticore.errors import ManticoreError
 from manticore.processes import is_first
-from manticore.runs.records import ALIGNED, SEARCHED, TUNED, task_record
+from manticore.runs.notes import ALIGNED, SEARCHED, TUNED
+from manticore.runs.records import task_record
 from manticore.schema.consistency import options
 from manticore.schema.sections import Align, Combine, CompareModels, Discretize, Finetune, Search
 from manticore.writing import new_folder, refuse_existing, write_json

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
     from manticore.tasks.task import Task
 
-ALIGNED, SEARCHED, TUNED = "alignment.json", "search.json", "finetune.json"
-"""What a verb on models writes beside the model: how it was aligned, searched or fine-tuned, and on which data."""
-
 
 def component_record(component: Component, model: PreTrainedModel, lineage: dict[str, Any]) -> dict[str, Any]:
     """What a component is."""

@@ -10,7 +10,7 @@ from manticore.components.loading import load_config
 from manticore.errors import ManticoreError
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.report.card import PICTURE, write_model_card
-from manticore.runs.records import ALIGNED, SEARCHED, TUNED
+from manticore.runs.notes import ALIGNED, SEARCHED, TUNED, read_note
 from manticore.stacks.configuration import StackConfig
 from manticore.writing import write_text
 
@@ -96,7 +96,7 @@ def folder_record(folder: Path, config: ManticoreConfig) -> dict[str, Any]:
         "model": {"loads_with": _loads_with(config)},
     }
     for stage, name in (("align", ALIGNED), ("search", SEARCHED), ("finetune", TUNED)):
-        note = _note(folder / name)
+        note = read_note(folder / name)
         if note:
             record[stage] = note
             record["seed"] = note.get("seed")
@@ -110,13 +110,3 @@ def _loads_with(config: ManticoreConfig) -> str:
         if any(name.endswith(task) for name in config.architectures or []):
             return f"AutoModelFor{task}"
     return ""
-
-
-def _note(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        note = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ManticoreError(f"{file}: cannot be read as JSON. Fix: remove it, the card will do without") from error
-    return note if isinstance(note, dict) else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
@@ -28,7 +28,14 @@ def _named(kind: str) -> Any:
     return Annotated[str, AfterValidator(marker), marker]
 
 
-Mixing = _named("mixing")
-Projector = _named("projector")
-SearchMethod = _named("search")
-TaskName = _named("task")
+if TYPE_CHECKING:
+    # a type checker cannot look into the function, and takes a variable for a type in some orders of modules only
+    Mixing: TypeAlias = str
+    Projector: TypeAlias = str
+    SearchMethod: TypeAlias = str
+    TaskName: TypeAlias = str
+else:
+    Mixing = _named("mixing")
+    Projector = _named("projector")
+    SearchMethod = _named("search")
+    TaskName = _named("task")
