@@ -12,6 +12,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,23 @@ class Mixing(nn.Module, ABC):
         self.num_blocks = config.num_blocks
         self.num_components = config.num_components
         self.widths = [component.hidden_size for component in config.components]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """As in every module, but ``half()``, ``to(dtype)`` and the like leave probabilities in float32 or better.
+
+        In half precision rows would no longer sum to 1.
+        """
+
+        def moved(tensor: Tensor) -> Tensor:
+            result: Tensor = fn(tensor)
+            if result.is_floating_point() and torch.finfo(result.dtype).bits < 32:
+                return tensor.to(result.device, torch.float32)
+            return result
+
+        if recurse:
+            for child in self.children():
+                child._apply(fn)
+        return super()._apply(moved, recurse=False)
 
     @abstractmethod
     def reset_mixture(self) -> None:

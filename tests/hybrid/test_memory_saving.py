@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hybrids import Build, at_random_weights
+from hybrids import MIXINGS, Build, at_random_weights
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -57,3 +57,23 @@ def test_loaded_in_bfloat16_a_cache_changes_rounding_only(
         positions = torch.arange(start, stop)[None]
         pieces.append(half(ids[:, start:stop], position_ids=positions, past_key_values=cache).logits.float())
     torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=float(whole.abs().max()) * 3e-2, rtol=0)
+
+
+@pytest.mark.parametrize("mixing", MIXINGS)
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float64])
+@torch.no_grad()
+def test_converted_in_memory_mixture_weights_stay_as_they_are(
+    mixing: str, precision: torch.dtype, build: Build, ids: Tensor, tmp_path: Any
+) -> None:
+    # thirds do not sum to 1 in half precision
+    hybrid = build(mixing, components=3)
+    weights = hybrid.mixture_weights
+    hybrid.to(precision)
+    assert hybrid.component(0).dtype == next(hybrid.mixing.projectors.parameters()).dtype == precision
+    assert torch.equal(hybrid.mixture_weights.float(), weights)
+    assert hybrid(ids).logits.isfinite().all()
+    hybrid.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.component(0).dtype == precision
+    assert torch.equal(loaded.mixture_weights.float(), weights)
+    loaded.set_mixture_weights(loaded.mixture_weights)
