@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from manticore.cli.faults import exit_code_of
 from manticore.cli.parameters import Out, Seed
 from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say
 from manticore.errors import ManticoreError
@@ -66,16 +67,28 @@ def mad(
     scored = candidates(models, mixing=mixing)
     runs = len(scored) * len(settings) * len(chosen.grid)
     say(
-        f"mad: {len(scored)} models, {len(settings)} settings, {len(chosen.grid)} runs each: {runs} runs of at most "
-        f"{chosen.epochs} epochs, protocol {chosen.name}"
+        f"mad: {_many(len(scored), 'model')}, {_many(len(settings), 'setting')}, {_many(len(chosen.grid), 'run')} "
+        f"each: {_many(runs, 'run')} of at most {_many(chosen.epochs, 'epoch')}, protocol {chosen.name}"
     )
     quiet_libraries()
     from manticore.report.mad_scores import render_scores
     from manticore.runs.mad import METRICS, MadFolder
 
     folder = MadFolder(out, scored, settings, chosen, tier=tier, seed=seed, resume=resume)
-    with progress_bar("mad") as progress:
-        folder.run(stacked=stacked, cpu=cpu, say=say, progress=progress)
+    same = ["--protocol", protocol] if protocol != "published" else []
+    same += ["--select", select] if select != "test" else []
+    same += [word for name in task or [] for word in ("--task", name)]
+    same += ["--mixing", mixing] if mixing != "translated" else []
+    same += ["--cpu"] if cpu else []
+    same += [] if stacked is None else ["--together" if stacked else "--one-by-one"]
+    try:
+        with progress_bar("mad") as progress:
+            folder.run(stacked=stacked, cpu=cpu, say=say, progress=progress)
+    except KeyboardInterrupt as stop:
+        again = ["--tier", tier, *same, "--seed", str(seed), "-o", out, "--resume"]
+        again += ["--epochs", str(epochs)] if epochs is not None else []
+        say(f"stopped; finished runs are kept\nnext: {shlex.join(['manticore', 'mad', *models, *again])}")
+        raise SystemExit(exit_code_of(stop)) from None
     for metric in METRICS:
         console.print(render_scores(folder.scores(metric), metric=metric, title=f"MAD, {tier} tier"))
     if tier == "smoke":
@@ -83,8 +96,14 @@ def mad(
     if any("+" in name for name in models):
         say("Hybrids kept all their components, at equal weights: they cost the sum of these.")
     say(chosen.note)
-    more = ["--tier", "full" if tier == "baseline" else "baseline", "-o", f"{out}-more"]
+    # after the last tier the next thing to know is how far another seed is from this one
+    larger = {"smoke": "baseline", "baseline": "full"}.get(tier, tier)
+    more = ["--tier", larger, *same, "--seed", str(seed + (larger == tier)), "-o", f"{out.rstrip('/')}-more"]
     done(
         f"{out}/scores.json, {out}/scores.svg, {out}/scores.png",
         shlex.join(["manticore", "mad", *models, *more]),
     )
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from manticore.cache import content_key
 from manticore.errors import ManticoreError
 from manticore.report.mad_scores import scores_figure
 from manticore.report.svg import house_style, to_png, to_svg
+from manticore.runs.lock import locked
 from manticore.runs.mad_models import Candidate
 from manticore.tasks.mad import KINDS, generate_validation
 from manticore.tasks.mad_grid import Setting
@@ -107,7 +109,15 @@ class MadFolder:
             cpu: stay on the CPU where an accelerator is present.
             say: told what begins, is skipped, or was done before.
             progress: called after every epoch with how far the whole is, in epochs, and the training loss.
+
+        Raises:
+            ManticoreError: another process is working in the folder.
         """
+        with locked(self.path):
+            self._train_missing(stacked, cpu, say, progress)
+            return self.write_scores()
+
+    def _train_missing(self, stacked: bool | None, cpu: bool, say: Say, progress: Watcher) -> None:
         device = torch.device("cpu" if cpu else torch.accelerator.current_accelerator() or "cpu")
         pairs = len(self.settings) * len(self.models)
         for place, setting in enumerate(self.settings):
@@ -138,9 +148,8 @@ class MadFolder:
                 parameters = count_parameters(built).total
                 for outcome in outcomes:
                     self._write(model, setting, outcome, parameters, device.type)
-                best = max((o.selection.get("mad_macro", math.nan) for o in outcomes), default=math.nan)
-                say(f"{title}: best mad_macro {best:.3f}")
-        return self.write_scores()
+                finite = [score for o in outcomes if math.isfinite(score := o.selection.get("mad_macro", math.nan))]
+                say(f"{title}: best mad_macro {max(finite, default=math.nan):.3f}")
 
     def results(self) -> list[dict[str, Any]]:
         """Everything in the files of single runs, in the order of models, settings and grid."""
@@ -194,11 +203,14 @@ class MadFolder:
                 raise ManticoreError(
                     f"--out {self.path}: holds results already. Fix: --resume goes on with them, or choose another name"
                 )
-            before = json.loads(file.read_text(encoding="utf-8"))
+            try:
+                before = dict(json.loads(file.read_text(encoding="utf-8")))
+            except ValueError as error:
+                raise ManticoreError(f"{file}: is damaged ({error}). Fix: choose another name for --out") from error
             for name, value in record.items():
                 if before.get(name) != value:
                     raise ManticoreError(
-                        f"--out {self.path}: was started with another {name}. "
+                        f"--out {self.path}: was started with another {name}{_difference(before.get(name), value)}. "
                         "Fix: resume with the same choices, or choose another name"
                     )
             return
@@ -258,9 +270,18 @@ def _score_record(score: ModelScore) -> dict[str, Any]:
     }
 
 
+def _difference(before: Any, now: Any) -> str:
+    """`` (epochs: 200, now 5)``: the first choice that differs, where it has a name or is short."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        name = next(name for name in {**now, **before} if before.get(name) != now.get(name))
+        return f" ({name}: {before.get(name)}, now {now.get(name)})"
+    return "" if isinstance(now, list) else f" ({before}, now {now})"
+
+
 def _file_name(model: str) -> str:
-    """A model's name as the name of one folder; a hub id or a path loses its slashes."""
-    return re.sub(r"[^\w.+-]+", "_", model.strip("./~")) or "model"
+    """A model's name as the name of one folder; what loses characters, as paths do, is told apart by a hash."""
+    name = re.sub(r"[^\w.+-]+", "_", model.strip("./~"))
+    return name if name == model else f"{name or 'model'}-{content_key(model)[:8]}"
 
 
 def _number(value: float | None) -> float:

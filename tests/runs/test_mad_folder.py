@@ -1,6 +1,7 @@
 """A folder of MAD results: files, scores, resuming, and what is refused."""
 
 import json
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 
 from manticore.cli.app import app
 from manticore.errors import ManticoreError
+from manticore.runs.lock import locked
 from manticore.runs.mad import MadFolder
 from manticore.runs.mad_models import Candidate, candidates
 from manticore.tasks.mad_grid import Setting
@@ -84,12 +86,66 @@ def test_a_folder_of_other_results_is_refused(tmp_path, saved):
     (tmp_path / "full" / "letter.txt").write_text("dear")
     for out, protocol, resume, message in (
         ("mad", SHORT, False, "holds results already. Fix: --resume"),
-        ("mad", replace(SHORT, epochs=9), True, "was started with another protocol"),
+        ("mad", replace(SHORT, epochs=9), True, "was started with another protocol (epochs: 1, now 9)"),
         ("full", SHORT, True, "is no folder of MAD results"),
     ):
         with pytest.raises(ManticoreError, match=r"^[^\n]*$") as caught:
             MadFolder(tmp_path / out, models, SETTINGS, protocol, tier="smoke", resume=resume)
         assert message in str(caught.value)
+
+
+def test_models_whose_names_look_alike_keep_their_results_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a/b", "a_b"):
+        gpt_neo().save_pretrained(tmp_path / folder)
+    names = ["./a/b", "./a_b"]
+    quick = replace(SHORT, lrs=(1e-3,))
+    scores = MadFolder("mad", candidates(names), SETTINGS[:1], quick, tier="smoke").run(cpu=True)
+    assert [score.model for score in scores] == names
+    assert len(list((tmp_path / "mad" / "runs").iterdir())) == 2
+
+
+def test_one_process_at_a_time_works_in_a_folder(tmp_path, saved):
+    out = MadFolder(tmp_path / "mad", candidates([saved]), SETTINGS[:1], SHORT, tier="smoke")
+    with locked(tmp_path / "mad"), pytest.raises(ManticoreError, match=r"is working in this run folder. Fix: wait"):
+        out.run(cpu=True)
+    assert not (tmp_path / "mad" / "runs").exists()
+
+
+def test_a_damaged_record_is_named(tmp_path, saved):
+    (tmp_path / "mad").mkdir()
+    (tmp_path / "mad" / "grid.json").write_text('{"tier": ')
+    with pytest.raises(ManticoreError, match=r"^[^\n]*grid.json: is damaged [^\n]*Fix: choose another name"):
+        MadFolder(tmp_path / "mad", candidates([saved]), SETTINGS, SHORT, tier="smoke", resume=True)
+
+
+def test_a_run_that_failed_does_not_hide_the_best_of_the_others(tmp_path, saved):
+    told = []
+    diverging = replace(SHORT, lrs=(1e30, 1e-3))
+    MadFolder(tmp_path / "mad", candidates([saved]), SETTINGS[:1], diverging, tier="smoke").run(
+        cpu=True, say=told.append
+    )
+    assert json.loads(next((tmp_path / "mad").rglob("lr=1e+30,wd=0.json")).read_text())["ended"] == "not finite"
+    assert "best mad_macro 0." in told[-1]
+
+
+def test_a_stopped_command_says_what_is_kept_and_goes_on_from_there(tmp_path, saved, monkeypatch):
+    def stop(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    out = str(tmp_path / "mad")
+    arguments = ["mad", saved, "--task", "memorization", "--epochs", "1", "--cpu", "--select", "validation", "-o", out]
+    runner = CliRunner(env={"COLUMNS": "200"})
+    with monkeypatch.context() as patch:
+        patch.setattr("manticore.runs.mad.train_runs", stop)
+        stopped = runner.invoke(app, arguments)
+    assert stopped.exit_code == 130
+    assert "finished runs are kept" in stopped.output
+    command = stopped.output.splitlines()[-1].removeprefix("next: manticore ")
+    finished = runner.invoke(app, shlex.split(command))
+    assert finished.exit_code == 0, finished.output
+    following = finished.output.splitlines()[-1]
+    assert "--tier baseline --select validation --task memorization --cpu" in following
 
 
 def test_a_hybrid_from_scratch_trains_at_equal_weights():
@@ -168,7 +224,7 @@ def test_the_verb_prints_a_table_and_says_what_was_chosen_on_test_data(tmp_path,
     result = CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments)
     assert result.exit_code == 0, result.output
     for text in (
-        "1 runs of at most 1 epochs",
+        "1 model, 1 setting, 1 run each: 1 run of at most 1 epoch,",
         "mad_macro",
         "no MAD scores",
         "on the test split",
