@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
+from transformers.utils import cached_file
 
 from manticore.errors import ManticoreError
 
@@ -75,13 +76,24 @@ def origin(source: str, revision: str | None = None) -> dict[str, Any]:
     return {
         "source": Path(source).resolve().name if local else source,
         "commit": folder.name if folder is not None and not local else None,
-        "license": stated_license(folder) if folder is not None else None,
+        "license": stated_license(source, revision) if folder is not None else None,
     }
 
 
-def stated_license(folder: Path) -> str | None:
-    """The licence in the front matter of a model card."""
-    card = folder / "README.md"
+def stated_license(source: str, revision: str | None = None) -> str | None:
+    """The licence in the front matter of a checkpoint's model card; of a hub id the card is downloaded if it can be."""
+    card = Path(source, "README.md")
+    if not Path(source).is_dir():
+        found = cached_file(
+            source,
+            "README.md",
+            revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if found is None:
+            return None
+        card = Path(found)
     if not card.is_file():
         return None
     parts = card.read_text(encoding="utf-8", errors="replace").split("---")
@@ -91,8 +103,8 @@ def stated_license(folder: Path) -> str | None:
         matter = yaml.safe_load(parts[1])
     except yaml.YAMLError:
         return None
-    found = matter.get("license") if isinstance(matter, dict) else None
-    return str(found) if found else None
+    licence = matter.get("license") if isinstance(matter, dict) else None
+    return str(licence) if licence else None
 
 
 def _is_path(name: str) -> bool:

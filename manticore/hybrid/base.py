@@ -304,6 +304,12 @@ class ManticorePreTrainedModel(AdapterGuard):
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
 
+    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """The tokenizer goes to the hub with the weights, also where ``save_pretrained`` uploads before it returns."""
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a hybrid and the tokenizer beside it; see transformers for the arguments."""

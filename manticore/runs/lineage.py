@@ -25,7 +25,7 @@ def model_lineage(source: str, revision: str | None = None) -> dict[str, Any]:
     return {
         "source": source,
         "commit": folder.name if folder is not None and not Path(source).is_dir() else None,
-        "license": stated_license(folder) if folder is not None else None,
+        "license": stated_license(source, revision) if folder is not None else None,
         "files": files,
         "sha256": whole.hexdigest() if files else None,
     }
