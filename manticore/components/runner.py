@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -104,10 +105,15 @@ class Runner:
         """The most tokens of one sequence that the component can take; None where nothing ends."""
         return tabulated_positions(self.model)
 
-    @property
+    @cached_property
     def width(self) -> int:
         """D, the width of the hidden states between layers."""
         return self.model.config.hidden_size
+
+    @cached_property
+    def _takes_any_precision(self) -> bool:
+        """Whether the stream between layers may be more precise than their weights."""
+        return bool(getattr(self.model.config, "residual_in_fp32", False))
 
     @property
     def head_width(self) -> int:
@@ -223,7 +229,7 @@ class Runner:
 
     def _as_taken(self, recording: Recording, hidden: Tensor) -> Tensor:
         """``hidden`` in the precision that the component's layers and norm take."""
-        if getattr(self.model.config, "residual_in_fp32", False):
+        if self._takes_any_precision:
             return hidden
         # attention layers refuse a stream of another precision than their weights
         return hidden.to(recording.hidden.dtype)
@@ -231,14 +237,13 @@ class Runner:
     def run(self, recording: Recording, hidden: Tensor, start: int, stop: int) -> Tensor:
         """Layers ``start`` … ``stop - 1`` on ``hidden``: ``[B, T, D]`` → ``[B, T, D]``."""
         hidden = self._as_taken(recording, hidden)
-        layers = self.layers
-        for index in range(start, stop):
+        sizes = self.tuple_sizes
+        for index, layer in enumerate(islice(self.layers, start, stop), start):
             args, kwargs = recording.calls[index]
-            output = layers[index](hidden, *args, **kwargs)
+            output = layer(hidden, *args, **kwargs)
             size = len(output) if isinstance(output, tuple) else 0
-            if size != self.tuple_sizes[index]:
-                expected = self.tuple_sizes[index]
-                why = f"layer {index} returned {size} values, {expected} when the hybrid was built"
+            if size != sizes[index]:
+                why = f"layer {index} returned {size} values, {sizes[index]} when the hybrid was built"
                 raise ManticoreError(not_reproducible(self.model, why))
             hidden = output[0] if size else output
         return hidden

@@ -62,6 +62,7 @@ class ManticorePreTrainedModel(AdapterGuard):
         super().__init__(config)
         kept = set(range(config.num_components)) if config.path is None else set(config.path)
         self.runners: list[Runner | None] = []
+        self._boundaries = config.boundaries
         for k, component_config in enumerate(config.components):
             if k not in kept:
                 setattr(self, f"component_{k}", None)
@@ -89,7 +90,7 @@ class ManticorePreTrainedModel(AdapterGuard):
 
     def _kept_layers(self, k: int) -> list[int]:
         """Layers of component k that the hybrid's path goes through."""
-        edges = self.config.boundaries[k]
+        edges = self._boundaries[k]
         path = self.config.path if self.config.path is not None else [k] * self.config.num_blocks
         return [i for n, m in enumerate(path) if m == k for i in range(edges[n], edges[n + 1])]
 
@@ -104,16 +105,12 @@ class ManticorePreTrainedModel(AdapterGuard):
         self.check_adapters()
         recordings = {
             k: self._runner(k).record(**self._inputs(k, input_ids, attention_mask, position_ids, cache))
-            for k in self._used()
+            for k in self.mixing.route().used
         }
         features = self._mix(recordings)
         if cache is not None:
             cache.seen_tokens += input_ids.shape[1]
         return features, recordings
-
-    def _used(self) -> list[int]:
-        """Components whose embeddings or layers are read."""
-        return sorted(self.mixing.embedded().union(*self.mixing.active()))
 
     def _inputs(
         self,
@@ -134,10 +131,11 @@ class ManticorePreTrainedModel(AdapterGuard):
 
     def _mix(self, recordings: Mapping[int, Recording], states: list[Tensor] | None = None) -> Features:
         """From the embeddings through all blocks; what enters each block, and the result, are added to ``states``."""
-        active = self.mixing.active()
-        features: Features = {k: recordings[k].hidden for k in sorted(self.mixing.embedded())}
-        for n in range(self.config.num_blocks):
-            inputs = self.mixing.enter(n, features, sorted(active[n]))
+        mixing = self.mixing
+        route = mixing.route()
+        features: Features = {k: recordings[k].hidden for k in route.embedded}
+        for n, components in enumerate(route.blocks):
+            inputs = mixing.enter(n, features, components)
             if states is not None:
                 states.extend(inputs.values())
             features = {k: self._run_segment(n, k, recordings[k], hidden) for k, hidden in inputs.items()}
@@ -151,7 +149,7 @@ class ManticorePreTrainedModel(AdapterGuard):
         After a cached prompt given positions count instead of the length: padding takes none. They are read only where
         the length alone does not settle it, since reading waits for the device.
         """
-        for k in self._used():
+        for k in self.mixing.route().used:
             limit = self._runner(k).positions
             if limit is None or cached + tokens <= limit:
                 continue
@@ -166,7 +164,7 @@ class ManticorePreTrainedModel(AdapterGuard):
         return f"component {k} ({self.config.components[k].model_type})"
 
     def _run_segment(self, n: int, k: int, recording: Recording, hidden: Tensor) -> Tensor:
-        edges = self.config.boundaries[k]
+        edges = self._boundaries[k]
         return self._runner(k).run(recording, hidden, edges[n], edges[n + 1])
 
     def _runner(self, k: int) -> Runner:

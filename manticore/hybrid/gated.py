@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from manticore.hybrid.configuration import ManticoreConfig
-from manticore.hybrid.mixing import Features, Mixing, MixtureReader, Translation, weighted_sum
+from manticore.hybrid.mixing import Features, Mixing, Translation, weighted_sum
 from manticore.projectors.kinds import make_projector
 from manticore.projectors.projector import resize
 
@@ -39,7 +39,6 @@ class GatedMixing(Mixing):
                 out = make_projector(config.projector, width, self.stream_width, **options)
                 self.projectors[f"{block}_in_{k}"] = into
                 self.projectors[f"{block}_out_{k}"] = out
-        self._reader = MixtureReader()
         self.weights = nn.Parameter(torch.empty(self.num_blocks, self.num_components), requires_grad=False)
         self.reset_mixture()
 
@@ -114,13 +113,13 @@ class GatedMixing(Mixing):
     def _gate(self, block: int, k: int, direction: str, x: Tensor, width: int) -> Tensor:
         """``(1 - a) L(x) + a resize(x)``; at a = 1 the projector is not even called."""
         weight = self._weight(block, k)
-        if weight is None:
+        if not isinstance(weight, Tensor):
             return resize(x, width)
         projected = self.projectors[f"{block}_{direction}_{k}"](x)
         # one pass over the features where the formula as written takes three
         return torch.lerp(projected, resize(x, width), weight.to(x.dtype))
 
-    def _weight(self, block: int, k: int) -> Tensor | None:
-        """The weight, or None where it is exactly 1 and does not train."""
+    def _weight(self, block: int, k: int) -> Tensor | float:
+        """The weight, or the number 1 where it is exactly that and does not train."""
         (weights,) = self._reader.read([self.weights])
-        return None if weights is not None and weights[block][k] == 1 else self.weights[block, k]
+        return 1.0 if weights is not None and weights[block][k] == 1 else self.weights[block, k]

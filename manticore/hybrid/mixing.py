@@ -39,6 +39,18 @@ class Translation:
     """Component and boundary whose features should come out."""
 
 
+@dataclass(frozen=True)
+class Route:
+    """What has to run, each in ascending order."""
+
+    embedded: list[int]
+    """Components whose embeddings are read before block 0."""
+    blocks: list[list[int]]
+    """Per block the components that run."""
+    used: list[int]
+    """Components whose embeddings or layers are read."""
+
+
 class Mixing(nn.Module, ABC):
     """Joins the components of a hybrid at every boundary."""
 
@@ -49,6 +61,8 @@ class Mixing(nn.Module, ABC):
         self.num_blocks = config.num_blocks
         self.num_components = config.num_components
         self.widths = [component.hidden_size for component in config.components]
+        self._reader = MixtureReader()
+        self._route: tuple[object, Route] | None = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """As in every module, but ``half()``, ``to(dtype)`` and the like leave probabilities in float32 or better.
@@ -95,11 +109,23 @@ class Mixing(nn.Module, ABC):
 
     @abstractmethod
     def active(self) -> list[set[int]]:
-        """Per block the components that have to run: all, unless weights that do not train are exactly zero."""
+        """Per block the components that have to run: all, unless weights that do not train are exactly zero.
+
+        Like :meth:`embedded`, a function of :meth:`mixture_parameters` alone.
+        """
 
     def embedded(self) -> set[int]:
         """The components whose embeddings are read before block 0."""
         return self.active()[0]
+
+    def route(self) -> Route:
+        """What :meth:`active` and :meth:`embedded` say, worked out once per change of the mixture."""
+        values = self._reader.read(self.mixture_parameters())
+        if self._route is None or self._route[0] is not values:
+            active, embedded = self.active(), self.embedded()
+            used = sorted(embedded.union(*active))
+            self._route = values, Route(sorted(embedded), [sorted(block) for block in active], used)
+        return self._route[1]
 
     @abstractmethod
     def enter(self, boundary: int, features: Features, targets: Iterable[int]) -> Features:
@@ -138,9 +164,11 @@ class MixtureReader:
     def read(self, parameters: Sequence[nn.Parameter]) -> list[list[list[float]] | None]:
         """Per parameter its rows as numbers, or None where it trains (then no zero may be skipped)."""
         versions = [(id(p), p._version, p.requires_grad) for p in parameters]
+        if versions == self._versions:
+            return self._values
         # without values (meta device, or while FLOPs are counted): keep the ones read before, if any
         empty = [p.is_meta or is_fake(p) for p in parameters]
-        if versions != self._versions and not (self._values and any(empty)):
+        if not (self._values and any(empty)):
             self._values = [
                 None if p.requires_grad or no_values else p.detach().reshape(-1, p.shape[-1]).tolist()
                 for p, no_values in zip(parameters, empty)
@@ -213,12 +241,15 @@ def check_path(path: Sequence[int], num_blocks: int, num_components: int, where:
     return found
 
 
-def weighted_sum(terms: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
-    """``sum of weight * value``; a weight of None counts as exactly 1 and costs nothing."""
+def weighted_sum(terms: Sequence[tuple[Tensor | float, Tensor]]) -> Tensor:
+    """``sum of weight * value``; the number 1 costs nothing."""
     total: Tensor | None = None
     for weight, value in terms:
         # a device map may have put weights, projectors and heads on several devices
-        term = value if weight is None else weight.to(value) * value
+        if isinstance(weight, Tensor):
+            term = weight.to(value) * value
+        else:
+            term = value if weight == 1 else weight * value
         total = term if total is None else total + term.to(total.device)
     if total is None:
         raise ManticoreError("mixing: every weight of a row is zero. Fix: set mixture weights whose rows sum to 1")

@@ -121,8 +121,9 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, OwnCacheGenerationMixin):
         states: list[Tensor] | None,
     ) -> Tensor:
         """One pass: ``[B, t, V]``; hidden states are added to ``states``."""
-        heads = sorted(self.mixing.active()[-1])
-        inputs = {k: self._inputs(k, input_ids, attention_mask, position_ids, cache) for k in self._used()}
+        route = self.mixing.route()
+        heads = route.blocks[-1]
+        inputs = {k: self._inputs(k, input_ids, attention_mask, position_ids, cache) for k in route.used}
         recordings = {k: self._runner(k).record(**given) for k, given in inputs.items() if k not in heads}
         outputs: Features = {}
         self._descend(heads, inputs, recordings, {}, outputs, logits_to_keep, states)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from manticore.hybrid.configuration import ManticoreConfig
-from manticore.hybrid.mixing import Features, Mixing, MixtureReader, Translation, weighted_sum
+from manticore.hybrid.mixing import Features, Mixing, Translation, weighted_sum
 from manticore.projectors.kinds import make_projector
 
 
@@ -41,7 +41,6 @@ class RoutedMixing(Mixing):
                 if source != target
             }
         )
-        self._reader = MixtureReader()
         self._make_mixture()
         self.reset_mixture()
 
@@ -139,13 +138,12 @@ class RoutedMixing(Mixing):
             terms.append((weight, value))
         return weighted_sum(terms)
 
-    def _nonzero(self, boundary: int, target: int) -> list[tuple[int, Tensor | None]]:
-        """Components that ``target`` reads, each with its weight, or None where that is exactly 1."""
-        row = self.row(boundary, target)
+    def _nonzero(self, boundary: int, target: int) -> list[tuple[int, Tensor | float]]:
+        """Components that ``target`` reads, each with its weight: a number unless it trains."""
         values = self.row_values(boundary, target)
         if values is None:
-            return list(enumerate(row.unbind()))
-        return [(k, None if values[k] == 1 else row[k]) for k in range(self.num_components) if values[k] != 0]
+            return list(enumerate(self.row(boundary, target).unbind()))
+        return [(k, value) for k, value in enumerate(values) if value != 0]
 
     def head_inputs(self, features: Features) -> Features:
         """The features themselves."""
