@@ -304,8 +304,8 @@ def _check_packs(hybrid: ManticoreForCausalLM, *packs: Packs) -> None:
             "align: the targets hold nothing to predict (-100 everywhere). Fix: leave the column out, or take more rows"
         )
     length = packs[0].input_ids.shape[1]
-    for k, config in enumerate(hybrid.config.components):
-        limit = getattr(config, "max_position_embeddings", None)
+    for k, runner in enumerate(hybrid.runners):
+        limit = None if runner is None else runner.positions
         if limit is not None and length > limit:
             raise ManticoreError(
                 f"align: sequences of {length} tokens, but component {k} has {limit} positions. Fix: length={limit}"

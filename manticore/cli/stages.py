@@ -296,7 +296,8 @@ def generate(
     if encoded.input_ids.shape[1] == 0:
         raise ManticoreError("generate: the prompt is empty. Fix: give at least one word")
     limit, total = positions(loaded), encoded.input_ids.shape[1] + max_new_tokens
-    if limit is not None and total > limit:
+    # the last token is not read again
+    if limit is not None and total - 1 > limit:
         raise ManticoreError(
             f"generate: prompt and new tokens make {total}, but {model} has {limit} positions. "
             "Fix: a shorter prompt, or a smaller --max-new-tokens"

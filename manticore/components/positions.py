@@ -16,13 +16,15 @@ def tabulated_positions(model: PreTrainedModel) -> int | None:
     """The most tokens of one sequence that `model` can take; None where nothing ends.
 
     A table is an embedding beside that of the tokens, or a buffer of two or more dimensions, with as many rows as the
-    configuration has positions.
+    configuration has positions; layers of stacks say it themselves (``positions``).
     """
     limit = getattr(model.config, "max_position_embeddings", None)
     if not isinstance(limit, int):
         return None
     tokens: Any = model.get_input_embeddings()
     for module in model.modules():
+        if getattr(module, "positions", None) == limit:
+            return limit
         if isinstance(module, nn.Embedding) and module is not tokens:
             # OPT and its like leave some first rows unused
             rows = module.num_embeddings - int(getattr(module, "offset", 0))

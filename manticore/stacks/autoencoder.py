@@ -53,6 +53,11 @@ class StackForAutoEncoding(StackPreTrainedModel):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
         self.post_init()
 
+    @property
+    def positions(self) -> int:
+        """The most tokens of one sequence."""
+        return self.config.max_position_embeddings
+
     def forward(
         self,
         input_ids: Tensor,
@@ -74,9 +79,9 @@ class StackForAutoEncoding(StackPreTrainedModel):
             ManticoreError: more tokens than positions, or padding.
         """
         tokens = input_ids.shape[1]
-        if tokens > self.config.max_position_embeddings:
+        if tokens > self.positions:
             raise ManticoreError(
-                f"auto-encoder: a sequence of {tokens} tokens (expected at most {self.config.max_position_embeddings}, "
+                f"auto-encoder: a sequence of {tokens} tokens (expected at most {self.positions}, "
                 "max_position_embeddings). Fix: a stack with more positions"
             )
         if attention_mask is not None and not bool(attention_mask.all()):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from manticore.components.loading import own_tokenizer
+from manticore.components.positions import tabulated_positions
 from manticore.components.vocabulary import with_vocabulary
 from manticore.errors import ManticoreError
 from manticore.hybrid.base import ManticorePreTrainedModel
@@ -46,15 +47,15 @@ def resolve_task(
 
 
 def positions(model: PreTrainedModel) -> int | None:
-    """The most tokens that all of `model`'s components have positions for; None where no family limits them."""
-    runners = getattr(model, "runners", None)
-    models = [model] if runners is None else [runner.model for runner in runners if runner is not None]
-    limits = [getattr(each.config, "max_position_embeddings", None) for each in models]
+    """The most tokens that all of `model`'s components have positions for; None where no family ends."""
+    limits = [tabulated_positions(each) for each in _components(model)]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def check_length(model: PreTrainedModel, task: Task, *, stage: str) -> None:
     """Refuse a task whose examples have more tokens than the model has positions.
+
+    Where a family goes on beyond the length that its configuration names (rotary positions), a warning says so.
 
     Raises:
         ManticoreError: they have.
@@ -65,6 +66,23 @@ def check_length(model: PreTrainedModel, task: Task, *, stage: str) -> None:
             f"{stage}: examples of {task.name} have {task.length} tokens, but the model has {limit} positions. "
             "Fix: shorter examples, see the options of the task"
         )
+    for each in _components(model):
+        named = getattr(each.config, "max_position_embeddings", None)
+        if isinstance(named, int) and task.length > named:
+            logger.warning(
+                "%s: examples of %s have %d tokens, the configuration of %s names %d: positions beyond are new to it",
+                stage,
+                task.name,
+                task.length,
+                each.config.model_type,
+                named,
+            )
+
+
+def _components(model: PreTrainedModel) -> list[PreTrainedModel]:
+    """The components that a hybrid has kept; of another model, the model itself."""
+    runners = getattr(model, "runners", None)
+    return [model] if runners is None else [runner.model for runner in runners if runner is not None]
 
 
 def check_backbone(model: PreTrainedModel, task: Task, *, stage: str) -> None:

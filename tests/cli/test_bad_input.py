@@ -102,7 +102,7 @@ def recipe(first: str, second: str, **sections: str) -> str:
         pytest.param(
             ["combine", "gpt", "damaged", "--num-blocks", "2", "-o", "new"], "holds NaN", id="combine NaN weights"
         ),
-        pytest.param(["generate", "gpt", "w1 w2", "--max-new-tokens", "63"], "make 65, but gpt", id="long answer"),
+        pytest.param(["generate", "gpt", "w1 w2", "--max-new-tokens", "64"], "make 66, but gpt", id="long answer"),
         pytest.param(
             ["search", "gpt", *MAD, "-o", "new", "--steps", "3", "--budget-flops", "1e9"],
             "both given",

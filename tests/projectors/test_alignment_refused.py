@@ -76,3 +76,7 @@ def test_steps_that_diverge_are_undone():
     with pytest.raises(ManticoreError, match=r"the loss is .* in step \d+. Fix: a smaller lr"):
         manticore.align(hybrid, dataset(), tokens=480, steps=20, lr=1e30)
     assert unchanged(hybrid, before)
+
+
+def test_rotary_positions_do_not_end():
+    assert manticore.align(hybrid_of("llama", "mamba"), dataset(8, 65), tokens=400).tokens

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from copying_task import LENGTH, copying_task
+from copying_task import LENGTH, VOCABULARY, copying_task
 from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from manticore.errors import ManticoreError
 from manticore.hybrid.discretize import discretize
@@ -225,6 +226,23 @@ def test_examples_longer_than_the_positions_of_a_model_are_refused(gpt, hybrid, 
                 call(model, long)
     with pytest.raises(ManticoreError, match="compare: examples of copying have 33 tokens"):
         compare([gpt], long, seeds=(0,))
+
+
+def test_rotary_positions_go_on_beyond_the_length_that_the_configuration_names(task, caplog):
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=task.length - 1,
+    )
+    assert evaluate(LlamaForCausalLM(config), task)["loss"] > 0
+    warned = [record.getMessage() for record in caplog.records if record.name == "manticore.training.prepare"]
+    assert warned == [
+        f"evaluate: examples of copying have {task.length} tokens, the configuration of llama names {task.length - 1}: "
+        "positions beyond are new to it"
+    ]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(gpt, task, tmp_path):
