@@ -21,5 +21,5 @@ def share(folder: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of
 
     quiet_libraries()
     written = share_folder(folder)
-    say(f"wrote {', '.join(written)}")
+    say(f"added {', '.join(written)}")
     done(folder, f"hf upload YOUR-NAME/{quote(Path(folder).resolve().name)} {quote(folder)}")

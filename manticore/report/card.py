@@ -173,7 +173,7 @@ def _stages(results: Results) -> list[dict[str, str]]:
     """What the training took, stage by stage."""
     task = results.task.name if results.task else ""
     align, search, finetune = results.align, results.search, results.finetune
-    data = {"align": align.text if align else "", "search": task, "finetune": task}
+    data = {"align": _public(align.text) if align else "", "search": task, "finetune": task}
     return [
         {
             "name": f"search ({search.method})" if stage is search and search and search.method else name,
@@ -187,9 +187,14 @@ def _stages(results: Results) -> list[dict[str, str]]:
     ]
 
 
+def _public(value: str) -> str:
+    """Where on this machine a file lies is nobody's business."""
+    return os.path.basename(value.rstrip("/")) if os.path.isabs(value) else value
+
+
 def _data(task: TaskInfo) -> str:
     """One line on the task's data."""
-    parts = [f"{name}={value}" for name, value in task.options.items()]
+    parts = [f"{name}={_public(value)}" for name, value in task.options.items()]
     parts += [f"{count:,} examples in {split}" for split, count in task.examples.items() if count is not None]
     parts += [f"{task.length:,} tokens each"] if task.length else []
     return ", ".join(parts)

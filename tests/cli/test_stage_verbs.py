@@ -52,6 +52,15 @@ def test_the_stages_lead_from_checkpoints_to_a_scored_hybrid(
     rows = json.loads(Path("table/results.json").read_text())["compare"]["rows"]
     assert [row["model"] for row in rows] == ["gpt", "small"]
     assert any("small" in line for line in said)
+    said = do("share", "tuned")
+    assert said[-3:] == [
+        "added loading_manticore.py, config.json, README.md, blocks.png",
+        "wrote tuned",
+        "next: hf upload YOUR-NAME/tuned tuned",
+    ]
+    card = Path("tuned/README.md").read_text()
+    assert "| finetune | text | 3 |" in card
+    assert "source=words.txt, length=16" in card
     assert AutoModelForCausalLM.from_pretrained("tuned").is_discretized
 
 

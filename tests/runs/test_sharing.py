@@ -165,7 +165,12 @@ def test_the_card_tells_parents_licence_blocks_and_what_the_verb_has_noted(tmp_p
     small.save_pretrained(tmp_path / "small")
     note = {
         "seed": 7,
-        "task": {"name": "text", "primary_metric": "loss", "options": {"source": "x"}, "examples": {"test": 12}},
+        "task": {
+            "name": "text",
+            "primary_metric": "loss",
+            "options": {"source": str(tmp_path / "x")},
+            "examples": {"test": 12},
+        },
         "steps": 30,
         "tokens": 960,
         "flops": 2.5e9,

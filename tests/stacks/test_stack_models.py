@@ -9,7 +9,15 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny_stacks import NAMES, POSITIONS, VOCABULARY, tiny_config, tiny_stack, tokens
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
 import manticore
 from manticore.components.runner import Runner
@@ -99,6 +107,20 @@ def test_saving_and_loading_through_the_auto_classes(tmp_path: Path) -> None:
     body = AutoModel.from_pretrained(tmp_path)
     assert isinstance(body, StackModel)
     assert isinstance(AutoConfig.from_pretrained(tmp_path), StackConfig)
+
+
+def test_a_pipeline_of_a_saved_stack(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = StackForCausalLM(
+        StackConfig(layers=["mamba", "attention", "swiglu"], vocab_size=len(tokenizer), hidden_size=16)
+    ).eval()
+    for part in (made, tokenizer):
+        part.save_pretrained(tmp_path)
+    write = pipeline("text-generation", model=str(tmp_path))
+    prompt = tokenizer("return x", return_tensors="pt")
+    expected = made.generate(**prompt, max_new_tokens=5, do_sample=False)
+    (answer,) = write("return x", max_new_tokens=5, do_sample=False)
+    assert answer["generated_text"] == tokenizer.decode(expected[0], skip_special_tokens=True)
 
 
 def test_a_missing_layer_is_initialised_as_when_built(tmp_path: Path) -> None:
