@@ -20,6 +20,7 @@ from torch.utils.flop_counter import (
     flop_registry,
     sdpa_backward_flop_count,
     sdpa_flop_count,
+    shape_wrapper,
 )
 
 from manticore.errors import ManticoreError
@@ -44,18 +45,39 @@ def counted_flops() -> Iterator[FlopCounterMode]:
         yield counter
 
 
+def operator_flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
+    """FLOPs of one call that a dispatch mode has seen below autograd; `out` is what it returned.
+
+    Raises:
+        ManticoreError: nobody has written down what the operator costs.
+    """
+    packet = func._overloadpacket
+    if packet in _FORMULAS:
+        formula = shape_wrapper(_FORMULAS[packet])
+    elif packet in flop_registry:
+        formula = flop_registry[packet]
+    else:
+        _check_known(func)
+        return 0
+    return int(formula(*args, **kwargs, out_val=out))
+
+
 class _KnownOperators(TorchDispatchMode):
     """Stops at the first operator that the counter would take for free without knowing it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        packet = func._overloadpacket
-        unknown = func.namespace not in _PLAIN_NAMESPACES or _PRODUCT.search(packet.__name__)
-        if unknown and packet not in flop_registry and packet not in _FORMULAS:
-            raise ManticoreError(
-                f"budget: the FLOPs of operator {func} are unknown and would count as zero. "
-                "Fix: register a formula with torch.utils.flop_counter.register_flop_formula"
-            )
+        _check_known(func)
         return func(*args, **(kwargs or {}))
+
+
+def _check_known(func: Any) -> None:
+    packet = func._overloadpacket
+    unknown = func.namespace not in _PLAIN_NAMESPACES or _PRODUCT.search(packet.__name__)
+    if unknown and packet not in flop_registry and packet not in _FORMULAS:
+        raise ManticoreError(
+            f"budget: the FLOPs of operator {func} are unknown and would count as zero. "
+            "Fix: register a formula with torch.utils.flop_counter.register_flop_formula"
+        )
 
 
 def _convolution_backward(grad: Shape, x: Shape, weight: Shape, *options: Any, **kwargs: Any) -> int:

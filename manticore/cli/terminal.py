@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,14 +36,17 @@ def done(path: str | Path, next_command: str) -> None:
 
 def quiet_libraries() -> None:
     """Keep the libraries' own bars and advice out of the output; warnings of this package still appear."""
-    import datasets
     import huggingface_hub
     import transformers
 
     huggingface_hub.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
+    else:
+        # read when it is imported, which takes long and not every verb needs
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|datasets)\b")
     logging.basicConfig(level=logging.WARNING if is_first() else logging.ERROR, format="%(levelname)s: %(message)s")
 

@@ -252,10 +252,6 @@ class Runner:
         """Final norm without head: ``[B, t, D]`` → the features ``[B, t, head_width]`` that the family's heads read."""
         return self._inject(self.model.base_model, recording, hidden).last_hidden_state
 
-    def finish(self, recording: Recording, hidden: Tensor) -> Tensor:
-        """Final norm and head: ``[B, t, D]`` → logits ``[B, t, V]``."""
-        return self._inject(self.model, recording, hidden).logits
-
     def _inject(self, model: nn.Module, recording: Recording, hidden: Tensor) -> Any:
         """What ``model`` makes of ``hidden`` where its last layer would have returned it."""
         tokens = hidden.shape[1]

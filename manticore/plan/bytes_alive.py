@@ -1,4 +1,4 @@
-"""Counts the bytes that are alive while operators run on tensors without data, and how high they have been."""
+"""Counts bytes alive, their peak and FLOPs while operators run on tensors without data."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+
+from manticore.flops import operator_flops
 
 
 class BytesAlive(TorchDispatchMode):
@@ -24,6 +26,8 @@ class BytesAlive(TorchDispatchMode):
         """Bytes alive."""
         self.peak = 0
         """The most there were since :meth:`begin`."""
+        self.flops = 0
+        """Of everything so far."""
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def begin(self) -> int:
@@ -34,7 +38,9 @@ class BytesAlive(TorchDispatchMode):
         return self.now
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self.flops += operator_flops(func, args, kwargs, out)
         for value in tree_iter(out):
             if isinstance(value, Tensor):
                 self._add(value)

@@ -8,8 +8,8 @@ Letters: B batch, T tokens, K components, N blocks.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -20,10 +20,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from manticore.components.runner import Recording
-from manticore.flops import counted_flops
 from manticore.hybrid.mixing import Features, Mixing
 from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.hybrid.path import PathMixing
 from manticore.plan.bytes_alive import BytesAlive, tensor_bytes
+from manticore.plan.skeleton import path_mixing
+from manticore.training.budget import copy_without_data
 from manticore.training.modes import recomputed_activations
 
 
@@ -71,34 +73,13 @@ class Part:
     """The layer kind that the piece is, for sharding; empty for what is no layer."""
 
 
-@contextmanager
-def without_data(mode: FakeTensorMode, flops: bool) -> Iterator[tuple[BytesAlive, Callable[[], int]]]:
-    """Tensors made inside have shapes only; gives the bytes alive, and a function that says the FLOPs so far.
-
-    Args:
-        mode: of tensors without data; one for all, since the first operators in a mode take long.
-        flops: whether these are counted, which makes operators several times slower.
-    """
-    # collected between pieces only, the youngest objects alone
-    gc.collect(0)
-    gc.disable()
-    with ExitStack() as stack:
-        stack.callback(gc.enable)
-        stack.enter_context(mode)
-        alive = stack.enter_context(BytesAlive())
-        yield alive, stack.enter_context(counted_flops()).get_total_flops if flops else lambda: 0
-
-
 class Bench:
     """Measures the pieces of a supernet in one setting; each piece once.
 
-    To be used inside the mode of :func:`without_data` that the supernet was copied in.
-
     Args:
-        hybrid: a supernet without data, with ``requires_grad`` as it shall be.
+        hybrid: a supernet on the meta device, with ``requires_grad`` as it shall be.
         kinds: per component and layer the index of the layer that stands for it.
-        alive: of the mode.
-        flops: of the mode.
+        mode: of tensors without data; one for all, since the first operators in a mode take long.
         batch_size: B.
         length: T.
         bf16: forward passes compute in bfloat16 where that is safe.
@@ -110,8 +91,7 @@ class Bench:
         self,
         hybrid: ManticoreForCausalLM,
         kinds: Sequence[Sequence[int]],
-        alive: BytesAlive,
-        flops: Callable[[], int],
+        mode: FakeTensorMode,
         *,
         batch_size: int,
         length: int,
@@ -119,18 +99,34 @@ class Bench:
         checkpointing: bool = False,
         backward: bool = True,
     ) -> None:
-        self.hybrid, self.kinds, self.alive, self.flops = hybrid, kinds, alive, flops
+        self.kinds, self.mode, self.alive = kinds, mode, BytesAlive()
         self.batch_size, self.length = batch_size, length
         self.bf16, self.checkpointing, self.backward = bf16, checkpointing, backward
-        self.runners = [runner for runner in hybrid.runners if runner is not None]
-        self.edges = hybrid.config.boundaries
-        self.input_ids = torch.zeros(batch_size, length, dtype=torch.long)
+        # what is made inside is seen as being there before anything is measured
+        with mode, self.alive:
+            self.hybrid = copy_without_data(hybrid)
+            self.input_ids = torch.zeros(batch_size, length, dtype=torch.long)
+        self.runners = [runner for runner in self.hybrid.runners if runner is not None]
+        self.edges = self.hybrid.config.boundaries
         self._layers: dict[tuple[int, int, bool], tuple[Piece, Tensor]] = {}
         self._embedded: dict[int, tuple[Piece, Recording]] = {}
+        self._entered: dict[tuple[int, int, bool], tuple[Piece, Features]] = {}
+        self._finished: dict[Any, Piece] = {}
+
+    def mixing(self, path: Sequence[int] | None) -> Mixing:
+        """What joins the segments: of the supernet, or of a path through it."""
+        with self.mode, self.alive:
+            return self.hybrid.mixing if path is None else path_mixing(self.hybrid, path)
 
     def parts(self, mixing: Mixing) -> list[Part]:
         """All pieces of a hybrid with this mixing, in the order of its forward pass, heads and loss last."""
+        # collected between pieces only, the youngest objects alone
+        gc.collect(0)
+        gc.disable()
         with ExitStack() as stack:
+            stack.callback(gc.enable)
+            stack.enter_context(self.mode)
+            stack.enter_context(self.alive)
             stack.enter_context(torch.set_grad_enabled(self.backward))
             if self.bf16:
                 stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
@@ -145,15 +141,17 @@ class Bench:
         features: Features = {k: recordings[k][1].hidden for k in embedded}
         for n, running in enumerate(active):
             targets = sorted(running)
-            piece, entered = self._measure(partial(mixing.enter, n, targets=targets), features)
+            piece, features = self._enter(mixing, n, targets, features)
             parts.append(Part(piece))
-            features = dict(entered)
             for k in targets:
                 waiting = _needing(value for m, value in features.items() if m != k)
                 for index in range(self.edges[k][n], self.edges[k][n + 1]):
                     piece, features[k] = self._layer(k, index, features[k], recordings[k][1])
                     parts.append(Part(piece, waiting, f"{k}.{self.kinds[k][index]}"))
-        parts.append(Part(self._finish(mixing, features, {k: r for k, (_, r) in recordings.items()})))
+        key = isinstance(mixing, PathMixing), tuple((k, value.requires_grad) for k, value in features.items())
+        if key not in self._finished:
+            self._finished[key] = self._finish(mixing, features)
+        parts.append(Part(self._finished[key]))
         return parts
 
     def _embed(self, k: int) -> tuple[Piece, Recording]:
@@ -168,6 +166,19 @@ class Bench:
             self._embedded[k] = piece, recordings[0]
         return self._embedded[k]
 
+    def _enter(self, mixing: Mixing, n: int, targets: list[int], features: Features) -> tuple[Piece, Features]:
+        if not isinstance(mixing, PathMixing):
+            piece, entered = self._measure(partial(mixing.enter, n, targets=targets), features)
+            return piece, dict(entered)
+        ((source, value),) = features.items()
+        key = source, targets[0], value.requires_grad
+        if key not in self._entered:
+            self._entered[key] = self._measure(partial(mixing.enter, n, targets=targets), features, mixing)
+        piece, entered = self._entered[key]
+        # each boundary of a path has a projector of its own
+        own = {(n, index): size for index, size in enumerate(piece.gradients.values())}
+        return replace(piece, gradients=own), dict(entered)
+
     def _layer(self, k: int, index: int, hidden: Tensor, recording: Recording) -> tuple[Piece, Tensor]:
         key = k, self.kinds[k][index], hidden.requires_grad
         if key not in self._layers:
@@ -178,30 +189,36 @@ class Bench:
             self._layers[key] = piece, out[k]
         return self._layers[key]
 
-    def _finish(self, mixing: Mixing, features: Features, recordings: dict[int, Recording]) -> Piece:
+    def _finish(self, mixing: Mixing, features: Features) -> Piece:
         heads = sorted(mixing.active()[-1])
         targets = torch.zeros(self.batch_size * self.length, dtype=torch.long)
         rows = self.hybrid.config.vocab_size
 
+        def head(k: int, hidden: Tensor) -> Tensor:
+            return self.runners[k].logits(lambda _: hidden, self.input_ids)[..., :rows]
+
         def run(inputs: Features) -> Features:
-            logits = mixing.logits(inputs, lambda k, hidden: self.runners[k].finish(recordings[k], hidden)[..., :rows])
+            logits = mixing.logits(inputs, head)
             if not self.backward:
                 return {0: logits}
             return {0: functional.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="sum") / len(targets)}
 
         piece = self._measure(run, features)[0]
-        # the hybrid's one pass of each component, which `finish` makes for a second time
+        # the hybrid's one pass of each component, which `head` makes for a second time
         again = sum(self._embedded[k][0].forward_flops for k in heads)
         return replace(piece, forward_flops=piece.forward_flops - again)
 
-    def _measure(self, run: Callable[[Features], Features], given: Features) -> tuple[Piece, Features]:
+    def _measure(
+        self, run: Callable[[Features], Features], given: Features, mixing: Mixing | None = None
+    ) -> tuple[Piece, Features]:
         """One piece on fresh inputs like `given`; also returns fresh tensors like its outputs."""
         inputs = {k: torch.empty_like(value).requires_grad_(value.requires_grad) for k, value in given.items()}
-        trained = [p for p in self.hybrid.parameters() if p.requires_grad]
-        begun, flops = self.alive.begin(), self.flops()
+        used = {*self.hybrid.parameters(), *(() if mixing is None else mixing.parameters())}
+        trained = [p for p in used if p.requires_grad]
+        begun, flops = self.alive.begin(), self.alive.flops
         outputs = run(inputs)
         kept, forward_peak = self.alive.now - begun, self.alive.peak - begun
-        forward_flops, backward_flops, backward_peak = self.flops() - flops, 0, 0
+        forward_flops, backward_flops, backward_peak = self.alive.flops - flops, 0, 0
         roots = [value for value in outputs.values() if value.requires_grad]
         fresh = {k: torch.empty_like(v).detach().requires_grad_(v.requires_grad) for k, v in outputs.items()}
         out = _needing(roots)
@@ -209,10 +226,10 @@ class Bench:
         gradients: dict[Any, float] = {}
         if roots:
             incoming = [torch.empty_like(value) for value in roots]
-            begun, flops = self.alive.begin(), self.flops()
+            begun, flops = self.alive.begin(), self.alive.flops
             torch.autograd.backward(roots, incoming)
             backward_peak = self.alive.peak - begun
-            backward_flops = self.flops() - flops
+            backward_flops = self.alive.flops - flops
             for parameter in trained:
                 if parameter.grad is not None:
                     gradients[id(parameter)] = tensor_bytes(parameter.grad)

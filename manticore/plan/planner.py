@@ -15,6 +15,7 @@ from manticore.plan.cases import Case, Cases, Setting
 from manticore.plan.fit import Fit, fit, way_out
 from manticore.plan.layer_cache import component_cache
 from manticore.plan.memory import ADAMW_TENSORS
+from manticore.plan.paths import path_ends
 from manticore.plan.skeleton import Shape, Skeleton
 from manticore.plan.sources import Source, find_sources, tokenizer_verdict
 from manticore.plan.task_shape import TaskShape, task_shape
@@ -150,7 +151,6 @@ class _Planner:
         tuning = recipe.finetune
         self.cases = Cases(self.skeleton, self.mode, lora_rank=tuning.lora_rank)
         self.problems: list[str] = []
-        self.alternatives: dict[str, dict[Setting, Case]] = {}
 
     def plan(self, flops_per_second: float | None) -> Plan:
         recipe, blocks = self.recipe, self.shape.num_blocks
@@ -163,11 +163,9 @@ class _Planner:
                 f"tokenizers {tokenizers}: set combine.tokenizer to a component, or take a task with its own vocabulary"
             )
         self._check_lengths()
-        vertices = [[k] * blocks for k in range(len(self.sources))]
         own = Setting(recipe.finetune.trainable, recipe.finetune.gradient_checkpointing, recipe.finetune.bf16)
-        paths = self._ends(own, vertices)
-        tuned = self._measure("finetune", own, [None, paths["costliest"], paths["cheapest"]], mixture=self._alike())
-        self._measure_alternatives(own, tuned, paths["costliest"])
+        paths = self._ends(own)
+        tuned = [self._measure("finetune", own, path) for path in (None, paths["costliest"], paths["cheapest"])]
         fits: dict[str, list[Fit]] = {}
         stages = self._pretraining()
         if recipe.align is not None:
@@ -178,7 +176,7 @@ class _Planner:
             stages.append(stage)
         stages.append(self._evaluate(tuned[0], tuned[1], paths["costliest"]))
         steps = self._steps("finetune", tuned[1].flops * recipe.finetune.accumulation)
-        fits["finetune"] = self._fits("finetune", {own: tuned[1]})
+        fits["finetune"] = self._fits("finetune", own, paths["costliest"])
         stages.append(self._stage("finetune", "the costliest path", own, tuned[1], steps, fits["finetune"]))
         if recipe.compare is not None:
             stages.append(self._compare(own, tuned, stages, fits))
@@ -247,50 +245,22 @@ class _Planner:
                         f"Fix: {'align.length=' if section == 'align' else 'examples of at most '}{limit}"
                     )
 
-    def _ends(self, own: Setting, vertices: Sequence[list[int]]) -> dict[str, list[int]]:
+    def _ends(self, own: Setting) -> dict[str, list[int]]:
         """The paths with the fewest and the most FLOPs; the recipe's own where it names one."""
         if self.recipe.discretize.path is not None:
             return {name: list(self.recipe.discretize.path) for name in ("cheapest", "costliest")}
-        # hand-overs cost the same wherever they are, so one change of component tells what they add
-        case = self.cases.measure(own, vertices, batch_size=2, length=self.task.length, mixture=False, one_size=True)
-        edges = self.skeleton.hybrid.config.boundaries
-        layers: list[dict[int, list[float]]] = []
-        ends = []
-        for k, found in enumerate(case):
-            pieces = [p for p in found.counted if p.unit]
-            costs = [p.piece.forward_flops + p.piece.backward_flops for p in pieces]
-            layers.append({n: costs[edges[k][n] : edges[k][n + 1]] for n in range(self.shape.num_blocks)})
-            ends.append(found.flops - sum(costs))
-        widths = [source.config.hidden_size for source in self.sources]
-        tokens = 2 * self.task.length
+        config = self.skeleton.hybrid.config
+        widths = [component.hidden_size for component in config.components]
+        cheapest, costliest = path_ends(lambda path: self._measure("finetune", own, path), config.boundaries, widths)
+        return {"cheapest": cheapest, "costliest": costliest}
 
-        def cost(path: tuple[int, ...]) -> float:
-            hand_overs = sum(6 * tokens * widths[a] * widths[b] for a, b in itertools.pairwise(path) if a != b)
-            return hand_overs + ends[path[-1]] + sum(sum(layers[k][n]) for n, k in enumerate(path))
-
-        count, blocks = len(self.sources), self.shape.num_blocks
-        if count**blocks > 4096:
-            # too many to try: per block the dearest and the cheapest component
-            ranked = [sorted(range(count), key=[sum(own[n]) for own in layers].__getitem__) for n in range(blocks)]
-            return {"cheapest": [order[0] for order in ranked], "costliest": [order[-1] for order in ranked]}
-        every = sorted(itertools.product(range(count), repeat=blocks), key=cost)
-        return {"cheapest": list(every[0]), "costliest": list(every[-1])}
-
-    def _measure(
-        self,
-        section: str,
-        setting: Setting,
-        paths: Sequence[Sequence[int] | None],
-        *,
-        mixture: bool,
-        flops: bool = True,
-    ) -> list[Case]:
+    def _measure(self, section: str, setting: Setting, path: Sequence[int] | None) -> Case:
         """With a section's batches."""
         chosen = getattr(self.recipe, section)
         return self.cases.measure(
-            setting, paths,
+            setting, path,
             batch_size=chosen.batch_size, accumulation=chosen.accumulation, length=self.task.length,
-            mixture=mixture, flops=flops,
+            mixture=section == "search" or self._alike(),
         )  # fmt: skip
 
     def _alike(self) -> bool:
@@ -301,39 +271,20 @@ class _Planner:
             tuning.accumulation,
         )
 
-    def _measure_alternatives(self, own: Setting, tuned: list[Case], path: Sequence[int]) -> None:
-        """Memory in other settings than the recipe's."""
-        self.alternatives = {"search": {}, "finetune": {own: tuned[1]}}
-        if self._alike():
-            self.alternatives["search"][own] = tuned[0]
-        for trainable, checkpointing in _ALTERNATIVES:
-            setting = Setting(trainable, checkpointing, own.bf16)
-            if setting in self.alternatives["finetune"]:
-                continue
-            if self._alike():
-                found = self._measure("finetune", setting, [None, path], mixture=True, flops=False)
-                self.alternatives["search"][setting], self.alternatives["finetune"][setting] = found
-                continue
-            (self.alternatives["finetune"][setting],) = self._measure(
-                "finetune", setting, [path], mixture=False, flops=False
-            )
-            if self.recipe.search is not None:
-                (self.alternatives["search"][setting],) = self._measure(
-                    "search", setting, [None], mixture=True, flops=False
-                )
-
     def _steps(self, section: str, step_flops: float) -> int:
         chosen = getattr(self.recipe, section)
         if chosen.budget_flops is not None:
             return int(chosen.budget_flops // step_flops)
         return chosen.steps or DEFAULT_STEPS[section]
 
-    def _fits(self, section: str, own: dict[Setting, Case]) -> list[Fit]:
+    def _fits(self, section: str, own: Setting, path: Sequence[int] | None) -> list[Fit]:
         """Of the recipe's setting first, then of the others."""
-        ordered = {**own, **self.alternatives[section], **own}
+        settings = [own, *(Setting(*choice, own.bf16) for choice in _ALTERNATIVES)]
         return [
-            fit(setting, case, self.devices, self.memory, shardable=section != "search")
-            for setting, case in ordered.items()
+            fit(
+                setting, self._measure(section, setting, path), self.devices, self.memory, shardable=section != "search"
+            )
+            for setting in dict.fromkeys(settings)
         ]
 
     def _stage(self, name: str, what: str, own: Setting, case: Case, steps: int, fits: list[Fit]) -> StagePlan:
@@ -362,10 +313,9 @@ class _Planner:
             config = self.sources[k].config
             shape = Shape(1, "translated", "linear", {}, torch.float32)
             own = Skeleton([entry.name, entry.name], [config, config], shape, None, self.mode)
-            (case,) = Cases(own, self.mode, lora_rank=8).measure(
-                Setting("all", False, False), [[0]],
-                batch_size=entry.batch_size, length=entry.length, mixture=False, one_size=True,
-            )  # fmt: skip
+            case = Cases(own, self.mode, lora_rank=8).measure(
+                Setting("all", False, False), [0], batch_size=entry.batch_size, length=entry.length, mixture=False
+            )
             verdict = "fits" if case.peak() <= self.memory else "does not fit: a smaller batch_size"
             what = f"{entry.name}, unless it is in the cache"
             total = case.flops * entry.steps
@@ -385,14 +335,11 @@ class _Planner:
             skeleton = Skeleton(self.names, configs, self.shape, None, self.mode)
         cases = Cases(skeleton, self.mode, lora_rank=8)
         batch = min(section.batch_size, fitted)
-        (case,) = cases.measure(
-            Setting("projectors", False, False), [None],
-            batch_size=batch, length=length, mixture=False, one_size=True,
-        )  # fmt: skip
+        case = cases.measure(Setting("projectors", False, False), None, batch_size=batch, length=length, mixture=False)
         config = skeleton.hybrid.config
         translations = skeleton.hybrid.mixing.translations()
         spaces = {space for t in translations if t.source != t.target for space in (t.source, t.target)}
-        parts = case.counted
+        parts = case.parts
         flops = 0.0
         for k in {k for k, _ in spaces}:
             deepest = config.boundaries[k][max(n for m, n in spaces if m == k)]
@@ -416,11 +363,9 @@ class _Planner:
         section = self.recipe.search
         assert section is not None
         own = Setting(section.trainable, section.gradient_checkpointing, section.bf16)
-        case = self.alternatives["search"].get(own)
-        if case is None or not case.counted:
-            (case,) = self._measure("search", own, [None], mixture=True)
+        case = self._measure("search", own, None)
         steps = self._steps("search", case.flops * case.accumulation)
-        fits = self._fits("search", {own: case})
+        fits = self._fits("search", own, None)
         return self._stage("search", "the supernet, all components", own, case, steps, fits), fits, case
 
     def _evaluate(self, supernet: Case, path: Case, costliest: list[int]) -> StagePlan:

@@ -30,7 +30,12 @@ def recomputed_activations(model: PreTrainedModel) -> Iterator[None]:
     new = hasattr(model, "activation_checkpointing_enable")
     enable = model.activation_checkpointing_enable if new else model.gradient_checkpointing_enable
     disable = model.activation_checkpointing_disable if new else model.gradient_checkpointing_disable
+    hooked = hasattr(model, "_require_grads_hook")
     enable({"use_reentrant": False})
+    if not hooked and hasattr(model, "_require_grads_hook"):
+        # only reentrant recomputation needs inputs with gradients; here these would make every frozen layer below the
+        # first trained one compute one for nothing
+        model.disable_input_require_grads()
     try:
         yield
     finally:

@@ -1,6 +1,8 @@
 """A plan is right: its FLOPs and parameters are those of the models that a run makes, and it says when it cannot go."""
 
+import copy
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -50,36 +52,26 @@ def test_a_hub_id_means_its_checkpoint():
     assert known("someone/else") is None
 
 
-@pytest.mark.parametrize(
-    ("trainable", "checkpointing", "path"),
-    [
-        ("all", False, None),
-        ("all", False, [1, 0]),
-        ("all", True, None),
-        ("all", True, [0, 0]),
-        ("lora", False, None),
-        ("lora", False, [0, 0]),
-        ("frozen", False, [1, 0]),
-    ],
-)
-def test_flops_and_parameters_are_those_of_the_real_model(supernet, path, trainable, checkpointing):
+@pytest.fixture(scope="module")
+def cases():
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     skeleton = Skeleton(["a", "b"], configs(), Shape(2, "translated", "linear", {}, torch.float32), None, mode)
-    (case,) = Cases(skeleton, mode, lora_rank=8).measure(
-        Setting(trainable, checkpointing, False), [path], batch_size=BATCH, length=LENGTH, mixture=False
-    )
-    real = manticore.discretize(supernet, path or [0, 1])
-    if path is None:
-        torch.manual_seed(0)
-        real = manticore.combine([AutoModelForCausalLM.from_config(c) for c in configs()], num_blocks=2)
+    return Cases(skeleton, mode, lora_rank=8)
+
+
+@pytest.mark.parametrize("path", [None, [0, 0], [1, 0]], ids=["supernet", "gpt", "mamba-gpt"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("trainable", ["all", "lora", "frozen"])
+def test_flops_and_parameters_are_those_of_the_real_model(cases, supernet, trainable, checkpointing, path):
+    case = cases.measure(Setting(trainable, checkpointing, False), path, batch_size=BATCH, length=LENGTH, mixture=False)
+    real = copy.deepcopy(supernet) if path is None else manticore.discretize(supernet, path)
     set_trainable(real, trainable)
+    for weights in real.mixing.mixture_parameters():
+        weights.requires_grad_(False)
     use_selective_scan(real)
     counted = count_parameters(real)
     assert (case.held.parameters, case.held.trained) == (counted.total, counted.trainable)
-    if checkpointing:
-        with recomputed_activations(real):
-            assert case.flops == flops_per_step(real, BATCH, LENGTH)
-    else:
+    with recomputed_activations(real) if checkpointing else nullcontext():
         assert case.flops == flops_per_step(real, BATCH, LENGTH)
 
 
