@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def load_component(
         )
     name = str(source)
     config = load_config(name, revision=revision)
+    # families of this package have no name among transformers' own; a classifier of theirs may lie there
+    _check_architectures(config, name, {kind.__name__ for kind in _causal_classes(config)})
     return load_weights(AutoModelForCausalLM, name, config, revision=revision, dtype=wanted)
 
 
@@ -217,6 +220,15 @@ def check_family(config: PreTrainedConfig, name: str) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise ManticoreError(f"{name}: family {family!r} is an encoder-decoder. Fix: give a decoder-only causal LM")
     causal = {known} if isinstance(known, str) else set(known or ())
+    _check_architectures(config, name, causal)
+    if getattr(config, "vision_config", None) is not None or getattr(config, "audio_config", None) is not None:
+        raise ManticoreError(f"{name}: family {family!r} takes more than text. Fix: give its text-only checkpoint")
+    if getattr(config, "quantization_config", None) is not None:
+        raise ManticoreError(f"{name}: its weights are quantised. Fix: give the checkpoint in its full precision")
+
+
+def _check_architectures(config: PreTrainedConfig, name: str, causal: Set[str]) -> None:
+    """Refuse a checkpoint that was saved by none of the classes ``causal``; none known is no reason."""
     named = config.architectures or []
     architectures = [named] if isinstance(named, str) else named
     if architectures and causal and not causal & set(architectures):
@@ -224,10 +236,11 @@ def check_family(config: PreTrainedConfig, name: str) -> None:
             f"{name}: the checkpoint is a {architectures[0]} (expected {' or '.join(sorted(causal))}). "
             "Fix: give a causal language model"
         )
-    if getattr(config, "vision_config", None) is not None or getattr(config, "audio_config", None) is not None:
-        raise ManticoreError(f"{name}: family {family!r} takes more than text. Fix: give its text-only checkpoint")
-    if getattr(config, "quantization_config", None) is not None:
-        raise ManticoreError(f"{name}: its weights are quantised. Fix: give the checkpoint in its full precision")
+
+
+def _causal_classes(config: PreTrainedConfig) -> tuple[type, ...]:
+    mapped: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    return mapped if isinstance(mapped, tuple) else (mapped,)
 
 
 def load_tokenizer(
@@ -286,8 +299,7 @@ def _check_object(model: PreTrainedModel) -> None:
     """Refuse a model in memory that is no causal LM, such as a family's bare body or its classifier."""
     name = str(model.config.name_or_path or type(model).__name__)
     check_family(model.config, name)
-    mapped: Any = AutoModelForCausalLM._model_mapping[type(model.config)]
-    expected: tuple[type, ...] = mapped if isinstance(mapped, tuple) else (mapped,)
+    expected = _causal_classes(model.config)
     if not isinstance(model, expected):
         raise ManticoreError(
             f"{name}: the model is a {type(model).__name__} (expected {' or '.join(c.__name__ for c in expected)}). "

@@ -90,11 +90,8 @@ def combine(
     names = [_name(model, k) for k, model in enumerate(models)]
     given = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
     owner = None if tokenizer is None or tokenizer is given else named_component(tokenizer, names)
-    _check_depths(names, models, pinned, num_blocks)
+    _check_configs(names, models, pinned, num_blocks)
     components = [load_component(m, revision=r, dtype=dtype) for m, r in zip(models, pinned)]
-    for name, component in zip(names, components):
-        if isinstance(component, ManticoreForCausalLM):
-            raise ManticoreError(f"combine: {name} is a hybrid itself. Fix: combine all its components at once")
     if vocab_size is None:
         carried = [load_tokenizer(m, revision=r) for m, r in zip(models, pinned)]
         vocabulary = (
@@ -160,19 +157,21 @@ def _name(model: str | Path | PreTrainedModel, k: int) -> str:
     return str(model)
 
 
-def _check_depths(
+def _check_configs(
     names: Sequence[str],
     models: Sequence[str | Path | PreTrainedModel],
     revisions: Sequence[str | None],
     num_blocks: int,
 ) -> None:
-    """Refuse more blocks than layers by configurations alone, before weights are read or downloaded."""
+    """Refuse hybrids, and more blocks than layers, by configurations alone: before weights are read or downloaded."""
     # all of them first: a model that is not there is the greater mistake
     configs = [
         load_config(str(model), revision=revision) if isinstance(model, str | Path) else getattr(model, "config", None)
         for model, revision in zip(models, revisions)
     ]
     for name, config in zip(names, configs):
+        if isinstance(config, ManticoreConfig):
+            raise ManticoreError(f"combine: {name} is a hybrid itself. Fix: combine all its components at once")
         depth = getattr(config, "num_hidden_layers", num_blocks)
         if num_blocks > depth:
             raise ManticoreError(

@@ -13,11 +13,21 @@ from hybrids import MIXINGS
 from peft import LoraConfig, get_peft_model
 from tokenizers import normalizers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    BertLMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaForCausalLM,
+)
 
 import manticore
 from benchmarks.tiny_families import tiny_model
 from manticore.errors import ManticoreError
+from manticore.hybrid.classification import ManticoreForSequenceClassification
+from manticore.stacks.classification import StackForSequenceClassification
+from manticore.stacks.configuration import StackConfig
+from manticore.stacks.modeling import StackForCausalLM
 from manticore.training.tokenizers import train_tokenizer
 
 
@@ -69,6 +79,37 @@ def test_a_hybrid_inside_a_hybrid_is_refused(tiny_gpt: PreTrainedModel, tiny_mam
     hybrid = manticore.combine([tiny_gpt, tiny_mamba], num_blocks=2)
     with pytest.raises(ManticoreError, match=r"is a hybrid itself. Fix: combine all its components at once"):
         manticore.combine([hybrid, tiny_gpt], num_blocks=2)
+
+
+def test_a_folder_of_a_hybrid_or_a_classifier_is_named_for_what_it_is(
+    tiny_gpt: PreTrainedModel, tiny_mamba: PreTrainedModel, tmp_path: Path
+) -> None:
+    hybrid = manticore.combine([tiny_gpt, tiny_mamba], num_blocks=2)
+    ManticoreForSequenceClassification.from_causal_lm(hybrid, num_labels=2).save_pretrained(tmp_path / "hybrid")
+    stack = StackForCausalLM(StackConfig(layers=["swiglu"] * 2, vocab_size=tiny_gpt.config.vocab_size))
+    StackForSequenceClassification.from_causal_lm(stack, num_labels=2).save_pretrained(tmp_path / "stack")
+    for name, reason in (
+        ("hybrid", "is a hybrid itself. Fix: "),
+        ("stack", r"is a StackForSequenceClassification \(expected StackForCausalLM\). Fix: give a causal"),
+    ):
+        with pytest.raises(ManticoreError, match=reason):
+            manticore.combine([tmp_path / name, tiny_gpt], num_blocks=2)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("kind", [BertLMHeadModel, RobertaForCausalLM])
+def test_a_model_that_sees_later_tokens_is_refused(
+    kind: type[PreTrainedModel], saved: bool, tiny_gpt: PreTrainedModel, tmp_path: Path
+) -> None:
+    family: Any = kind.config_class
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    model: Any = kind(family(vocab_size=tiny_gpt.config.vocab_size, is_decoder=False, **shape))
+    if saved:
+        model.save_pretrained(tmp_path)
+        model = tmp_path
+    with pytest.raises(ManticoreError, match=r"depend on later tokens \(not causal\). Fix: ") as caught:
+        manticore.combine([model, tiny_gpt], num_blocks=2)
+    assert "\n" not in str(caught.value)
 
 
 def test_adapters_around_a_model_are_refused(tiny_gpt: PreTrainedModel, tiny_mamba: PreTrainedModel) -> None:

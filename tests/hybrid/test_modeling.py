@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,6 +141,14 @@ def test_a_copy_is_its_own_model(hybrid: ManticoreForCausalLM, ids: Tensor) -> N
         other.set_mixture_weights([0] * BLOCKS)
         assert torch.equal(hybrid(ids).logits, before)
         assert not torch.equal(other(ids).logits, before)
+
+
+def test_a_whole_hybrid_can_be_pickled(hybrid: ManticoreForCausalLM, ids: Tensor, tmp_path: Path) -> None:
+    torch.save(hybrid, tmp_path / "whole.pt")
+    with torch.no_grad():
+        expected = hybrid(ids).logits
+        assert torch.equal(pickle.loads(pickle.dumps(hybrid))(ids).logits, expected)
+        assert torch.equal(torch.load(tmp_path / "whole.pt", weights_only=False)(ids).logits, expected)
 
 
 def test_nothing_of_a_forward_pass_stays_behind(hybrid: ManticoreForCausalLM, ids: Tensor) -> None:
