@@ -80,7 +80,12 @@ def candidates(names: list[str], *, mixing: str = "translated") -> list[Candidat
             raise ManticoreError(f"mad: {name} is named twice. Fix: name each model once")
         for part in name.split(_JOIN):
             if part.startswith(_FAMILY):
-                _family_and_layers(part)
+                layers = _family_and_layers(part)[1]
+                if _JOIN in name and layers < NUM_BLOCKS:
+                    raise ManticoreError(
+                        f"mad: hybrids A+B have {NUM_BLOCKS} blocks, but {part} has fewer layers. "
+                        f"Fix: {NUM_BLOCKS} layers or more"
+                    )
             elif not part:
                 raise ManticoreError(f"mad: {name!r} has an empty part. Fix: join models like A+B")
     return [Candidate(name, mixing) for name in names]
@@ -146,6 +151,11 @@ def _saved(name: str, vocab_size: int, positions: int, seed: int) -> PreTrainedM
         raise ManticoreError(
             f"mad: {name} has {limit} positions, but sequences have {positions} tokens. "
             "Fix: another model or other tasks"
+        )
+    if not model.can_generate():
+        raise ManticoreError(
+            f"mad: {name} is a {type(model).__name__}, the tasks ask for a token at every position. "
+            "Fix: give a causal language model"
         )
     if isinstance(model, ManticoreForCausalLM):
         model.with_vocabulary(vocab_size, seed=seed)

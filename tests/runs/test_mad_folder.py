@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
+from manticore import ManticoreForSequenceClassification
 from manticore.cli.app import app
+from manticore.components.loading import load_component
 from manticore.errors import ManticoreError
 from manticore.runs.lock import locked
 from manticore.runs.mad import MadFolder
@@ -202,6 +204,14 @@ def test_a_saved_model_keeps_its_layers_and_gets_the_vocabulary(saved):
         Candidate(saved).build(vocab_size=9, positions=127, seed=0)
 
 
+def test_a_classifier_is_refused_as_one(tmp_path):
+    ManticoreForSequenceClassification.from_causal_lm(gpt_neo(), num_labels=2).save_pretrained(tmp_path / "classes")
+    with pytest.raises(ManticoreError, match=r"is a ManticoreForSequenceClassification, [^\n]*Fix: give a causal"):
+        MadFolder(tmp_path / "mad", candidates([str(tmp_path / "classes")]), SETTINGS, SHORT, tier="smoke")
+    with pytest.raises(ManticoreError, match=r"which has no language-model head. Fix: give the causal language model"):
+        load_component(tmp_path / "classes")
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -210,6 +220,7 @@ def test_a_saved_model_keeps_its_layers_and_gets_the_vocabulary(saved):
         (["hf:mamba:x"], "cannot read 'hf:mamba:x'"),
         (["hf:mamba:0"], "cannot read"),
         (["hf:mamba+"], "has an empty part"),
+        (["transformer+hf:mamba:1"], "hybrids A+B have 2 blocks, but hf:mamba:1 has fewer layers. Fix: 2 layers"),
     ],
 )
 def test_names_that_cannot_be_read_end_in_one_line(names, message):
