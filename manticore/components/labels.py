@@ -7,6 +7,8 @@ from typing import Any
 
 from manticore.errors import ManticoreError
 
+_PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
+
 
 def set_labels(
     config: Any, num_labels: int | None, id2label: Mapping[int, str] | None = None, problem_type: str | None = None
@@ -14,8 +16,23 @@ def set_labels(
     """Write the classes into a configuration.
 
     Raises:
-        ManticoreError: none at all, or two different counts.
+        ManticoreError: none at all, two different counts, names that are not those of classes 0 to C - 1, or another
+            kind of problem.
     """
+    if problem_type is not None and problem_type not in _PROBLEMS:
+        raise ManticoreError(
+            f"from_causal_lm: problem_type is {problem_type!r} (expected one of {', '.join(_PROBLEMS)}). "
+            "Fix: give one of these, or leave it out"
+        )
+    if id2label is not None and (
+        not isinstance(id2label, Mapping)
+        or sorted(map(str, id2label)) != sorted(map(str, range(len(id2label))))
+        or len(set(id2label.values())) < len(id2label)
+    ):
+        raise ManticoreError(
+            f"from_causal_lm: id2label is {id2label!r} (expected the numbers from 0 on, each with a name of its own). "
+            "Fix: id2label={0: 'negative', 1: 'positive'}"
+        )
     if id2label is not None and num_labels not in (None, len(id2label)):
         raise ManticoreError(
             f"from_causal_lm: num_labels is {num_labels}, id2label names {len(id2label)}. Fix: give one of them"

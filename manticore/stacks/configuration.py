@@ -5,6 +5,9 @@ Letters: D width, S longest sequence.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -60,9 +63,10 @@ class StackConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         # the class is this one already; a saved copy must not point to a file that is not beside it
         kwargs.pop("auto_map", None)
+        self._refuse_mistyped(kwargs)
         if self.layers is None:
             self.layers = list(_DEFAULT_LAYERS)
-        if isinstance(self.layers, str) or not self.layers:
+        if isinstance(self.layers, str) or not self.layers or not all(isinstance(name, str) for name in self.layers):
             raise ManticoreError(f"stack: layers is {self.layers!r} (expected a list of names). Fix: layers=['mamba']")
         if len(self.layers) > MOST_LAYERS:
             raise ManticoreError(f"stack: {len(self.layers)} layers. Fix: at most {MOST_LAYERS}")
@@ -89,6 +93,14 @@ class StackConfig(PreTrainedConfig):
                 "sliding layers). Fix: give them the same window"
             )
         super().__post_init__(**kwargs)
+
+    def _refuse_mistyped(self, names: Iterable[str]) -> None:
+        """Refuse what transformers would keep unread although it nearly is a setting of a stack."""
+        known = [field.name for field in fields(self)]
+        for name in names:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            if near and not hasattr(PreTrainedConfig, name):
+                raise ManticoreError(f"stack: unknown setting {name!r}. Did you mean {near[0]!r}?")
 
     @property
     def layer_names(self) -> list[str]:

@@ -132,7 +132,14 @@ def test_bad_calls_are_refused_in_one_line(build: Build, ids: Tensor) -> None:
             made(**given)
     with pytest.raises(ManticoreError, match=r"positions for 64"):
         made(input_ids=torch.ones(1, 65, dtype=torch.long))
-    for wrong in ({"num_labels": 0}, {"num_labels": 3, "id2label": {0: "no", 1: "yes"}}):
+    for wrong in (
+        {"num_labels": 0},
+        {"num_labels": 3, "id2label": {0: "no", 1: "yes"}},
+        {"id2label": ["no", "yes"]},
+        {"id2label": {0: "no", 2: "yes"}},
+        {"id2label": {0: "no", 1: "no"}},
+        {"num_labels": 2, "problem_type": "classification"},
+    ):
         with pytest.raises(ManticoreError, match=r"^from_causal_lm: [^\n]+Fix: [^\n]+$"):
             sequence(build(), **wrong)
 

@@ -253,7 +253,10 @@ def test_layers_without_a_table_take_any_length() -> None:
         ({"layers": "mamba"}, "layers is 'mamba' .expected a list of names"),
         ({"layers": ["mh-attention"], "hidden_size": 100}, "16 heads do not divide width 100"),
         ({"layers": ["mamba"], "layer_options": {"mambo": {}}}, "options for 'mambo', which is no layer of it. Did"),
+        ({"layers": ["mamba", 3]}, "layers is .*expected a list of names"),
         ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"vocab_sise": 20}, "unknown setting 'vocab_sise'. Did you mean 'vocab_size'"),
+        ({"hiden_size": 20}, "unknown setting 'hiden_size'. Did you mean 'hidden_size'"),
         ({"hidden_size": True}, "hidden_size is True"),
         ({"norm": "rsm"}, "norm is 'rsm'. Did you mean 'rms'"),
         (
