@@ -165,8 +165,7 @@ def listops_short(
     for option, number in {"min_length": min_length, "max_length": max_length, **numbers}.items():
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ManticoreError(f"listops-short: {option} is {number!r} (expected a whole number). Fix: 1 or more")
-    if isinstance(data_seed, bool) or not isinstance(data_seed, int) or data_seed < 0:
-        raise ManticoreError(f"listops-short: data_seed is {data_seed!r} (expected a whole number). Fix: 0 or more")
+    _check_data_seed("listops-short", data_seed)
     if not min_length <= max_length <= trees.LONGEST:
         raise ManticoreError(
             f"listops-short: lengths from {min_length} to {max_length} (expected an interval up to {trees.LONGEST}). "
@@ -189,6 +188,11 @@ def digits_64() -> Task:
     return _task(digits.NAME, digits.load(), digits.VOCABULARY, digits.LENGTH, digits.CLASSES)
 
 
+def _check_data_seed(name: str, data_seed: object) -> None:
+    if isinstance(data_seed, bool) or not isinstance(data_seed, int) or data_seed < 0:
+        raise ManticoreError(f"{name}: data_seed is {data_seed!r} (expected a whole number). Fix: 0 or more")
+
+
 def _arena(
     name: str,
     data_dir: str | Path | None,
@@ -197,6 +201,7 @@ def _arena(
     num_test: int | None,
     **options: Any,
 ) -> Task:
+    _check_data_seed(f"lra/{name}", options.get("seed", 0))
     data = lra.load(name, data_dir, num_train=num_train, num_validation=num_validation, num_test=num_test, **options)
     arena = ARENAS[name]
     level = options.get("level", "hard")

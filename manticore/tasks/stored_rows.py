@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyarrow
@@ -33,7 +33,7 @@ def stored_rows(
         rows: makes the rows, in order.
 
     Raises:
-        ManticoreError: the cache cannot be written.
+        ManticoreError: a file that rows come from cannot be read, or the cache cannot be written.
     """
     columns = {column: str(feature) for column, feature in features.items()}
     path = cache_folder(kind) / f"{name}-{content_key({'content': content, 'columns': columns})}.arrow"
@@ -46,7 +46,7 @@ def stored_rows(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with ArrowWriter(path=str(aside), features=features) as writer:
-            for row in rows():
+            for row in _read(name, rows):
                 writer.write(row)
             writer.finalize()
         os.replace(aside, path)
@@ -59,3 +59,10 @@ def stored_rows(
         if path.parent.is_dir():
             aside.unlink(missing_ok=True)
     return Dataset.from_file(str(path))
+
+
+def _read(name: str, rows: Callable[[], Iterable[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    try:
+        yield from rows()
+    except OSError as error:
+        raise ManticoreError(f"{name}: cannot be read ({error}). Fix: give files that you may read") from error

@@ -64,7 +64,7 @@ def check_length(model: PreTrainedModel, task: Task, *, stage: str) -> None:
     if limit is not None and task.length > limit:
         raise ManticoreError(
             f"{stage}: examples of {task.name} have {task.length} tokens, but the model has {limit} positions. "
-            "Fix: shorter examples, see the options of the task"
+            "Fix: a model with more positions, or shorter examples where the task has an option for that"
         )
     for each in _components(model):
         named = getattr(each.config, "max_position_embeddings", None)

@@ -100,6 +100,14 @@ def test_a_damaged_cache_is_made_again(caplog):
     assert "is made again" in caplog.text
 
 
+def test_a_file_that_cannot_be_read_is_not_taken_for_a_full_cache(tmp_path):
+    folder = tmp_path / "listops-1000"
+    (folder / "basic_val.tsv").mkdir(parents=True)
+    for part in ("train", "test"):
+        listops.write_tsv(folder / f"basic_{part}.tsv", listops.examples(part, 2, seed=5))
+    refused(r"^listops-validation: cannot be read \(.*basic_val.tsv'\)", "listops", tmp_path)
+
+
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MANTICORE_CACHE", str(tmp_path / "file"))

@@ -98,6 +98,11 @@ def test_wrong_options_are_one_line(options: dict, message: str) -> None:
         load_task("listops-short", **{**SMALL, **options})
 
 
+def test_a_wrong_seed_is_named_as_the_task_names_it() -> None:
+    with pytest.raises(ManticoreError, match=r"^lra/pathfinder32: data_seed is -1 [^\n]*Fix: 0 or more$"):
+        load_task("lra/pathfinder32", data_seed=-1, num_train=1, num_validation=1, num_test=1)
+
+
 @pytest.mark.parametrize("name", [name for name in entries("task") if name.startswith("lra/")])
 def test_every_option_has_a_help(name: str) -> None:
     options = options_of("task", name)
