@@ -77,12 +77,17 @@ def _front_matter(results: Results, licence: str) -> ModelCardData:
         language=None,
         license=licence,
         library_name="transformers",
-        pipeline_tag=_PIPELINES.get(results.model.loads_with if results.model else "", "text-generation"),
+        pipeline_tag=_pipeline(results),
         tags=["manticore", "hybrid", "merge", *families],
         model_name=results.name or "hybrid",
         eval_results=_eval_results(results),
         **lineage,
     )
+
+
+def _pipeline(results: Results) -> str:
+    """What the hub calls that which the model is for."""
+    return _PIPELINES.get(results.model.loads_with if results.model else "", "text-generation")
 
 
 def _on_hub(component: Component) -> bool:
@@ -98,7 +103,7 @@ def _eval_results(results: Results) -> list[EvalResult] | None:
         return None
     return [
         EvalResult(
-            task_type="text-generation",
+            task_type=_pipeline(results),
             dataset_type=task.name or "task",
             dataset_name=task.name or "task",
             metric_type=task.primary_metric,

@@ -33,6 +33,9 @@ def test_from_checkpoints_to_a_saved_classifier(mini_recipe: Path, tmp_path: Pat
     model = AutoModelForSequenceClassification.from_pretrained(run.path / MODEL)
     scored = manticore.evaluate(model, load_task("listops-short", **OPTIONS))
     assert scored == pytest.approx(results["finetune"]["metrics"], rel=1e-5)
+    card = (run.path / MODEL / "README.md").read_text(encoding="utf-8")
+    assert "pipeline_tag: text-classification" in card
+    assert "      type: text-classification" in card
     assert "AutoModelForSequenceClassification.from_pretrained" in loading_code(read_results(run.path), run.path)
 
 
