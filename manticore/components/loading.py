@@ -250,9 +250,18 @@ def _causal_classes(config: PreTrainedConfig) -> tuple[type, ...]:
 
 
 def load_tokenizer(
-    source: str | Path | PreTrainedModel, *, revision: str | None = None
+    source: str | Path | PreTrainedModel, *, revision: str | None = None, **where: Any
 ) -> PreTrainedTokenizerBase | None:
-    """The tokenizer stored with a checkpoint, or None where there is none (models in memory carry none)."""
+    """The tokenizer stored with a checkpoint, or None where there is none (models in memory carry none).
+
+    Args:
+        source: folder, hub id or model.
+        revision: branch, tag or commit on the hub.
+        where: what else says where files are (``subfolder``, ``cache_dir``, ``token``, ``local_files_only``).
+
+    Raises:
+        ManticoreError: its files cannot be read.
+    """
     if isinstance(source, PreTrainedModel):
         return None
     name = str(source)
@@ -263,12 +272,13 @@ def load_tokenizer(
             revision=revision,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
+            **where,
         )
         for file in TOKENIZER_FILES
     ):
         return None
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **where)
     except Exception as error:
         # the tokenizers library raises plain exceptions for files it cannot read
         raise ManticoreError(

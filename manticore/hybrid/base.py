@@ -31,6 +31,8 @@ from manticore.registry import resolve
 
 logger = logging.getLogger(__name__)
 
+_WHERE_FILES_ARE = ("revision", "subfolder", "cache_dir", "token", "local_files_only")
+
 
 class ManticorePreTrainedModel(AdapterGuard):
     """What all hybrids are: components, mixing, and the way through the blocks; what reads the last features differs.
@@ -316,7 +318,8 @@ class ManticorePreTrainedModel(AdapterGuard):
         hybrid = loaded[0] if isinstance(loaded, tuple) else loaded
         align_memory(hybrid)
         hold_mixture(hybrid.mixing)
-        tokenizer = load_tokenizer(pretrained_model_name_or_path, revision=kwargs.get("revision"))
+        where = {name: kwargs[name] for name in _WHERE_FILES_ARE if kwargs.get(name) is not None}
+        tokenizer = load_tokenizer(pretrained_model_name_or_path, **where)
         rows = hybrid.config.vocab_size
         if tokenizer is not None and len(tokenizer) > rows:
             # left there by a hybrid that was saved to the same folder before

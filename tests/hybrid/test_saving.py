@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import manticore
 from benchmarks.tiny_families import tiny_model
 from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.training.tokenizers import train_tokenizer
 
 LOAD = """
 import json, sys
@@ -143,6 +144,17 @@ def test_the_tokenizer_lies_beside_the_weights(checkpoints: list[Path], tmp_path
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "without")
     assert again.tokenizer is None
     assert again.config.vocab_size == 9
+
+
+def test_the_tokenizer_is_looked_for_where_the_weights_are(checkpoints: list[Path], tmp_path: Path) -> None:
+    hybrid = manticore.combine(checkpoints, num_blocks=2)
+    hybrid.save_pretrained(tmp_path / "inner")
+    train_tokenizer(["another text"], 259).save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, subfolder="inner")
+    assert loaded.tokenizer.get_vocab() == hybrid.tokenizer.get_vocab()
+    (tmp_path / "inner" / "tokenizer.json").unlink()
+    (tmp_path / "inner" / "tokenizer_config.json").unlink()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path, subfolder="inner").tokenizer is None
 
 
 def test_the_tokenizer_of_a_hybrid_that_was_saved_there_before_is_left_out(
