@@ -16,7 +16,6 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -86,6 +85,8 @@ class Runner:
         base_parameters = inspect.signature(type(model.base_model).forward).parameters
         self.accepts_positions = "position_ids" in base_parameters
         self._cache_argument = "cache_params" if "cache_params" in base_parameters else "past_key_values"
+        # attention layers refuse a stream of another precision than their weights
+        self._takes_any_precision = bool(getattr(model.config, "residual_in_fp32", False))
         self._masks_raw = self._cache_argument == "cache_params"
 
     @property
@@ -100,20 +101,15 @@ class Runner:
         """How many decoder layers the component has."""
         return len(self.layers)
 
-    @cached_property
+    @property
     def positions(self) -> int | None:
         """The most tokens of one sequence that the component can take; None where nothing ends."""
         return tabulated_positions(self.model)
 
-    @cached_property
+    @property
     def width(self) -> int:
         """D, the width of the hidden states between layers."""
         return self.model.config.hidden_size
-
-    @cached_property
-    def _takes_any_precision(self) -> bool:
-        """Whether the stream between layers may be more precise than their weights."""
-        return bool(getattr(self.model.config, "residual_in_fp32", False))
 
     @property
     def head_width(self) -> int:
@@ -231,7 +227,6 @@ class Runner:
         """``hidden`` in the precision that the component's layers and norm take."""
         if self._takes_any_precision:
             return hidden
-        # attention layers refuse a stream of another precision than their weights
         return hidden.to(recording.hidden.dtype)
 
     def run(self, recording: Recording, hidden: Tensor, start: int, stop: int) -> Tensor:
@@ -283,7 +278,7 @@ class Runner:
     def _stand_ins_in_place(self) -> Iterator[None]:
         real: Any = self._owner._modules[self._attribute]
         if self._stand_ins is None or not all(s._real is layer for s, layer in zip(self._stand_ins, real)):
-            self._stand_ins = nn.ModuleList(_StandIn(layer, i, self) for i, layer in enumerate(real))
+            self._stand_ins = nn.ModuleList([_StandIn(layer, i, self) for i, layer in enumerate(real)])
         self._owner._modules[self._attribute] = self._stand_ins
         self._real = real
         try:

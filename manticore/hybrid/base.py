@@ -82,6 +82,8 @@ class ManticorePreTrainedModel(AdapterGuard):
                     embeddings=config.path is None or config.path[0] == k,
                     head=self.keeps_lm_heads and (config.path is None or config.path[-1] == k),
                 )
+        limits = {k: runner.positions for k, runner in enumerate(self.runners) if runner is not None}
+        self._limits = {k: limit for k, limit in limits.items() if limit is not None}
         self.mixing: Mixing = resolve("mixing", config.mixing)(config) if config.path is None else PathMixing(config)
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._add_heads()
@@ -152,7 +154,7 @@ class ManticorePreTrainedModel(AdapterGuard):
         the length alone does not settle it, since reading waits for the device.
         """
         for k in self.mixing.route().used:
-            limit = self._runner(k).positions
+            limit = self._limits.get(k)
             if limit is None or cached + tokens <= limit:
                 continue
             if tokens > limit or position_ids is None or int(position_ids.max()) >= limit:

@@ -121,11 +121,15 @@ class Mixing(nn.Module, ABC):
     def route(self) -> Route:
         """What :meth:`active` and :meth:`embedded` say, worked out once per change of the mixture."""
         values = self._reader.read(self.mixture_parameters())
-        if self._route is None or self._route[0] is not values:
-            active, embedded = self.active(), self.embedded()
-            used = sorted(embedded.union(*active))
-            self._route = values, Route(sorted(embedded), [sorted(block) for block in active], used)
-        return self._route[1]
+        if self._route is not None and self._route[0] is values:
+            return self._route[1]
+        active, embedded = self.active(), self.embedded()
+        used = sorted(embedded.union(*active))
+        route = Route(sorted(embedded), [sorted(block) for block in active], used)
+        if not torch.compiler.is_compiling():
+            # a change of the mixing would make torch compile once more
+            self._route = values, route
+        return route
 
     @abstractmethod
     def enter(self, boundary: int, features: Features, targets: Iterable[int]) -> Features:
@@ -163,6 +167,9 @@ class MixtureReader:
 
     def read(self, parameters: Sequence[nn.Parameter]) -> list[list[list[float]] | None]:
         """Per parameter its rows as numbers, or None where it trains (then no zero may be skipped)."""
+        if torch.compiler.is_compiling():
+            # numbers would be compiled in, and stay there when the weights change
+            return [None] * len(parameters)
         versions = [(id(p), p._version, p.requires_grad) for p in parameters]
         if versions == self._versions:
             return self._values

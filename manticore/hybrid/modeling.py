@@ -235,8 +235,7 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, OwnCacheGenerationMixin):
         self, generation_config: Any, input_ids_length: int, has_default_max_length: bool
     ) -> None:
         """Refuses, before the first token, to go beyond a component's positions; the default length ends there."""
-        limits = {k: runner.positions for k, runner in enumerate(self.runners) if runner is not None}
-        k, limit = min(((k, n) for k, n in limits.items() if n is not None), key=lambda e: e[1], default=(0, None))
+        k, limit = min(self._limits.items(), key=lambda each: each[1], default=(0, None))
         # the last token is not read again
         if limit is not None and generation_config.max_length - 1 > limit:
             by_default = has_default_max_length and generation_config.max_new_tokens is None

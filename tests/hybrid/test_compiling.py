@@ -1,0 +1,38 @@
+"""torch.compile: one graph, the same logits, and weights that change afterwards."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from hybrids import at_random_weights
+
+import manticore
+from benchmarks.tiny_families import tiny_model
+
+
+@pytest.fixture
+def compiling():
+    """Nothing that was compiled for another test; torch tells every step of it to the log, which pytest would keep."""
+    torch._dynamo.reset()
+    logging.disable(logging.INFO)
+    yield
+    logging.disable(logging.NOTSET)
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("compiling")
+@torch.no_grad()
+def test_a_compiled_supernet_computes_the_same_in_one_graph_at_any_weights():
+    parents = [tiny_model("gpt_neox", num_hidden_layers=2), tiny_model("llama", seed=1, num_hidden_layers=2)]
+    supernet = at_random_weights(manticore.combine(parents, num_blocks=2))
+    ids = torch.arange(8).reshape(2, 4)
+    expected = supernet(ids).logits
+    compiled = torch.compile(supernet, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(ids).logits, expected)
+    supernet.set_mixture_weights([[0.9, 0.1], [0.2, 0.8]])
+    with torch.compiler.set_stance("fail_on_recompile"):
+        changed = compiled(ids).logits
+    assert torch.equal(changed, supernet(ids).logits)
+    assert not torch.equal(changed, expected)
