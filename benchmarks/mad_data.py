@@ -5,6 +5,7 @@ every example shuffled lists of all motifs, as the public generator does: there 
 example is made of them. Digest: first 16 hex digits of sha256 over an array's bytes (int64, little-endian).
 
 Run: python benchmarks/mad_data.py [--out NAME]    about five minutes on one core, two of them fuzzy recall at V = 128
+     python benchmarks/mad_data.py --bounds        what nobody can know in the test splits; half a minute
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 from measure import interleaved, paired_ratio, write_json
 
 from manticore.tasks.fuzzy_recall import fuzzy_recall_example
-from manticore.tasks.mad_grid import Setting, settings
+from manticore.tasks.mad_grid import EXAMPLES, Setting, settings
+from manticore.tasks.metrics import IGNORE
 
 PUBLISHED = {
     "in-context-recall": ["4def3b034c43358f", "df1f5a83139c5b2f", "b1dff59a6e8bcf35", "3a037cfacf5fa008"],
@@ -76,11 +78,49 @@ def against_lists(vocab_size: int) -> dict[str, Any]:
     }
 
 
+def facts_shown(setting: Setting) -> float:
+    """Share of the facts that memorization's test split asks for which its training split shows."""
+    data = setting.generate()
+    asked = {}
+    for split, (inputs, targets) in data.items():
+        rows, places = np.nonzero(targets != IGNORE)
+        asked[split] = inputs[rows, places - 1]
+    return float(np.isin(asked["test"], asked["train"]).mean())
+
+
+def keys_never_shown(setting: Setting) -> float:
+    """Share of fuzzy recall's test sequences that end with a key which did not occur before."""
+    size, first_value = setting.options["k_motif_size"], (setting.options["vocab_size"] - 1) // 2
+    never = []
+    for tokens in setting.generate()["test"][0]:
+        starts = np.flatnonzero((tokens < first_value) & np.insert(tokens[:-1] >= first_value, 0, True))
+        keys = [tuple(tokens[start : start + size]) for start in starts]
+        never.append(keys[-1] not in keys[:-1])
+    return float(np.mean(never))
+
+
+def bounds() -> None:
+    """Print what cannot be known in the test splits, and write the JSON."""
+    shown = {setting.name: facts_shown(setting) for setting in settings(["memorization"])}
+    fuzzy = [s for s in settings(["fuzzy-in-context-recall"]) if not {"vocab_size", EXAMPLES} & set(dict(s.changes))]
+    never = {setting.name: keys_never_shown(setting) for setting in fuzzy}
+    for title, found in (("test facts that training shows", shown), ("last keys that never occurred", never)):
+        print(title)
+        for name, share in found.items():
+            print(f"  {name:44} {share:.3f}")
+    print(write_json("mad_bounds", {"facts_shown": shown, "keys_never_shown": never}))
+
+
 def main() -> None:
     """Print the tables and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="mad_data", help="name of the file in benchmarks/results")
-    out = parser.parse_args().out
+    parser.add_argument("--bounds", action="store_true", help="only what cannot be known in the test splits")
+    arguments = parser.parse_args()
+    if arguments.bounds:
+        bounds()
+        return
+    out = arguments.out
     rows = []
     print(f"{'setting':44} {'train':>12}  {'train in':16} {'train tgt':16} {'test in':16} {'test tgt':16} {'CPU s':>7}")
     for setting in settings():
