@@ -37,6 +37,8 @@ class Fit:
 
     setting: Setting
     devices: int
+    step_flops: float
+    """Per optimizer step, over all devices."""
     data_parallel: float
     """Bytes on each device where every device holds everything."""
     sharded: float | None
@@ -67,6 +69,7 @@ def fit(setting: Setting, case: Case, devices: int, device_memory: float, *, sha
     return Fit(
         setting,
         devices,
+        case.flops * case.accumulation,
         case.peak(devices),
         case.peak(devices, "sharded") if shardable and devices > 1 else None,
         first(devices),

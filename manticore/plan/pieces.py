@@ -110,7 +110,7 @@ class Bench:
         self.edges = self.hybrid.config.boundaries
         self._layers: dict[tuple[int, int, bool], tuple[Piece, Tensor]] = {}
         self._embedded: dict[int, tuple[Piece, Recording]] = {}
-        self._entered: dict[tuple[int, int, bool], tuple[Piece, Features]] = {}
+        self._entered: dict[Any, tuple[Piece, Features]] = {}
         self._finished: dict[Any, Piece] = {}
 
     def mixing(self, path: Sequence[int] | None) -> Mixing:
@@ -167,15 +167,13 @@ class Bench:
         return self._embedded[k]
 
     def _enter(self, mixing: Mixing, n: int, targets: list[int], features: Features) -> tuple[Piece, Features]:
-        if not isinstance(mixing, PathMixing):
-            piece, entered = self._measure(partial(mixing.enter, n, targets=targets), features)
-            return piece, dict(entered)
-        ((source, value),) = features.items()
-        key = source, targets[0], value.requires_grad
+        # boundaries between the same components cost the same
+        flags = tuple((k, value.requires_grad) for k, value in features.items())
+        key = isinstance(mixing, PathMixing), n > 0, tuple(targets), flags
         if key not in self._entered:
             self._entered[key] = self._measure(partial(mixing.enter, n, targets=targets), features, mixing)
         piece, entered = self._entered[key]
-        # each boundary of a path has a projector of its own
+        # but each has projectors of its own
         own = {(n, index): size for index, size in enumerate(piece.gradients.values())}
         return replace(piece, gradients=own), dict(entered)
 

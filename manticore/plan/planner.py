@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from manticore.errors import ManticoreError
 from manticore.plan.cases import Case, Cases, Setting
 from manticore.plan.fit import Fit, fit, way_out
-from manticore.plan.layer_cache import component_cache
+from manticore.plan.layer_cache import block_caches
 from manticore.plan.memory import ADAMW_TENSORS
 from manticore.plan.paths import path_ends
 from manticore.plan.skeleton import Shape, Skeleton
@@ -25,7 +25,7 @@ from manticore.schema.sections import Align
 DEFAULT_STEPS = {"search": 120, "finetune": 300}
 EVALUATION_BATCH = 64
 _KEPT_CHECKPOINTS = 2
-_ALTERNATIVES = (("all", False), ("all", True), ("lora", False), ("lora", True), ("frozen", False))
+_ALTERNATIVES = (("all", False), ("all", True), ("lora", False), ("lora", True))
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class _Planner:
         stages.append(self._stage("finetune", "the costliest path", own, tuned[1], steps, fits["finetune"]))
         if recipe.compare is not None:
             stages.append(self._compare(own, tuned, stages, fits))
-        caches = [component_cache(source.config, blocks, self.mode, self.shape.dtype) for source in self.sources]
+        caches = block_caches(self.skeleton, self.mode)
         hybrid = self.skeleton.hybrid
         return Plan(
             name=recipe.name,
@@ -232,14 +232,14 @@ class _Planner:
         )
 
     def _check_lengths(self) -> None:
-        """As a run does, before anything is spent."""
+        """Examples longer than the table of a component's positions stop a run."""
         wanted = {"task": self.task.length}
         if self.recipe.align is not None and self.recipe.align.text != "task":
             wanted["align"] = self.recipe.align.length
-        for source in self.sources:
-            limit = getattr(source.config, "max_position_embeddings", None)
+        for source, runner in zip(self.sources, self.skeleton.hybrid.runners):
+            limit = None if runner is None else runner.positions
             for section, length in wanted.items():
-                if isinstance(limit, int) and length > limit:
+                if limit is not None and length > limit:
                     raise ManticoreError(
                         f"plan: examples of {section} have {length:,} tokens, {source.name} has {limit:,} positions. "
                         f"Fix: {'align.length=' if section == 'align' else 'examples of at most '}{limit}"
@@ -259,7 +259,8 @@ class _Planner:
         chosen = getattr(self.recipe, section)
         return self.cases.measure(
             setting, path,
-            batch_size=chosen.batch_size, accumulation=chosen.accumulation, length=self.task.length,
+            batch_size=chosen.batch_size * self.task.sequences, accumulation=chosen.accumulation,
+            length=self.task.length,
             mixture=section == "search" or self._alike(),
         )  # fmt: skip
 
@@ -372,8 +373,10 @@ class _Planner:
         examples = self.recipe.finetune.test_examples or self.task.test_examples or 0
         batch = min(EVALUATION_BATCH, examples or EVALUATION_BATCH)
         # the supernet and the hybrid before fine-tuning, the hybrid after it
-        flops = examples * (supernet.forward_flops + 2 * path.forward_flops) / supernet.micro_batch
-        peak = self.cases.evaluation(None, batch_size=batch, length=self.task.length)
+        flops = (
+            examples * self.task.sequences * (supernet.forward_flops + 2 * path.forward_flops) / supernet.micro_batch
+        )
+        peak = self.cases.evaluation(None, batch_size=batch * self.task.sequences, length=self.task.length)
         verdict = "fits" if peak <= self.memory else "does not fit: larger devices"
         if verdict != "fits":
             self.problems.append(f"evaluate {verdict}")

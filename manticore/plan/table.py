@@ -64,10 +64,12 @@ def render_plan(plan: Plan) -> Iterator[Table | Text]:
     for name in ("search", "finetune"):
         if name not in plan.fits:
             continue
-        table = _table(f"Memory per device, {name}", "setting", "data parallel", "sharded", "fits", "least devices")
+        table = _table(
+            f"Per device, {name}", "setting", "FLOP/step", "data parallel", "sharded", "fits", "least devices"
+        )
         for f in plan.fits[name]:
             table.add_row(
-                str(f.setting), _size(f.data_parallel), _size(f.sharded), f.fits or "no",
+                str(f.setting), flops(f.step_flops).removesuffix("FLOP"), _size(f.data_parallel), _size(f.sharded), f.fits or "no",
                 "none" if f.least_devices is None else str(f.least_devices),
             )  # fmt: skip
         yield table

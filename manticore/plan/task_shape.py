@@ -22,6 +22,8 @@ class TaskShape:
     """Tokens per example."""
     test_examples: int | None
     """None where that depends on the text."""
+    sequences: int = 1
+    """Documents of an example, each of that length."""
 
 
 def task_shape(choice: TaskChoice) -> TaskShape:
@@ -46,7 +48,7 @@ def task_shape(choice: TaskChoice) -> TaskShape:
         if arena is not None:
             length = options.get("length") or arena.length
             tests = options.get("num_test") or arena.counts[2]
-            return TaskShape(choice.name, arena.vocab_size, int(length), int(tests))
+            return TaskShape(choice.name, arena.vocab_size, int(length), int(tests), arena.sequences)
     length = options.get("length")
     if not isinstance(length, int) or length < 1:
         raise ManticoreError(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 
 import manticore
 from manticore.errors import ManticoreError
@@ -39,11 +40,12 @@ def supernet():
     return manticore.combine([AutoModelForCausalLM.from_config(c) for c in configs()], num_blocks=2)
 
 
-@pytest.mark.parametrize("name", ["gpt-neo-125m", "mamba-130m-hf", "pythia-6.9b", "mamba-2.8b-hf", "gpt2-xl"])
+@pytest.mark.parametrize("name", list(KNOWN))
 def test_known_configurations_have_the_published_number_of_parameters(name):
     facts = KNOWN[name]
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(facts.family, **facts.fields))
+    model.tie_weights()
     assert count_parameters(model).total == facts.parameters
 
 
