@@ -4,7 +4,8 @@
 
 Measured: the quickstart pair in real training steps; FLOPs by torch's counter, memory as the allocator's peak and as
 the rise of the process's resident memory. Timed: the quickstart, GPT-Neo-125M + Mamba-130M, and Pythia-6.9B +
-Mamba-2.8B on 8 devices of 80 GB, each as a command of its own; wall seconds and CPU seconds (bar: 10 s of wall time).
+Mamba-2.8B on 8 devices of 80 GB, each as a command of its own, on one
+thread; seconds of wall time and of CPU time (bar: 10 s of CPU time, which wall time is on an idle machine).
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ def compared() -> dict[str, dict[str, float]]:
 def timed(words: list[str]) -> dict[str, float]:
     """Seconds of the command, of which it computes."""
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, "-m", "manticore", "plan", *words], check=True, capture_output=True)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "manticore", "plan", *words], check=True, capture_output=True, env=one_thread)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"wall_seconds": time.perf_counter() - begun, "cpu_seconds": cpu}
@@ -121,11 +123,13 @@ def main() -> int:
         print(f"{name}: predicted / measured: " + ", ".join(f"{key} {value:.3f}" for key, value in row.items()))
     for name, row in times.items():
         print(f"{name}: {row['wall_seconds']:.1f} s, {row['cpu_seconds']:.1f} s of CPU")
-    print(f"written to {write_json('plan', {'ratios': ratios, 'times': times})}")
+    load = os.getloadavg()[0]
+    print(f"load average {load:.1f}")
+    print(f"written to {write_json('plan', {'ratios': ratios, 'times': times, 'load_average': load})}")
     met = all(
         abs(row["flops"] - 1) <= BARS["flops"] and abs(row["resident"] - 1) <= BARS["memory"] for row in ratios.values()
     )
-    return 0 if met and all(row["wall_seconds"] <= BARS["seconds"] for row in times.values()) else 1
+    return 0 if met and all(row["cpu_seconds"] <= BARS["seconds"] for row in times.values()) else 1
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ class _Planner:
         stages.append(self._evaluate(tuned[0], tuned[1], paths["costliest"]))
         steps = self._steps("finetune", tuned[1].flops * recipe.finetune.accumulation)
         fits["finetune"] = self._fits("finetune", own, paths["costliest"])
-        stages.append(self._stage("finetune", "the costliest path", own, tuned[1], steps, fits["finetune"]))
+        stages.append(self._stage("finetune", "costliest path", own, tuned[1], steps, fits["finetune"]))
         if recipe.compare is not None:
             stages.append(self._compare(own, tuned, stages, fits))
         caches = block_caches(self.skeleton, self.mode)
@@ -318,7 +318,9 @@ class _Planner:
                 Setting("all", False, False), [0], batch_size=entry.batch_size, length=entry.length, mixture=False
             )
             verdict = "fits" if case.peak() <= self.memory else "does not fit: a smaller batch_size"
-            what = f"{entry.name}, unless it is in the cache"
+            if verdict != "fits":
+                self.problems.append(f"pretrain: {entry.name} {verdict}")
+            what = f"{entry.name}, unless cached"
             total = case.flops * entry.steps
             stages.append(
                 StagePlan("pretrain", what, case.held.trained, case.flops, entry.steps, total, case.peak(), verdict)
@@ -356,9 +358,7 @@ class _Planner:
         verdict = "fits" if peak <= self.memory else "does not fit: a smaller align.batch_size"
         if verdict != "fits":
             self.problems.append(f"align {verdict}")
-        return StagePlan(
-            "align", f"{fitted * length:,} tokens, no gradients", case.held.trained, None, None, flops, peak, verdict
-        )
+        return StagePlan("align", f"{fitted * length:,} tokens", case.held.trained, None, None, flops, peak, verdict)
 
     def _search(self) -> tuple[StagePlan, list[Fit], Case]:
         section = self.recipe.search
@@ -367,7 +367,7 @@ class _Planner:
         case = self._measure("search", own, None)
         steps = self._steps("search", case.flops * case.accumulation)
         fits = self._fits("search", own, None)
-        return self._stage("search", "the supernet, all components", own, case, steps, fits), fits, case
+        return self._stage("search", "supernet", own, case, steps, fits), fits, case
 
     def _evaluate(self, supernet: Case, path: Case, costliest: list[int]) -> StagePlan:
         examples = self.recipe.finetune.test_examples or self.task.test_examples or 0
@@ -380,7 +380,7 @@ class _Planner:
         verdict = "fits" if peak <= self.memory else "does not fit: larger devices"
         if verdict != "fits":
             self.problems.append(f"evaluate {verdict}")
-        what = f"{examples:,} test examples, three times" if examples else "how many examples depends on the text"
+        what = f"3 × {examples:,} examples" if examples else "as long as the text: not counted"
         return StagePlan("evaluate", what, None, None, None, flops, peak, verdict)
 
     def _compare(
@@ -401,7 +401,7 @@ class _Planner:
         verdict = "fits" if supernet.fits is not None else "does not fit (the supernet): finetune's ways out"
         if supernet.fits is None:
             self.problems.append("compare: the soft supernet does not fit: compare=null, or other settings of finetune")
-        what = f"{parents + ensemble + 2} models, {per_row} runs each"
+        what = f"{parents + ensemble + 2} models × {per_row}"
         return StagePlan(
             "compare", what, max(case.held.trained for case in tuned), tuned[0].flops * tuned[0].accumulation, None,
             trainings * per_row, size, verdict,

@@ -25,7 +25,7 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-_WORDS = ("from", "family", "what", "verdict", "segments", "fits")
+_WORDS = ("from", "family", "what", "segments", "fits")
 
 
 def render_plan(plan: Plan) -> Iterator[Table | Text]:
@@ -37,44 +37,47 @@ def render_plan(plan: Plan) -> Iterator[Table | Text]:
         components.add_row(c.name, c.origin, c.family, *row)
     yield components
     projectors = Counter(plan.projectors)
-    shown = ", ".join(f"{n} × {name} ({count(size)})" for (name, size), n in projectors.items())
+    shown = "\n             ".join(f"{n} × {name} ({count(size)})" for (name, size), n in projectors.items())
     vocabulary = "the components'" if plan.task.vocab_size is None else f"{plan.task.vocab_size} rows"
     names = [c.name for c in plan.components]
     lines = [
-        f"hybrid       {plan.num_blocks} blocks, {plan.mixing}; projectors: {shown}",
-        f"parameters   supernet {plan.parameters['supernet']:,}; discretized "
-        f"{plan.parameters['cheapest']:,} ({_path(plan.paths['cheapest'], names)}) to "
-        f"{plan.parameters['costliest']:,} ({_path(plan.paths['costliest'], names)})",
+        f"hybrid       {plan.num_blocks} blocks, {plan.mixing}",
+        f"projectors   {shown}",
+        f"parameters   {plan.parameters['supernet']:,}: supernet",
+        *(
+            f"             {plan.parameters[end]:,}: {end} path, {_path(plan.paths[end], names)}"
+            for end in ("cheapest", "costliest")
+        ),
         f"tokenizers   {plan.tokenizers}",
         f"task         {plan.task.name}: examples of {plan.task.length:,} tokens, vocabulary: {vocabulary}",
     ]
     yield Text("\n".join(lines))
     stages = _table(
         f"Stages, {plan.devices} × {_size(plan.device_memory)}",
-        *("stage", "what", "trained", "FLOP/step", "steps", "FLOP in all", "per device", "verdict"),
+        *("stage", "trained", "FLOP/step", "steps", "FLOP in all", "per device", "fits", "what"),
     )
     for stage in plan.stages:
         stages.add_row(
-            stage.name, stage.what, count(stage.trained), flops(stage.step_flops).removesuffix("FLOP"),
+            stage.name, count(stage.trained), flops(stage.step_flops).removesuffix("FLOP"),
             MISSING if stage.steps is None else f"{stage.steps:,}",
-            flops(stage.flops).removesuffix("FLOP"), _size(stage.bytes), stage.verdict,
+            flops(stage.flops).removesuffix("FLOP"), _size(stage.bytes),
+            "no" if stage.verdict.startswith("does not") else "yes", stage.what,
         )  # fmt: skip
-    stages.add_row("all", "", "", "", "", flops(plan.flops).removesuffix("FLOP"), "", "")
+    stages.add_row("all", "", "", "", flops(plan.flops).removesuffix("FLOP"), "", "")
     yield stages
     for name in ("search", "finetune"):
         if name not in plan.fits:
             continue
-        table = _table(
-            f"Per device, {name}", "setting", "FLOP/step", "data parallel", "sharded", "fits", "least devices"
-        )
+        columns = ("setting", "FLOP/step", "data parallel", "sharded", "fits", "least devices")
+        table = _table(f"Per device, {name}", *columns)
         for f in plan.fits[name]:
             table.add_row(
-                str(f.setting), flops(f.step_flops).removesuffix("FLOP"), _size(f.data_parallel), _size(f.sharded), f.fits or "no",
-                "none" if f.least_devices is None else str(f.least_devices),
+                str(f.setting), flops(f.step_flops).removesuffix("FLOP"), _size(f.data_parallel), _size(f.sharded),
+                f.fits or "no", "none" if f.least_devices is None else str(f.least_devices),
             )  # fmt: skip
         yield table
     caches = {c.name: (c.cache_bytes_per_token, c.state_bytes) for c in plan.components} | plan.cache
-    cache = "; ".join(f"{name} {_size(a)} per token + {_size(b)}" for name, (a, b) in caches.items())
+    cache = "\n             ".join(f"{_size(a)} per token + {_size(b)}: {name}" for name, (a, b) in caches.items())
     speed = f"{flops(plan.flops_per_second)}/s on each device" if plan.flops_per_second else ""
     lines = [
         f"cache        {cache}",

@@ -45,3 +45,31 @@ def test_what_cannot_be_planned_ends_with_one_line(words: list[str]) -> None:
     assert result.exit_code == 2
     assert "Traceback" not in result.output
     assert result.stderr.strip().startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_layers": 10**9, "attention_types": [[["global"], 10**9]]},
+        {"hidden_size": -16},
+        {"num_heads": 0},
+        {"vocab_size": 10**12},
+    ],
+    ids=["depth", "width", "heads", "rows"],
+)
+def test_hostile_configurations_end_with_one_line(shelf: Path, tmp_path: Path, changes: dict[str, object]) -> None:
+    config = json.loads((shelf / "gpt" / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = CliRunner().invoke(app, ["plan", str(tmp_path), str(shelf / "mamba"), "task.options.length=8"])
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert result.stderr.strip().startswith("error: ")
+    assert "\n" not in result.stderr.strip()
+
+
+def test_steps_are_timed_for_the_time(shelf: Path) -> None:
+    words = ["plan", str(shelf / "gpt"), str(shelf / "mamba"), "combine.num_blocks=2", "align=null", "compare=null"]
+    sizes = ["task.options.length=8", "search.batch_size=2", "finetune.batch_size=2", "search.accumulation=1"]
+    result = CliRunner().invoke(app, [*words, *sizes, "--measure", "1", "--device-memory", "1GB"])
+    assert result.exit_code == 0, result.output
+    assert "/s on each device" in result.stdout
