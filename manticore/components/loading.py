@@ -128,12 +128,6 @@ def load_weights(
             "Fix: give weights and config.json of one checkpoint"
         )
     missing = sorted(info.get("missing_keys", []))
-    saved = (config.architectures or [""])[0]
-    if missing and kind is AutoModelForCausalLM and saved.endswith("Classification"):
-        raise ManticoreError(
-            f"{name}: is a {saved}, which has no language-model head. "
-            "Fix: give the causal language model that it was made from"
-        )
     if missing:
         raise ManticoreError(
             f"{name}: {len(missing)} weights are not in the checkpoint (first: {missing[0]}). "
