@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from shlex import join, quote
@@ -58,6 +59,8 @@ def plan(
     from manticore.plan.planner import plan as make_plan
     from manticore.plan.table import render_plan
 
+    # imports leave many objects that every collection would look at again
+    gc.freeze()
     room = float(memory if memory is not None else _own_memory())
     if measure is not None:
         from manticore.plan.speed import measured_flops_per_second
