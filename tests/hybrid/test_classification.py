@@ -171,11 +171,13 @@ def test_saved_and_loaded_it_computes_the_same(
 
 
 def test_a_saved_causal_hybrid_loads_with_fresh_heads_and_says_so(
-    build: Build, ids: Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    build: Build, ids: Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hybrid = at_random_weights(build())
     hybrid.save_pretrained(tmp_path)
-    logging.getLogger("transformers").propagate = True
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    # the command line, run by other tests in this process, makes transformers say less
+    caplog.set_level(logging.WARNING, logger="transformers")
     loaded = ManticoreForSequenceClassification.from_pretrained(tmp_path, num_labels=3)
     assert "score.{0, 1}.weight" in caplog.text
     assert torch.equal(loaded.mixture_weights, hybrid.mixture_weights)
