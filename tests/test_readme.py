@@ -1,4 +1,4 @@
-"""The README stays true: its file tree names what is there, and its commands exist."""
+"""README and docs/files.md stay true: the trees name what is there, and the commands exist."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FILES = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
 
 
-def tree() -> dict[str, str]:
+def tree(page: str) -> dict[str, str]:
     """Path → phrase, from the last code block."""
-    block = README.rsplit("```", 2)[1]
+    block = page.rsplit("```", 2)[1]
     found: dict[str, str] = {}
     folder = ""
     for line in block.strip().splitlines():
@@ -31,16 +32,16 @@ def tracked() -> set[str]:
 
 
 def test_every_entry_of_the_tree_exists_and_has_a_phrase() -> None:
-    for name, phrase in tree().items():
+    for name, phrase in {**tree(README), **tree(FILES)}.items():
         assert (ROOT / name).exists(), name
         assert phrase, name
 
 
 def test_the_tree_leaves_out_no_module_of_the_package() -> None:
-    named = tree()
+    named = tree(FILES)
     for path in tracked():
         if path.endswith(".py") and path.split("/")[0] in {"manticore", "projectors", "kernels"}:
-            assert path in named or path.endswith("__init__.py"), f"{path} is missing in the README's tree"
+            assert path in named or path.endswith("__init__.py"), f"{path} is missing in docs/files.md"
 
 
 def test_make_targets_of_the_readme_exist() -> None:
