@@ -84,10 +84,10 @@ class Runner:
         self._stand_ins: nn.ModuleList | None = None
         base_parameters = inspect.signature(type(model.base_model).forward).parameters
         self.accepts_positions = "position_ids" in base_parameters
-        self._cache_argument = "cache_params" if "cache_params" in base_parameters else "past_key_values"
+        self.cache_argument = "cache_params" if "cache_params" in base_parameters else "past_key_values"
         # attention layers refuse a stream of another precision than their weights
         self._takes_any_precision = bool(getattr(model.config, "residual_in_fp32", False))
-        self._masks_raw = self._cache_argument == "cache_params"
+        self._masks_raw = self.cache_argument == "cache_params"
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -206,7 +206,7 @@ class Runner:
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "use_cache": use_cache,
-            self._cache_argument: past_key_values,
+            self.cache_argument: past_key_values,
         }
         if self.accepts_positions:
             arguments["position_ids"] = position_ids

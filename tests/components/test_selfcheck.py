@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, MambaConfig, MambaForCausalLM, PreTrainedModel
+from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from benchmarks.tiny_families import tiny_config, tiny_model
+from manticore.components import selfcheck
 from manticore.components.runner import Runner
 from manticore.components.selfcheck import continues_by_one_token_only, self_check
 from manticore.errors import ManticoreError
@@ -143,3 +145,34 @@ def test_the_models_own_tokens_are_not_needed() -> None:
     config = tiny_config("llama", vocab_size=2, bos_token_id=None, eos_token_id=None, pad_token_id=None)
     model = LlamaForCausalLM(config).eval()
     assert self_check(model, Runner(model)) == 0.0
+
+
+def test_a_model_may_round_as_much_as_it_does_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    # in deep recurrent models rounding alone exceeds any tolerance that would still tell a lost state
+    monkeypatch.setitem(selfcheck._TOLERANCE, torch.float32, 0.0)
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=61, hidden_size=32, num_hidden_layers=24, initializer_range=0.5)
+    model = MambaForCausalLM(config).eval()
+    ids, cache = torch.arange(9)[None], DynamicCache(config=config)
+    with torch.no_grad():
+        whole = model(input_ids=ids, use_cache=False).logits
+        cached = torch.cat([model(input_ids=ids[:, t : t + 1], cache_params=cache).logits for t in range(9)], 1)
+    assert not torch.equal(cached, whole)
+    assert continues_by_one_token_only(Runner(model))
+
+
+class Forgetful(MambaForCausalLM):
+    """Decoding with a cache goes wrong by itself, by more than rounding."""
+
+    def forward(self, *args: Any, cache_params: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        output = super().forward(*args, cache_params=cache_params, **kwargs)
+        if cache_params is not None:
+            output.logits = output.logits * 1.1
+        return output
+
+
+def test_decoding_that_is_wrong_in_the_family_itself_is_no_rounding() -> None:
+    torch.manual_seed(0)
+    model = Forgetful(MambaConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2)).eval()
+    with pytest.raises(ManticoreError, match="its logits with a cache differ from those without"):
+        continues_by_one_token_only(Runner(model))
