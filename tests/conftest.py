@@ -32,6 +32,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def same_draws_in_any_order() -> None:
+    """What a test draws without a generator of its own does not depend on the tests before it."""
+    torch.manual_seed(0)
+
+
 def gpt_neo(vocab_size: int = VOCABULARY, seed: int = 1) -> GPTNeoForCausalLM:
     """Width 32, 4 layers, local windows shorter than the test sequences, no dropout."""
     torch.manual_seed(seed)

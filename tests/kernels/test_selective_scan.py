@@ -23,9 +23,12 @@ def make(batch, channels, steps, state_size, optional=OPTIONAL, softplus=True, d
     def normal(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
+    def uniform(*shape):
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
     tensors = {
         "u": normal(batch, channels, steps),
-        "delta": normal(batch, channels, steps) - 1 if softplus else torch.rand(batch, channels, steps).double(),
+        "delta": normal(batch, channels, steps) - 1 if softplus else uniform(batch, channels, steps),
         "A": -normal(channels, state_size).exp(),
         "B": normal(batch, state_size, steps),
         "C": normal(batch, state_size, steps),
@@ -207,7 +210,8 @@ def test_large_time_steps_forget(path):
     tensors = make(1, 4, 40, 4, softplus=False, dtype=torch.float32)
     with torch.no_grad():
         tensors["delta"].mul_(1e4)
-    assert_close(run(tensors, softplus=False), truth(tensors, softplus=False), TOLERANCE[torch.float32])
+    # exp(x) in float32 is off by |x| roundings, and here what is left of a state has a large |x|
+    assert_close(run(tensors, softplus=False), truth(tensors, softplus=False), 5 * TOLERANCE[torch.float32])
 
 
 def test_nan_is_not_hidden(path):
