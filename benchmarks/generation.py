@@ -218,7 +218,8 @@ def main() -> int:
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     transformers.logging.set_verbosity_error()
-    console = Console()
+    # the table needs its columns whole, in a file too
+    console = Console(width=max(120, Console().width))
     sizes: dict[str, Any] = {}
     missed = []
     for name in ("small",) if arguments.quick else [arguments.size] if arguments.size else SIZES:
