@@ -14,10 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from transformers.utils import cached_file
 
 from manticore.components.quiet import quiet_loading
-from manticore.components.sources import nearest_folder, refuse_missing_folder, unreachable
+from manticore.components.sources import file_of, nearest_folder, refuse_missing_folder, unreachable
 from manticore.components.weight_files import check_files, refuse_absurd_depth
 from manticore.errors import ManticoreError, NotFiniteError
 
@@ -259,17 +258,7 @@ def load_tokenizer(
     if isinstance(source, PreTrainedModel):
         return None
     name = str(source)
-    if not any(
-        cached_file(
-            name,
-            file,
-            revision=revision,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            **where,
-        )
-        for file in TOKENIZER_FILES
-    ):
+    if not any(file_of(name, file, revision=revision, **where) for file in TOKENIZER_FILES):
         return None
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **where)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from manticore.components.last_token import last_token
 from manticore.errors import ManticoreError
@@ -67,6 +68,56 @@ def stacked(
     return ids, mask, last_token(ids, mask, pad_token_id)
 
 
-def pair_loss(model: Any, logits: Tensor, labels: Tensor | None) -> Tensor | None:
-    """The loss of transformers' sequence classification, where there are labels."""
-    return None if labels is None else model.loss_function(labels=labels, pooled_logits=logits, config=model.config)
+class ReadsPairs:
+    """What hybrids and stacks that compare two documents share; comes before their classifier among the bases."""
+
+    documents = 2
+    config: Any
+    loss_function: Any
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        # transformers takes it from the name of the class
+        self.loss_type = "ForSequenceClassification"
+
+    def _make_head(self, width: int, classes: int) -> nn.Module:
+        return PairHead(width, classes)
+
+    def _pair_logits(self, ids: Tensor, mask: Tensor | None, end: Tensor) -> Tensor:
+        """``[B, C]`` from both documents ``[2B, T]`` and their last tokens ``[2B]``."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        input_ids_2: Tensor | None = None,
+        attention_mask_2: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput | tuple[Any, ...]:
+        """Logits of every class, ``[B, C]``, with labels ``[B]`` also ``loss``.
+
+        Args:
+            input_ids: ``[B, T]``, the first documents.
+            attention_mask: ``[B, T]``, 0 on padding.
+            input_ids_2: ``[B, T]``, the second documents.
+            attention_mask_2: ``[B, T]``, 0 on padding.
+            labels: ``[B]`` class indices.
+            use_cache: of no use: nothing is cached.
+            return_dict: False returns a tuple.
+            kwargs: what trainers add; not read.
+
+        Raises:
+            ManticoreError: a document is missing, shapes differ, or more tokens than the model has positions for.
+        """
+        logits = self._pair_logits(
+            *stacked(input_ids, input_ids_2, attention_mask, attention_mask_2, self.config.pad_token_id)
+        )
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        output = SequenceClassifierOutput(loss=loss, logits=logits)
+        return output.to_tuple() if return_dict is False else output

@@ -80,20 +80,34 @@ def origin(source: str, revision: str | None = None) -> dict[str, Any]:
     }
 
 
+def file_of(name: str, file: str, *, revision: str | None = None, **where: Any) -> Path | None:
+    """One file of a checkpoint, from its folder, the hub or the cache; None where it cannot be had.
+
+    Args:
+        name: folder or hub id.
+        file: its name there.
+        revision: branch, tag or commit on the hub.
+        where: what else says where files are (``subfolder``, ``cache_dir``, ``token``, ``local_files_only``).
+    """
+    found: Any = cached_file(
+        name,
+        file,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **where,
+    )
+    return None if found is None else Path(found)
+
+
 def stated_license(source: str, revision: str | None = None) -> str | None:
     """The licence in the front matter of a checkpoint's model card; of a hub id the card is downloaded if it can be."""
     card = Path(source, "README.md")
     if not Path(source).is_dir():
-        found = cached_file(
-            source,
-            "README.md",
-            revision=revision,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        found = file_of(source, "README.md", revision=revision)
         if found is None:
             return None
-        card = Path(found)
+        card = found
     if not card.is_file():
         return None
     parts = card.read_text(encoding="utf-8", errors="replace").split("---")

@@ -15,8 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.initialization import no_init_weights
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from manticore.components.sources import file_of
 from manticore.errors import ManticoreError
 
 MOST_LAYERS = 10_000
@@ -41,7 +42,7 @@ def check_files(name: str, build: Callable[[], nn.Module], *, revision: str | No
             files, or sizes that they cannot hold.
     """
     _refuse_pickle(name)
-    if _cached(name, "adapter_config.json", revision) is not None:
+    if file_of(name, "adapter_config.json", revision=revision) is not None:
         raise ManticoreError(
             f"{name}: it holds an adapter (adapter_config.json), which names another model. "
             "Fix: merge the adapter into its model and save that"
@@ -101,10 +102,10 @@ def _refuse_pickle(name: str) -> None:
 
 def _weight_files(name: str, revision: str | None) -> list[Path]:
     """The files that transformers would read, in the order in which it looks for them."""
-    whole = _cached(name, SAFE_WEIGHTS_NAME, revision)
+    whole = file_of(name, SAFE_WEIGHTS_NAME, revision=revision)
     if whole is not None:
         return [whole]
-    index = _cached(name, SAFE_WEIGHTS_INDEX_NAME, revision)
+    index = file_of(name, SAFE_WEIGHTS_INDEX_NAME, revision=revision)
     if index is None:
         return []
     try:
@@ -117,7 +118,7 @@ def _weight_files(name: str, revision: str | None) -> list[Path]:
                 f"{name}: {index.name} leads to {shard!r} (expected safetensors files beside it). "
                 "Fix: download the checkpoint again"
             )
-    found = [_cached(name, shard, revision) for shard in shards]
+    found = [file_of(name, shard, revision=revision) for shard in shards]
     return [file for file in found if file is not None]
 
 
@@ -128,14 +129,3 @@ def _elements(name: str, file: Path) -> int:
             return sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ManticoreError(f"{name}: a weights file is damaged: {error}. Fix: download it again") from error
-
-
-def _cached(name: str, file: str, revision: str | None) -> Path | None:
-    found: Any = cached_file(
-        name,
-        file,
-        revision=revision,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return None if found is None else Path(found)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.utils import cached_file
 
 from manticore.components.loading import load_config, load_tokenizer, one_line
+from manticore.components.sources import file_of
 from manticore.errors import ManticoreError
 from manticore.plan.known import KNOWN, known
 from manticore.registry import did_you_mean
@@ -64,17 +64,12 @@ def _find(component: Component, made: dict[str, Pretrain]) -> Source:
     path = Path(text).expanduser()
     if path.exists():
         return Source(component.name, load_config(str(path)), str(path), str(path))
-    cached = cached_file(
-        text,
-        "config.json",
-        revision=component.revision,
-        local_files_only=True,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    ) if not text.startswith((".", "/", "~")) else None  # fmt: skip
+    cached = None
+    if not text.startswith((".", "/", "~")):
+        here: dict[str, Any] = {"local_files_only": True, "_raise_exceptions_for_gated_repo": False}
+        cached = file_of(text, "config.json", revision=component.revision, **here)
     if cached is not None:
-        own = str(Path(cached).parent)
+        own = str(cached.parent)
         return Source(component.name, load_config(own), f"{text}, downloaded before", own)
     shipped = known(text)
     if shipped is not None:

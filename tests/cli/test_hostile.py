@@ -217,11 +217,13 @@ RECIPE = "name: {name}\ncomponents: [{{name: a, source: gpt}}, {{name: b, source
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        pytest.param(RECIPE.format(name="../../outside"), "name", id="a name that is a path"),
-        pytest.param(RECIPE.format(name="<script>alert(1)</script>"), "name", id="a name that is HTML"),
+        pytest.param(RECIPE.format(name="../../outside"), "name: wrong value", id="a name that is a path"),
+        pytest.param(RECIPE.format(name="<script>alert(1)</script>"), "name: wrong value", id="a name that is HTML"),
         pytest.param(RECIPE.format(name="!!python/object/apply:os.system [touch trace]"), "YAML tags", id="a tag"),
         pytest.param(
-            "a: &a [x, x]\n" + "".join(f"b{i}: &b{i} [*a, *a]\n" for i in range(3)), "mine.yaml", id="aliases"
+            "a: &a [x, x]\n" + "".join(f"b{i}: &b{i} [*a, *a]\n" for i in range(3)),
+            "aliases (*name) are not allowed",
+            id="aliases",
         ),
         pytest.param(RECIPE.format(name="x").replace("gpt", "../../../etc/passwd"), "source", id="a path to a file"),
         pytest.param("[" * 5000, "mine.yaml", id="without an end"),
