@@ -54,6 +54,13 @@ class TaskInfo:
     """Split → number of examples."""
     length: int | None = None
     """Tokens per example, padding included."""
+    bos: str | None = None
+    """The token that every example of text begins with, empty for none; None for other tasks and older runs."""
+
+    @property
+    def beginning(self) -> str:
+        """What an example of text begins with, in words; empty for other tasks and older runs."""
+        return beginning(self.bos)
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,8 @@ class Align:
     seconds: float | None = None
     loss_before: float | None = None
     loss_after: float | None = None
+    bos: str | None = None
+    """The token that every pack of text began with, empty for none; None where nothing is known of it."""
     translations: tuple[Translation, ...] = ()
 
 
@@ -205,6 +214,11 @@ class Compare:
 class SavedModel:
     path: str = ""
     loads_with: str = ""
+
+
+def beginning(bos: str | None) -> str:
+    """What a pack of text begins with, in words; empty where nothing is known of it."""
+    return "" if bos is None else f"every pack begins with {bos}" if bos else "packs begin without BOS"
 
 
 @dataclass(frozen=True)

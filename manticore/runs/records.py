@@ -42,6 +42,7 @@ def task_record(task: Task, options: Mapping[str, Any] | None = None) -> dict[st
         "options": {name: str(value) for name, value in (options or {}).items()},
         "examples": {str(split): len(rows) for split, rows in task.data.items()},
         "length": task.length,
+        "bos": task.bos,
         "primary_metric": task.primary_metric,
         "higher_is_better": task.higher_is_better,
         "chance": task.chance,
