@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from filelock import FileLock
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -27,7 +26,7 @@ from manticore.components.loading import load_tokenizer
 from manticore.errors import ManticoreError
 from manticore.seeding import derive_seed
 from manticore.tasks.beginning import Bos, beginning
-from manticore.tasks.corpus import STDLIB, corpus_digest, read_corpus
+from manticore.tasks.corpus import STDLIB, Text, corpus_digest, read_corpus
 from manticore.tasks.task import Task
 from manticore.tasks.text import packed_task, split_documents
 from manticore.training.callbacks import Progress
@@ -47,7 +46,8 @@ def pretrain(
     layers: int,
     width: int,
     config: Mapping[str, Any] | None = None,
-    text: str | Path | Sequence[str] | Dataset = STDLIB,
+    text: Text = STDLIB,
+    text_column: str | None = None,
     max_bytes: int | None = None,
     tokenizer: str | Path | PreTrainedTokenizerBase = TRAIN,
     vocab_size: int = 1024,
@@ -74,6 +74,7 @@ def pretrain(
         width: of the hidden states.
         config: further fields of the family's configuration; the rest is scaled to the width.
         text: what ``read_corpus`` reads.
+        text_column: the column that holds the documents, where there are columns.
         max_bytes: read so much of the text only.
         tokenizer: a tokenizer, the folder or hub id of one, or ``"train"`` for a new one with ``vocab_size`` tokens.
             Training is repeatable: models with the same text and size share their tokenizer.
@@ -101,7 +102,7 @@ def pretrain(
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ManticoreError(f"pretrain: {name} is {value!r} (expected a whole number). Fix: give {least} or more")
     shape = small_config(family, layers=layers, width=width, positions=length, options=config)
-    documents = read_corpus(text, max_bytes=max_bytes)
+    documents = read_corpus(text, text_column=text_column, max_bytes=max_bytes)
     given = None if isinstance(tokenizer, str) and tokenizer == TRAIN else _loaded_tokenizer(tokenizer)
     settings = {
         "manticore": manticore.__version__,
