@@ -8,10 +8,12 @@ of everything that determines it, and a run that was killed goes on from its las
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import manticore
-from manticore.cache import cache_folder, content_key
+from manticore.cache import MANIFEST, cache_folder, content_key, expanded, is_whole, seal
 from manticore.components.loading import load_tokenizer
 from manticore.errors import ManticoreError
 from manticore.seeding import derive_seed
@@ -33,6 +35,9 @@ from manticore.training.callbacks import Progress
 from manticore.training.finetune import finetune
 from manticore.training.shapes import build, small_config
 from manticore.training.tokenizers import train_tokenizer
+from manticore.writing import new_folder
+
+logger = logging.getLogger(__name__)
 
 TRAIN = "train"
 """Value of ``tokenizer``: train one on the text."""
@@ -122,10 +127,15 @@ def pretrain(
     name = f"{shape.model_type}-{content_key(settings)}"
     folder = _destination(name, out, cache)
     work = folder.parent / f".{name}.part"
-    if not folder.exists():
+    cached = cache or out is None
+    finished = partial(is_whole, folder, name) if cached else folder.exists
+    if not finished():
         with _exclusive(work, folder):
             # While this process waited, another one may have finished the same model.
-            if not folder.exists():
+            if not finished():
+                if cached and folder.exists():
+                    logger.warning("%s is damaged; it is pretrained again", folder)
+                    shutil.rmtree(folder)
                 splits = split_documents(documents, data_seed=data_seed)
                 used = train_tokenizer(splits["train"], vocab_size) if given is None else given
                 model, learned = _new_model(shape, used, seed), {"tokens": 0, "heldout": {}}
@@ -146,17 +156,17 @@ def pretrain(
                         progress=progress,
                     )
                     model, learned = result.model, {"tokens": result.tokens, "heldout": result.metrics}
-                _publish(model, used, {**settings, **learned}, work / "model", folder)
+                _publish(model, used, {**settings, **learned}, work / "model", folder, name if cached else None)
             shutil.rmtree(work, ignore_errors=True)
-    return folder if out is None or not cache else _copy(folder, Path(out).expanduser())
+    return folder if out is None or not cache else _copy(folder, expanded(out, "--out"))
 
 
 def _destination(name: str, out: str | Path | None, cache: bool) -> Path:
     if out is None and not cache:
         raise ManticoreError("pretrain: neither out nor the cache may hold the model. Fix: give out, or cache=True")
-    if out is not None and Path(out).expanduser().exists():
+    if out is not None and expanded(out, "--out").exists():
         raise ManticoreError(f"pretrain: {out} exists already. Fix: choose another folder or remove it")
-    return cache_folder("pretrained") / name if cache or out is None else Path(out).expanduser()
+    return cache_folder("pretrained") / name if cache or out is None else expanded(out, "--out")
 
 
 @contextmanager
@@ -214,21 +224,23 @@ def _task(splits: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBas
 
 
 def _publish(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any], aside: Path, folder: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    record: dict[str, Any],
+    aside: Path,
+    folder: Path,
+    entry: str | None,
 ) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     (aside / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if entry is not None:
+        seal(aside, entry)
     os.rename(aside, folder)
 
 
 def _copy(folder: Path, out: Path) -> Path:
-    aside = out.parent / f".{out.name}.part-{os.getpid()}"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        shutil.copytree(folder, aside)
-        os.rename(aside, out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with new_folder(out) as aside:
+        shutil.copytree(folder, aside, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
     return out
