@@ -16,6 +16,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from manticore.components.checkpoint_folder import TOKENIZER_FILES, architecture_problem, family_problem
+from manticore.components.extra_outputs import ask_for_no_more, configurations
+from manticore.components.positions import token_embeddings
 from manticore.components.quiet import quiet_loading
 from manticore.components.sources import file_of, nearest_folder, refuse_missing_folder, unreachable
 from manticore.components.weight_files import check_files, refuse_absurd_depth
@@ -49,6 +51,8 @@ def load_component(
     if isinstance(source, PreTrainedModel):
         _check_object(source)
         model = copy.deepcopy(source)
+        for config in configurations(model):
+            ask_for_no_more(config)
         if wanted is not None:
             # as from_pretrained does it: tables that a family derives, such as rotary frequencies, are not rounded
             for parameter in model.parameters():
@@ -65,6 +69,7 @@ def load_component(
     problem = architecture_problem(config.architectures, {kind.__name__ for kind in _causal_classes(config)})
     if problem is not None:
         raise ManticoreError(f"{name}: {problem}")
+    ask_for_no_more(config)
     return load_weights(AutoModelForCausalLM, name, config, revision=revision, dtype=wanted)
 
 
@@ -215,7 +220,13 @@ def _names(known: str | Sequence[str] | None) -> set[str]:
 
 
 def _causal_classes(config: PreTrainedConfig) -> tuple[type, ...]:
-    mapped: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    try:
+        mapped: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    except KeyError:
+        raise ManticoreError(
+            f"a {type(config).__name__} belongs to no causal language model that transformers knows. "
+            "Fix: give a model with the configuration of its family, or register both with AutoModelForCausalLM"
+        ) from None
     return mapped if isinstance(mapped, tuple) else (mapped,)
 
 
@@ -280,6 +291,15 @@ def _check_object(model: PreTrainedModel) -> None:
         raise ManticoreError(
             f"{name}: the model is a {type(model).__name__} (expected {' or '.join(c.__name__ for c in expected)}). "
             "Fix: give a causal language model"
+        )
+    try:
+        token_embeddings(model)
+    except ManticoreError as error:
+        raise ManticoreError(f"{name}: {error}") from error
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ManticoreError(
+            f"{name}: its weights are on the meta device, so there are none. "
+            "Fix: load it with from_pretrained, without init on meta or a device_map that leaves weights on disk"
         )
     refuse_not_finite(model, name)
 

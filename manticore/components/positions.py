@@ -6,10 +6,28 @@ trained.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 from transformers import PreTrainedModel
+
+from manticore.errors import ManticoreError
+
+
+def token_embeddings(model: PreTrainedModel) -> nn.Module:
+    """The embeddings of a model's tokens.
+
+    Raises:
+        ManticoreError: its class does not say where they are.
+    """
+    try:
+        found = model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        found = None
+    if not isinstance(found, nn.Module):
+        raise ManticoreError(
+            f"a {type(model).__name__} does not say where its embeddings are. "
+            "Fix: define get_input_embeddings in its class"
+        )
+    return found
 
 
 def tabulated_positions(model: PreTrainedModel) -> int | None:
@@ -21,7 +39,7 @@ def tabulated_positions(model: PreTrainedModel) -> int | None:
     limit = getattr(model.config, "max_position_embeddings", None)
     if not isinstance(limit, int):
         return None
-    tokens: Any = model.get_input_embeddings()
+    tokens = token_embeddings(model)
     for module in model.modules():
         if getattr(module, "positions", None) == limit:
             return limit

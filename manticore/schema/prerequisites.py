@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
+from os.path import expanduser
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -96,7 +97,7 @@ def _folder(source: str) -> FilePath | None:
     Raises:
         ManticoreError: it holds no checkpoint of a usable family.
     """
-    folder = FilePath(source).expanduser()
+    folder = FilePath(expanduser(source))
     if not (folder / "config.json").is_file():
         return None
     raw_configuration(folder)
@@ -106,7 +107,7 @@ def _folder(source: str) -> FilePath | None:
 
 def _without(source: str, error: ManticoreError) -> str:
     """An error without the name that its line begins with anyway."""
-    return str(error).removeprefix(f"{FilePath(source).expanduser()}: ")
+    return str(error).removeprefix(f"{FilePath(expanduser(source))}: ")
 
 
 def _pretrained(path: Path, entry: Any) -> Iterator[Finding]:
@@ -140,7 +141,7 @@ def _plain(width: int) -> bool:
 
 
 def _given_tokenizer(path: Path, source: str) -> Iterator[Finding]:
-    folder = FilePath(source).expanduser()
+    folder = FilePath(expanduser(source))
     if folder.is_dir():
         if not has_tokenizer(folder):
             yield path, f"no tokenizer in {source}. Fix: give its folder, or train"
@@ -175,7 +176,7 @@ def _texts(sections: Mapping[str, Any]) -> Iterator[Finding]:
         if "Dataset" in option.annotation:
             column = task.options.get("text_column")
             yield from _text(("task", "options", name), value, column if isinstance(column, str) else None)
-        elif "Path" in option.annotation and not FilePath(value).expanduser().exists():
+        elif "Path" in option.annotation and not FilePath(expanduser(value)).exists():
             yield ("task", "options", name), f"no such file or folder (got {value!r}). Fix: check the path"
 
 

@@ -30,7 +30,10 @@ LEVELS = {"easy": "curv_baseline", "intermediate": "curv_contour_length_9", "har
 SPLIT_SEED = 42
 """Of the random split of Pathfinder, which the release leaves to its users."""
 
-_GREY = np.array([0.2989, 0.5870, 0.1140])
+_GREY = np.array([2989, 5870, 1140])
+"""Ten thousandths of red, green and blue."""
+GREY_RULE = "floor(grey * 255.5 / 255)"
+"""How a grey value becomes an id; part of what cached images are known by."""
 RECORD_BYTES = 1 + 3 * SIDE * SIDE
 """A label and an image in CIFAR-10's binary files."""
 
@@ -46,8 +49,12 @@ class Picture:
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:
-    """Luminance of ``pixels`` [..., 3], rounded; uint8 [...]."""
-    return np.rint(pixels @ _GREY).astype(np.uint8)
+    """Luminance of ``pixels`` [..., 3] from 0 to 255, by :data:`GREY_RULE`; uint8 [...].
+
+    In whole numbers. The benchmark's code computes the same in float32, which gives another level for 237 of the
+    256^3 colours, where the value is all but a whole number.
+    """
+    return (pixels.astype(np.int64) @ _GREY * 511 // (510 * 10_000)).astype(np.uint8)
 
 
 def cifar_rows(paths: Sequence[Path]) -> Iterator[Row]:
@@ -117,9 +124,11 @@ def pathfinder_pictures(folder: Path) -> list[Picture]:
     """All images of one level, in the order of the metadata; empty files, of which the release has one, left out.
 
     Raises:
-        ManticoreError: no metadata, a line without its columns, a label that is not 0 or 1, or a missing image.
+        ManticoreError: no metadata, a line without its columns, a label that is not 0 or 1, a missing image, or one
+            that lies elsewhere.
     """
     pictures = []
+    inside = _Inside(folder)
     for metadata in pathfinder_metadata(folder):
         for number, fields in enumerate(_metadata_lines(metadata), start=1):
             where = f"lra/pathfinder {metadata}, line {number}"
@@ -133,11 +142,30 @@ def pathfinder_pictures(folder: Path) -> list[Picture]:
                     f"{where}: label out of range (got {fields[3]!r}, expected 0 or 1). Fix: unpack the release again"
                 )
             path = folder / fields[0] / fields[1]
+            if not inside(path):
+                raise ManticoreError(
+                    f"{where}: leads out of {folder} (got {fields[0]!r} and {fields[1]!r}). "
+                    "Fix: give the release with its images below that folder"
+                )
             if not path.is_file():
                 raise ManticoreError(f"{where}: no image {path}. Fix: unpack the release whole")
             if path.stat().st_size:
                 pictures.append(Picture(path, int(fields[3])))
     return pictures
+
+
+class _Inside:
+    """Whether an image lies in a folder, links followed; each of its folders is looked up once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.resolve()
+        self._real: dict[Path, Path] = {}
+
+    def __call__(self, path: Path) -> bool:
+        if path.parent not in self._real:
+            self._real[path.parent] = path.parent.resolve()
+        real = path.resolve() if path.is_symlink() else self._real[path.parent] / path.name
+        return ".." not in path.name and real.is_relative_to(self._root)
 
 
 def pathfinder_splits(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from manticore.cache import expanded
 from manticore.errors import ManticoreError
 
 STDLIB = "stdlib"
@@ -62,7 +63,7 @@ def find_text(source: str | Path) -> TextSource:
         return TextSource(name)
     if name.startswith(HUB):
         return TextSource(name, hub=name.removeprefix(HUB))
-    path = Path(name).expanduser()
+    path = expanded(name, "text")
     try:
         if path.is_dir():
             if _is_saved(path):

@@ -91,7 +91,3 @@ def test_after_align_comes_text_and_a_replaced_vocabulary_is_said(shelf: Path, d
     assert any(line.startswith("gpt: mad/in-context-recall ") and replaced in line for line in said)
     assert not any(replaced in line for line in verb("evaluate", "gpt", "--task", "text", "--task-option",
                                                      "source=words.txt", "--task-option", "length=16"))  # fmt: skip
-    # without a tokenizer there is no text to go on with
-    said = verb("combine", "gpt", "gpt", "--num-blocks", "2", *MAD, "-o", "scratch")
-    assert any("fresh embeddings and heads, no tokenizer" in line for line in said)
-    assert said[-1].startswith("next: manticore search scratch --task mad/in-context-recall ")

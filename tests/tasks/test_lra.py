@@ -6,7 +6,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from manticore.errors import ManticoreError
-from manticore.tasks import listops, pathfinder
+from manticore.tasks import listops, lra_images, pathfinder
 from manticore.tasks.lra import ARENAS, load
 from manticore.tasks.lra_images import grey, hub_image_rows, write_pathfinder
 from manticore.tasks.lra_text import reviews_of_rows
@@ -105,7 +105,7 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_a_full_cache(tmp_path):
     (folder / "basic_val.tsv").mkdir(parents=True)
     for part in ("train", "test"):
         listops.write_tsv(folder / f"basic_{part}.tsv", listops.examples(part, 2, seed=5))
-    refused(r"^listops-validation: cannot be read \(.*basic_val.tsv'\)", "listops", tmp_path)
+    refused(r"^lra: .*basic_val\.tsv cannot be read \(Is a directory\)", "listops", tmp_path)
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
@@ -180,10 +180,39 @@ def test_images_are_grey_and_validation_is_the_last_tenth(tmp_path):
     }
     record = np.frombuffer((root / "test_batch.bin").read_bytes(), np.uint8)[1:3073]
     red, green, blue = (int(record[1024 * channel + 33]) for channel in range(3))
-    assert data["test"][0]["input_ids"][33] == round(0.2989 * red + 0.5870 * green + 0.1140 * blue)
+    assert data["test"][0]["input_ids"][33] == int((0.2989 * red + 0.5870 * green + 0.1140 * blue) * 255.5 / 255)
     assert len(data["test"][0]["input_ids"]) == ARENAS["image"].length
     # the weights sum to 0.9999
     assert grey(np.full((1, 3), 255)).tolist() == [255]
+
+
+def test_grey_is_truncated_as_the_official_conversion_does():
+    """That goes through float32: to 0 … 1, the weighted sum, times 255.5, cut off. Every third level of each colour."""
+    levels = np.arange(0, 256, 3)
+    pixels = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    parts = [
+        pixels[:, channel].astype(np.float32) * np.float32(1 / 255) * np.float32(weight)
+        for channel, weight in enumerate((0.2989, 0.5870, 0.1140))
+    ]
+    official = ((parts[0] + parts[1] + parts[2]) * np.float32(255.5)).astype(np.uint8)
+    found = grey(pixels)
+    # float32 differs where the exact value is a whole number or next to one
+    different = np.flatnonzero(found != official)
+    assert len(different) <= 2e-5 * len(pixels)
+    rounded = np.rint(pixels @ np.array([0.2989, 0.5870, 0.1140]))
+    assert 0.2 < float((found != rounded).mean()) < 0.3
+    # by hand: 128.4815 * 255.5 / 255 = 128.73, and 0.9999 * 99 * 255.5 / 255 = 99.18
+    assert grey(np.array([[255, 70, 98], [99, 99, 99]])).tolist() == [128, 99]
+
+
+def test_images_cached_by_another_rule_are_made_again(tmp_path, monkeypatch):
+    write_cifar(tmp_path / "cifar-10-batches-bin")
+    before = load("image", tmp_path)["test"][0]["input_ids"]
+    with monkeypatch.context() as other:
+        other.setattr(lra_images, "GREY_RULE", "rounded")
+        other.setattr(lra_images, "grey", lambda pixels: np.zeros(pixels.shape[:-1], np.uint8))
+        assert set(load("image", tmp_path)["test"][0]["input_ids"]) == {0}
+    assert load("image", tmp_path)["test"][0]["input_ids"] == before
 
 
 @pytest.mark.parametrize("binary", [False, True])
@@ -351,6 +380,25 @@ def test_damaged_pathfinder_metadata(tmp_path, old, new, message):
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     refused(message, "pathfinder32", tmp_path)
+
+
+@pytest.mark.parametrize("way", ["up", "absolute", "linked image", "linked folder"])
+def test_images_outside_the_release_are_not_read(tmp_path, way):
+    root = write_numbered(tmp_path / "pathfinder32/curv_contour_length_14")
+    image = next((root / "imgs").rglob("*.png"))
+    outside = tmp_path / "outside"
+    image.parent.rename(outside)
+    if way == "linked folder":
+        image.parent.symlink_to(outside)
+    elif way == "linked image":
+        image.parent.mkdir()
+        for path in outside.iterdir():
+            (image.parent / path.name).symlink_to(path)
+    else:
+        metadata = next(path for path in (root / "metadata").iterdir() if path.stem == image.parent.name)
+        place = str(outside) if way == "absolute" else "../../outside"
+        metadata.write_text(metadata.read_text().replace(str(image.parent.relative_to(root)), place))
+    refused("metadata/.*line 1: leads out of", "pathfinder32", tmp_path)
 
 
 def test_damaged_pathfinder_images(tmp_path):
