@@ -181,7 +181,7 @@ def finetune(
             result = manticore.finetune(
                 loaded, problem, seed=seed, out=folder / "finetune", progress=progress, **whole_flops(settings)
             )
-        save_model(result.model, folder)
+        save_model(result.model, folder, result.dtypes)
         if is_first():
             _keep_tokenizer(tokenizer if problem.vocab_size is None else None, folder)
             write_json(folder / TUNED, {"seed": seed, "task": task_record(problem, chosen), **result.to_dict()})

@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from manticore.components.quiet import quiet_loading
+from manticore.components.rebuilding import copied
 from manticore.components.sources import file_of, nearest_folder, refuse_missing_folder, unreachable
 from manticore.components.weight_files import check_files, refuse_absurd_depth
 from manticore.errors import ManticoreError, NotFiniteError
@@ -55,7 +56,7 @@ def load_component(
     wanted = None if dtype is None else _as_dtype(dtype)
     if isinstance(source, PreTrainedModel):
         _check_object(source)
-        model = copy.deepcopy(source)
+        model = copied(source)
         if wanted is not None:
             # as from_pretrained does it: tables that a family derives, such as rotary frequencies, are not rounded
             for parameter in model.parameters():
