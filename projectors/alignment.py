@@ -25,11 +25,11 @@ from transformers import PreTrainedTokenizerBase
 
 from manticore.errors import ManticoreError, require_hybrid
 from manticore.kernels.mamba import fast_scan
-from manticore.projectors.calibration import Packs, Text, calibration_packs
+from manticore.projectors.calibration import Packs, calibration_packs
 from manticore.projectors.descent import Clock, Progress, counted, descend, mean_loss
 from manticore.projectors.ridge import FeatureSums
 from manticore.seeding import derive_seed
-from manticore.tasks.corpus import STDLIB
+from manticore.tasks.corpus import STDLIB, Text
 from manticore.tasks.metrics import IGNORE
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def align(
     hybrid: ManticoreForCausalLM,
     text: Text = STDLIB,
     *,
+    text_column: str | None = None,
     tokens: int = 65536,
     holdout: float = 0.1,
     ridge: float = 1e-4,
@@ -108,6 +109,8 @@ def align(
         hybrid: a supernet; its components, mixture weights, modes and ``requires_grad`` stay as they are.
         text: a file, a folder, a datasets id, ``"stdlib"``, strings, or a data set; one with the column ``input_ids``
             is taken as tokenised, for tasks with their own vocabulary.
+        text_column: the column that holds the documents, where there are columns; None takes the one called ``text``,
+            or the only one that holds strings.
         tokens: calibration tokens, held-out ones included.
         holdout: share of the tokens that is never fitted on, between 0 and 1.
         ridge: strength of the ridge, relative to the mean variance of a source channel.
@@ -127,6 +130,7 @@ def align(
     _check(hybrid, tokens, holdout, ridge, batch_size, length, steps, lr)
     fit, heldout = calibration_packs(
         text,
+        text_column=text_column,
         tokens=tokens,
         holdout=holdout,
         length=length,

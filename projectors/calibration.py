@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -20,13 +18,11 @@ from transformers import PreTrainedTokenizerBase
 
 from manticore.errors import ManticoreError
 from manticore.seeding import derive_seed
-from manticore.tasks.corpus import read_corpus
+from manticore.tasks.corpus import Text, read_corpus, refuse_no_text
 from manticore.tasks.metrics import IGNORE
 from manticore.tasks.text import pack, split_documents
 
 logger = logging.getLogger(__name__)
-
-Text: TypeAlias = str | Path | Sequence[str] | Dataset
 
 _CHARACTERS_PER_TOKEN = 6
 """A first guess of how much text to read; doubled until it is enough."""
@@ -75,6 +71,7 @@ def calibration_packs(
     length: int,
     seed: int,
     tokenizer: PreTrainedTokenizerBase | None,
+    text_column: str | None = None,
 ) -> tuple[Packs, Packs]:
     """Packs to fit on and packs held out, disjoint.
 
@@ -87,23 +84,16 @@ def calibration_packs(
         length: T; a tokenised data set has its own.
         seed: decides which documents or rows are taken.
         tokenizer: needed for text.
+        text_column: the column that holds the documents, where there are columns.
 
     Raises:
         ManticoreError: no tokenizer, rows that differ in length, or fewer than two packs.
     """
-    if isinstance(text, Mapping):
-        raise ManticoreError(
-            f"align: text is a {type(text).__name__} (expected one split of it). Fix: pass text['train']"
-        )
-    if text is None:
-        raise ManticoreError(
-            "align: text is None (expected a file, a folder, a datasets id, strings or a data set). "
-            "Fix: leave it out for the standard library's source"
-        )
-    if isinstance(text, Dataset) and "input_ids" in text.column_names:
+    refuse_no_text(text, "align")
+    if isinstance(text, Dataset) and "input_ids" in text.column_names and text_column is None:
         packs = _rows(text, tokens, seed)
     else:
-        packs = _packed(text, tokens, length, seed, tokenizer)
+        packs = _packed(text, text_column, tokens, length, seed, tokenizer)
     if len(packs) < 2:
         raise ManticoreError(
             f"align: {len(packs)} pack of {packs.input_ids.shape[1]} tokens (expected two or more: one to fit on, one "
@@ -115,14 +105,21 @@ def calibration_packs(
     return packs.select(slice(None, -held_out)), packs.select(slice(-held_out, None))
 
 
-def _packed(text: Text, tokens: int, length: int, seed: int, tokenizer: PreTrainedTokenizerBase | None) -> Packs:
+def _packed(
+    text: Text,
+    text_column: str | None,
+    tokens: int,
+    length: int,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Packs:
     """Packs of shuffled documents, no more of them read than needed."""
     if tokenizer is None:
         raise ManticoreError(
             "align: text needs a tokenizer and the hybrid has none. "
             "Fix: pass tokenizer=, or a data set with the column input_ids"
         )
-    documents = split_documents(read_corpus(text))["train"]
+    documents = split_documents(read_corpus(text, text_column=text_column))["train"]
     random.Random(derive_seed(seed, "calibration")).shuffle(documents)
     wanted = max(2, tokens // length)
     characters = _CHARACTERS_PER_TOKEN * wanted * length

@@ -18,6 +18,10 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 Text = Annotated[str, Field(min_length=1)]
+TextColumn = Annotated[
+    Text | None,
+    Field(description="Of a table, the column that holds the documents; else text, or the only column of strings."),
+]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Scalar = bool | int | float | str | None
 Trainable = Literal["all", "frozen", "projectors", "lora"]
@@ -65,7 +69,8 @@ class Pretrain(Section):
     config: dict[str, Scalar] = {}
     """Further fields of the family's configuration; the rest is scaled to the width."""
     text: Text = "stdlib"
-    """A file, a folder, a datasets id, or stdlib: the sources of Python's standard library."""
+    """Text files, tables, a folder, a datasets id, or stdlib: the sources of Python's standard library."""
+    text_column: TextColumn = None
     max_bytes: Count | None = None
     """Read so much of the text only."""
     tokenizer: Text = "train"
@@ -114,8 +119,9 @@ class Align(Section):
     """Fit the projectors in closed form on calibration text."""
 
     text: Text = "stdlib"
-    """A file, a folder, a datasets id, or stdlib: the sources of Python's standard library.
+    """Text files, tables, a folder, a datasets id, or stdlib: the sources of Python's standard library.
     In a recipe also task: the task's own inputs."""
+    text_column: TextColumn = None
     tokens: Annotated[int, Field(ge=2)] = 65536
     """Calibration tokens, held-out ones included."""
     holdout: Share = 0.1

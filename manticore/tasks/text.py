@@ -17,10 +17,11 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from manticore.errors import ManticoreError
-from manticore.tasks.corpus import STDLIB, read_corpus
+from manticore.tasks.corpus import read_corpus
 from manticore.tasks.metrics import IGNORE, TokenMetrics
 from manticore.tasks.roundtrip import check_round_trip
 from manticore.tasks.task import Task
+from manticore.tasks.text_sources import STDLIB
 
 HOLDOUT = 0.05
 """Share of the text that goes to validation, and as much again to test."""
@@ -30,6 +31,7 @@ def text(
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     source: str | Path | Sequence[str] | Dataset = STDLIB,
+    text_column: str | None = None,
     length: int = 256,
     max_bytes: int | None = None,
     data_seed: int = 0,
@@ -38,7 +40,8 @@ def text(
 
     Args:
         tokenizer: that of the components.
-        source: a file, a folder, a datasets id, or stdlib: the sources of Python's standard library.
+        source: text files, tables, a folder, a datasets id, or stdlib: the sources of Python's standard library.
+        text_column: of a table, the column that holds the documents; else text, or the only column of strings.
         length: tokens per example.
         max_bytes: read so much of the text only.
         data_seed: decides which documents are held out.
@@ -48,7 +51,7 @@ def text(
     """
     if tokenizer is None:
         raise ManticoreError("task 'text': needs the components' tokenizer. Fix: use components that carry one")
-    splits = split_documents(read_corpus(source, max_bytes=max_bytes), data_seed=data_seed)
+    splits = split_documents(read_corpus(source, text_column=text_column, max_bytes=max_bytes), data_seed=data_seed)
     data = DatasetDict({name: pack(part, tokenizer, length, name=f"{name} part") for name, part in splits.items()})
     return Task(
         name="text",
