@@ -148,7 +148,7 @@ class Training(Section):
     schedule: Schedule = "constant"
     """Course of the learning rate after warm-up."""
     warmup_steps: Amount | None = None
-    """Steps over which the learning rate rises from zero; left out, a tenth of the steps."""
+    """Steps over which the learning rate rises from zero; left out, a tenth of the steps, at least 10."""
     accumulation: Count = 1
     """Micro-batches that one optimizer step is cut into."""
     max_grad_norm: Positive = 1.0

@@ -193,6 +193,7 @@ def search(
         stack.enter_context(fast_scan(hybrid))
         stack.enter_context(_learning(hybrid.mixing.mixture_parameters()))
         stack.callback(precision.settle)
+        precision.warn()
         precision.hold()
         if gradient_checkpointing:
             stack.enter_context(recomputed_activations(hybrid))

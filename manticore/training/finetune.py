@@ -110,7 +110,7 @@ def finetune(
         batch_size: examples per optimizer step.
         weight_decay: AdamW's; on no bias, norm or parameter that sets a recurrence (:mod:`manticore.training.decay`).
         schedule: ``"constant"``, ``"linear"`` or ``"cosine"``, after `warmup_steps` of linear warm-up.
-        warmup_steps: None: a tenth of the steps.
+        warmup_steps: None: a tenth of the steps, at least 10.
         accumulation: micro-batches that one optimizer step is cut into.
         trainable: ``"all"``, ``"frozen"``, ``"projectors"`` or ``"lora"`` (:func:`set_trainable`).
         seed: of the data order, dropout and fresh parameters.
@@ -149,6 +149,7 @@ def finetune(
     with ExitStack() as stack:
         stack.enter_context(fast_scan(model))
         stack.callback(precision.settle)
+        precision.warn()
         precision.hold()
         if gradient_checkpointing:
             stack.enter_context(recomputed_activations(model))

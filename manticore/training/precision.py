@@ -58,18 +58,12 @@ class Precision:
         self.model, self.dtype, self.stage = model, dtype, stage
         self.arrived = {name: tensor.dtype for name, tensor in floating(model)}
         half = any(is_half(kind) for kind in self.arrived.values())
-        on_accelerator = torch.accelerator.is_available() and not cpu
-        self.autocast = bf16 or (dtype == "auto" and half and on_accelerator and is_torch_bf16_gpu_available())
+        on_accelerator = torch.accelerator.is_available() and not cpu and is_torch_bf16_gpu_available()
+        self.autocast = computes_in_bfloat16(dtype, bf16=bf16, half=half, accelerator=on_accelerator)
         self.saved: Mapping[str, torch.dtype] = self._saved()
         """Name of a parameter or buffer → its type afterwards; adapters are not among them."""
         self._tensors = [(tensor, self.saved[name]) for name, tensor in floating(model)]
         self._held = False
-        if dtype == "bfloat16":
-            logger.warning(
-                "%s: dtype=bfloat16 trains without float32 weights: changes below 1/512 of a weight are lost. "
-                "Fix, if that is not meant: dtype=auto",
-                stage,
-            )
 
     def _saved(self) -> dict[str, torch.dtype]:
         if self.dtype == "auto":
@@ -88,6 +82,15 @@ class Precision:
     def rounds(self) -> bool:
         """Whether weights lose bits when the training is over."""
         return self._held and self.dtype == "auto"
+
+    def warn(self) -> None:
+        """Say what training in bfloat16 alone loses."""
+        if self.dtype == "bfloat16":
+            logger.warning(
+                "%s: dtype=bfloat16 trains without float32 weights: changes below 1/512 of a weight are lost. "
+                "Fix, if that is not meant: dtype=auto",
+                self.stage,
+            )
 
     def hold(self) -> None:
         """Convert the model for training, after it is settled what ``requires_grad``.
@@ -154,6 +157,18 @@ class Precision:
                     f"{self.stage}: a weight has grown to {float(tensor.abs().max()):.3g}, which float16 cannot hold. "
                     "Fix: a lower lr, or dtype=float32 or bfloat16 from the start"
                 )
+
+
+def computes_in_bfloat16(dtype: str, *, bf16: bool, half: bool, accelerator: bool) -> bool:
+    """Whether a training runs under autocast.
+
+    Args:
+        dtype: what the weights train in, by the name that users give.
+        bf16: asked for in any case.
+        half: some weights came in half precision.
+        accelerator: it runs on one that computes in bfloat16.
+    """
+    return bf16 or (dtype == "auto" and half and accelerator)
 
 
 def differing(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float] | None:

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from copying_task import copying_task
-from tiny_families import tiny_config
 from torch import nn
 from transformers import AutoModelForCausalLM, Trainer
 
 import manticore
+from benchmarks.tiny_families import tiny_config
 from manticore.components.rebuilding import copied
 from manticore.hybrid.discretize import discretize
 from manticore.registry import entries
@@ -47,7 +47,7 @@ def test_of_a_family_the_maps_decay_and_nothing_that_sets_a_recurrence_or_a_scal
 
 @pytest.mark.parametrize("layer", entries("layer"))
 def test_of_a_stack_the_maps_decay_and_nothing_that_sets_a_recurrence_or_a_scale(layer):
-    config = StackConfig(layers=[layer], vocab_size=16, hidden_size=32, max_position_embeddings=16)
+    config = StackConfig(layers=[layer], vocab_size=16, hidden_size=64, max_position_embeddings=16)
     with torch.device("meta"):
         model = StackForCausalLM(config)
     spared = {name.rpartition(".")[2] for name in set(names(model)) - set(decayed(model, names(model)))}
