@@ -47,7 +47,7 @@ def make(file: Path, out: Path) -> None:
 def train(arguments: argparse.Namespace) -> None:
     """The same steps from each checkpoint."""
     tokenizer = load_tokenizer(arguments.folder / "float32")
-    task = load_task("text", tokenizer=tokenizer, text=str(arguments.text), length=arguments.length)
+    task = load_task("text", tokenizer=tokenizer, source=str(arguments.text), length=arguments.length)
     rows = {}
     for name in arguments.runs:
         kind, options = RUNS[name]

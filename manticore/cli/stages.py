@@ -188,7 +188,7 @@ def finetune(
             _keep_tokenizer(tokenizer if problem.vocab_size is None else None, folder)
             write_json(folder / TUNED, {"seed": seed, "task": task_record(problem, chosen), **result.to_dict()})
     _say_metrics(result.metrics)
-    for note in rounding_notes(as_results({"finetune": result.to_dict()})):
+    for note in rounding_notes(as_results({"schema_version": 1, "finetune": result.to_dict()})):
         say(note)
     done(out, f"manticore evaluate {quote(out)} {task_words(task, chosen)}")
 

@@ -95,13 +95,14 @@ class Precision:
     def hold(self) -> None:
         """Convert the model for training, after it is settled what ``requires_grad``.
 
-        What does not train keeps its type where autocast brings types together; without, everything is computed in
-        float32. Sharded, a unit's parameters have to be of one type.
+        Maps and tables that do not train keep their type where autocast brings types together; without, everything is
+        computed in float32. Sharded, a unit's parameters have to be of one type.
         """
         if self.dtype == "auto":
             everything = not self.autocast or asked_to_shard() is not None
             for _, tensor in floating(self.model):
-                if is_half(tensor.dtype) and (everything or tensor.requires_grad):
+                # norms want weights in the type of their float32 inputs
+                if is_half(tensor.dtype) and (everything or tensor.requires_grad or tensor.dim() < 2):
                     self._held = True
                     convert(tensor, torch.float32)
         else:

@@ -24,7 +24,7 @@ NOTES = [
 
 def test_only_what_rounding_has_changed_is_said():
     assert rounding_notes(as_results(RESULTS)) == NOTES
-    assert rounding_notes(as_results({"finetune": {"metrics": SAVED}})) == []
+    assert rounding_notes(as_results({"schema_version": 1, "finetune": {"metrics": SAVED}})) == []
 
 
 def test_report_terminal_and_card_say_it():

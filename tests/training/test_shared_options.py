@@ -45,6 +45,9 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
+SMALL = {"seq_len": 16, "num_train_examples": 16, "num_test_examples": 16, "num_validation_examples": 16}
+
+
 def test_unusual_values_are_unusual():
     assert set(UNUSUAL) == set(Training.model_fields)
     assert not [name for name, field in Training.model_fields.items() if field.default == UNUSUAL[name]]
@@ -68,8 +71,8 @@ def test_a_recipe_compares_with_everything_that_it_fine_tunes_with(tmp_path, mon
     recipe = Recipe.model_validate(
         {
             "name": "run",
-            "components": [{"name": "a", "source": "org/a"}, {"name": "b", "source": "org/b"}],
-            "task": {"name": "mad/in-context-recall", "options": {"num_train_examples": 64, "num_test_examples": 64}},
+            "components": [{"name": name, "source": str(tmp_path)} for name in "ab"],
+            "task": {"name": "mad/in-context-recall", "options": SMALL},
             "finetune": {**UNUSUAL, "test_examples": 5},
         }
     )
