@@ -117,6 +117,17 @@ def recipe(**changes) -> Recipe:
     return Recipe(**{**sections, **changes})
 
 
+def test_a_comparison_is_priced_at_the_micro_batches_that_it_makes():
+    kept = {"search": None, "align": None, "discretize": {"path": [0, 1]}, "compare": {"seeds": [0]}}
+    tuning = {"steps": 2, "batch_size": 4 * BATCH}
+    whole, cut = (
+        plan(recipe(finetune={**tuning, "accumulation": parts}, **kept), device_memory=1e12) for parts in (1, 4)
+    )
+    prices = [next(stage for stage in found.stages if stage.name == "compare") for found in (whole, cut)]
+    assert prices[0].step_flops == pytest.approx(prices[1].step_flops)
+    assert prices[1].bytes == cut.fits["compare"][0].data_parallel < prices[0].bytes
+
+
 def test_a_plan_counts_what_the_stages_count(supernet):
     found = plan(recipe(), device_memory=1e9)
     stages = {stage.name: stage for stage in found.stages}
