@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from manticore.components.loaded_weights import in_precision
 from manticore.components.loading import load_component, load_config, load_tokenizer
 from manticore.components.quiet import quiet_loading
 from manticore.components.runner import Runner
@@ -101,7 +102,7 @@ def combine(
         )
     else:
         vocabulary = Vocabulary(min(component.config.vocab_size for component in components), None)
-    _unify_dtype(components)
+    components = _in_one_precision(components)
 
     runners = [Runner(component) for component in components]
     one_token: list[bool] | None = None
@@ -179,13 +180,13 @@ def _check_configs(
             )
 
 
-def _unify_dtype(components: Sequence[PreTrainedModel]) -> None:
-    """One precision for all: the common one, or float32 where they differ."""
+def _in_one_precision(components: list[PreTrainedModel]) -> list[PreTrainedModel]:
+    """All in the precision they have in common, or float32 where they differ."""
     found = {component.dtype for component in components}
     if len(found) > 1:
         logger.warning("components come in %s; all are taken as float32", sorted(str(d) for d in found))
+        components = [in_precision(component, torch.float32).eval() for component in components]
     for component in components:
-        if len(found) > 1:
-            component.float()
         # a model in memory may have been converted after it was configured
         component.config.dtype = component.dtype
+    return components
