@@ -3,7 +3,8 @@
 The library lies in a cache folder under a name that is a hash of all that shapes it: source, the headers beside it,
 flags, instruction set and the compiler's version. The folder is made for the user alone; a folder or file that another
 user could have written is not loaded from. A library is built aside and renamed, so two processes that build at once
-do no harm. Without a usable cache folder the library is built in a private temporary folder, in each process anew.
+do no harm; one that was cut off or changed since is built again, since to load it would end the process or give other
+numbers. Without a usable cache folder the library is built in a private temporary folder, in each process anew.
 """
 
 from __future__ import annotations
@@ -22,9 +23,13 @@ from pathlib import Path
 
 import torch
 
+from manticore.cache import VARIABLE as CACHE_VARIABLE
+from manticore.cache import Entry, cache_folder
+from manticore.errors import ManticoreError
+from manticore.writing import partial_path
+
 logger = logging.getLogger(__name__)
 
-CACHE_VARIABLE = "MANTICORE_CACHE"
 _BUILD_SECONDS = 120
 _COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread")
@@ -85,17 +90,22 @@ def load_library(source: Path, target: InstructionSet) -> ctypes.CDLL:
         raise BuildError(f"not supported on {platform.system()}. Fix: use Linux or macOS")
     compiler = find_compiler()
     flags = (*_FLAGS, f"-DLANES={target.lanes}", *target.flags)
-    name = f"{source.stem}-{_fingerprint(source, compiler, flags)}.so"
-    folder = cache_folder()
+    name = f"{source.stem}-{_fingerprint(source, compiler, flags)}"
+    try:
+        folder = cache_folder("kernels")
+    except ManticoreError as error:
+        raise BuildError(str(error)) from error
     problem = _prepare(folder)
     if problem is None:
-        library = folder / name
+        entry = Entry(folder, name, ".so")
         try:
-            if not _is_ours(library):
-                _build(source, compiler, flags, folder, library)
+            library = entry.find()
+            if library is None or not _is_ours(library):
+                with partial_path(folder / f"{name}.so", folder=True) as aside:
+                    library = entry.keep(_build(source, compiler, flags, aside / f"{name}.so"))
             return ctypes.CDLL(str(library))
         except OSError as error:
-            # full disk, no execution from this disk, or a damaged file
+            # full disk, or no execution from this disk
             problem = f"{type(error).__name__}: {error}"
     logger.warning(
         "cache folder %s is not usable (%s): compiling %s for this process alone, some seconds each time. "
@@ -106,25 +116,14 @@ def load_library(source: Path, target: InstructionSet) -> ctypes.CDLL:
         CACHE_VARIABLE,
     )
     with tempfile.TemporaryDirectory(prefix="manticore-") as private:
-        library = Path(private) / name
         try:
-            _build(source, compiler, flags, Path(private), library)
             # the open library outlives its file
-            return ctypes.CDLL(str(library))
+            return ctypes.CDLL(str(_build(source, compiler, flags, Path(private) / f"{name}.so")))
         except OSError as error:
             raise BuildError(
                 f"the compiled library does not load ({error}). Fix: set {CACHE_VARIABLE} or TMPDIR to a folder "
                 "that allows execution"
             ) from error
-
-
-def cache_folder() -> Path:
-    """``$MANTICORE_CACHE``, else the user's cache folder."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser() / "kernels"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path("~/.cache").expanduser()) / "manticore" / "kernels"
 
 
 def _fingerprint(source: Path, compiler: str, flags: tuple[str, ...]) -> str:
@@ -164,20 +163,18 @@ def _is_ours(library: Path) -> bool:
     return stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and private
 
 
-def _build(source: Path, compiler: str, flags: tuple[str, ...], folder: Path, library: Path) -> None:
-    """Compile beside ``library``, then rename."""
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as aside:
-        output = Path(aside) / library.name
-        command = [compiler, *flags, str(source.resolve()), "-o", str(output)]
-        try:
-            result = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False)
-        except (OSError, subprocess.SubprocessError) as error:
-            raise BuildError(f"{compiler} did not run ({error}). Fix: set CC to a working C compiler") from error
-        if result.returncode != 0:
-            lines = result.stderr.strip().splitlines() or ["no message"]
-            first = next((line for line in lines if "error" in line), lines[0])
-            raise BuildError(
-                f"{compiler} failed ({first}). Fix: set CC to a recent gcc or clang with the C library's headers"
-            )
-        output.chmod(0o600)
-        os.replace(output, library)
+def _build(source: Path, compiler: str, flags: tuple[str, ...], output: Path) -> Path:
+    """Compile ``source``; returns ``output``."""
+    command = [compiler, *flags, str(source.resolve()), "-o", str(output)]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(f"{compiler} did not run ({error}). Fix: set CC to a working C compiler") from error
+    if result.returncode != 0:
+        lines = result.stderr.strip().splitlines() or ["no message"]
+        first = next((line for line in lines if "error" in line), lines[0])
+        raise BuildError(
+            f"{compiler} failed ({first}). Fix: set CC to a recent gcc or clang with the C library's headers"
+        )
+    output.chmod(0o600)
+    return output

@@ -33,7 +33,13 @@ def is_first() -> bool:
 
 def run_mark() -> str:
     """Tells runs apart in the names of half-written files; all processes of a run have the same."""
-    return f"port-{os.environ.get('MASTER_PORT', '')}" if process_count() > 1 else str(os.getpid())
+    return f"port-{os.environ.get('MASTER_PORT', '')}" if process_count() > 1 else own_mark()
+
+
+def own_mark() -> str:
+    """Tells processes apart in the names of half-written files."""
+    # containers that share a folder count their processes from 1 each
+    return f"{os.getpid()}-{os.urandom(4).hex()}"
 
 
 def wait_for_all() -> None:

@@ -1,30 +1,65 @@
-"""Nothing half-written: every file and folder is written aside, then renamed into place."""
+"""Nothing half-written: every file and folder is written aside, then renamed into place.
+
+What is written aside is locked by its process. The system drops the lock however that process ends, so the next one
+that writes in the same place can tell what was left behind, and removes it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from manticore.errors import ManticoreError
-from manticore.processes import is_first, run_mark, wait_for_all
+from manticore.processes import is_first, own_mark, run_mark, wait_for_all
+
+try:
+    import fcntl
+except ImportError:
+    # elsewhere nothing that was left behind is removed
+    fcntl = None  # type: ignore[assignment]
+
+_PARTIAL = re.compile(r"\..+\.partial-[\w-]+")
+_LONGEST_NAME = 255
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file; a reader, or a process that is killed, sees the old file or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with aside.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+    with partial_path(path) as aside:
+        aside.write_bytes(content)
+        sync(aside)
         os.replace(aside, path)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content has reached the disk."""
+    with path.open("r+b") as stream:
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def partial_path(path: Path, *, folder: bool = False) -> Iterator[Path]:
+    """An empty file or folder beside ``path`` to be filled and renamed; what is left of it at the end is removed.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    _remove_left_behind(path.parent)
+    aside = _partial_of(path, own_mark())
+    held = _hold(aside, folder=folder)
+    try:
+        yield aside
     finally:
-        aside.unlink(missing_ok=True)
+        if folder:
+            _remove(aside)
+        else:
+            aside.unlink(missing_ok=True)
+        _release(held)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -64,12 +99,13 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         ManticoreError: ``out`` exists.
     """
     path = Path(out).expanduser()
-    aside = path.with_name(f".{path.name}.partial-{run_mark()}")
+    aside, held = _partial_of(path, run_mark()), None
     if is_first():
         refuse_existing(out)
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_behind(path.parent)
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
+        held = _hold(aside, folder=True)
     try:
         wait_for_all()
         yield aside
@@ -80,6 +116,70 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     finally:
         if is_first():
             _remove(aside)
+        _release(held)
+
+
+def _partial_of(path: Path, mark: str) -> Path:
+    """Where ``path`` is written aside, in a name that no file system finds too long where it takes ``path``'s."""
+    end = f".partial-{mark}"
+    name = path.name
+    while len(os.fsencode(f".{name}{end}")) > _LONGEST_NAME:
+        name = name[:-1]
+    return path.with_name(f".{name}{end}")
+
+
+def _hold(aside: Path, *, folder: bool) -> int | None:
+    """Make ``aside`` and lock it; None where the file system has no locks."""
+    while True:
+        if folder:
+            aside.mkdir(exist_ok=True)
+        else:
+            aside.touch()
+        if fcntl is None:
+            return None
+        held = None
+        # before it is locked another process may take it for one that was left behind
+        with suppress(FileNotFoundError):
+            held = os.open(aside, os.O_RDONLY)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX)
+            except OSError:
+                os.close(held)
+                return None
+            if os.path.samestat(os.fstat(held), os.stat(aside)):
+                return held
+        _release(held)
+
+
+def _release(held: int | None) -> None:
+    if held is not None:
+        os.close(held)
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Remove what processes that have ended were writing aside in ``folder``."""
+    if fcntl is None:
+        return
+    try:
+        found = [entry for entry in os.scandir(folder) if _PARTIAL.fullmatch(entry.name) and not entry.is_symlink()]
+    except OSError:
+        return
+    for entry in found:
+        try:
+            held = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                os.unlink(entry.path)
+        except OSError:
+            # its process is alive, or it is not ours to remove
+            pass
+        finally:
+            os.close(held)
 
 
 def _remove(folder: Path) -> None:

@@ -25,11 +25,12 @@ from transformers import PreTrainedTokenizerBase
 
 from manticore.errors import ManticoreError, require_hybrid
 from manticore.kernels.mamba import fast_scan
-from manticore.projectors.calibration import Packs, Text, calibration_packs
+from manticore.projectors.calibration import Packs, calibration_packs
 from manticore.projectors.descent import Clock, Progress, counted, descend, mean_loss
 from manticore.projectors.ridge import FeatureSums
 from manticore.seeding import derive_seed
-from manticore.tasks.corpus import STDLIB
+from manticore.tasks.beginning import Bos
+from manticore.tasks.corpus import STDLIB, Text
 from manticore.tasks.metrics import IGNORE
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class AlignmentReport:
     loss_closed_form: float
     loss_after: float
     """After the gradient steps; without any, that of the closed form."""
+    bos: str | None
+    """The BOS token that every pack of text began with, empty for none; None for a tokenised data set."""
     flops: int
     """Matrix products of the fit and the gradient steps; what only measures is left out."""
     seconds: float
@@ -91,6 +94,7 @@ def align(
     hybrid: ManticoreForCausalLM,
     text: Text = STDLIB,
     *,
+    text_column: str | None = None,
     tokens: int = 65536,
     holdout: float = 0.1,
     ridge: float = 1e-4,
@@ -98,6 +102,7 @@ def align(
     length: int = 128,
     steps: int = 0,
     lr: float = 1e-3,
+    bos: Bos = "auto",
     seed: int = 0,
     tokenizer: PreTrainedTokenizerBase | None = None,
     progress: Progress | None = None,
@@ -108,6 +113,8 @@ def align(
         hybrid: a supernet; its components, mixture weights, modes and ``requires_grad`` stay as they are.
         text: a file, a folder, a datasets id, ``"stdlib"``, strings, or a data set; one with the column ``input_ids``
             is taken as tokenised, for tasks with their own vocabulary.
+        text_column: the column that holds the documents, where there are columns; None takes the one called ``text``,
+            or the only one that holds strings.
         tokens: calibration tokens, held-out ones included.
         holdout: share of the tokens that is never fitted on, between 0 and 1.
         ridge: strength of the ridge, relative to the mean variance of a source channel.
@@ -115,6 +122,8 @@ def align(
         length: tokens per sequence, when text is packed.
         steps: gradient steps of AdamW on the projectors after the closed form.
         lr: their first learning rate; it falls linearly to zero.
+        bos: whether every sequence of text begins with the tokenizer's BOS token: ``"auto"`` (where the tokenizer adds
+            one), ``"always"`` or ``"never"``.
         seed: decides which text is taken, and in which order the steps see it.
         tokenizer: by default the hybrid's own.
         progress: called after each batch.
@@ -127,11 +136,13 @@ def align(
     _check(hybrid, tokens, holdout, ridge, batch_size, length, steps, lr)
     fit, heldout = calibration_packs(
         text,
+        text_column=text_column,
         tokens=tokens,
         holdout=holdout,
         length=length,
         seed=seed,
         tokenizer=tokenizer if tokenizer is not None else hybrid.tokenizer,
+        bos=bos,
     )
     _check_packs(hybrid, fit, heldout)
     per_pass = math.ceil(len(heldout) / batch_size)
@@ -166,6 +177,7 @@ def align(
         loss_before=loss_before,
         loss_closed_form=loss_closed_form,
         loss_after=loss_after,
+        bos=fit.bos,
         flops=flops,
         seconds=time.perf_counter() - started,
     )

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeAlias
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,13 +18,12 @@ from transformers import PreTrainedTokenizerBase
 
 from manticore.errors import ManticoreError
 from manticore.seeding import derive_seed
-from manticore.tasks.corpus import read_corpus
+from manticore.tasks.beginning import Bos, beginning
+from manticore.tasks.corpus import Text, read_corpus, refuse_no_text
 from manticore.tasks.metrics import IGNORE
 from manticore.tasks.text import pack, split_documents
 
 logger = logging.getLogger(__name__)
-
-Text: TypeAlias = str | Path | Sequence[str] | Dataset
 
 _CHARACTERS_PER_TOKEN = 6
 """A first guess of how much text to read; doubled until it is enough."""
@@ -42,6 +39,8 @@ class Packs:
     """``[P, T]``: what each position must predict, -100 where nothing is asked."""
     attention_mask: Tensor | None
     """``[P, T]``, 0 on padding; None where there is none."""
+    bos: str | None = None
+    """The BOS token that every pack of text begins with, empty for none; None for a tokenised data set."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -54,12 +53,12 @@ class Packs:
     def select(self, rows: Tensor | slice) -> Packs:
         """Some of the packs."""
         mask = None if self.attention_mask is None else self.attention_mask[rows]
-        return Packs(self.input_ids[rows], self.targets[rows], mask)
+        return replace(self, input_ids=self.input_ids[rows], targets=self.targets[rows], attention_mask=mask)
 
     def to(self, device: torch.device) -> Packs:
         """The same packs on a device."""
         mask = None if self.attention_mask is None else self.attention_mask.to(device)
-        return Packs(self.input_ids.to(device), self.targets.to(device), mask)
+        return replace(self, input_ids=self.input_ids.to(device), targets=self.targets.to(device), attention_mask=mask)
 
     def batches(self, batch_size: int, device: torch.device) -> Iterator[Packs]:
         """All packs in order, ``batch_size`` at a time; the last batch may be smaller."""
@@ -75,6 +74,8 @@ def calibration_packs(
     length: int,
     seed: int,
     tokenizer: PreTrainedTokenizerBase | None,
+    bos: Bos = "auto",
+    text_column: str | None = None,
 ) -> tuple[Packs, Packs]:
     """Packs to fit on and packs held out, disjoint.
 
@@ -87,23 +88,24 @@ def calibration_packs(
         length: T; a tokenised data set has its own.
         seed: decides which documents or rows are taken.
         tokenizer: needed for text.
+        bos: whether every pack begins with the tokenizer's BOS token: ``"auto"`` where the tokenizer adds one. A
+            tokenised data set is taken as it is.
+        text_column: the column that holds the documents, where there are columns.
 
     Raises:
-        ManticoreError: no tokenizer, rows that differ in length, or fewer than two packs.
+        ManticoreError: no tokenizer, rows that differ in length, fewer than two packs, or a choice of ``bos`` for rows
+            that are tokenised already.
     """
-    if isinstance(text, Mapping):
-        raise ManticoreError(
-            f"align: text is a {type(text).__name__} (expected one split of it). Fix: pass text['train']"
-        )
-    if text is None:
-        raise ManticoreError(
-            "align: text is None (expected a file, a folder, a datasets id, strings or a data set). "
-            "Fix: leave it out for the standard library's source"
-        )
-    if isinstance(text, Dataset) and "input_ids" in text.column_names:
+    refuse_no_text(text, "align")
+    if isinstance(text, Dataset) and "input_ids" in text.column_names and text_column is None:
+        if bos != "auto":
+            raise ManticoreError(
+                f"align: bos is {bos!r}, but the text is tokenised already. "
+                "Fix: leave bos out, and let the rows begin with BOS; those of a task have its option bos"
+            )
         packs = _rows(text, tokens, seed)
     else:
-        packs = _packed(text, tokens, length, seed, tokenizer)
+        packs = _packed(text, text_column, tokens, length, seed, tokenizer, bos)
     if len(packs) < 2:
         raise ManticoreError(
             f"align: {len(packs)} pack of {packs.input_ids.shape[1]} tokens (expected two or more: one to fit on, one "
@@ -115,22 +117,32 @@ def calibration_packs(
     return packs.select(slice(None, -held_out)), packs.select(slice(-held_out, None))
 
 
-def _packed(text: Text, tokens: int, length: int, seed: int, tokenizer: PreTrainedTokenizerBase | None) -> Packs:
+def _packed(
+    text: Text,
+    text_column: str | None,
+    tokens: int,
+    length: int,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase | None,
+    bos: Bos,
+) -> Packs:
     """Packs of shuffled documents, no more of them read than needed."""
     if tokenizer is None:
         raise ManticoreError(
             "align: text needs a tokenizer and the hybrid has none. "
             "Fix: pass tokenizer=, or a data set with the column input_ids"
         )
-    documents = split_documents(read_corpus(text))["train"]
+    documents = split_documents(read_corpus(text, text_column=text_column))["train"]
     random.Random(derive_seed(seed, "calibration")).shuffle(documents)
     wanted = max(2, tokens // length)
     characters = _CHARACTERS_PER_TOKEN * wanted * length
     while True:
         enough, taken = _first(documents, characters)
-        packs = pack(taken, tokenizer, length, name="calibration text")
+        packs = pack(taken, tokenizer, length, bos=bos, name="calibration text")
         if not enough or len(packs) >= wanted:
-            return _tensors(packs.select(range(min(wanted, len(packs)))))
+            first = beginning(tokenizer, bos, stage="align")
+            taken_packs = _tensors(packs.select(range(min(wanted, len(packs)))))
+            return replace(taken_packs, bos="" if first is None else str(tokenizer.bos_token))
         characters *= 2
 
 

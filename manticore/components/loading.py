@@ -15,6 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from manticore.components.extra_outputs import ask_for_no_more, configurations
 from manticore.components.loaded_weights import in_precision, keeping_loaded_weights, note_separate_head
 from manticore.components.quiet import quiet_loading
 from manticore.components.sources import file_of, nearest_folder, refuse_missing_folder, unreachable
@@ -58,6 +59,8 @@ def load_component(
         _check_object(source)
         # a model may have been cast by hand, so even its own precision is taken anew where it is asked for
         model = copy.deepcopy(source) if wanted is None else in_precision(source, wanted)
+        for config in configurations(model):
+            ask_for_no_more(config)
         note_separate_head(model)
         return model.eval()
     if not isinstance(source, str | Path):
@@ -69,6 +72,7 @@ def load_component(
     config = load_config(name, revision=revision)
     # families of this package have no name among transformers' own; a classifier of theirs may lie there
     _check_architectures(config, name, {kind.__name__ for kind in _causal_classes(config)})
+    ask_for_no_more(config)
     return load_weights(AutoModelForCausalLM, name, config, revision=revision, dtype=wanted)
 
 

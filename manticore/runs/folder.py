@@ -23,6 +23,7 @@ import shutil
 import socket
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,8 @@ def _absolute(text: str) -> str:
     path = Path(text).expanduser()
     if text in KEYWORDS:
         return text
+    if has_magic(text) and glob(str(path), recursive=True):
+        return str(path.absolute())
     return str(path.resolve()) if path.exists() else text
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from manticore.schema.names import Mixing, Projector, SearchMethod, TaskName
+from manticore.tasks.beginning import Bos
 
 Count = Annotated[int, Field(ge=1)]
 Amount = Annotated[int, Field(ge=0)]
@@ -18,6 +19,10 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 Text = Annotated[str, Field(min_length=1)]
+TextColumn = Annotated[
+    Text | None,
+    Field(description="Of a table, the column that holds the documents; else text, or the only column of strings."),
+]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Scalar = bool | int | float | str | None
 Trainable = Literal["all", "frozen", "projectors", "lora"]
@@ -64,7 +69,8 @@ class Pretrain(Section):
     config: dict[str, Scalar] = {}
     """Further fields of the family's configuration; the rest is scaled to the width."""
     text: Text = "stdlib"
-    """A file, a folder, a datasets id, or stdlib: the sources of Python's standard library."""
+    """Text files, tables, a folder, a datasets id, or stdlib: the sources of Python's standard library."""
+    text_column: TextColumn = None
     max_bytes: Count | None = None
     """Read so much of the text only."""
     tokenizer: Text = "train"
@@ -85,6 +91,8 @@ class Pretrain(Section):
     """Of the first weights and the order of the data; not the run's, so that runs share the model."""
     data_seed: Seed = 0
     """Which documents are held out."""
+    bos: Bos = "auto"
+    """Whether every sequence begins with the tokenizer's BOS token; auto: where it adds one. A new one adds none."""
 
 
 class Combine(Section):
@@ -110,8 +118,9 @@ class Align(Section):
     """Fit the projectors in closed form on calibration text."""
 
     text: Text = "stdlib"
-    """A file, a folder, a datasets id, or stdlib: the sources of Python's standard library.
+    """Text files, tables, a folder, a datasets id, or stdlib: the sources of Python's standard library.
     In a recipe also task: the task's own inputs."""
+    text_column: TextColumn = None
     tokens: Annotated[int, Field(ge=2)] = 65536
     """Calibration tokens, held-out ones included."""
     holdout: Share = 0.1
@@ -126,6 +135,8 @@ class Align(Section):
     """Gradient steps on the projectors after the closed form."""
     lr: Positive = 1e-3
     """Their first learning rate; it falls linearly to zero."""
+    bos: Bos = "auto"
+    """Whether every sequence begins with the tokenizer's BOS token; auto: where the tokenizer adds one."""
 
 
 class Search(Section):

@@ -8,48 +8,89 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import datasets
 from datasets import Dataset
 
 from manticore.errors import ManticoreError
+from manticore.tasks.text_sources import STDLIB, TextSource, find_text, table_kind
+from manticore.tasks.text_tables import column_documents, is_unicode, read_file, table_documents
 
 logger = logging.getLogger(__name__)
 
-STDLIB = "stdlib"
+Text: TypeAlias = str | Path | Sequence[str] | Dataset
+
 _NO_SOURCES = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-_DATASET_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def read_corpus(source: str | Path | Sequence[str] | Dataset = STDLIB, *, max_bytes: int | None = None) -> list[str]:
+def read_corpus(source: Text = STDLIB, *, text_column: str | None = None, max_bytes: int | None = None) -> list[str]:
     """The documents of ``source``, in a fixed order, empty ones left out.
 
     Args:
-        source: ``"stdlib"``; a file (one document) or a folder (one document per text file below it); ``"hf:ID"`` or
-            ``"hf:ID:CONFIGURATION"``, the training split of a data set on the hub (``hf:`` may be left out where no
-            such file exists); a list of strings; a data set with a column of text.
+        source: ``"stdlib"``; a file of plain text (one document), a table (``.jsonl``, ``.json``, ``.csv``, ``.tsv``,
+            ``.parquet``: one document per row), either of them compressed; a folder, or a pattern with ``*``, of files
+            of one of these kinds; ``"hf:ID"`` or ``"hf:ID:CONFIGURATION"``, the training split of a data set on the
+            hub (``hf:`` may be left out where no such file exists); a list of strings; a data set.
+        text_column: of a table or data set, the column that holds the documents; None takes the one called ``text``,
+            or the only one that holds strings.
         max_bytes: stop after so many bytes of UTF-8; the last document is cut.
 
     Raises:
-        ManticoreError: nothing there, nothing but white space, or no text.
+        ManticoreError: nothing there, nothing but white space, no text, a table without one clear column of text, or
+            several splits.
     """
     if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1):
         raise ManticoreError(f"corpus: max_bytes is {max_bytes!r} (expected a whole number). Fix: give 1 or more")
+    if text_column is not None and not isinstance(text_column, str):
+        raise ManticoreError(f"text: text_column is {text_column!r} (expected a name). Fix: name a column")
+    refuse_no_text(source)
     if isinstance(source, Dataset):
-        name, documents = "the data set", _column(source, "the data set")
+        name, documents = "the data set", column_documents(source, "the data set", text_column)
     elif isinstance(source, (str, Path)):
-        name, documents = str(source), _read_named(source)
+        name, documents = str(source), _read_named(source, text_column)
     else:
+        _refuse_column("a list of strings", text_column)
         name, documents = "the list", _strings(source)
     documents = _limit(documents, max_bytes) if max_bytes is not None else documents
     kept = [document for document in documents if document.strip()]
     if not kept:
         raise ManticoreError(f"text {name}: empty, there is nothing to read. Fix: give a source that holds text")
     return kept
+
+
+def refuse_no_text(source: object, stage: str | None = None) -> None:
+    """Refuse several splits at once, streams, and what is no text at all.
+
+    Raises:
+        ManticoreError: it is one of these.
+    """
+    head, kind = f"{stage}: " if stage else "", type(source).__name__
+    if isinstance(source, Mapping) or hasattr(source, "keys"):
+        names = [str(name) for name in source.keys()]  # type: ignore[attr-defined]  # noqa: SIM118
+        chosen = "train" if "train" in names or not names else names[0]
+        raise ManticoreError(
+            f"{head}text is a {kind} of {', '.join(names[:20]) or 'nothing'} (expected one split of it). "
+            f"Fix: pass text[{chosen!r}]"
+        )
+    if isinstance(source, datasets.IterableDataset):
+        raise ManticoreError(
+            f"{head}text is a stream of rows. Fix: pass as many as you want, Dataset.from_list(list(text.take(1000)))"
+        )
+    if not isinstance(source, str | Path | Dataset | Iterable) or isinstance(source, bytes | bytearray):
+        given = "None" if source is None else f"a {kind}"
+        raise ManticoreError(
+            f"{head}text is {given} (expected a file, a folder, a datasets id, strings or a data set). "
+            "Fix: leave it out for the standard library's source"
+        )
+
+
+def _refuse_column(what: str, text_column: str | None) -> None:
+    if text_column is not None:
+        raise ManticoreError(f"text: {what} has no columns (got text_column={text_column!r}). Fix: leave it out")
 
 
 def corpus_digest(documents: Iterable[str]) -> str:
@@ -62,27 +103,22 @@ def corpus_digest(documents: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _read_named(source: str | Path) -> list[str]:
-    name = str(source)
-    if name == STDLIB:
+def _read_named(source: str | Path, text_column: str | None) -> list[str]:
+    found = find_text(source)
+    if not found.has_columns:
+        _refuse_column(found.name, text_column)
+    if found.hub is not None:
+        return _hub(found.hub, text_column)
+    if found.saved is not None:
+        return _saved(found.saved, found.name, text_column)
+    if found.name == STDLIB:
         return _standard_library()
-    if name.startswith("hf:"):
-        return _hub(name.removeprefix("hf:"))
-    path = Path(name).expanduser()
     try:
-        if path.is_dir():
-            return _folder(path)
-        if path.exists():
-            return [_file(path)]
+        return _files(found, text_column)
     except OSError as error:
-        raise ManticoreError(f"text {name}: cannot be read ({error.strerror or error}). Fix: check the path") from error
-    # "data/notes.txt" in an existing folder is a misspelt file, "owner/name" is not.
-    is_id = isinstance(source, str) and "/" in name and _DATASET_ID.fullmatch(name) and not path.parent.exists()
-    if is_id:
-        return _hub(name)
-    raise ManticoreError(
-        f"text {name}: no such file or folder. Fix: check the path, or write hf:{name} if it is a data set on the hub"
-    )
+        raise ManticoreError(
+            f"text {found.name}: cannot be read ({error.strerror or error}). Fix: check the path"
+        ) from error
 
 
 def _standard_library() -> list[str]:
@@ -98,33 +134,28 @@ def _standard_library() -> list[str]:
     return documents
 
 
-def _folder(root: Path) -> list[str]:
+def _files(source: TextSource, text_column: str | None) -> list[str]:
     documents, no_text = [], 0
-    paths = sorted(
-        path
-        for path in root.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
-    for path in paths:
-        text = _decode(path.read_bytes())
-        if text is None:
+    for path in source.files:
+        name = str(path) if source.many else source.name
+        if table_kind(path):
+            documents += table_documents(path, name, text_column)
+            continue
+        text = _decode(read_file(path, name))
+        if text is not None:
+            documents.append(text)
+        elif source.many:
             no_text += 1
         else:
-            documents.append(text)
+            raise ManticoreError(f"text {name}: binary, or not UTF-8. Fix: give a text file, or convert it to UTF-8")
     if no_text and not documents:
         raise ManticoreError(
-            f"text {root}: none of its {no_text} files is UTF-8 text. Fix: give a folder of text files"
+            f"text {source.name}: none of its {no_text} files is UTF-8 text. Fix: give a folder of text files"
         )
     if no_text:
-        logger.warning("text %s: %d of %d files are not UTF-8 text and were left out", root, no_text, len(paths))
+        many = len(source.files)
+        logger.warning("text %s: %d of %d files are not UTF-8 text and were left out", source.name, no_text, many)
     return documents
-
-
-def _file(path: Path) -> str:
-    text = _decode(path.read_bytes())
-    if text is None:
-        raise ManticoreError(f"text {path}: binary, or not UTF-8. Fix: give a text file, or convert it to UTF-8")
-    return text
 
 
 def _decode(content: bytes) -> str | None:
@@ -137,7 +168,7 @@ def _decode(content: bytes) -> str | None:
         return None
 
 
-def _hub(identifier: str) -> list[str]:
+def _hub(identifier: str, text_column: str | None) -> list[str]:
     name, _, configuration = identifier.partition(":")
     try:
         rows = datasets.load_dataset(name, configuration or None, split="train")
@@ -148,23 +179,24 @@ def _hub(identifier: str) -> list[str]:
             f"text {identifier}: no such file, folder or readable data set ({type(error).__name__}: {reason}). "
             "Fix: check the id, or go online"
         ) from error
-    return _column(rows, identifier)
+    return column_documents(rows, identifier, text_column)
 
 
-def _column(rows: Dataset, name: str) -> list[str]:
-    columns = [
-        column
-        for column, feature in rows.features.items()
-        if getattr(feature, "dtype", None) in ("string", "large_string")
-    ]
-    if "text" in columns:
-        column = "text"
-    elif len(columns) == 1:
-        column = columns[0]
-    else:
-        found = ", ".join(rows.column_names) or "none"
-        raise ManticoreError(f"text {name}: no column called text (got {found}). Fix: rename the column that holds it")
-    return [document or "" for document in rows.with_format(None)[column]]
+def _saved(folder: Path, name: str, text_column: str | None) -> list[str]:
+    try:
+        rows = datasets.load_from_disk(str(folder))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ManticoreError(
+            f"text {name}: a saved data set that cannot be read ({reason}). Fix: save it again"
+        ) from error
+    if not isinstance(rows, Dataset):
+        names = list(rows)
+        raise ManticoreError(
+            f"text {name}: a data set with the splits {', '.join(map(str, names))} (expected one). "
+            f"Fix: give one, {folder / str(names[0])}"
+        )
+    return column_documents(rows, name, text_column)
 
 
 def _strings(source: Sequence[str]) -> list[str]:
@@ -172,21 +204,13 @@ def _strings(source: Sequence[str]) -> list[str]:
     for index, document in enumerate(documents):
         if not isinstance(document, str):
             raise ManticoreError(f"text: item {index} is {type(document).__name__}. Fix: give strings only")
-        if not _is_unicode(document):
+        if not is_unicode(document):
             raise ManticoreError(f"text: item {index} holds half characters (surrogates). Fix: decode it as UTF-8")
     if len(documents) > 1 and all(len(document) <= 1 for document in documents):
         raise ManticoreError(
             f"text: a list of {len(documents)} single characters, expected documents. Fix: pass [text], not list(text)"
         )
     return documents
-
-
-def _is_unicode(document: str) -> bool:
-    try:
-        document.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _limit(documents: Iterable[str], max_bytes: int) -> list[str]:

@@ -6,10 +6,11 @@ the test split. Nothing is padded: ids that begin at 1 leave 0 free for it, pixe
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import datasets
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from tqdm.auto import tqdm
 
+from manticore.cache import file_digest
 from manticore.errors import ManticoreError
 from manticore.tasks import listops, lra_images, lra_text, pathfinder
 from manticore.tasks.stored_rows import stored_rows
@@ -207,7 +209,7 @@ def _listops_files(data_dir: Path) -> _Source:
     folder = _locate("listops", data_dir, "listops-1000", list(files.values()))
 
     paths = {split: folder / file for split, file in files.items()}
-    return _Source(_stamps(paths.values()), {split: partial(_listops_rows, path) for split, path in paths.items()})
+    return _Source(_digest(paths.values()), {split: partial(_listops_rows, path) for split, path in paths.items()})
 
 
 def _retrieval_files(data_dir: Path) -> _Source:
@@ -216,7 +218,7 @@ def _retrieval_files(data_dir: Path) -> _Source:
 
     paths = {split: folder / file for split, file in files.items()}
     rows = {split: partial(lra_text.retrieval_rows, path) for split, path in paths.items()}
-    return _Source(_stamps(paths.values()), rows)
+    return _Source(_digest(paths.values()), rows)
 
 
 def _text_files(data_dir: Path) -> _Source:
@@ -237,7 +239,7 @@ def _image_files(data_dir: Path) -> _Source:
     train, test = ([folder / file for file in files[split]] for split in ("train", "test"))
     images = sum(path.stat().st_size for path in train) // lra_images.RECORD_BYTES
     rows = {split: partial(lra_images.cifar_rows, paths) for split, paths in (("train", train), ("test", test))}
-    return _image_source(_stamps([*train, *test]), rows["train"], images, rows["test"])
+    return _image_source(_digest([*train, *test]), rows["train"], images, rows["test"])
 
 
 def _image_source(origin: Any, train: Callable[[], Rows], images: int, test: Callable[[], Rows]) -> _Source:
@@ -257,15 +259,11 @@ def _pathfinder_files(name: str, data_dir: Path, level: str) -> _Source:
     below = lra_images.LEVELS[level]
     folder = _locate(name, data_dir, name, [f"{below}/metadata"]) / below
     side = int(name.removeprefix("pathfinder"))
-
-    @cache
-    def splits() -> dict[str, list[lra_images.Picture]]:
-        return lra_images.pathfinder_splits(lra_images.pathfinder_pictures(folder))
-
-    def rows(split: str) -> Rows:
-        return lra_images.picture_rows(splits()[split], side)
-
-    return _Source(_stamps(lra_images.pathfinder_metadata(folder)), {split: partial(rows, split) for split in SPLITS})
+    pictures = lra_images.pathfinder_pictures(folder)
+    splits = lra_images.pathfinder_splits(pictures)
+    rows = {split: partial(lra_images.picture_rows, splits[split], side) for split in SPLITS}
+    labels = "".join(str(picture.label) for picture in pictures)
+    return _Source({"labels": labels, "images": _digest(picture.path for picture in pictures)}, rows)
 
 
 def _hub_source(name: str) -> _Source:
@@ -327,13 +325,21 @@ def _locate(name: str, data_dir: Path, below: str, needed: list[str]) -> Path:
     )
 
 
-def _stamps(paths: Iterable[Path]) -> list[list[Any]]:
-    """What tells one state of the files from another without reading them."""
-    stamps = []
-    for path in paths:
-        status = path.stat()
-        stamps.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
-    return stamps
+def _digest(paths: Iterable[Path]) -> str:
+    """What tells one state of the files from another: sizes and times can stay the same where a content has changed.
+
+    Raises:
+        ManticoreError: one cannot be read.
+    """
+    whole = hashlib.sha256()
+    try:
+        for path in paths:
+            whole.update(f"{path.name} {file_digest(path)} ".encode(errors="surrogateescape"))
+    except OSError as error:
+        raise ManticoreError(
+            f"lra: {error.filename} cannot be read ({error.strerror or error}). Fix: give files that you may read"
+        ) from error
+    return whole.hexdigest()
 
 
 def _expect_whole(name: str, option: str, value: Any, *, at_least: int) -> None:

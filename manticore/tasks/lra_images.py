@@ -117,9 +117,11 @@ def pathfinder_pictures(folder: Path) -> list[Picture]:
     """All images of one level, in the order of the metadata; empty files, of which the release has one, left out.
 
     Raises:
-        ManticoreError: no metadata, a line without its columns, a label that is not 0 or 1, or a missing image.
+        ManticoreError: no metadata, a line without its columns, a label that is not 0 or 1, a missing image, or one
+            that lies elsewhere.
     """
     pictures = []
+    inside = _Inside(folder)
     for metadata in pathfinder_metadata(folder):
         for number, fields in enumerate(_metadata_lines(metadata), start=1):
             where = f"lra/pathfinder {metadata}, line {number}"
@@ -133,11 +135,30 @@ def pathfinder_pictures(folder: Path) -> list[Picture]:
                     f"{where}: label out of range (got {fields[3]!r}, expected 0 or 1). Fix: unpack the release again"
                 )
             path = folder / fields[0] / fields[1]
+            if not inside(path):
+                raise ManticoreError(
+                    f"{where}: leads out of {folder} (got {fields[0]!r} and {fields[1]!r}). "
+                    "Fix: give the release with its images below that folder"
+                )
             if not path.is_file():
                 raise ManticoreError(f"{where}: no image {path}. Fix: unpack the release whole")
             if path.stat().st_size:
                 pictures.append(Picture(path, int(fields[3])))
     return pictures
+
+
+class _Inside:
+    """Whether an image lies in a folder, links followed; each of its folders is looked up once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.resolve()
+        self._real: dict[Path, Path] = {}
+
+    def __call__(self, path: Path) -> bool:
+        if path.parent not in self._real:
+            self._real[path.parent] = path.parent.resolve()
+        real = path.resolve() if path.is_symlink() else self._real[path.parent] / path.name
+        return ".." not in path.name and real.is_relative_to(self._root)
 
 
 def pathfinder_splits(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import logging
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from manticore import registry
-from manticore.cache import cache_folder, content_key
+from manticore.cache import Entry, cache_folder, content_key
 from manticore.errors import ManticoreError
 from manticore.seeding import derive_seed
 from manticore.tasks.compression import check_compression, compression, compression_chance
@@ -30,7 +29,6 @@ from manticore.tasks.memorization import check_memorization, memorization, memor
 from manticore.tasks.recall import check_recall_options, recall, recall_chance
 from manticore.tasks.streams import Arrays, Streams
 from manticore.tasks.task import Backbone
-from manticore.writing import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +120,7 @@ def generate(
     if not cache:
         return make()
     content = {"format": 1, "task": name, "settings": settings, "counts": counts, "seed": seed}
-    return _cached(cache_folder("mad") / f"{name}-{content_key(content)}.npz", make)
+    return _cached(Entry(cache_folder("mad"), f"{name}-{content_key(content)}", ".npz"), make)
 
 
 def generate_validation(
@@ -192,38 +190,42 @@ def _generate(name: str, settings: dict[str, int | float], counts: dict[str, int
     return {split: examples(streams, counts[split], training=split == "train", **settings) for split in counts}
 
 
-def _cached(path: Path, make: Callable[[], dict[str, Arrays]]) -> dict[str, Arrays]:
-    """The arrays in ``path``; made and written if they are not there. A cache that fails costs time only."""
-    if path.exists():
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                return {
-                    split: (
-                        stored[f"{split}_inputs"].astype(np.int64),
-                        stored[f"{split}_targets"].astype(np.int64),
-                    )
-                    for split in ("train", "test")
-                }
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            logger.warning("%s cannot be read (%s); the data are generated again", path, error)
+def _cached(entry: Entry, make: Callable[[], dict[str, Arrays]]) -> dict[str, Arrays]:
+    """The arrays of an entry; made and written if it is not there. A cache that fails costs time only."""
+    try:
+        content = entry.read()
+        if content is not None:
+            return _arrays(content)
+    except OSError as error:
+        logger.warning("%s cannot be read (%s); the data are generated again", entry.folder / entry.name, error)
     arrays = make()
     try:
-        _store(path, arrays)
+        with entry.aside() as aside:
+            _store(aside, arrays)
+            entry.keep(aside)
     except OSError as error:
-        logger.warning("%s cannot be written (%s); the data are generated again next time", path, error)
+        logger.warning(
+            "%s cannot be written (%s); the data are generated again next time", entry.folder / entry.name, error
+        )
     return arrays
 
 
+def _arrays(content: bytes) -> dict[str, Arrays]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+        return {
+            split: (stored[f"{split}_inputs"].astype(np.int64), stored[f"{split}_targets"].astype(np.int64))
+            for split in ("train", "test")
+        }
+
+
 def _store(path: Path, arrays: dict[str, Arrays]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     columns: dict[str, Any] = {
         f"{split}_{column}": _narrowed(array)
         for split, pair in arrays.items()
         for column, array in zip(("inputs", "targets"), pair)
     }
-    content = io.BytesIO()
-    np.savez(content, **columns)
-    write_bytes(path, content.getvalue())
+    with path.open("wb") as stream:
+        np.savez(stream, **columns)
 
 
 def _narrowed(array: np.ndarray) -> np.ndarray:

@@ -1,23 +1,19 @@
 """Datasets written row by row into the cache folder and read from there through a memory map, never whole.
 
-The name of a file stands for everything that its rows depend on, so a file that is there is the right one.
+The name of a file stands for everything that its rows depend on and for its content, so a file that is there and
+whole is the right one.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import pyarrow
 from datasets import Dataset, Features
 from datasets.arrow_writer import ArrowWriter
 
-from manticore.cache import cache_folder, content_key
+from manticore.cache import Entry, cache_folder, content_key
 from manticore.errors import ManticoreError
-
-logger = logging.getLogger(__name__)
 
 
 def stored_rows(
@@ -36,29 +32,23 @@ def stored_rows(
         ManticoreError: a file that rows come from cannot be read, or the cache cannot be written.
     """
     columns = {column: str(feature) for column, feature in features.items()}
-    path = cache_folder(kind) / f"{name}-{content_key({'content': content, 'columns': columns})}.arrow"
-    if path.exists():
-        try:
-            return Dataset.from_file(str(path))
-        except (OSError, pyarrow.ArrowInvalid) as error:
-            logger.warning("%s cannot be read (%s); it is made again", path, error)
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    key = content_key({"content": content, "columns": columns})
+    entry = Entry(cache_folder(kind), f"{name}-{key}", ".arrow")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with ArrowWriter(path=str(aside), features=features) as writer:
-            for row in _read(name, rows):
-                writer.write(row)
-            writer.finalize()
-        os.replace(aside, path)
+        path = entry.find()
+        if path is None:
+            with entry.aside() as aside:
+                with ArrowWriter(path=str(aside), features=features) as writer:
+                    for row in _read(name, rows):
+                        writer.write(row)
+                    writer.finalize()
+                path = entry.keep(aside)
+        return Dataset.from_file(str(path))
     except OSError as error:
         raise ManticoreError(
-            f"{name}: cannot be stored in {path.parent} ({error}). "
+            f"{name}: cannot be stored in {entry.folder} ({error}). "
             "Fix: make room, or set MANTICORE_CACHE to another folder"
         ) from error
-    finally:
-        if path.parent.is_dir():
-            aside.unlink(missing_ok=True)
-    return Dataset.from_file(str(path))
 
 
 def _read(name: str, rows: Callable[[], Iterable[dict[str, Any]]]) -> Iterator[dict[str, Any]]:

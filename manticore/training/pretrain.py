@@ -8,32 +8,36 @@ of everything that determines it, and a run that was killed goes on from its las
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict
 from filelock import FileLock
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import manticore
-from manticore.cache import cache_folder, content_key
+from manticore.cache import MANIFEST, cache_folder, content_key, expanded, is_whole, seal
 from manticore.components.loading import load_tokenizer
 from manticore.errors import ManticoreError
 from manticore.seeding import derive_seed
-from manticore.tasks.corpus import STDLIB, corpus_digest, read_corpus
-from manticore.tasks.metrics import TokenMetrics
+from manticore.tasks.beginning import Bos, beginning
+from manticore.tasks.corpus import STDLIB, Text, corpus_digest, read_corpus
 from manticore.tasks.task import Task
-from manticore.tasks.text import pack, split_documents
+from manticore.tasks.text import packed_task, split_documents
 from manticore.training.callbacks import Progress
 from manticore.training.finetune import finetune
 from manticore.training.shapes import build, small_config
 from manticore.training.tokenizers import train_tokenizer
+from manticore.writing import new_folder
+
+logger = logging.getLogger(__name__)
 
 TRAIN = "train"
 """Value of ``tokenizer``: train one on the text."""
@@ -47,7 +51,8 @@ def pretrain(
     layers: int,
     width: int,
     config: Mapping[str, Any] | None = None,
-    text: str | Path | Sequence[str] | Dataset = STDLIB,
+    text: Text = STDLIB,
+    text_column: str | None = None,
     max_bytes: int | None = None,
     tokenizer: str | Path | PreTrainedTokenizerBase = TRAIN,
     vocab_size: int = 1024,
@@ -58,6 +63,7 @@ def pretrain(
     weight_decay: float = 0.01,
     seed: int = 0,
     data_seed: int = 0,
+    bos: Bos = "auto",
     out: str | Path | None = None,
     cache: bool = True,
     cpu: bool = False,
@@ -73,6 +79,7 @@ def pretrain(
         width: of the hidden states.
         config: further fields of the family's configuration; the rest is scaled to the width.
         text: what ``read_corpus`` reads.
+        text_column: the column that holds the documents, where there are columns.
         max_bytes: read so much of the text only.
         tokenizer: a tokenizer, the folder or hub id of one, or ``"train"`` for a new one with ``vocab_size`` tokens.
             Training is repeatable: models with the same text and size share their tokenizer.
@@ -84,6 +91,8 @@ def pretrain(
         weight_decay: AdamW's.
         seed: of the first weights and the order of the data.
         data_seed: which documents are held out.
+        bos: whether every sequence begins with the tokenizer's BOS token: auto (where it adds one; a new tokenizer
+            adds none), always or never.
         out: folder for the checkpoint; None: it stays in the cache.
         cache: take the model from the cache, and put it there.
         cpu: stay on the CPU where an accelerator is present.
@@ -98,7 +107,7 @@ def pretrain(
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ManticoreError(f"pretrain: {name} is {value!r} (expected a whole number). Fix: give {least} or more")
     shape = small_config(family, layers=layers, width=width, positions=length, options=config)
-    documents = read_corpus(text, max_bytes=max_bytes)
+    documents = read_corpus(text, text_column=text_column, max_bytes=max_bytes)
     given = None if isinstance(tokenizer, str) and tokenizer == TRAIN else _loaded_tokenizer(tokenizer)
     settings = {
         "manticore": manticore.__version__,
@@ -112,20 +121,28 @@ def pretrain(
         "seed": seed,
         "data_seed": data_seed,
     }
+    if bos == "always" if given is None else beginning(given, bos, stage="pretrain") is not None:
+        # absent where there is none: what was pretrained before there was a choice stays valid
+        settings["bos"] = True
     name = f"{shape.model_type}-{content_key(settings)}"
     folder = _destination(name, out, cache)
     work = folder.parent / f".{name}.part"
-    if not folder.exists():
+    cached = cache or out is None
+    finished = partial(is_whole, folder, name) if cached else folder.exists
+    if not finished():
         with _exclusive(work, folder):
             # While this process waited, another one may have finished the same model.
-            if not folder.exists():
+            if not finished():
+                if cached and folder.exists():
+                    logger.warning("%s is damaged; it is pretrained again", folder)
+                    shutil.rmtree(folder)
                 splits = split_documents(documents, data_seed=data_seed)
                 used = train_tokenizer(splits["train"], vocab_size) if given is None else given
                 model, learned = _new_model(shape, used, seed), {"tokens": 0, "heldout": {}}
                 if steps:
                     result = finetune(
                         model,
-                        _task(splits, used, length),
+                        _task(splits, used, length, bos),
                         steps=steps,
                         batch_size=batch_size,
                         lr=lr,
@@ -139,17 +156,17 @@ def pretrain(
                         progress=progress,
                     )
                     model, learned = result.model, {"tokens": result.tokens, "heldout": result.metrics}
-                _publish(model, used, {**settings, **learned}, work / "model", folder)
+                _publish(model, used, {**settings, **learned}, work / "model", folder, name if cached else None)
             shutil.rmtree(work, ignore_errors=True)
-    return folder if out is None or not cache else _copy(folder, Path(out).expanduser())
+    return folder if out is None or not cache else _copy(folder, expanded(out, "--out"))
 
 
 def _destination(name: str, out: str | Path | None, cache: bool) -> Path:
     if out is None and not cache:
         raise ManticoreError("pretrain: neither out nor the cache may hold the model. Fix: give out, or cache=True")
-    if out is not None and Path(out).expanduser().exists():
+    if out is not None and expanded(out, "--out").exists():
         raise ManticoreError(f"pretrain: {out} exists already. Fix: choose another folder or remove it")
-    return cache_folder("pretrained") / name if cache or out is None else Path(out).expanduser()
+    return cache_folder("pretrained") / name if cache or out is None else expanded(out, "--out")
 
 
 @contextmanager
@@ -198,38 +215,32 @@ def _new_model(shape: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, seed
         return build(shape)
 
 
-def _task(splits: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase, length: int) -> Task:
+def _task(splits: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase, length: int, bos: Bos) -> Task:
     """The text as a task whose test split is a little of the validation part: a number to look at, at low cost."""
-    train = pack(splits["train"], tokenizer, length, name="training part")
-    held_out = pack(splits["validation"], tokenizer, length, name="validation part")
-    held_out = held_out.select(range(min(_SCORED_PACKS, len(held_out))))
-    return Task(
-        name="text",
-        vocab_size=None,
-        length=length,
-        data=DatasetDict({"train": train, "validation": held_out, "test": held_out}),
-        primary_metric="loss",
-        higher_is_better=False,
-        metric_state=TokenMetrics,
-    )
+    task = packed_task({name: splits[name] for name in ("train", "validation")}, tokenizer, length, bos=bos)
+    held_out = task.data["validation"]
+    task.data["validation"] = task.data["test"] = held_out.select(range(min(_SCORED_PACKS, len(held_out))))
+    return task
 
 
 def _publish(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any], aside: Path, folder: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    record: dict[str, Any],
+    aside: Path,
+    folder: Path,
+    entry: str | None,
 ) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     (aside / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if entry is not None:
+        seal(aside, entry)
     os.rename(aside, folder)
 
 
 def _copy(folder: Path, out: Path) -> Path:
-    aside = out.parent / f".{out.name}.part-{os.getpid()}"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        shutil.copytree(folder, aside)
-        os.rename(aside, out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with new_folder(out) as aside:
+        shutil.copytree(folder, aside, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
     return out

@@ -161,20 +161,36 @@ def test_planted_links_are_replaced(source, cache):
     assert not target.is_symlink()
 
 
-def test_damaged_file_is_not_the_end(source, cache, caplog):
-    load_library(source, BASELINE)
-    source.write_text("int answer(void) { return 5; }\n")
-    load_library(source, BASELINE)
-    newest = max(cache.glob("*.so"), key=lambda path: path.stat().st_mtime_ns)
-    newest.write_bytes(b"not a library")
-    # another process: this one has the library open already
+DAMAGE = {
+    "cut off": lambda content: content[: len(content) // 2],
+    "cut off by a page": lambda content: content[:-4096],
+    "flipped bits": lambda content: bytes(byte ^ (index % 97 == 0) for index, byte in enumerate(content)),
+    "garbage": lambda content: b"not a library",
+    "empty": lambda content: b"",
+    "longer": lambda content: content + b"\0",
+}
+
+
+def test_a_damaged_library_is_repaired_once(tmp_path, cache):
+    whole = {}
+    for number, damage in enumerate(DAMAGE):
+        source = tmp_path / f"answer{number}.c"
+        source.write_text(f"int answer(void) {{ return {number}; }}\n")
+        load_library(source, BASELINE)
+        (path,) = cache.glob(f"answer{number}-*.so")
+        whole[path] = path.read_bytes()
+        path.write_bytes(DAMAGE[damage](whole[path]))
+    # another process: this one has the libraries open already
     code = (
-        "import sys; from pathlib import Path; from manticore.kernels.native_build import BASELINE, load_library;"
-        "sys.exit(load_library(Path(sys.argv[1]), BASELINE).answer() != 5)"
+        "import sys; from pathlib import Path; from manticore.kernels.native_build import BASELINE, load_library\n"
+        "for number in 2 * list(range(int(sys.argv[2]))):\n"
+        "    assert load_library(Path(sys.argv[1]) / f'answer{number}.c', BASELINE).answer() == number"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(source)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0
-    assert "is not usable" in done.stderr
+    command = [sys.executable, "-c", code, str(tmp_path), str(len(DAMAGE))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [f"{path} is damaged; it is made again" for path in whole]
+    assert {path: path.read_bytes() for path in cache.iterdir()} == whole
 
 
 def test_no_compiler(source, cache, monkeypatch):

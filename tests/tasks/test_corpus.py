@@ -75,8 +75,8 @@ def test_the_digest_tells_corpora_apart():
         (list("some text"), r"pass \[text\]"),
         (["a", 7], "item 1 is int"),
         (["\ud800"], "half characters"),
-        (Dataset.from_dict({"a": ["x"], "b": ["y"]}), "no column called text"),
-        (Dataset.from_dict({"a": [1]}), "no column called text"),
+        (Dataset.from_dict({"a": ["x"], "b": ["y"]}), "none called text"),
+        (Dataset.from_dict({"a": [1]}), "none called text"),
     ],
 )
 def test_bad_sources_end_in_one_line(source, message, tmp_path, monkeypatch):

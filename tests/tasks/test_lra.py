@@ -105,7 +105,7 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_a_full_cache(tmp_path):
     (folder / "basic_val.tsv").mkdir(parents=True)
     for part in ("train", "test"):
         listops.write_tsv(folder / f"basic_{part}.tsv", listops.examples(part, 2, seed=5))
-    refused(r"^listops-validation: cannot be read \(.*basic_val.tsv'\)", "listops", tmp_path)
+    refused(r"^lra: .*basic_val\.tsv cannot be read \(Is a directory\)", "listops", tmp_path)
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
@@ -351,6 +351,25 @@ def test_damaged_pathfinder_metadata(tmp_path, old, new, message):
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     refused(message, "pathfinder32", tmp_path)
+
+
+@pytest.mark.parametrize("way", ["up", "absolute", "linked image", "linked folder"])
+def test_images_outside_the_release_are_not_read(tmp_path, way):
+    root = write_numbered(tmp_path / "pathfinder32/curv_contour_length_14")
+    image = next((root / "imgs").rglob("*.png"))
+    outside = tmp_path / "outside"
+    image.parent.rename(outside)
+    if way == "linked folder":
+        image.parent.symlink_to(outside)
+    elif way == "linked image":
+        image.parent.mkdir()
+        for path in outside.iterdir():
+            (image.parent / path.name).symlink_to(path)
+    else:
+        metadata = next(path for path in (root / "metadata").iterdir() if path.stem == image.parent.name)
+        place = str(outside) if way == "absolute" else "../../outside"
+        metadata.write_text(metadata.read_text().replace(str(image.parent.relative_to(root)), place))
+    refused("metadata/.*line 1: leads out of", "pathfinder32", tmp_path)
 
 
 def test_damaged_pathfinder_images(tmp_path):
