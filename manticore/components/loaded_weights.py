@@ -95,7 +95,8 @@ def in_precision(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     tensors = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
     try:
         with quiet_loading(), keeping_loaded_weights():
-            loaded, info = type(model).from_pretrained(
+            kind: Any = type(model)
+            loaded, info = kind.from_pretrained(
                 None, config=copy.deepcopy(model.config), state_dict=tensors, dtype=dtype, output_loading_info=True
             )
     except ManticoreError:

@@ -21,10 +21,9 @@ def keep_padding_out(layer: nn.Module) -> None:
     A second call changes nothing.
     """
     for mixer in layer.modules():
-        projection = getattr(mixer, _MAP, None)
-        if getattr(projection, "bias", None) is None or any(
-            isinstance(hook, _NotesMask) for hook in mixer._forward_pre_hooks.values()
-        ):
+        projection: Any = getattr(mixer, _MAP, None)
+        watched = any(isinstance(hook, _NotesMask) for hook in mixer._forward_pre_hooks.values())
+        if watched or getattr(projection, "bias", None) is None:
             continue
         arguments = list(inspect.signature(type(mixer).forward).parameters)
         if _MASK not in arguments:

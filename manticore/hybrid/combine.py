@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from manticore.components.loaded_weights import in_precision
@@ -19,8 +18,10 @@ from manticore.components.runner import Runner
 from manticore.components.selfcheck import continues_by_one_token_only, self_check
 from manticore.components.sources import origin
 from manticore.errors import ManticoreError
+from manticore.hybrid.building import build
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.hybrid.rehearsal import rehearse
 from manticore.hybrid.vocabularies import Vocabulary, chosen_vocabulary, common_vocabulary, named_component
 from manticore.registry import resolve
 from manticore.seeding import derive_seed
@@ -110,6 +111,7 @@ def combine(
         with quiet_loading():
             for component, runner in zip(components, runners):
                 self_check(component, runner, seed=seed)
+                rehearse(component)
             one_token = [continues_by_one_token_only(runner, seed=seed) for runner in runners]
     # the attention implementation that was resolved is written into configurations, so each component has its own
     configurations: dict[str, Any] = {f"component_{k}": component.config for k, component in enumerate(components)}
@@ -136,16 +138,6 @@ def combine(
     if vocab_size is not None:
         hybrid.with_vocabulary(vocab_size, seed=seed)
     return hybrid.eval()
-
-
-def build(config: ManticoreConfig, components: Sequence[PreTrainedModel]) -> ManticoreForCausalLM:
-    """A hybrid around loaded components; only projectors and weights are initialised."""
-    with no_init_weights():
-        hybrid = ManticoreForCausalLM(config, components)
-    for projector in hybrid.mixing.projectors.values():
-        projector.to(components[0].dtype).reset_parameters()  # type: ignore[operator]
-    hybrid.mixing.reset_mixture()
-    return hybrid
 
 
 def _source(model: str | Path | PreTrainedModel) -> str:
