@@ -58,7 +58,8 @@ def _out_of_reach(model: nn.Module) -> Iterator[None]:
     # a tied tensor has one stand-in, so that it stays tied for whoever asks
     stand_ins: dict[int, Tensor] = {}
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
+        held: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in held:
             for name, tensor in tensors.items():
                 if tensor is not None and getattr(tensor, _LOADED, False):
                     real.append((tensors, name, tensor))

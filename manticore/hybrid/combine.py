@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from manticore.components.generation_settings import generation_settings
 from manticore.components.loaded_weights import in_precision
 from manticore.components.loading import load_component, load_config, load_tokenizer
 from manticore.components.quiet import quiet_loading
@@ -134,8 +135,10 @@ def combine(
         torch.manual_seed(derive_seed(seed, "combine"))
         hybrid = build(config, components)
     hybrid.tokenizer = vocabulary.tokenizer
-    hybrid.set_special_tokens(vocabulary.tokenizer)
-    if vocab_size is not None:
+    if vocab_size is None:
+        settings = [generation_settings(component) for component in components]
+        hybrid.adopt_settings(settings, vocabulary.speaker, vocabulary.tokenizer)
+    else:
         hybrid.with_vocabulary(vocab_size, seed=seed)
     return hybrid.eval()
 

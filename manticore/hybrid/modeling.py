@@ -14,20 +14,17 @@ from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from manticore.components.cache_argument import CACHE_ARGUMENT, named, one_cache
-from manticore.components.generation import (
-    OwnCacheGenerationMixin,
-    new_cache_wanted,
-    refuse_cache_in_checkpointing,
-)
+from manticore.components.generation import new_cache_wanted, refuse_cache_in_checkpointing
 from manticore.components.runner import Recording
 from manticore.errors import ManticoreError
 from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.cache import HybridCache
+from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.inputs import check_inputs, check_outputs, require_ids
 from manticore.hybrid.mixing import Features
 
 
-class ManticoreForCausalLM(ManticorePreTrainedModel, OwnCacheGenerationMixin):
+class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
     """A supernet of K causal LMs, or, once discretized, one path through their blocks.
 
     :func:`manticore.combine` builds a hybrid, ``from_pretrained`` loads one; arguments as in the base class.
@@ -235,6 +232,10 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, OwnCacheGenerationMixin):
         # the last token is not read again
         if limit is not None and generation_config.max_length - 1 > limit:
             by_default = has_default_max_length and generation_config.max_new_tokens is None
+            if (own := self.generation_config) is not None:
+                # a length that a parent is configured to is nobody's wish here
+                name = "max_length" if generation_config.max_new_tokens is None else "max_new_tokens"
+                by_default |= getattr(own, name) is not None and getattr(generation_config, name) == getattr(own, name)
             if not by_default or input_ids_length > limit:
                 raise ManticoreError(
                     f"generate: prompt and new tokens make {generation_config.max_length}, but {self._named(k)} has "
