@@ -30,9 +30,9 @@ from manticore.components.runner import Runner
 from manticore.components.selfcheck import self_check
 from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.configuration import ManticoreConfig
-from manticore.hybrid.rehearsal import rehearse
 from manticore.hybrid.discretize import copied_config
 from manticore.hybrid.inputs import check_inputs, require_ids
+from manticore.hybrid.rehearsal import rehearse
 from manticore.seeding import derive_seed
 
 M = TypeVar("M", bound="ManticoreClassifier")

@@ -14,6 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from manticore.components.extra_outputs import ask_for_no_more
 from manticore.components.generation_settings import ends_of
 from manticore.components.loading import check_family
+from manticore.components.positions import context_length
 from manticore.errors import ManticoreError
 
 
@@ -102,6 +103,8 @@ class ManticoreConfig(PreTrainedConfig):
                 "Fix: load a config.json that save_pretrained wrote"
             )
         values = [kwargs.pop(f"component_{k}") for k in range(self.num_components)]
+        # follows from the components that are kept
+        kwargs.pop("max_position_embeddings", None)
         # the class is this one already; a saved copy must not point to a file that is not beside it
         kwargs.pop("auto_map", None)
         # first, since it sets the attention implementation of every sub-configuration it finds
@@ -139,7 +142,12 @@ class ManticoreConfig(PreTrainedConfig):
             )
         if self.num_components:
             self._check_per_component()
+            kept = sorted(set(self.path)) if self.path is not None else range(self.num_components)
             self.hidden_size = max(config.hidden_size for config in self.components)
+            # absent where no component names a length, as in a Mamba's configuration: tools ask whether it is there
+            lengths = [length for k in kept if (length := context_length(self.components[k])) is not None]
+            if lengths:
+                self.max_position_embeddings = min(lengths)
             self.num_hidden_layers = sum(config.num_hidden_layers for config in self.components)
             self.boundaries  # noqa: B018  (refuses more blocks than layers)
 

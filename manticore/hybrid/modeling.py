@@ -228,7 +228,8 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
         self, generation_config: Any, input_ids_length: int, has_default_max_length: bool
     ) -> None:
         """Refuses, before the first token, to go beyond a component's positions; the default length ends there."""
-        k, limit = min(self._limits.items(), key=lambda each: each[1], default=(0, None))
+        used = [each for each in self._limits.items() if each[0] in self.mixing.route().used]
+        k, limit = min(used, key=lambda each: each[1], default=(0, None))
         # the last token is not read again
         if limit is not None and generation_config.max_length - 1 > limit:
             by_default = has_default_max_length and generation_config.max_new_tokens is None
