@@ -26,8 +26,8 @@ TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model",
 """One of these lies beside the weights where a checkpoint brings its tokenizer."""
 
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
-"""Names that families have for the same thing."""
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_sequence_length", "seq_length")
+"""Names that families have for the same thing; the first is transformers' own, to which most map theirs."""
 
 
 @cache
