@@ -25,6 +25,7 @@ from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.cache import HybridCache
 from manticore.hybrid.inputs import check_inputs, check_outputs, require_ids
 from manticore.hybrid.mixing import Features
+from manticore.hybrid.released import released_logits
 
 
 class ManticoreForCausalLM(ManticorePreTrainedModel, OwnCacheGenerationMixin):
@@ -131,6 +132,11 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, OwnCacheGenerationMixin):
         route = self.mixing.route()
         heads = route.blocks[-1]
         inputs = {k: self._inputs(k, input_ids, attention_mask, position_ids, cache) for k in route.used}
+        if self.config.released:
+            logits = released_logits(self, inputs, logits_to_keep, states)
+            if cache is not None:
+                cache.seen_tokens += input_ids.shape[1]
+            return logits
         recordings = {k: self._runner(k).record(**given) for k, given in inputs.items() if k not in heads}
         outputs: Features = {}
         self._descend(heads, inputs, recordings, {}, outputs, logits_to_keep, states)

@@ -135,7 +135,8 @@ def shape_of(recipe: Recipe) -> Shape:
     """How a recipe joins its components."""
     combine = recipe.combine
     dtype = getattr(torch, combine.dtype or "float32")
-    return Shape(combine.num_blocks, combine.mixing, combine.projector, dict(combine.projector_options), dtype)
+    options = dict(combine.projector_options)
+    return Shape(combine.num_blocks, combine.mixing, combine.released, combine.projector, options, dtype)
 
 
 class _Planner:
@@ -312,7 +313,7 @@ class _Planner:
             if k is None:
                 continue
             config = self.sources[k].config
-            shape = Shape(1, "translated", "linear", {}, torch.float32)
+            shape = Shape(1, "translated", False, "linear", {}, torch.float32)
             own = Skeleton([entry.name, entry.name], [config, config], shape, None, self.mode)
             case = Cases(own, self.mode, lora_rank=8).measure(
                 Setting("all", False, False), [0], batch_size=entry.batch_size, length=entry.length, mixture=False

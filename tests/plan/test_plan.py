@@ -57,7 +57,7 @@ def test_a_hub_id_means_its_checkpoint():
 @pytest.fixture(scope="module")
 def cases():
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    skeleton = Skeleton(["a", "b"], configs(), Shape(2, "translated", "linear", {}, torch.float32), None, mode)
+    skeleton = Skeleton(["a", "b"], configs(), Shape(2, "translated", False, "linear", {}, torch.float32), None, mode)
     return Cases(skeleton, mode, lora_rank=8)
 
 
