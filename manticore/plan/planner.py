@@ -158,7 +158,8 @@ class _Planner:
         own_vocabulary = self.task.vocab_size is not None
         shared, tokenizers = tokenizer_verdict(self.sources, own_vocabulary)
         if not shared and recipe.combine.tokenizer is not None:
-            shared, tokenizers = True, f"{tokenizers}; {recipe.combine.tokenizer}'s is kept, the others are re-embedded"
+            others = "all have fresh embeddings" if recipe.combine.released else "the others are re-embedded"
+            shared, tokenizers = True, f"{tokenizers}; {recipe.combine.tokenizer}'s is kept, {others}"
         if not shared:
             self.problems.append(
                 f"tokenizers {tokenizers}: set combine.tokenizer to a component, or take a task with its own vocabulary"

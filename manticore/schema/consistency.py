@@ -140,7 +140,7 @@ def _released(sections: dict[str, Any]) -> Iterator[Finding]:
     if combine.released and combine.mixing != "gated":
         yield ("combine", "released"), f"expected with gated mixing only, got mixing {combine.mixing!r}. Fix: gated"
     if combine.released and sections.get("align") is not None:
-        yield ("align",), "combine.released has fresh embeddings, which nothing aligns. Fix: align: null"
+        yield ("combine", "released"), "fresh embeddings have nothing to be aligned to. Fix: align: null"
 
 
 def _tokenizer(chosen: str | None, components: list[str]) -> Iterator[Finding]:
