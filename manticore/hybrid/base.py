@@ -17,6 +17,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from manticore.components.adapters import AdapterGuard
 from manticore.components.cache_argument import CACHE_NAMES
 from manticore.components.generation_settings import SPECIAL
+from manticore.components.loaded_weights import keeping_loaded_weights
 from manticore.components.loading import align_memory, load_tokenizer
 from manticore.components.pruning import prune_component
 from manticore.components.resizing import resize_vocabulary
@@ -332,7 +333,10 @@ class ManticorePreTrainedModel(AdapterGuard):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a hybrid and the tokenizer beside it; see transformers for the arguments."""
         # a pickle can run code when it is read
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True})
+        with keeping_loaded_weights():
+            loaded = super().from_pretrained(
+                pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True}
+            )
         hybrid = loaded[0] if isinstance(loaded, tuple) else loaded
         align_memory(hybrid)
         hold_mixture(hybrid.mixing)

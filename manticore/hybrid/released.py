@@ -15,6 +15,7 @@ The tables are fresh, drawn from N(0, 0.02): nothing of the parents' own embeddi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -150,13 +151,13 @@ def released_vocabulary(
         return Vocabulary(len(given), given)
     if owner is None:
         found = common_vocabulary(names, components, carried, given)
-        return found if found.tokenizer is None else Vocabulary(len(found.tokenizer), found.tokenizer)
+        return found if found.tokenizer is None else replace(found, size=len(found.tokenizer))
     kept = carried[owner]
     if kept is None:
         raise ManticoreError(
             f"combine: {names[owner]} carries no tokenizer. Fix: choose a component that does, or give a loaded one"
         )
-    return Vocabulary(len(kept), kept, owner)
+    return Vocabulary(len(kept), kept, owner, speaker=owner)
 
 
 @torch.no_grad()
