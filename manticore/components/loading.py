@@ -18,6 +18,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from manticore.components.extra_outputs import ask_for_no_more, configurations
 from manticore.components.loaded_weights import in_precision, keeping_loaded_weights, note_separate_head
 from manticore.components.quiet import quiet_loading
+from manticore.components.rebuilding import copied
 from manticore.components.sources import file_of, nearest_folder, refuse_missing_folder, unreachable
 from manticore.components.weight_files import check_files, refuse_absurd_depth
 from manticore.errors import ManticoreError, NotFiniteError
@@ -58,7 +59,7 @@ def load_component(
     if isinstance(source, PreTrainedModel):
         _check_object(source)
         # a model may have been cast by hand, so even its own precision is taken anew where it is asked for
-        model = copy.deepcopy(source) if wanted is None else in_precision(source, wanted)
+        model = copied(source) if wanted is None else in_precision(source, wanted)
         for config in configurations(model):
             ask_for_no_more(config)
         note_separate_head(model)

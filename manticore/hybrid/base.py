@@ -22,6 +22,7 @@ from manticore.components.loading import align_memory, load_tokenizer, one_line
 from manticore.components.pruning import prune_component
 from manticore.components.resizing import resize_vocabulary
 from manticore.components.runner import Recording, Runner
+from manticore.components.transformers_version import is_known
 from manticore.components.vocabulary import with_vocabulary
 from manticore.errors import ManticoreError
 from manticore.hybrid.cache import HybridCache
@@ -367,6 +368,11 @@ class ManticorePreTrainedModel(AdapterGuard):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a hybrid and the tokenizer beside it; see transformers for the arguments."""
+        if not is_known():
+            # here, since it builds a hybrid itself
+            from manticore.hybrid.unknown_version import check_transformers
+
+            check_transformers()
         # a pickle can run code when it is read
         with keeping_loaded_weights():
             loaded = super().from_pretrained(

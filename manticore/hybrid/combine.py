@@ -23,6 +23,7 @@ from manticore.hybrid.building import build
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.hybrid.rehearsal import rehearse
+from manticore.hybrid.unknown_version import check_transformers
 from manticore.hybrid.vocabularies import Vocabulary, chosen_vocabulary, common_vocabulary, named_component
 from manticore.registry import resolve
 from manticore.seeding import derive_seed
@@ -73,6 +74,7 @@ def combine(
         ManticoreError: fewer than two components, tokenizers that differ where none was chosen, or that share too
             little, more blocks than layers, or a component that cannot be loaded or reproduced.
     """
+    check_transformers()
     if isinstance(models, str | Path | PreTrainedModel) or len(models) < 2:
         raise ManticoreError("combine: one component (expected two or more). Fix: name a second checkpoint")
     if isinstance(num_blocks, bool) or not isinstance(num_blocks, int) or num_blocks < 1:
