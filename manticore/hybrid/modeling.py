@@ -83,6 +83,11 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
         check_inputs(input_ids, attention_mask, position_ids, cached=seen, vocab_size=self.config.vocab_size)
         check_outputs(input_ids, labels, logits_to_keep)
         self._check_positions(input_ids.shape[1], seen, position_ids)
+        if (k := self.switching(attention_mask, seen, seen + input_ids.shape[1])) is not None:
+            raise ManticoreError(
+                f"forward: the rotary embedding of {self._named(k)} changes after {self._runner(k).switch} tokens, "
+                f"{seen} are cached as it was before. Fix: the whole text again, without {CACHE_ARGUMENT}"
+            )
         given = (input_ids, attention_mask, position_ids)
         if cache is not None and seen and input_ids.shape[1] > 1 and self._one_token_at_a_time():
             logits = self._step_by_step(*given, logits_to_keep, cache, states)
