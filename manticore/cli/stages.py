@@ -110,6 +110,8 @@ def combine(
         # it reads no text to be aligned on
         words = task_words(task, chosen) if task is not None and chosen is not None else f"--task {FROM_SCRATCH}"
         done(out, f"manticore search {quote(out)} {words} -o {quote(out + '-searched')}")
+    elif hybrid.config.released:
+        done(out, f"manticore search {quote(out)} --task text -o {quote(out + '-searched')}")
     else:
         done(out, f"manticore align {quote(out)} -o {quote(out + '-aligned')}")
 
