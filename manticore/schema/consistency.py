@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path as FilePath
 from typing import Any
 
+from manticore.errors import ManticoreError
+from manticore.paths import expanded
 from manticore.registry import did_you_mean
 from manticore.schema.options import expected_type, options_of
 from manticore.schema.problems import Path, shown
@@ -99,7 +100,11 @@ def _source(index: int, component: Any, pretrained: list[str]) -> Iterator[Findi
         if component.revision is not None:
             yield ("components", index, "revision"), f"{source!r} is pretrained here, it has no revisions"
         return
-    folder = FilePath(source).expanduser()
+    try:
+        folder = expanded(source)
+    except ManticoreError as error:
+        yield path, str(error)
+        return
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             yield (
