@@ -17,15 +17,12 @@ from torch import nn
 from transformers.initialization import no_init_weights
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from manticore.components.generation_settings import check_generation_settings
 from manticore.components.sources import file_of
 from manticore.errors import ManticoreError
-from manticore.reading import read_object
 
 MOST_LAYERS = 10_000
 """More layers than any model has; to build so many would take minutes before a file is read."""
-
-MOST_BEAMS = 1_000
-"""More beams than any decoding gains from; each holds a cache of its own."""
 
 _DEPTHS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_blocks", "num_components")
 
@@ -46,7 +43,7 @@ def check_files(name: str, build: Callable[[], nn.Module], *, revision: str | No
             files, or sizes that they cannot hold.
     """
     _refuse_pickle(name)
-    _refuse_wide_searches(name, revision)
+    check_generation_settings(name, revision)
     if file_of(name, "adapter_config.json", revision=revision) is not None:
         raise ManticoreError(
             f"{name}: it holds an adapter (adapter_config.json), which names another model. "
@@ -152,19 +149,3 @@ def _refuse_no_weights(name: str, model: nn.Module, kinds: Mapping[str, str]) ->
                 f"{name}: {key} holds {'whole' if whole else 'complex'} numbers ({kind}; expected floating point). "
                 "Fix: give the checkpoint in its full precision"
             )
-
-
-def _refuse_wide_searches(name: str, revision: str | None) -> None:
-    """Refuse generation settings that would fill the memory with the beams of one prompt.
-
-    What is no whole number at all transformers refuses itself.
-    """
-    for file in ("generation_config.json", "config.json"):
-        path = file_of(name, file, revision=revision)
-        values = None if path is None else read_object(path, "download the checkpoint again")
-        for key in ("num_beams", "num_return_sequences"):
-            value = (values or {}).get(key)
-            if isinstance(value, int) and value > MOST_BEAMS:
-                raise ManticoreError(
-                    f"{name}: {file} asks for {key} {value} (expected at most {MOST_BEAMS}). Fix: correct it there"
-                )
