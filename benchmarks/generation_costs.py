@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from manticore.components.cache_argument import cache_argument, cache_in
 from manticore.components.runner import Runner
 
 KINDS = ("layers", "surroundings", "mixing", "manticore", "generate")
@@ -88,8 +89,7 @@ def decode(models: Sequence[PreTrainedModel], ids: Tensor, tokens: int, *, in_tu
     states: list[dict[str, Any]] = []
     for model in models:
         output = model(input_ids=ids, use_cache=True)
-        name = "cache_params" if output.get("cache_params") is not None else "past_key_values"
-        states.append({name: output[name]})
+        states.append({cache_argument(type(model).forward): cache_in(output)})
     pairs = [(model, state) for model, state in zip(models, states)]
     order = pairs * tokens if in_turn else [pair for pair in pairs for _ in range(tokens)]
     for model, state in order:

@@ -39,6 +39,7 @@ from transformers.pytorch_utils import Conv1D
 
 import manticore
 from manticore.components.adapters import remove_adapters, unsafe_maps
+from manticore.components.cache_argument import cache_argument, cache_in
 from manticore.components.runner import Runner
 from manticore.kernels.mamba import fast_scan
 from manticore.registry import entries
@@ -72,8 +73,7 @@ def put_updates(model: PreTrainedModel, names: list[str]) -> None:
 def cached_prompt(model: PreTrainedModel, ids: Tensor) -> dict[str, Any]:
     """The cache after ``ids``, under the argument name of the family."""
     output = model(input_ids=ids, use_cache=True)
-    name = "cache_params" if getattr(output, "cache_params", None) is not None else "past_key_values"
-    return {name: output[name]}
+    return {cache_argument(type(model).forward): cache_in(output)}
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from manticore.components.cache_argument import CACHE_NAMES, cache_in
 from manticore.errors import ManticoreError
 from manticore.kernels.scan import selective_scan
 
@@ -32,7 +33,6 @@ _SCAN_PARAMETERS = (
     *("hidden_states", "dt", "A", "B", "C", "D", "z", "delta_bias", "delta_softplus"),
     "return_last_state",
 )
-_FORWARD_PARAMETERS = ("hidden_states", "cache_params", "attention_mask")
 _CHUNKED_SCAN = "mamba2_chunk_scan"
 _CPU_CHUNK = 64
 _MIXER_NAMES = ("MambaMixer", "Mamba2Mixer")
@@ -128,17 +128,17 @@ def _with_scan(original: type[nn.Module], module: Any) -> type[nn.Module]:
     if missing:
         raise _unexpected(original, f"{_SCAN} has no parameter {', '.join(missing)}")
     arguments = tuple(inspect.signature(inspect.unwrap(original.forward)).parameters)
-    if arguments[1:4] != _FORWARD_PARAMETERS:
+    # the cache's name depends on the version
+    if arguments[1:2] + arguments[3:4] != ("hidden_states", "attention_mask") or arguments[2] not in CACHE_NAMES:
         raise _unexpected(original, f"its forward takes {', '.join(arguments)}")
     # the fused kernel would bypass the scan in training; the fallback's answer makes the mixer go on
     inner_forward = _rebind(original.forward, {_SCAN: _scan, _FUSED: _no_fused_kernel})
 
-    def forward(
-        self: Any, hidden_states: Tensor, cache_params: Any = None, attention_mask: Any = None, **kwargs: Any
-    ) -> Tensor:
-        token = _initial_states.set(_cached_states(self, hidden_states, cache_params))
+    def forward(self: Any, hidden_states: Tensor, *given: Any, **named: Any) -> Tensor:
+        cached = given[0] if given else cache_in(named)
+        token = _initial_states.set(_cached_states(self, hidden_states, cached))
         try:
-            return inner_forward(self, hidden_states, cache_params, attention_mask, **kwargs)
+            return inner_forward(self, hidden_states, *given, **named)
         finally:
             _initial_states.reset(token)
 
@@ -183,12 +183,12 @@ def _rebind(function: Callable[..., Any], names: dict[str, Any]) -> Callable[...
     return copy
 
 
-def _cached_states(mixer: Any, hidden_states: Tensor, cache_params: Any) -> Iterator[Tensor] | None:
+def _cached_states(mixer: Any, hidden_states: Tensor, cached: Any) -> Iterator[Tensor] | None:
     """The states that a continuation of several tokens starts from, one [B, D, N] per scan of the mixer."""
     # a single token takes transformers' own state update
-    if cache_params is None or hidden_states.shape[1] == 1:
+    if cached is None or hidden_states.shape[1] == 1:
         return None
-    state = cache_params.get_recurrent_state(mixer.layer_idx, state_idx=0)
+    state = cached.get_recurrent_state(mixer.layer_idx, state_idx=0)
     if state is None:
         return None
     # a copy: the mixer overwrites the cache in place, and the backward pass still needs the old state

@@ -6,13 +6,15 @@ code that is not installed, is refused.
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from typing import Any, NoReturn
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.generation import GenerationMode
 
+from manticore.components.cache_argument import CACHE_ARGUMENT, CACHE_NAMES, cache_in
 from manticore.components.state_cache import CountingCache
 from manticore.errors import ManticoreError
 
@@ -23,6 +25,31 @@ _MODES = {
     GenerationMode.BEAM_SAMPLE,
     GenerationMode.ASSISTED_GENERATION,
 }
+
+
+def new_cache_wanted(model: nn.Module, use_cache: bool) -> bool:
+    """``use_cache``, but never where gradient checkpointing runs layers again: that would extend a cache twice."""
+    if use_cache and _runs_layers_twice(model):
+        warnings.warn("use_cache is off: gradient checkpointing would extend the cache twice", stacklevel=4)
+        return False
+    return use_cache
+
+
+def refuse_cache_in_checkpointing(model: nn.Module) -> None:
+    """Refuse a given cache where gradient checkpointing runs layers again.
+
+    Raises:
+        ManticoreError: it does.
+    """
+    if _runs_layers_twice(model):
+        raise ManticoreError(
+            f"forward: {CACHE_ARGUMENT} in training with gradient checkpointing, which would extend the cache twice. "
+            "Fix: gradient_checkpointing_disable()"
+        )
+
+
+def _runs_layers_twice(model: nn.Module) -> bool:
+    return model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 class OwnCacheGenerationMixin(GenerationMixin):
@@ -39,7 +66,8 @@ class OwnCacheGenerationMixin(GenerationMixin):
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         """Every generation gets a cache of its own, unless it asked for none or brought one."""
-        kind, given = generation_config.cache_implementation, model_kwargs.get("past_key_values")
+        kind = generation_config.cache_implementation
+        given = cache_in({name: model_kwargs.pop(name, None) for name in CACHE_NAMES})
         if kind not in (None, "dynamic"):
             raise ManticoreError(
                 f"generate: cache_implementation {kind!r} cannot hold the states of recurrent layers beside keys and "
@@ -47,11 +75,13 @@ class OwnCacheGenerationMixin(GenerationMixin):
             )
         if given is not None and not isinstance(given, CountingCache):
             raise ManticoreError(
-                f"generate: past_key_values is a {type(given).__name__}, which this model cannot continue. "
+                f"generate: {CACHE_ARGUMENT} is a {type(given).__name__}, which this model cannot continue. "
                 "Fix: leave it out, or give what new_cache() or an earlier generation returned"
             )
         if given is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = self.new_cache()
+            given = self.new_cache()
+        if given is not None:
+            model_kwargs[CACHE_ARGUMENT] = given
 
     def _prepare_model_inputs(
         self, inputs: Tensor | None, bos_token_id: Any, model_kwargs: dict[str, Any]

@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from manticore.components.extra_outputs import ask_for_no_more, configurations
 from manticore.components.quiet import quiet_loading
 from manticore.components.sources import file_of, nearest_folder, refuse_missing_folder, refuse_unreadable, unreachable
 from manticore.components.weight_files import check_files, refuse_absurd_depth
@@ -57,6 +58,8 @@ def load_component(
     if isinstance(source, PreTrainedModel):
         _check_object(source)
         model = copy.deepcopy(source)
+        for config in configurations(model):
+            ask_for_no_more(config)
         if wanted is not None:
             # as from_pretrained does it: tables that a family derives, such as rotary frequencies, are not rounded
             for parameter in model.parameters():
@@ -71,6 +74,7 @@ def load_component(
     config = load_config(name, revision=revision)
     # families of this package have no name among transformers' own; a classifier of theirs may lie there
     _check_architectures(config, name, {kind.__name__ for kind in _causal_classes(config)})
+    ask_for_no_more(config)
     return load_weights(AutoModelForCausalLM, name, config, revision=revision, dtype=wanted)
 
 

@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
+from manticore.components.cache_argument import cache_argument
 from manticore.components.positions import tabulated_positions
 from manticore.errors import ManticoreError
 
@@ -84,10 +85,10 @@ class Runner:
         self._stand_ins: nn.ModuleList | None = None
         base_parameters = inspect.signature(type(model.base_model).forward).parameters
         self.accepts_positions = "position_ids" in base_parameters
-        self.cache_argument = "cache_params" if "cache_params" in base_parameters else "past_key_values"
+        self.cache_argument = cache_argument(type(model.base_model).forward)
         # attention layers refuse a stream of another precision than their weights
         self._takes_any_precision = bool(getattr(model.config, "residual_in_fp32", False))
-        self._masks_raw = self.cache_argument == "cache_params"
+        self._masks_raw = not self.accepts_positions and all(DynamicCache(config=model.config).is_linear)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -122,7 +123,7 @@ class Runner:
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool = False,
     ) -> Recording:
         """Run the component's own forward over stand-ins.
@@ -131,10 +132,10 @@ class Runner:
             input_ids: ``[B, T]``.
             attention_mask: ``[B, past + T]`` of 0 and 1, or None.
             position_ids: ``[B, T]``; None stays None, since families differ in what they derive then.
-            past_key_values: a cache the component's layers read and extend.
+            cache: a cache the component's layers read and extend.
             use_cache: whether layers shall extend the cache.
         """
-        arguments = self._arguments(input_ids, attention_mask, position_ids, past_key_values, use_cache)
+        arguments = self._arguments(input_ids, attention_mask, position_ids, cache, use_cache)
         self._calls.clear()
         self._injected = None
         try:
@@ -152,7 +153,7 @@ class Runner:
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool = False,
         logits_to_keep: int | Tensor = 0,
     ) -> Tensor:
@@ -164,11 +165,11 @@ class Runner:
             input_ids: as in :meth:`record`, like the arguments after it.
             attention_mask: see there.
             position_ids: see there.
-            past_key_values: see there.
+            cache: see there.
             use_cache: see there.
             logits_to_keep: how many of the last positions the head reads, or which ones; 0 stands for all.
         """
-        arguments = self._arguments(input_ids, attention_mask, position_ids, past_key_values, use_cache)
+        arguments = self._arguments(input_ids, attention_mask, position_ids, cache, use_cache)
 
         def last() -> Tensor:
             recording = self._recording(input_ids)
@@ -194,7 +195,7 @@ class Runner:
         input_ids: Tensor,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         use_cache: bool,
     ) -> dict[str, Any]:
         """What the model's own forward takes."""
@@ -206,7 +207,7 @@ class Runner:
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "use_cache": use_cache,
-            self.cache_argument: past_key_values,
+            self.cache_argument: cache,
         }
         if self.accepts_positions:
             arguments["position_ids"] = position_ids

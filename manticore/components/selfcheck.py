@@ -159,7 +159,7 @@ def logits_of(
         input_ids,
         attention_mask,
         position_ids,
-        past_key_values=cache,
+        cache=cache,
         use_cache=cache is not None,
     )
 

@@ -41,6 +41,15 @@ class CountingCache(Cache):
                             return len(state)
         return None
 
+    @property
+    def is_linear(self) -> list[bool]:
+        """Which layers are recurrent; none where all are, since ``generate`` takes such a cache for one without length.
+
+        A prompt given whole with the cache of its beginning would be read twice.
+        """
+        found: list[bool] = super().is_linear
+        return [False] * len(found) if all(found) else found
+
     def reset(self) -> None:
         """Forget everything."""
         super().reset()

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from manticore.components.adapters import AdapterGuard
+from manticore.components.cache_argument import CACHE_NAMES
 from manticore.components.loading import align_memory, load_tokenizer
 from manticore.components.pruning import prune_component
 from manticore.components.resizing import resize_vocabulary
@@ -53,7 +54,7 @@ class ManticorePreTrainedModel(AdapterGuard):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _is_stateful = True
-    _skip_keys_device_placement = ["past_key_values", "cache_params", "layer_past"]  # noqa: RUF012
+    _skip_keys_device_placement = [*CACHE_NAMES, "layer_past"]  # noqa: RUF012
     # probabilities in half precision would no longer sum to 1
     _keep_in_fp32_modules_strict = {"mixing.weights", "mixing.routing"}  # noqa: RUF012
 
@@ -129,7 +130,7 @@ class ManticorePreTrainedModel(AdapterGuard):
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            "past_key_values": cache.views[k] if cache is not None else None,
+            "cache": cache.views[k] if cache is not None else None,
             "use_cache": cache is not None,
         }
 

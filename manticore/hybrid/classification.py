@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast, TokenClassifierOutput
 
+from manticore.components.extra_outputs import asked_for_no_more
 from manticore.components.labels import set_labels
 from manticore.components.last_token import last_token, pick, positions_of
 from manticore.components.loading import own_tokenizer
@@ -225,7 +226,7 @@ def _alone(model: PreTrainedModel, seed: int) -> ManticoreConfig:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with quiet_loading():
+        with quiet_loading(), asked_for_no_more(model):
             self_check(model, runner, seed=seed)
     finally:
         for module in training:

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from manticore.components.extra_outputs import ask_for_no_more
 from manticore.components.loading import check_family
 from manticore.errors import ManticoreError
 
@@ -120,6 +121,7 @@ class ManticoreConfig(PreTrainedConfig):
                     "Fix: load a config.json that save_pretrained wrote"
                 )
             check_family(value, f"config: component_{k}")
+            ask_for_no_more(value)
             setattr(self, f"component_{k}", value)
         if self.path is not None and (
             not isinstance(self.path, list | tuple)

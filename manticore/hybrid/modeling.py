@@ -5,7 +5,6 @@ Letters: B batch, T tokens, D width, V vocabulary, K components, N blocks.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -14,7 +13,12 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from manticore.components.generation import OwnCacheGenerationMixin
+from manticore.components.cache_argument import CACHE_ARGUMENT, named, one_cache
+from manticore.components.generation import (
+    OwnCacheGenerationMixin,
+    new_cache_wanted,
+    refuse_cache_in_checkpointing,
+)
 from manticore.components.runner import Recording
 from manticore.errors import ManticoreError
 from manticore.hybrid.base import ManticorePreTrainedModel
@@ -42,6 +46,7 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, OwnCacheGenerationMixin):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        cache: HybridCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits of every next token.
@@ -54,16 +59,18 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, OwnCacheGenerationMixin):
             logits_to_keep: the last so many positions only, or a tensor of positions; 0 keeps all.
             use_cache: whether to return a cache; None returns one only where one was given, since plain evaluation has
                 no use for it. Never in training with gradient checkpointing.
-            past_key_values: the cache of the tokens before these.
+            past_key_values: the cache of the tokens before these; transformers calls it ``cache`` from 5.24 on.
             inputs_embeds: refused.
             output_hidden_states: of a discretized hybrid what enters each block, ``[B, T, width]`` of the block's
                 component, and what leaves the last, before the last norm: N + 1 in all.
             output_attentions: refused.
             return_dict: False returns a tuple; None follows the configuration.
+            cache: another name for ``past_key_values``.
             kwargs: handed to the loss (``num_items_in_batch``).
 
         Returns:
-            ``logits`` ``[B, T, V]``, with labels ``loss``, with ``use_cache`` ``past_key_values``.
+            ``logits`` ``[B, T, V]``, with labels ``loss``, with ``use_cache`` the cache, as
+            ``past_key_values`` or, from transformers 5.24 on, ``cache``.
 
         Raises:
             ManticoreError: ``inputs_embeds`` (K components have K embeddings of different widths), attentions, hidden
@@ -73,7 +80,7 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, OwnCacheGenerationMixin):
         self.check_adapters()
         input_ids = require_ids(input_ids, inputs_embeds)
         states = self._states(output_hidden_states, output_attentions)
-        cache = self._cache(past_key_values, use_cache, len(input_ids))
+        cache = self._cache(one_cache(past_key_values, cache), use_cache, len(input_ids))
         seen = cache.seen_tokens if cache is not None else 0
         check_inputs(input_ids, attention_mask, position_ids, cached=seen, vocab_size=self.config.vocab_size)
         check_outputs(input_ids, labels, logits_to_keep)
@@ -90,8 +97,8 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, OwnCacheGenerationMixin):
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=cache,
             hidden_states=None if states is None else tuple(states),  # type: ignore[arg-type]
+            **named(cache),
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
@@ -165,35 +172,24 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, OwnCacheGenerationMixin):
     def _cache(self, given: HybridCache | None, use_cache: bool | None, batch: int) -> HybridCache | None:
         """The cache to read and extend, or None."""
         if given is None:
-            if use_cache and self._runs_layers_twice():
-                warnings.warn("use_cache is off: gradient checkpointing would extend the cache twice", stacklevel=3)
-                use_cache = False
-            return self.new_cache() if use_cache else None
+            return self.new_cache() if new_cache_wanted(self, bool(use_cache)) else None
         if not isinstance(given, HybridCache) or given.kept != self._kept:
             what = "that of another hybrid" if isinstance(given, HybridCache) else f"a {type(given).__name__}"
             raise ManticoreError(
-                f"forward: past_key_values is {what} (expected a HybridCache of this one). "
+                f"forward: {CACHE_ARGUMENT} is {what} (expected a HybridCache of this one). "
                 "Fix: leave it out, or use hybrid.new_cache()"
             )
         if use_cache is False:
             raise ManticoreError(
-                "forward: past_key_values is given, and use_cache is False. Fix: leave one of them out"
+                f"forward: {CACHE_ARGUMENT} is given, and use_cache is False. Fix: leave one of them out"
             )
-        if self._runs_layers_twice():
-            raise ManticoreError(
-                "forward: past_key_values in training with gradient checkpointing, which would extend the cache twice. "
-                "Fix: hybrid.gradient_checkpointing_disable()"
-            )
+        refuse_cache_in_checkpointing(self)
         if given.sequences not in (None, batch):
             raise ManticoreError(
-                f"forward: past_key_values holds {given.sequences} sequences, input_ids {batch}. "
+                f"forward: {CACHE_ARGUMENT} holds {given.sequences} sequences, input_ids {batch}. "
                 "Fix: cache.batch_select_indices or batch_repeat_interleave, or a new cache"
             )
         return given
-
-    def _runs_layers_twice(self) -> bool:
-        """Whether the backward pass runs layers again."""
-        return self.training and any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
 
     @cached_property
     def _kept(self) -> list[list[int]]:

@@ -40,7 +40,7 @@ def block_caches(skeleton: Skeleton, mode: FakeTensorMode) -> list[list[tuple[in
 def _layer_bytes(runner: Runner, kinds: Sequence[int], tokens: int) -> dict[int, int]:
     """Of each kind of layer, after so many tokens."""
     cache = DynamicCache(config=runner.model.config)
-    recording = runner.record(torch.zeros(1, tokens, dtype=torch.long), past_key_values=cache, use_cache=True)
+    recording = runner.record(torch.zeros(1, tokens, dtype=torch.long), cache=cache, use_cache=True)
     found = {}
     for kind in sorted(set(kinds)):
         runner.run(recording, recording.hidden, kind, kind + 1)

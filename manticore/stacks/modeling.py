@@ -20,7 +20,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from manticore.components.adapters import AdapterGuard
-from manticore.components.generation import OwnCacheGenerationMixin
+from manticore.components.cache_argument import CACHE_NAMES, cache_in, named, one_cache
+from manticore.components.generation import (
+    OwnCacheGenerationMixin,
+    new_cache_wanted,
+    refuse_cache_in_checkpointing,
+)
 from manticore.components.state_cache import CountingCache
 from manticore.errors import ManticoreError
 from manticore.stacks.catalogue import build_mixer
@@ -55,7 +60,7 @@ class StackLayer(GradientCheckpointingLayer):
         padding: Tensor | None = None,
         position_ids: Tensor | None = None,
         attention: str = "eager",
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """``[B, T, D]`` → ``[B, T, D]``.
 
@@ -65,9 +70,9 @@ class StackLayer(GradientCheckpointingLayer):
             padding: ``[B, T, 1]``, 0 on padding.
             position_ids: ``[B or 1, T]``.
             attention: attention implementation of transformers.
-            past_key_values: the cache of all layers.
+            cache: the cache of all layers.
         """
-        memory = None if past_key_values is None else Memory(past_key_values, self.layer_idx)
+        memory = None if cache is None else Memory(cache, self.layer_idx)
         step = Step(padding, attention_mask, position_ids, attention, memory)
         return hidden_states + self.mixer(self.norm(hidden_states), step)
 
@@ -79,7 +84,7 @@ class StackPreTrainedModel(AdapterGuard):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["StackLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -91,7 +96,7 @@ class StackPreTrainedModel(AdapterGuard):
         return any(kind in _RECURRENT for kind in self.config.layer_types)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Embeddings N(0, initializer_range); linear maps as torch starts them, with biases 0; the rest by itself."""
+        """Embeddings N(0, initializer_range); linear maps as ``linear_init`` says, biases 0; the rest by itself."""
         if isinstance(module, nn.Linear):
             if self.config.linear_init == "normal":
                 init.normal_(module.weight, std=self.config.initializer_range)
@@ -112,6 +117,11 @@ class StackPreTrainedModel(AdapterGuard):
                 init.zeros_(bias)
         elif isinstance(module, Mixer | ImplicitFilter):
             module.reset_extra_parameters()
+            if self.config.linear_init == "normal":
+                # also the maps to which the layer has just given a start of its own, such as Mamba's time steps
+                for layer in module.modules():
+                    if isinstance(layer, nn.Linear):
+                        self._init_weights(layer)
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -120,13 +130,18 @@ class StackPreTrainedModel(AdapterGuard):
 
 
 class StackModel(StackPreTrainedModel):
-    """Embeddings, layers and the last norm."""
+    """Embeddings, layers and the last norm.
 
-    def __init__(self, config: StackConfig) -> None:
+    Args:
+        config: the stack's configuration.
+        last_norm: whether there is a norm after the last layer; without it the raw stream is returned.
+    """
+
+    def __init__(self, config: StackConfig, *, last_norm: bool = True) -> None:
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(StackLayer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = make_norm(config)
+        self.norm = make_norm(config) if last_norm else nn.Identity()
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -140,39 +155,40 @@ class StackModel(StackPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        cache: Cache | None = None,
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
-        """Hidden states after the last norm.
+        """Hidden states after the last norm, where there is one.
 
         Args:
             input_ids: ``[B, T]``.
             attention_mask: ``[B, cached + T]``, 0 on padding, which must be on the left wherever a cache is used.
             position_ids: ``[B, T]``; None counts from the cached tokens on. Only differences matter.
-            past_key_values: the cache of the tokens before these.
+            past_key_values: the cache of the tokens before these; transformers calls it ``cache`` from 5.24 on.
             inputs_embeds: ``[B, T, D]`` in place of ids.
             use_cache: whether to return a cache; None follows the configuration, but never in training.
             output_hidden_states: whether to return what enters each layer, and the result.
             return_dict: False returns a tuple.
+            cache: another name for ``past_key_values``.
 
         Raises:
-            ManticoreError: neither or both of ids and embeddings; a mask that is not ``[B, cached + T]``.
+            ManticoreError: neither or both of ids and embeddings; a mask that is not ``[B, cached + T]``; a cache in
+                training with gradient checkpointing.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ManticoreError("stack: it takes either input_ids or inputs_embeds. Fix: give one of them")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        use_cache = (self.config.use_cache and not self.training) if use_cache is None else use_cache
-        if use_cache and past_key_values is None:
-            past_key_values = StackCache(self.config)
+        cache = self._cache(one_cache(past_key_values, cache), use_cache)
         kinds = self.config.layer_types
         attends = [kind for kind in _MASKS if kind in kinds]
         if attends and position_ids is None:
-            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+            seen = 0 if cache is None else cache.get_seq_length()
             position_ids = torch.arange(seen, seen + hidden.shape[1], device=hidden.device)[None]
         masks = {
             kind: _MASKS[kind](
                 config=self.config,
                 inputs_embeds=hidden,
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
+                **named(cache),
             )
             for kind in attends
         }
@@ -185,18 +201,26 @@ class StackModel(StackPreTrainedModel):
                 padding=padding,
                 position_ids=position_ids,
                 attention=self.config._attn_implementation,
-                past_key_values=past_key_values,
+                cache=cache,
             )
             if output_hidden_states:
                 states.append(hidden)
-        if isinstance(past_key_values, StackCache):
-            past_key_values.seen_tokens += hidden.shape[1]
+        if isinstance(cache, StackCache):
+            cache.seen_tokens += hidden.shape[1]
         output = BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden),
-            past_key_values=past_key_values,
             hidden_states=tuple(states) if output_hidden_states else None,  # type: ignore[arg-type]
+            **named(cache),
         )
         return output.to_tuple() if return_dict is False else output
+
+    def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
+        """The cache to read and extend, or None."""
+        if given is not None:
+            refuse_cache_in_checkpointing(self)
+            return given
+        wanted = (self.config.use_cache and not self.training) if use_cache is None else use_cache
+        return StackCache(self.config) if new_cache_wanted(self, wanted) else None
 
 
 class StackForCausalLM(StackPreTrainedModel, OwnCacheGenerationMixin):
@@ -222,6 +246,7 @@ class StackForCausalLM(StackPreTrainedModel, OwnCacheGenerationMixin):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits of every next token.
@@ -230,17 +255,19 @@ class StackForCausalLM(StackPreTrainedModel, OwnCacheGenerationMixin):
             input_ids: ``[B, T]``.
             attention_mask: ``[B, cached + T]``, 0 on padding.
             position_ids: ``[B, T]``; see :meth:`StackModel.forward`.
-            past_key_values: the cache of the tokens before these.
+            past_key_values: the cache of the tokens before these; transformers calls it ``cache`` from 5.24 on.
             inputs_embeds: ``[B, T, D]`` in place of ids.
             labels: ``[B, T]``, shifted here as everywhere in transformers; -100 is ignored.
             use_cache: whether to return a cache.
             output_hidden_states: whether to return what enters each layer, and the result.
             return_dict: False returns a tuple.
             logits_to_keep: the last so many positions only, or a tensor of positions; 0 keeps all.
+            cache: another name for ``past_key_values``.
             kwargs: handed to the loss (``num_items_in_batch``).
 
         Returns:
-            ``logits`` ``[B, T, V]``, with labels ``loss``, with ``use_cache`` ``past_key_values``.
+            ``logits`` ``[B, T, V]``, with labels ``loss``, with ``use_cache`` the cache, as ``past_key_values`` or,
+            from transformers 5.24 on, ``cache``.
         """
         self.check_adapters()
         body = cast(
@@ -249,7 +276,7 @@ class StackForCausalLM(StackPreTrainedModel, OwnCacheGenerationMixin):
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
+                cache=one_cache(past_key_values, cache),
                 inputs_embeds=inputs_embeds,
                 use_cache=use_cache,
                 output_hidden_states=output_hidden_states,
@@ -263,7 +290,7 @@ class StackForCausalLM(StackPreTrainedModel, OwnCacheGenerationMixin):
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         output = CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=body.past_key_values, hidden_states=body.hidden_states
+            loss=loss, logits=logits, hidden_states=body.hidden_states, **named(cache_in(body))
         )
         return output.to_tuple() if return_dict is False else output
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from manticore.components.cache_argument import cache_in
 from manticore.errors import ManticoreError
 from manticore.flops import counted_flops
 from manticore.kernels.mamba import use_selective_scan
@@ -144,7 +145,7 @@ def _cache_bytes(config: PreTrainedConfig, layers: list[int], tokens: int, dtype
     def measure(model: PreTrainedModel) -> int:
         with torch.no_grad():
             output = model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=True)
-        cache = output.get("past_key_values", output.get("cache_params"))
+        cache = cache_in(output)
         seen: set[int] = set()
         found = [t for layer in layers for t in cached_tensors(cache.layers[layer], seen) if t.is_floating_point()]
         # what is cached in the model's precision, whichever that is here, counts in the live model's

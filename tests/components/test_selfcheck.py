@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from benchmarks.tiny_families import tiny_config, tiny_model
 from manticore.components import selfcheck
+from manticore.components.cache_argument import cache_argument, cache_in
 from manticore.components.runner import Runner
 from manticore.components.selfcheck import continues_by_one_token_only, self_check
 from manticore.errors import ManticoreError
@@ -153,10 +154,10 @@ def test_a_model_may_round_as_much_as_it_does_by_itself(monkeypatch: pytest.Monk
     torch.manual_seed(0)
     config = MambaConfig(vocab_size=61, hidden_size=32, num_hidden_layers=24, initializer_range=0.5)
     model = MambaForCausalLM(config).eval()
-    ids, cache = torch.arange(9)[None], DynamicCache(config=config)
+    ids, cache, name = torch.arange(9)[None], DynamicCache(config=config), cache_argument(type(model).forward)
     with torch.no_grad():
         whole = model(input_ids=ids, use_cache=False).logits
-        cached = torch.cat([model(input_ids=ids[:, t : t + 1], cache_params=cache).logits for t in range(9)], 1)
+        cached = torch.cat([model(input_ids=ids[:, t : t + 1], **{name: cache}).logits for t in range(9)], 1)
     assert not torch.equal(cached, whole)
     assert continues_by_one_token_only(Runner(model))
 
@@ -164,9 +165,9 @@ def test_a_model_may_round_as_much_as_it_does_by_itself(monkeypatch: pytest.Monk
 class Forgetful(MambaForCausalLM):
     """Decoding with a cache goes wrong by itself, by more than rounding."""
 
-    def forward(self, *args: Any, cache_params: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
-        output = super().forward(*args, cache_params=cache_params, **kwargs)
-        if cache_params is not None:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        output = super().forward(*args, **kwargs)
+        if cache_in(kwargs) is not None:
             output.logits = output.logits * 1.1
         return output
 

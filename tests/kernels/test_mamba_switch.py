@@ -23,6 +23,7 @@ from transformers import (
     ZambaConfig,
 )
 
+from manticore.components.cache_argument import cache_argument, cache_in
 from manticore.errors import ManticoreError
 from manticore.kernels.mamba import fast_scan, use_selective_scan
 
@@ -44,7 +45,6 @@ CONFIGS = {
     ),
 }
 MIXERS = {"mamba": 2, "falcon_mamba": 2, "jamba": 1, "zamba": 5}
-CACHE_NAME = {"mamba": "cache_params", "falcon_mamba": "cache_params"}
 
 
 def make(family):
@@ -121,12 +121,15 @@ def test_generation_stays(family):
     assert torch.equal(model.generate(tokens(12), **options), expected)
 
 
-def continued(model, family, cut):
+def go_on(model, ids, cache):
+    return model(ids, use_cache=True, **{cache_argument(type(model).forward): cache})
+
+
+def continued(model, cut):
     """Logits of the tokens after ``cut``, fed in one call after a cached prompt."""
-    name = CACHE_NAME.get(family, "past_key_values")
     with torch.no_grad():
-        prompt = model(tokens()[:, :cut], use_cache=True)
-        return model(tokens()[:, cut:], use_cache=True, **{name: prompt[name]}).logits
+        cache = cache_in(model(tokens()[:, :cut], use_cache=True))
+        return go_on(model, tokens()[:, cut:], cache).logits
 
 
 @pytest.mark.parametrize("cut", [1, 3, 32, 39])
@@ -134,7 +137,7 @@ def test_continuing_a_cached_prompt(family, cut):
     model = make(family)
     use_selective_scan(model)
     whole = model(tokens()).logits[:, cut:]
-    assert relative(continued(model, family, cut), whole) <= 1e-5
+    assert relative(continued(model, cut), whole) <= 1e-5
 
 
 def test_gradients_through_a_continuation():
@@ -144,8 +147,8 @@ def test_gradients_through_a_continuation():
     norm = model.backbone.norm_f.weight
     (whole,) = torch.autograd.grad(model(tokens()).logits[:, 20:].square().sum(), norm)
     with torch.no_grad():
-        cache = model(tokens()[:, :20], use_cache=True).cache_params
-    model(tokens()[:, 20:], cache_params=cache, use_cache=True).logits.square().sum().backward()
+        cache = cache_in(model(tokens()[:, :20], use_cache=True))
+    go_on(model, tokens()[:, 20:], cache).logits.square().sum().backward()
     assert relative(norm.grad, whole) <= 1e-5
     assert model.backbone.layers[0].mixer.A_log.grad.abs().max() > 0
 
@@ -153,15 +156,16 @@ def test_gradients_through_a_continuation():
 def test_transformers_own_continuation_is_wrong():
     """The reason for handing over the state; when this fails, transformers has repaired it."""
     model = make("mamba")
-    assert relative(continued(model, "mamba", 32), model(tokens()).logits[:, 32:]) > 1e-3
+    assert relative(continued(model, 32), model(tokens()).logits[:, 32:]) > 1e-3
 
 
 def test_reset_cache_starts_from_zero():
     model = make("mamba")
     use_selective_scan(model)
     first = model(tokens(), use_cache=True)
-    first.cache_params.reset()
-    again = model(tokens(), cache_params=first.cache_params, use_cache=True)
+    cache = cache_in(first)
+    cache.reset()
+    again = go_on(model, tokens(), cache)
     assert torch.equal(again.logits, first.logits)
 
 
@@ -286,7 +290,7 @@ def mixer_of_another_version(scan, forward):
         ),
         (
             transformers.models.mamba.modeling_mamba.mamba_selective_scan,
-            "self, hidden_states, cache",
+            "self, hidden_states, states, attention_mask",
             "its forward takes",
         ),
     ],
