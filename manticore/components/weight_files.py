@@ -17,7 +17,7 @@ from torch import nn
 from transformers.initialization import no_init_weights
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from manticore.components.generation_settings import check_generation_settings
+from manticore.components.generation_limits import check_generation_settings
 from manticore.components.sources import file_of
 from manticore.errors import ManticoreError
 
@@ -43,7 +43,7 @@ def check_files(name: str, build: Callable[[], nn.Module], *, revision: str | No
             files, or sizes that they cannot hold.
     """
     _refuse_pickle(name)
-    check_generation_settings(name, revision)
+    check_generation_limits(name, revision)
     if file_of(name, "adapter_config.json", revision=revision) is not None:
         raise ManticoreError(
             f"{name}: it holds an adapter (adapter_config.json), which names another model. "
