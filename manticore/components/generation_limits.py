@@ -30,7 +30,7 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_
 _FLAGS = ("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values", "output_scores", "output_logits")
 
 
-def check_generation_settings(name: str, revision: str | None) -> None:
+def check_generation_limits(name: str, revision: str | None) -> None:
     """Refuse settings that no generation can follow, and more beams than memory should hold.
 
     Args:

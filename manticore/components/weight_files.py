@@ -17,7 +17,7 @@ from torch import nn
 from transformers.initialization import no_init_weights
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from manticore.components.generation_limits import check_generation_settings
+from manticore.components.generation_limits import check_generation_limits
 from manticore.components.sources import file_of
 from manticore.errors import ManticoreError
 
