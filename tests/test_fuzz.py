@@ -393,7 +393,7 @@ def test_cached_files(place: Path) -> None:
     whole = path.read_bytes()
 
     def damaged(content: bytes | None) -> None:
-        path.unlink(missing_ok=True)
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         if content is None:
             path.mkdir()
         else:
