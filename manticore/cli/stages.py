@@ -63,6 +63,8 @@ def combine(
     if task is not None and chosen is not None and hybrid.tokenizer is None:
         # it reads no text to be aligned on
         done(out, f"manticore search {quote(out)} {task_words(task, chosen)} -o {quote(out + '-searched')}")
+    elif hybrid.config.released:
+        done(out, f"manticore search {quote(out)} --task text -o {quote(out + '-searched')}")
     else:
         done(out, f"manticore align {quote(out)} -o {quote(out + '-aligned')}")
 

@@ -42,6 +42,7 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
             sections["combine"].projector_options,
         )
         yield from _tokenizer(sections["combine"].tokenizer, [component.name for component in components])
+        yield from _released(sections)
     if "task" in sections:
         yield from options(("task", "options"), "task", sections["task"].name, sections["task"].options)
     if sections.get("search") is not None:
@@ -136,6 +137,15 @@ def _depths(num_blocks: int, pretrain: list[Any], components: list[Any]) -> Iter
                 f"more blocks than layers (got {num_blocks}, {component.name} has {layers} layers). "
                 f"Fix: set it to at most {layers}",
             )
+
+
+def _released(sections: dict[str, Any]) -> Iterator[Finding]:
+    """The released gated function has no other mixing, and nothing to align."""
+    combine = sections["combine"]
+    if combine.released and combine.mixing != "gated":
+        yield ("combine", "released"), f"expected with gated mixing only, got mixing {combine.mixing!r}. Fix: gated"
+    if combine.released and sections.get("align") is not None:
+        yield ("combine", "released"), "fresh embeddings have nothing to be aligned to. Fix: align: null"
 
 
 def _tokenizer(chosen: str | None, components: list[str]) -> Iterator[Finding]:
