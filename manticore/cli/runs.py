@@ -105,7 +105,8 @@ def _go(folder: RunFolder) -> None:
         results = execute(folder, reporter)
     except KeyboardInterrupt as stop:
         reporter.close()
-        say(f"stopped; finished stages and checkpoints are kept\nnext: manticore resume {quote(str(folder.path))}")
+        say("stopped; finished stages and checkpoints are kept")
+        say(f"next: manticore resume {quote(str(folder.path))}")
         raise SystemExit(exit_code_of(stop)) from None
     finally:
         reporter.close()

@@ -70,8 +70,11 @@ def family_problem(told: Callable[[str], Any], causal: Set[str] | None) -> str |
 
 def architecture_problem(named: Any, causal: Set[str]) -> str | None:
     """Why a checkpoint was saved by none of the classes `causal`; none known is no reason."""
-    found = [named] if isinstance(named, str) else list(named) if isinstance(named, list | tuple) else []
-    if not found or not causal or any(name in causal for name in found if isinstance(name, str)):
+    found = [named] if isinstance(named, str) else named or []
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        fix = json.dumps(sorted(causal)[:1])
+        return f"config.json names no classes in architectures (got {named!r:.60}). Fix: {fix}"
+    if not found or not causal or causal & set(found):
         return None
     return f"the checkpoint is a {found[0]} (expected {' or '.join(sorted(causal))}). Fix: give a causal language model"
 

@@ -21,7 +21,7 @@ from manticore.components.loaded_weights import in_precision, keeping_loaded_wei
 from manticore.components.positions import token_embeddings
 from manticore.components.quiet import quiet_loading
 from manticore.components.rebuilding import copied
-from manticore.components.sources import file_of, nearest_folder, refuse_missing_folder, unreachable
+from manticore.components.sources import file_of, nearest_folder, refuse_missing_folder, refuse_unreadable, unreachable
 from manticore.components.weight_files import check_files, refuse_absurd_depth
 from manticore.errors import ManticoreError, NotFiniteError
 
@@ -167,6 +167,7 @@ def load_config(name: str, *, revision: str | None = None) -> PreTrainedConfig:
         )
         raise ManticoreError(f"{name}: no config.json there. Fix: {fix}")
     refuse_missing_folder(name)
+    refuse_unreadable(name)
     try:
         raw, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
         if not isinstance(raw, dict) or not raw:
@@ -247,6 +248,7 @@ def load_tokenizer(
     if isinstance(source, PreTrainedModel):
         return None
     name = str(source)
+    refuse_unreadable(name)
     if not any(file_of(name, file, revision=revision, **where) for file in TOKENIZER_FILES):
         return None
     try:

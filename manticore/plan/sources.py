@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -12,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from manticore.components.loading import load_config, load_tokenizer, one_line
 from manticore.components.sources import file_of
 from manticore.errors import ManticoreError
+from manticore.paths import expanded
 from manticore.plan.known import KNOWN, known
 from manticore.registry import did_you_mean
 from manticore.schema.recipe import Recipe
@@ -64,7 +64,7 @@ def _find(component: Component, made: dict[str, Pretrain]) -> Source:
         texts = ", ".join(sorted(set(entry.tokenizer_texts or [entry.text])))
         trained = f"trained on {texts}, {entry.vocab_size} tokens"
         return Source(component.name, config, "pretrained by the recipe", None, trained)
-    path = Path(text).expanduser()
+    path = expanded(text)
     if path.exists():
         return Source(component.name, load_config(str(path)), str(path), str(path))
     cached = None
@@ -88,7 +88,7 @@ def _find(component: Component, made: dict[str, Pretrain]) -> Source:
 
 def _tokens(name: str, tokenizer: str) -> int:
     """How many tokens a given tokenizer has: so many rows its model gets."""
-    found = load_tokenizer(str(Path(tokenizer).expanduser()), local_files_only=True)
+    found = load_tokenizer(str(expanded(tokenizer)), local_files_only=True)
     if found is None:
         raise ManticoreError(
             f"plan: {name}: no tokenizer {tokenizer!r} is here, and a plan downloads nothing. "

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path as FilePath
 from typing import Any
 
+from manticore.errors import ManticoreError
+from manticore.paths import expanded
 from manticore.registry import did_you_mean
 from manticore.schema.names import Scalar
 from manticore.schema.options import expected_type, options_of, reads_tokenizer
@@ -104,7 +105,11 @@ def _source(index: int, component: Any, pretrained: list[str]) -> Iterator[Findi
         if component.revision is not None:
             yield ("components", index, "revision"), f"{source!r} is pretrained here, it has no revisions"
         return
-    folder = FilePath(source).expanduser()
+    try:
+        folder = expanded(source)
+    except ManticoreError as error:
+        yield path, str(error)
+        return
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             yield (
@@ -189,7 +194,7 @@ def _new_tokenizers(sections: dict[str, Any]) -> Iterator[Finding]:
 
 def _tokenizer_texts(entry: Any) -> list[str]:
     texts = entry.tokenizer_texts or [entry.text]
-    return sorted({str(FilePath(t).expanduser().resolve()) if FilePath(t).exists() else t for t in texts})
+    return sorted({str(expanded(t).resolve()) if expanded(t).exists() else t for t in texts})
 
 
 def _path(sections: dict[str, Any], num_components: int) -> Iterator[Finding]:

@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from manticore.cache import expanded
 from manticore.errors import ManticoreError
+from manticore.paths import expanded
 
 STDLIB = "stdlib"
 HUB = "hf:"
@@ -63,7 +63,7 @@ def find_text(source: str | Path) -> TextSource:
         return TextSource(name)
     if name.startswith(HUB):
         return TextSource(name, hub=name.removeprefix(HUB))
-    path = expanded(name, "text")
+    path = expanded(name)
     try:
         if path.is_dir():
             if _is_saved(path):
