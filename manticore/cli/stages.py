@@ -184,23 +184,27 @@ def finetune(
         save_model(result.model, folder)
         if is_first():
             _keep_tokenizer(tokenizer if problem.vocab_size is None else None, folder)
-            write_json(folder / TUNED, {"seed": seed, "task": task_record(problem, chosen), **result.to_dict()})
+            about = task_record(problem, chosen, test_examples=settings["test_examples"])
+            write_json(folder / TUNED, {"seed": seed, "task": about, **result.to_dict()})
     _say_metrics(result.metrics)
     done(out, f"manticore evaluate {quote(out)} {task_words(task, chosen)}")
 
 
 @takes(CompareModels)
 def compare(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Folders or hub ids of models or hybrids.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL", help="Folders or hub ids of models or hybrids; NAME=FOLDER names one."),
+    ],
     task: Task,
     out: Out,
     task_option: TaskOptions = None,
     *,
     settings: dict[str, Any],
 ) -> None:
-    """Fine-tune models on a task with the same training FLOPs each, and score them.
+    """Fine-tune models on a task with the same training FLOPs each, and score them, parents also as they are.
 
-    Example: manticore compare ./gpt ./mamba small --task mad/in-context-recall -o comparison
+    Example: manticore compare ./gpt ./mamba hybrid=small --task mad/in-context-recall -o comparison
     """
     refuse_existing(out)
     chosen = checked_task(task, task_option)
@@ -209,12 +213,13 @@ def compare(
     from manticore.report import render_comparison
     from manticore.runs.models import load_model
     from manticore.tasks.task import load_task
-    from manticore.training.contestants import refuse_other_tokenizers
+    from manticore.training.contestants import named
 
     quiet_libraries()
-    loaded = {name: load_model(name) for name in models}
-    problem = load_task(task, tokenizer=next(iter(loaded.values()))[1], **chosen)
-    refuse_other_tokenizers(problem, {name: tokenizer for name, (_, tokenizer) in loaded.items()})
+    sources = {name: str(source) for name, source in named(models).items()}
+    loaded = {name: load_model(source) for name, source in sources.items()}
+    tokenizer = next((own for _, own in loaded.values() if own is not None), None)
+    problem = load_task(task, tokenizer=tokenizer, **chosen)
     with new_folder(out) as folder:
         with progress_bar("compare") as progress:
             comparison = manticore.compare(
@@ -223,14 +228,16 @@ def compare(
                 progress=lambda done, runs, what: progress(done, runs, {}),
                 **whole_flops(settings),
             )
-        table = comparison.to_dict()
-        results = {"schema_version": 1, "task": task_record(problem, chosen), "compare": table}
+        about = task_record(problem, chosen, test_examples=settings["test_examples"])
+        if comparison.primary_metric != problem.primary_metric:
+            about |= {"primary_metric": comparison.primary_metric, "higher_is_better": False, "chance": None}
+        results = {"schema_version": 1, "task": about, "compare": comparison.to_dict()}
         write_json(folder / "results.json", results)
     console.print(render_comparison(results))
     sign = 1 if comparison.higher_is_better else -1
     best = max((row for row in comparison.rows if row.model in loaded), key=lambda row: sign * row.mean).model
     tuned = quote(f"{Path(best).name}-tuned")
-    done(out, f"manticore finetune {quote(best)} {task_words(task, chosen)} -o {tuned}")
+    done(out, f"manticore finetune {quote(sources[best])} {task_words(task, chosen)} -o {tuned}")
 
 
 def evaluate(
@@ -258,6 +265,8 @@ def evaluate(
     loaded, tokenizer = load_model(model)
     problem = load_task(task, tokenizer=tokenizer, **chosen)
     metrics = manticore.evaluate(loaded, problem, split=split, batch_size=batch_size, max_examples=max_examples)
+    scored = min(len(problem.data[split]), max_examples or len(problem.data[split]))
+    say(f"{scored:,} of the {len(problem.data[split]):,} examples of {split}:")
     _say_metrics(metrics)
     tuned = quote(f"{Path(model).name}-tuned")
     again = f"manticore finetune {quote(model)} {task_words(task, chosen)} -o {tuned}"
@@ -266,7 +275,7 @@ def evaluate(
     else:
         file = Path(out).expanduser()
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"model": model, "task": task, "split": split, "metrics": metrics})
+        write_json(file, {"model": model, "task": task, "split": split, "examples": scored, "metrics": metrics})
         done(out, again)
 
 
