@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from manticore.components.generation_settings import generation_settings
 from manticore.components.loading import load_component, load_config, load_tokenizer
 from manticore.components.quiet import quiet_loading
 from manticore.components.runner import Runner
@@ -131,8 +132,10 @@ def combine(
         torch.manual_seed(derive_seed(seed, "combine"))
         hybrid = build(config, components)
     hybrid.tokenizer = vocabulary.tokenizer
-    hybrid.set_special_tokens(vocabulary.tokenizer)
-    if vocab_size is not None:
+    if vocab_size is None:
+        settings = [generation_settings(component) for component in components]
+        hybrid.adopt_settings(settings, vocabulary.speaker, vocabulary.tokenizer)
+    else:
         hybrid.with_vocabulary(vocab_size, seed=seed)
     return hybrid.eval()
 

@@ -12,7 +12,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from manticore.components.extra_outputs import ask_for_no_more
+from manticore.components.generation_settings import ends_of
 from manticore.components.loading import check_family
+from manticore.components.positions import context_length
 from manticore.errors import ManticoreError
 
 
@@ -67,6 +69,10 @@ class ManticoreConfig(PreTrainedConfig):
     """``[N, K]`` mixture weights the hybrid was discretized from."""
     parents: list[dict[str, Any]] | None = None
     """Per component the ``source`` it came from, its ``commit`` on the hub, the ``license`` that its card states."""
+    generation: list[dict[str, Any]] | None = None
+    """Per component the settings that its own ``generate`` goes by; None where a task brought its vocabulary."""
+    generation_component: int = 0
+    """The component whose settings hold, apart from ends of text: the one whose tokenizer is the hybrid's."""
     vocab_size: int = 0
     """Rows of the logits."""
     tokenizer_component: int | None = None
@@ -97,6 +103,8 @@ class ManticoreConfig(PreTrainedConfig):
                 "Fix: load a config.json that save_pretrained wrote"
             )
         values = [kwargs.pop(f"component_{k}") for k in range(self.num_components)]
+        # follows from the components that are kept
+        kwargs.pop("max_position_embeddings", None)
         # the class is this one already; a saved copy must not point to a file that is not beside it
         kwargs.pop("auto_map", None)
         # first, since it sets the attention implementation of every sub-configuration it finds
@@ -134,7 +142,12 @@ class ManticoreConfig(PreTrainedConfig):
             )
         if self.num_components:
             self._check_per_component()
+            kept = sorted(set(self.path)) if self.path is not None else range(self.num_components)
             self.hidden_size = max(config.hidden_size for config in self.components)
+            # absent where no component names a length, as in a Mamba's configuration: tools ask whether it is there
+            lengths = [length for k in kept if (length := context_length(self.components[k])) is not None]
+            if lengths:
+                self.max_position_embeddings = min(lengths)
             self.num_hidden_layers = sum(config.num_hidden_layers for config in self.components)
             self.boundaries  # noqa: B018  (refuses more blocks than layers)
 
@@ -173,6 +186,7 @@ class ManticoreConfig(PreTrainedConfig):
                 f"config: one_token_at_a_time is {single!r} (expected true or false for each of "
                 f"{self.num_components} components). Fix: load a config.json that save_pretrained wrote"
             )
+        self._check_generation()
         parents = self.parents
         if parents is not None and not (
             isinstance(parents, list)
@@ -182,6 +196,22 @@ class ManticoreConfig(PreTrainedConfig):
         ):
             raise ManticoreError(
                 f"config: parents is {str(parents)[:80]} (expected names for {self.num_components} components). "
+                "Fix: load a config.json that save_pretrained wrote"
+            )
+
+    def _check_generation(self) -> None:
+        """Refuse settings that no ``generate`` could go by, or that belong to other components."""
+        given, owner = self.generation, self.generation_component
+        fits = given is None or (
+            isinstance(given, list)
+            and len(given) == self.num_components
+            and all(isinstance(each, dict) for each in given)
+            and all(_is_count(end, least=0) for each in given for end in ends_of(each.get("eos_token_id")))
+        )
+        if not fits or not _is_count(owner, least=0) or owner >= self.num_components:
+            raise ManticoreError(
+                f"config: generation is {str(given)[:80]}, generation_component {owner!r} (expected settings for each "
+                f"of {self.num_components} components, and one of these). "
                 "Fix: load a config.json that save_pretrained wrote"
             )
 
