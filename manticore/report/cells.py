@@ -59,7 +59,7 @@ def scored(task: TaskInfo) -> str:
 def equal_compute(compare: Compare) -> str:
     """The sentence on what the rows of each budget cost."""
     said = [
-        f"budget {budget + 1}: {words}" if len(compare.budgets) > 1 else words
+        f"{words} (“{units.shorten(compare.budgets[budget].name, 60)}”)" if len(compare.budgets) > 1 else words
         for budget in range(len(compare.budgets))
         if (words := spending.spread(compare, [row for row in compare.rows if row.budget == budget]))
     ]

@@ -19,6 +19,7 @@ _TONES = {
     Outcome.NOISE: "yellow",
     Outcome.SEEN_BETTER: "yellow",
     Outcome.SEEN_WORSE: "red",
+    Outcome.SEEN_LEVEL: "yellow",
     Outcome.UNKNOWN: "dim",
 }
 

@@ -26,6 +26,7 @@ class Outcome(Enum):
     NOISE = "within noise"
     SEEN_BETTER = "ahead with one seed, not proven"
     SEEN_WORSE = "behind with one seed"
+    SEEN_LEVEL = "level with one seed"
     UNKNOWN = "not known"
 
 
@@ -50,7 +51,15 @@ class Verdict:
     """The outcome in a few words, with the budget that it is confined to."""
 
 
-_RANK = (Outcome.WORSE, Outcome.SEEN_WORSE, Outcome.UNKNOWN, Outcome.NOISE, Outcome.SEEN_BETTER, Outcome.BETTER)
+_RANK = (
+    Outcome.WORSE,
+    Outcome.SEEN_WORSE,
+    Outcome.UNKNOWN,
+    Outcome.NOISE,
+    Outcome.SEEN_LEVEL,
+    Outcome.SEEN_BETTER,
+    Outcome.BETTER,
+)
 """From bad to good."""
 
 
@@ -76,12 +85,22 @@ def verdict(results: Results) -> Verdict:
             sentence += f"{', and' if match.outcome is matches[0].outcome else ', but'} {finding}"
         sentence += "."
     outcome, label = matches[0].outcome, matches[0].outcome.value
-    if budgets and any(_RANK.index(match.outcome) < _RANK.index(outcome) for match in matches[1:]):
-        label += f", with the budget “{units.shorten(budgets[matches[0].budget], 60)}” only"
+    worst = min(matches, key=lambda match: _RANK.index(match.outcome))
+    if budgets and worst.outcome is not outcome:
+        names = [units.shorten(budgets[match.budget], 60) for match in (matches[0], worst)]
+        label = f"{outcome.value} (“{names[0]}”); {worst.outcome.value} (“{names[1]}”)"
     known, found = _as_downloaded(compare, task, matches[0])
     if found is not None and _RANK.index(found) < _RANK.index(outcome):
         outcome, label = found, f"{found.value}, against a parent as downloaded"
-    return Verdict(outcome, f"{sentence}{known}", label)
+    return Verdict(outcome, f"{sentence}{known}{_one_parent(results)}", label)
+
+
+def _one_parent(results: Results) -> str:
+    """A sentence where the hybrid is a parent under another name."""
+    if len(set(results.path)) != 1:
+        return ""
+    name = units.shorten(results.component_names[results.path[0]], 40)
+    return f" Every block keeps {name}: this hybrid is that parent, cut and joined again."
 
 
 def _as_downloaded(compare: Compare, task: TaskInfo, match: Match) -> tuple[str, Outcome | None]:
@@ -191,7 +210,7 @@ def _match(budget: int, hybrid: Row, parent: Row, higher_is_better: bool) -> Mat
     one_seed = a is None or b is None
     gap = ((hybrid.mean or 0.0) - (parent.mean or 0.0)) * (1 if higher_is_better else -1)
     if a is None or b is None:
-        outcome = Outcome.SEEN_BETTER if gap > 0 else Outcome.SEEN_WORSE if gap < 0 else Outcome.UNKNOWN
+        outcome = Outcome.SEEN_BETTER if gap > 0 else Outcome.SEEN_WORSE if gap < 0 else Outcome.SEEN_LEVEL
     elif a[0] <= b[1] and b[0] <= a[1]:
         outcome = Outcome.NOISE
     else:
@@ -207,7 +226,7 @@ def _finding(match: Match, task: TaskInfo, budget: str) -> str:
         Outcome.NOISE: f"is within noise of {parent}",
         Outcome.SEEN_BETTER: f"was seen ahead of {parent}",
         Outcome.SEEN_WORSE: f"was seen behind {parent}",
-        Outcome.UNKNOWN: f"scored the same as {parent}",
+        Outcome.SEEN_LEVEL: f"scored the same as {parent}",
     }[match.outcome]
     if budget:
         phrase += f" with the budget “{units.shorten(budget, 60)}”"
@@ -231,7 +250,7 @@ def _without_intervals(matches: list[Match], task: TaskInfo, budgets: list[str],
     known = "Without intervals" if seeds > 1 else "With one seed"
     sentence = f"{known} the hybrid scored {'; and '.join(seen)} ({metric}, {words})."
     if seeds > 1 or not matches[0].gap:
-        return f"{sentence} {ENOUGH_SEEDS} or more seeds are needed for an interval."
+        return f"{sentence} How far seeds differ was not measured; {ENOUGH_SEEDS} or more would show it."
     # the intervals of two seeds each reach t/2 times the difference of the two scores to either side
     alike = abs(matches[0].gap) / t_quantile(1)
     return (

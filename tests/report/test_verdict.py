@@ -48,7 +48,9 @@ def test_one_seed_is_never_a_win(record):
     results = parse_results(record)
     judged = verdict(results)
     assert judged.outcome is Outcome.SEEN_BETTER
-    assert judged.label == "ahead with one seed, not proven, with the budget “fine-tuning alone” only"
+    assert judged.label == (
+        "ahead with one seed, not proven (“fine-tuning alone”); behind with one seed (“everything the hybrid cost”)"
+    )
     # Student's t for two seeds is 12.71: 0.099333 / 12.71 = 0.0078
     assert judged.sentence == (
         "With one seed the hybrid scored 0.981 against 0.882 of its best parent, mamba: 0.099 better, with the budget "
@@ -156,3 +158,19 @@ def test_whole_steps_are_named_as_the_reason_and_not_as_a_fault(record):
     results = parse_results(record)
     assert spending.mark(results.compare, results.compare.rows[2]) == "79% of the budget"
     assert "not at equal compute" in warnings(results)[0]
+
+
+def test_a_path_of_one_parent_is_called_that_parent(record):
+    assert "is that parent" not in verdict(parse_results(record)).sentence
+    record["discretize"]["path"] = [1, 1]
+    assert verdict(parse_results(record)).sentence.endswith(
+        "Every block keeps gpt: this hybrid is that parent, cut and joined again."
+    )
+
+
+def test_no_gap_with_one_seed_is_no_win(record):
+    for row in record["compare"]["rows"]:
+        row.update(seeds=row["seeds"][:1], interval=None, mean=0.5)
+    judged = verdict(parse_results(record))
+    assert (judged.outcome, judged.label) == (Outcome.SEEN_LEVEL, "level with one seed")
+    assert "How far seeds differ was not measured" in judged.sentence
