@@ -66,7 +66,14 @@ def plan(
         from manticore.plan.speed import measured_flops_per_second
 
         flops_per_second = measured_flops_per_second(loaded.recipe, measure, _own_memory())
-    found = make_plan(loaded.recipe, devices=devices, device_memory=room, flops_per_second=flops_per_second)
+    found = make_plan(
+        loaded.recipe,
+        devices=devices,
+        device_memory=room,
+        flops_per_second=flops_per_second,
+        # whoever names a device's memory means another machine's
+        accelerator=True if memory is not None else None,
+    )
     for part in render_plan(found):
         console.print(part, width=None if console.is_terminal else _PIPED_WIDTH)
     if json is not None:

@@ -169,6 +169,8 @@ def finetune(
     share(processes)
     say(f"finetune: {model} on {task}")
     import manticore
+    from manticore.report.results import as_results
+    from manticore.report.rounding import rounding_notes
     from manticore.runs.models import load_model
     from manticore.tasks.task import load_task
     from manticore.training.sharding import save_model
@@ -181,12 +183,14 @@ def finetune(
             result = manticore.finetune(
                 loaded, problem, seed=seed, out=folder / "finetune", progress=progress, **whole_flops(settings)
             )
-        save_model(result.model, folder)
+        save_model(result.model, folder, result.dtypes)
         if is_first():
             _keep_tokenizer(tokenizer if problem.vocab_size is None else None, folder)
             about = task_record(problem, chosen, test_examples=settings["test_examples"])
             write_json(folder / TUNED, {"seed": seed, "task": about, **result.to_dict()})
     _say_metrics(result.metrics)
+    for note in rounding_notes(as_results({"schema_version": 1, "finetune": result.to_dict()})):
+        say(note)
     done(out, f"manticore evaluate {quote(out)} {task_words(task, chosen)}")
 
 
@@ -211,6 +215,8 @@ def compare(
     say(f"compare: {', '.join(models)} on {task}")
     import manticore
     from manticore.report import render_comparison
+    from manticore.report.results import as_results
+    from manticore.report.rounding import rounding_notes
     from manticore.runs.models import load_model
     from manticore.tasks.task import load_task
     from manticore.training.contestants import named
@@ -234,6 +240,8 @@ def compare(
         results = {"schema_version": 1, "task": about, "compare": comparison.to_dict()}
         write_json(folder / "results.json", results)
     console.print(render_comparison(results))
+    for note in rounding_notes(as_results(results)):
+        say(note)
     sign = 1 if comparison.higher_is_better else -1
     best = max((row for row in comparison.rows if row.model in loaded), key=lambda row: sign * row.mean).model
     tuned = quote(f"{Path(best).name}-tuned")

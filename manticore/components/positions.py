@@ -1,15 +1,19 @@
 """How many positions a component has, where its family keeps them in a table: learned embeddings, fixed sines, masks.
 
 Rotary, relative and recurrent families have no such end; ``max_position_embeddings`` then says only how far they were
-trained.
+trained. One kind of rotary embedding ends there too: ``dynamic`` turns the longer, the longer the text has become, and
+goes on so for shorter ones, so that what it computes beyond its positions depends on the calls before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+
+ROPE_SWITCH = "original_max_position_embeddings"
 
 _NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_sequence_length", "seq_length")
 """What families call it; the first is transformers' own name, to which most map theirs."""
@@ -34,6 +38,8 @@ def tabulated_positions(model: PreTrainedModel) -> int | None:
     limit = context_length(model.config)
     if limit is None:
         return None
+    if "dynamic" in rope_types(model.config):
+        return limit
     tokens: Any = model.get_input_embeddings()
     for module in model.modules():
         if limit in (getattr(module, "positions", None), getattr(module, "max_seq_length", None)):
@@ -46,3 +52,22 @@ def tabulated_positions(model: PreTrainedModel) -> int | None:
         if any(buffer.dim() > 1 and limit in buffer.shape for buffer in module.buffers(recurse=False)):
             return limit
     return None
+
+
+def rope_types(config: PreTrainedConfig) -> set[str]:
+    """The kinds of rotary embedding that a configuration asks for; families may have one per kind of layer."""
+    settings = getattr(config, "rope_parameters", None) or {}
+    each = [settings, *(value for value in settings.values() if isinstance(value, Mapping))]
+    return {str(one["rope_type"]) for one in each if one.get("rope_type")}
+
+
+def rope_switch(config: PreTrainedConfig) -> int | None:
+    """After how many positions a rotary embedding turns otherwise for all of them (``longrope``); None if it does not.
+
+    The longest sequence of a batch decides for all of its rows.
+    """
+    if "longrope" not in rope_types(config):
+        return None
+    settings = config.rope_parameters
+    each = [config.to_dict(), settings, *(value for value in settings.values() if isinstance(value, Mapping))]
+    return min((one[ROPE_SWITCH] for one in each if isinstance(one.get(ROPE_SWITCH), int)), default=None)

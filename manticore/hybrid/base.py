@@ -17,7 +17,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from manticore.components.adapters import AdapterGuard
 from manticore.components.cache_argument import CACHE_NAMES
 from manticore.components.generation_settings import SPECIAL
-from manticore.components.loading import align_memory, load_tokenizer
+from manticore.components.loaded_weights import keeping_loaded_weights
+from manticore.components.loading import align_memory, load_tokenizer, one_line
 from manticore.components.pruning import prune_component
 from manticore.components.resizing import resize_vocabulary
 from manticore.components.runner import Recording, Runner
@@ -73,7 +74,7 @@ class ManticorePreTrainedModel(AdapterGuard):
                 setattr(self, f"component_{k}", None)
                 self.runners.append(None)
                 continue
-            component = AutoModelForCausalLM.from_config(component_config) if components is None else components[k]
+            component = self._built(k, component_config) if components is None else components[k]
             setattr(self, f"component_{k}", component)
             runner = Runner(component, config.layer_outputs[k] if config.layer_outputs else None)
             self.runners.append(runner)
@@ -91,6 +92,46 @@ class ManticorePreTrainedModel(AdapterGuard):
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._add_heads()
         self.post_init()
+
+    def _built(self, k: int, config: Any) -> PreTrainedModel:
+        try:
+            return AutoModelForCausalLM.from_config(config)
+        except (ImportError, ValueError) as error:
+            # such as an implementation of attention that the family has not, or that is not installed
+            raise ManticoreError(
+                f"{self._named(k)} cannot be built: {one_line(error)} Fix: choose for each component, such as "
+                f'attn_implementation={{"component_{k}": "eager"}}'
+            ) from error
+
+    def set_attn_implementation(
+        self, attn_implementation: str | dict[Any, Any], allow_all_kernels: bool = False
+    ) -> None:
+        """Run attention by another implementation, one for all components that have attention, or by component.
+
+        Args:
+            attn_implementation: a name of transformers, or names by ``component_k``.
+            allow_all_kernels: see transformers.
+
+        Raises:
+            ManticoreError: a component has no such implementation; then all stay as they were.
+        """
+        wanted: Any = self.config.per_component(attn_implementation, "attn_implementation")
+        configs = [self.config, *self.config.components]
+        before = [config._attn_implementation for config in configs]
+        try:
+            for k, runner in enumerate(self.runners):
+                name = wanted.get(f"component_{k}", before[k + 1])
+                if runner is not None and name != before[k + 1] and not runner.model._can_set_attn_implementation():
+                    # transformers would say so in a warning, and go on
+                    raise ValueError(f"{self._named(k)} has {before[k + 1]} attention only.")
+            super().set_attn_implementation(wanted, allow_all_kernels)
+        except (ImportError, ValueError) as error:
+            for config, name in zip(configs, before):
+                config._attn_implementation_internal = name
+            raise ManticoreError(
+                f"set_attn_implementation: {one_line(error)} Fix: choose for each component, such as "
+                '{"component_0": "eager"}'
+            ) from error
 
     def _add_heads(self) -> None:
         """What a kind of hybrid adds to components and mixing, before weights are initialised."""
@@ -327,7 +368,10 @@ class ManticorePreTrainedModel(AdapterGuard):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a hybrid and the tokenizer beside it; see transformers for the arguments."""
         # a pickle can run code when it is read
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True})
+        with keeping_loaded_weights():
+            loaded = super().from_pretrained(
+                pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True}
+            )
         hybrid = loaded[0] if isinstance(loaded, tuple) else loaded
         align_memory(hybrid)
         hold_mixture(hybrid.mixing)

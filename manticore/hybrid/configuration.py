@@ -9,6 +9,7 @@ import copy
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.cache_utils import CacheLayerMixin, DummyLayer, DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from manticore.components.extra_outputs import ask_for_no_more
@@ -107,7 +108,7 @@ class ManticoreConfig(PreTrainedConfig):
         kwargs.pop("max_position_embeddings", None)
         # the class is this one already; a saved copy must not point to a file that is not beside it
         kwargs.pop("auto_map", None)
-        # first, since it sets the attention implementation of every sub-configuration it finds
+        asked = {name: kwargs.get(name) for name in ("attn_implementation", "experts_implementation")}
         super().__post_init__(**kwargs)
         for k, value in enumerate(values):
             if isinstance(value, dict):
@@ -131,6 +132,10 @@ class ManticoreConfig(PreTrainedConfig):
             check_family(value, f"config: component_{k}")
             ask_for_no_more(value)
             setattr(self, f"component_{k}", value)
+        for name, wanted in asked.items():
+            # once more, now that there are components that it can reach
+            if wanted is not None:
+                setattr(self, f"_{name}", wanted)
         if self.path is not None and (
             not isinstance(self.path, list | tuple)
             or len(self.path) != self.num_blocks
@@ -214,6 +219,51 @@ class ManticoreConfig(PreTrainedConfig):
                 f"of {self.num_components} components, and one of these). "
                 "Fix: load a config.json that save_pretrained wrote"
             )
+
+    def per_component(self, wanted: str | dict[str, Any] | None, what: str) -> dict[str, Any] | None:
+        """An implementation of attention or experts as transformers takes it: ``""`` for the hybrid, then by component.
+
+        One for all reaches the components that have attention layers; a Mamba would refuse it.
+
+        Raises:
+            ManticoreError: a component that there is not.
+        """
+        if wanted is None or (isinstance(wanted, dict) and wanted.keys() <= {"", *self.sub_configs}):
+            return wanted
+        if isinstance(wanted, dict):
+            raise ManticoreError(
+                f"{what}: {sorted(wanted)} (expected names among {list(self.sub_configs)}). Fix: name components so"
+            )
+        reached = [name for name in self.sub_configs if what != "attn_implementation" or self._attends(name)]
+        return {"": wanted, **dict.fromkeys(reached, wanted)}
+
+    def _attends(self, name: str) -> bool:
+        # not there yet while a configuration is being read
+        component = getattr(self, name, None)
+        if component is None:
+            return False
+        return any(
+            isinstance(layer, CacheLayerMixin) and not isinstance(layer, DummyLayer)
+            for layer in DynamicCache(config=component).layers
+        )
+
+    @property
+    def _attn_implementation(self) -> str | None:
+        return self._attn_implementation_internal
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, value: str | dict[str, Any] | None) -> None:
+        of_all: Any = PreTrainedConfig._attn_implementation
+        of_all.fset(self, self.per_component(value, "attn_implementation"))
+
+    @property
+    def _experts_implementation(self) -> str | None:
+        return self._experts_implementation_internal
+
+    @_experts_implementation.setter
+    def _experts_implementation(self, value: str | dict[str, Any] | None) -> None:
+        of_all: Any = PreTrainedConfig._experts_implementation
+        of_all.fset(self, self.per_component(value, "experts_implementation"))
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:

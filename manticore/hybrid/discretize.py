@@ -78,8 +78,10 @@ def copied_config(hybrid: ManticorePreTrainedModel, **changes: Any) -> Manticore
     settings = copy.deepcopy(hybrid.config).to_dict()
     settings.update(changes)
     config = ManticoreConfig(**settings)
+    # not part of a saved configuration; of the hybrid itself alone, which would set its components' too
+    config._attn_implementation_internal = hybrid.config._attn_implementation
+    config._experts_implementation_internal = hybrid.config._experts_implementation
     for k, (ours, theirs) in enumerate(zip(config.components, hybrid.config.components)):
-        # not part of a saved configuration
         ours._attn_implementation = theirs._attn_implementation
         ours._experts_implementation = theirs._experts_implementation
         if hybrid.runners[k] is not None:

@@ -154,6 +154,7 @@ class Finetune:
     flops: float | None = None
     seconds: float | None = None
     metrics: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    metrics_float32: dict[str, float | None] | None = None
     history: tuple[Step, ...] = ()
 
 
@@ -169,6 +170,7 @@ class SeedRun:
     flops: float | None = None
     steps: int | None = None
     metrics: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    metrics_float32: dict[str, float | None] | None = None
 
 
 @dataclass(frozen=True)

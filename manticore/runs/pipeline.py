@@ -27,7 +27,7 @@ from manticore.runs.models import load_hybrid
 from manticore.runs.records import component_record, task_record, write_history
 from manticore.runs.reporter import LogReporter, Reporter
 from manticore.runs.stages import Outcome, Stage, results_of, run_stages
-from manticore.schema.sections import Section
+from manticore.schema.sections import Section, Training
 from manticore.tasks.task import Task, load_task
 from manticore.training.batches import Collator
 from manticore.training.classifiers import loading_class
@@ -137,10 +137,10 @@ class Pipeline:
     def sources(self) -> list[str]:
         """Folder or hub id of each component."""
         made: dict[str, str] = {}
-        for entry in self.recipe.pretrain:
+        for index, entry in enumerate(self.recipe.pretrain):
             # in the cache since the first stage, and made again if it was emptied
             settings = entry.model_dump(exclude={"name"})
-            made[entry.name] = str(pretrain(**settings, progress=self._progress(entry.name)))
+            made[entry.name] = str(pretrain(**settings, index=index, progress=self._progress(entry.name)))
         return [made.get(component.source, component.source) for component in self.recipe.components]
 
     @cached_property
@@ -358,7 +358,6 @@ class Pipeline:
         models = self._parents(section.ensemble)
         models[SUPERNET] = self.soft
         models[HYBRID] = lambda seed: self.discrete(path, seed)
-        shared = ("batch_size", "weight_decay", "schedule", "warmup_steps", "trainable", "lora_rank")
         comparison = manticore.compare(
             models,
             self.task,
@@ -368,13 +367,12 @@ class Pipeline:
             learning_rates=section.learning_rates or [tuning.lr],
             ensemble=section.ensemble,
             workers=section.workers,
-            gradient_checkpointing=tuning.gradient_checkpointing,
-            bf16=tuning.bf16,
             test_examples=tuning.test_examples,
             out=own,
             resume=True,
             progress=lambda done, runs, what: self.reporter.progress(what.split(" · ")[0], done, runs, None),
-            **{name: getattr(tuning, name) for name in shared},
+            # as the hybrid was trained, to the last option
+            **{name: getattr(tuning, name) for name in Training.model_fields},
         )
         metric = comparison.primary_metric
         scores = ", ".join(f"{row.model} {row.mean:.3f}" for row in comparison.rows if row.budget == 0)

@@ -158,6 +158,7 @@ class ComparisonRuns:
             "flops": result.flops,
             "seconds": result.seconds,
             "metrics": result.metrics,
+            "metrics_float32": result.metrics_float32,
             "validation": validation,
             "parameters": count_parameters(model).total,
             "flops_per_token": flops_per_token_forward(model, task.length),

@@ -61,7 +61,9 @@ def pretrain(
     batch_size: int = 16,
     lr: float = 3e-3,
     weight_decay: float = 0.01,
+    dtype: str = "auto",
     seed: int = 0,
+    index: int = 0,
     data_seed: int = 0,
     bos: Bos = "auto",
     out: str | Path | None = None,
@@ -88,8 +90,11 @@ def pretrain(
         steps: optimizer steps; 0 leaves the first weights, for models that a task trains from scratch.
         batch_size: sequences per step.
         lr: peak learning rate; warm-up over a tenth of the steps, then a cosine to zero.
-        weight_decay: AdamW's.
+        weight_decay: AdamW's; on no bias, norm or parameter that sets a recurrence.
+        dtype: as in :func:`manticore.finetune`; ``"auto"`` is float32.
         seed: of the first weights and the order of the data.
+        index: which of several models with this seed it is: each has first weights of its own. In a recipe the place
+            among the entries of ``pretrain``.
         data_seed: which documents are held out.
         bos: whether every sequence begins with the tokenizer's BOS token: auto (where it adds one; a new tokenizer
             adds none), always or never.
@@ -118,7 +123,9 @@ def pretrain(
         "tokenizer": {"train": vocab_size} if given is None else _fingerprint(given),
         "lr": lr,
         "weight_decay": weight_decay,
+        "dtype": dtype,
         "seed": seed,
+        "index": index,
         "data_seed": data_seed,
     }
     if bos == "always" if given is None else beginning(given, bos, stage="pretrain") is not None:
@@ -138,7 +145,10 @@ def pretrain(
                     shutil.rmtree(folder)
                 splits = split_documents(documents, data_seed=data_seed)
                 used = train_tokenizer(splits["train"], vocab_size) if given is None else given
-                model, learned = _new_model(shape, used, seed), {"tokens": 0, "heldout": {}}
+                model, learned = (
+                    _new_model(shape, used, derive_seed(seed, "pretrain weights", index)),
+                    {"tokens": 0, "heldout": {}},
+                )
                 if steps:
                     result = finetune(
                         model,
@@ -147,6 +157,7 @@ def pretrain(
                         batch_size=batch_size,
                         lr=lr,
                         weight_decay=weight_decay,
+                        dtype=dtype,
                         schedule="cosine",
                         warmup_steps=steps // 10,
                         seed=seed,
@@ -206,12 +217,13 @@ def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _new_model(shape: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """With weights drawn from a seed of their own."""
     shape.vocab_size = len(tokenizer)
     shape.bos_token_id = tokenizer.bos_token_id
     shape.eos_token_id = tokenizer.eos_token_id
     shape.pad_token_id = tokenizer.pad_token_id
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "pretrain weights"))
+        torch.manual_seed(seed)
         return build(shape)
 
 

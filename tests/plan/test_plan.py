@@ -13,6 +13,7 @@ from transformers.initialization import no_init_weights
 import manticore
 from manticore.errors import ManticoreError
 from manticore.kernels.mamba import use_selective_scan
+from manticore.plan.bytes_alive import tensor_bytes
 from manticore.plan.cases import Cases, Setting
 from manticore.plan.fit import parse_bytes
 from manticore.plan.known import KNOWN, known
@@ -21,6 +22,7 @@ from manticore.plan.skeleton import Shape, Skeleton
 from manticore.schema.recipe import Recipe
 from manticore.training.budget import cache_cost, count_parameters, flops_per_step
 from manticore.training.modes import recomputed_activations
+from manticore.training.precision import Precision
 from manticore.training.shapes import small_config
 from manticore.training.trainable import set_trainable
 
@@ -77,6 +79,25 @@ def test_flops_and_parameters_are_those_of_the_real_model(cases, supernet, train
         assert case.flops == flops_per_step(real, BATCH, LENGTH)
 
 
+@pytest.mark.parametrize(("dtype", "bf16"), [("auto", False), ("auto", True), ("bfloat16", False)])
+@pytest.mark.parametrize("trainable", ["all", "frozen"])
+def test_half_precision_weights_are_counted_in_the_type_that_they_train_in(supernet, trainable, dtype, bf16):
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    skeleton = Skeleton(["a", "b"], configs(), Shape(2, "translated", "linear", {}, torch.bfloat16), None, mode)
+    own = Setting(trainable, False, bf16, dtype)
+    held = Cases(skeleton, mode, lora_rank=8).measure(own, None, batch_size=2, length=8, mixture=False).held
+    components = [AutoModelForCausalLM.from_config(c, dtype=torch.bfloat16) for c in configs()]
+    real = manticore.combine(components, num_blocks=2, check=False)
+    precision = Precision(real, dtype, bf16=bf16, cpu=True, stage="finetune")
+    set_trainable(real, trainable)
+    for weights in real.mixing.mixture_parameters():
+        weights.requires_grad_(False)
+    precision.hold()
+    assert held.weight_bytes == tensor_bytes(list(real.parameters()))
+    assert held.trained_bytes == tensor_bytes([p for p in real.parameters() if p.requires_grad])
+    assert skeleton.hybrid.component(0).dtype == torch.bfloat16
+
+
 def recipe(**changes) -> Recipe:
     entries = [
         {"name": "gpt", "family": "gpt_neo", "layers": 3, "width": 32, "vocab_size": 48},
@@ -94,6 +115,17 @@ def recipe(**changes) -> Recipe:
         "compare": None,
     }
     return Recipe(**{**sections, **changes})
+
+
+def test_a_comparison_is_priced_at_the_micro_batches_that_it_makes():
+    kept = {"search": None, "align": None, "discretize": {"path": [0, 1]}, "compare": {"seeds": [0]}}
+    tuning = {"steps": 2, "batch_size": 4 * BATCH}
+    whole, cut = (
+        plan(recipe(finetune={**tuning, "accumulation": parts}, **kept), device_memory=1e12) for parts in (1, 4)
+    )
+    prices = [next(stage for stage in found.stages if stage.name == "compare") for found in (whole, cut)]
+    assert prices[0].step_flops == pytest.approx(prices[1].step_flops)
+    assert prices[1].bytes == cut.fits["compare"][0].data_parallel < prices[0].bytes
 
 
 def test_a_plan_counts_what_the_stages_count(supernet):

@@ -92,6 +92,16 @@ def test_whatever_changes_the_numbers_changes_the_entry():
     assert pretrain("gpt-neo", **TINY) in entries
 
 
+def test_entries_of_one_family_shape_and_seed_start_from_weights_of_their_own():
+    untrained = {**TINY, "steps": 0}
+    first, again, second = (pretrain("gpt_neo", **untrained, index=index) for index in (0, 0, 1))
+    assert first == again
+    one, other = (load_file(folder / "model.safetensors") for folder in (first, second))
+    name = "transformer.wte.weight"
+    correlation = torch.corrcoef(torch.stack([one[name].flatten(), other[name].flatten()]))[0, 1]
+    assert abs(correlation) < 0.05
+
+
 def test_the_same_text_gives_the_same_tokenizer_to_both_families(tmp_path):
     one, other = (pretrain(family, **TINY) for family in ("gpt_neo", "mamba"))
     assert (one / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
