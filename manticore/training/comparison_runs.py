@@ -16,7 +16,7 @@ from manticore.training.budget import cache_cost, count_parameters, flops_per_st
 from manticore.training.classifiers import suits
 from manticore.training.contestants import Source, build
 from manticore.training.finetune import evaluate, finetune
-from manticore.training.prepare import check_backbone, check_length, fit_to_task
+from manticore.training.prepare import check_backbone, check_length, check_vocabulary, fit_to_task
 from manticore.training.side_by_side import side_by_side
 from manticore.training.trainable import set_trainable
 from manticore.training.units import UnitLog
@@ -204,6 +204,7 @@ class ComparisonRuns:
         task = self._task(name)
         check_length(model, task, stage="compare")
         check_backbone(model, task, stage="compare")
+        check_vocabulary(model, task, stage="compare")
         model = fit_to_task(model, task, self.seeds[0])
         use_selective_scan(model)
         set_trainable(
