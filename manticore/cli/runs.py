@@ -79,7 +79,8 @@ def _forget_if_nothing_is_done(path: Path) -> None:
     from manticore.runs.stages import stage_state
 
     if any(stage_state(own).get("status") == "finished" for own in path.iterdir() if own.is_dir()):
-        say(f"finished stages are kept\nnext: manticore resume {quote(str(path))}")
+        say("finished stages are kept")
+        say(f"next: manticore resume {quote(str(path))}")
     else:
         shutil.rmtree(path)
 
@@ -95,7 +96,8 @@ def _go(folder: RunFolder) -> None:
         results = execute(folder, reporter)
     except KeyboardInterrupt as stop:
         reporter.close()
-        say(f"stopped; finished stages and checkpoints are kept\nnext: manticore resume {quote(str(folder.path))}")
+        say("stopped; finished stages and checkpoints are kept")
+        say(f"next: manticore resume {quote(str(folder.path))}")
         raise SystemExit(exit_code_of(stop)) from None
     finally:
         reporter.close()

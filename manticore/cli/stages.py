@@ -11,8 +11,9 @@ import typer
 
 from manticore.cli.launching import Processes, share
 from manticore.cli.parameters import Out, Seed, Task, TaskOptions, pairs, takes, task_words
-from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say
-from manticore.errors import ManticoreError
+from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say, say_text
+from manticore.errors import ManticoreError, SeveralErrors
+from manticore.paths import expanded
 from manticore.processes import is_first
 from manticore.runs.notes import ALIGNED, SEARCHED, TUNED
 from manticore.runs.records import task_record
@@ -62,6 +63,8 @@ def combine(
     if task is not None and chosen is not None and hybrid.tokenizer is None:
         # it reads no text to be aligned on
         done(out, f"manticore search {quote(out)} {task_words(task, chosen)} -o {quote(out + '-searched')}")
+    elif hybrid.config.released:
+        done(out, f"manticore search {quote(out)} --task text -o {quote(out + '-searched')}")
     else:
         done(out, f"manticore align {quote(out)} -o {quote(out + '-aligned')}")
 
@@ -272,7 +275,7 @@ def evaluate(
     if out is None:
         say(f"next: {again}")
     else:
-        file = Path(out).expanduser()
+        file = expanded(out)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {"model": model, "task": task, "split": split, "metrics": metrics})
         done(out, again)
@@ -292,7 +295,7 @@ def generate(
     from transformers import set_seed
 
     from manticore.runs.models import load_model
-    from manticore.training.prepare import positions
+    from manticore.training.prepare import check_tokens, positions
 
     quiet_libraries()
     loaded, tokenizer = load_model(model)
@@ -303,6 +306,7 @@ def generate(
     encoded = tokenizer(prompt, return_tensors="pt")
     if encoded.input_ids.shape[1] == 0:
         raise ManticoreError("generate: the prompt is empty. Fix: give at least one word")
+    check_tokens(encoded.input_ids.max().item(), loaded, f"{model}: its tokenizer")
     limit, total = positions(loaded), encoded.input_ids.shape[1] + max_new_tokens
     # the last token is not read again
     if limit is not None and total - 1 > limit:
@@ -315,8 +319,9 @@ def generate(
     tokens = loaded.generate(  # type: ignore[operator]
         input_ids=encoded.input_ids, attention_mask=encoded.attention_mask, max_new_tokens=max_new_tokens, **sampling
     )
-    say(str(tokenizer.decode(tokens[0], skip_special_tokens=True)))
-    say(f"\nnext: manticore evaluate {quote(model)} --task text")
+    say_text(str(tokenizer.decode(tokens[0], skip_special_tokens=True)))
+    say_text("")
+    say(f"next: manticore evaluate {quote(model)} --task text")
 
 
 def checked_task(task: str, task_option: list[str] | None) -> dict[str, Any]:
@@ -359,7 +364,7 @@ def _refuse_two_budgets(settings: dict[str, Any]) -> None:
 def _check_options(flag: str, kind: str, name: str, given: dict[str, Any]) -> None:
     found = [f"{flag} {path[-1]}: {text}" for path, text in options((), kind, name, given)]
     if found:
-        raise ManticoreError("\n".join(found))
+        raise SeveralErrors(found)
 
 
 def _keep_tokenizer(tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:

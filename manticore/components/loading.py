@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections.abc import Set
 from pathlib import Path
@@ -19,7 +20,7 @@ from manticore.components.extra_outputs import ask_for_no_more, configurations
 from manticore.components.loaded_weights import in_precision, keeping_loaded_weights, note_separate_head
 from manticore.components.quiet import quiet_loading
 from manticore.components.rebuilding import copied
-from manticore.components.sources import file_of, nearest_folder, refuse_missing_folder, unreachable
+from manticore.components.sources import file_of, nearest_folder, refuse_missing_folder, refuse_unreadable, unreachable
 from manticore.components.weight_files import check_files, refuse_absurd_depth
 from manticore.errors import ManticoreError, NotFiniteError
 
@@ -171,6 +172,7 @@ def load_config(name: str, *, revision: str | None = None) -> PreTrainedConfig:
         )
         raise ManticoreError(f"{name}: no config.json there. Fix: {fix}")
     refuse_missing_folder(name)
+    refuse_unreadable(name)
     try:
         raw, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
         if not isinstance(raw, dict) or not raw:
@@ -235,6 +237,11 @@ def _check_architectures(config: PreTrainedConfig, name: str, causal: Set[str]) 
     """Refuse a checkpoint that was saved by none of the classes ``causal``; none known is no reason."""
     named = config.architectures or []
     architectures = [named] if isinstance(named, str) else named
+    if not isinstance(architectures, list) or not all(isinstance(each, str) for each in architectures):
+        raise ManticoreError(
+            f"{name}: config.json names no classes in architectures (got {architectures!r:.60}). "
+            f"Fix: {json.dumps(sorted(causal)[:1])}"
+        )
     if architectures and causal and not causal & set(architectures):
         raise ManticoreError(
             f"{name}: the checkpoint is a {architectures[0]} (expected {' or '.join(sorted(causal))}). "
@@ -263,6 +270,7 @@ def load_tokenizer(
     if isinstance(source, PreTrainedModel):
         return None
     name = str(source)
+    refuse_unreadable(name)
     if not any(file_of(name, file, revision=revision, **where) for file in TOKENIZER_FILES):
         return None
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -12,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from manticore.components.loading import load_config, load_tokenizer, one_line
 from manticore.components.sources import file_of
 from manticore.errors import ManticoreError
+from manticore.paths import expanded
 from manticore.plan.known import KNOWN, known
 from manticore.registry import did_you_mean
 from manticore.schema.recipe import Recipe
@@ -61,7 +61,7 @@ def _find(component: Component, made: dict[str, Pretrain]) -> Source:
         trained = f"trained on {entry.text}, {entry.vocab_size} tokens" if entry.tokenizer == "train" else None
         folder = None if entry.tokenizer == "train" else entry.tokenizer
         return Source(component.name, config, "pretrained by the recipe", folder, trained)
-    path = Path(text).expanduser()
+    path = expanded(text)
     if path.exists():
         return Source(component.name, load_config(str(path)), str(path), str(path))
     cached = None

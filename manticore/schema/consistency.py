@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path as FilePath
 from typing import Any
 
+from manticore.errors import ManticoreError
+from manticore.paths import expanded
 from manticore.registry import did_you_mean
 from manticore.schema.options import expected_type, options_of
 from manticore.schema.problems import Path, shown
@@ -41,6 +42,7 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
             sections["combine"].projector_options,
         )
         yield from _tokenizer(sections["combine"].tokenizer, [component.name for component in components])
+        yield from _released(sections)
     if "task" in sections:
         yield from options(("task", "options"), "task", sections["task"].name, sections["task"].options)
     if sections.get("search") is not None:
@@ -101,7 +103,11 @@ def _source(index: int, component: Any, pretrained: list[str]) -> Iterator[Findi
         if component.revision is not None:
             yield ("components", index, "revision"), f"{source!r} is pretrained here, it has no revisions"
         return
-    folder = FilePath(source).expanduser()
+    try:
+        folder = expanded(source)
+    except ManticoreError as error:
+        yield path, str(error)
+        return
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             yield (
@@ -133,6 +139,15 @@ def _depths(num_blocks: int, pretrain: list[Any], components: list[Any]) -> Iter
                 f"more blocks than layers (got {num_blocks}, {component.name} has {layers} layers). "
                 f"Fix: set it to at most {layers}",
             )
+
+
+def _released(sections: dict[str, Any]) -> Iterator[Finding]:
+    """The released gated function has no other mixing, and nothing to align."""
+    combine = sections["combine"]
+    if combine.released and combine.mixing != "gated":
+        yield ("combine", "released"), f"expected with gated mixing only, got mixing {combine.mixing!r}. Fix: gated"
+    if combine.released and sections.get("align") is not None:
+        yield ("combine", "released"), "fresh embeddings have nothing to be aligned to. Fix: align: null"
 
 
 def _tokenizer(chosen: str | None, components: list[str]) -> Iterator[Finding]:

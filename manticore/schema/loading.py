@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from manticore.errors import ManticoreError
+from manticore.paths import expanded
 from manticore.registry import did_you_mean
 from manticore.schema.consistency import inconsistencies
 from manticore.schema.document import MAX_BYTES, Document, read_document
@@ -56,7 +57,7 @@ def find(name: str) -> Path:
     Raises:
         ManticoreError: there is no such file or recipe.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         return path
     if path.is_dir():

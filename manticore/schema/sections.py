@@ -106,6 +106,8 @@ class Combine(Section):
     """Segments each component is cut into."""
     mixing: Mixing = "translated"
     """How blocks mix the components' features."""
+    released: bool = False
+    """With gated mixing: the function of the published method's released code, with fresh embeddings tied to heads."""
     projector: Projector = "linear"
     """Kind of map between the components' feature spaces."""
     projector_options: dict[str, Scalar] = {}

@@ -23,9 +23,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import manticore
-from manticore.cache import MANIFEST, cache_folder, content_key, expanded, is_whole, seal
+from manticore.cache import MANIFEST, cache_folder, content_key, is_whole, seal
 from manticore.components.loading import load_tokenizer
 from manticore.errors import ManticoreError
+from manticore.paths import expanded
 from manticore.seeding import derive_seed
 from manticore.tasks.beginning import Bos, beginning
 from manticore.tasks.corpus import STDLIB, Text, corpus_digest, read_corpus

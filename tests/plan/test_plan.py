@@ -59,7 +59,7 @@ def test_a_hub_id_means_its_checkpoint():
 @pytest.fixture(scope="module")
 def cases():
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    skeleton = Skeleton(["a", "b"], configs(), Shape(2, "translated", "linear", {}, torch.float32), None, mode)
+    skeleton = Skeleton(["a", "b"], configs(), Shape(2, "translated", False, "linear", {}, torch.float32), None, mode)
     return Cases(skeleton, mode, lora_rank=8)
 
 
@@ -79,11 +79,29 @@ def test_flops_and_parameters_are_those_of_the_real_model(cases, supernet, train
         assert case.flops == flops_per_step(real, BATCH, LENGTH)
 
 
+@pytest.mark.parametrize("path", [None, [0, 1], [1, 0]], ids=["supernet", "gpt-mamba", "mamba-gpt"])
+def test_the_released_function_is_counted_as_it_runs(path):
+    """Heads are tied, and those of the first block's components."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    skeleton = Skeleton(["a", "b"], configs(), Shape(2, "gated", True, "linear", {}, torch.float32), None, mode)
+    case = Cases(skeleton, mode, lora_rank=8).measure(
+        Setting("all", False, False), path, batch_size=BATCH, length=LENGTH, mixture=False
+    )
+    models = [AutoModelForCausalLM.from_config(config) for config in configs()]
+    real = manticore.combine(models, num_blocks=2, mixing="gated", released=True)
+    real = real if path is None else manticore.discretize(real, path)
+    set_trainable(real, "all")
+    use_selective_scan(real)
+    counted = count_parameters(real)
+    assert (case.held.parameters, case.held.trained) == (counted.total, counted.trainable)
+    assert case.flops == flops_per_step(real, BATCH, LENGTH)
+
+
 @pytest.mark.parametrize(("dtype", "bf16"), [("auto", False), ("auto", True), ("bfloat16", False)])
 @pytest.mark.parametrize("trainable", ["all", "frozen"])
 def test_half_precision_weights_are_counted_in_the_type_that_they_train_in(supernet, trainable, dtype, bf16):
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    skeleton = Skeleton(["a", "b"], configs(), Shape(2, "translated", "linear", {}, torch.bfloat16), None, mode)
+    skeleton = Skeleton(["a", "b"], configs(), Shape(2, "translated", False, "linear", {}, torch.bfloat16), None, mode)
     own = Setting(trainable, False, bf16, dtype)
     held = Cases(skeleton, mode, lora_rank=8).measure(own, None, batch_size=2, length=8, mixture=False).held
     components = [AutoModelForCausalLM.from_config(c, dtype=torch.bfloat16) for c in configs()]

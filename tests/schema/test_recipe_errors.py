@@ -207,6 +207,16 @@ def test_what_is_no_recipe_is_one_line(text: str | bytes, expected: str, tmp_pat
             "mine.yaml:6: search.temperature: method 'gaea' has no temperature (got 0.5). Fix: leave it out",
             id="method option",
         ),
+        pytest.param(
+            MINIMAL + "combine: {released: true}\nalign: null\n",
+            "mine.yaml:6: combine.released: expected with gated mixing only, got mixing 'translated'. Fix: gated",
+            id="released mixing",
+        ),
+        pytest.param(
+            MINIMAL + "combine: {mixing: gated, released: true}\n",
+            "mine.yaml:6: combine.released: fresh embeddings have nothing to be aligned to. Fix: align: null",
+            id="released align",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_with_its_place(text: str, expected: str, tmp_path: Path) -> None:
