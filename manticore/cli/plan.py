@@ -80,7 +80,9 @@ def plan(
     if json is not None:
         write_json(expanded(json), found.to_dict())
         say(f"wrote {json}")
-    if len(names) == 1:
+    if not found.runnable:
+        say(f"next: change that, then {join(['manticore', 'plan', *names, *overrides])}")
+    elif len(names) == 1:
         say(f"next: {join(['manticore', 'run', *names, *overrides])}")
     else:
         task = "text" if found.task.vocab_size is None else found.task.name
@@ -91,7 +93,7 @@ def _load(names: list[str], overrides: list[str]) -> LoadedRecipe | _Given:
     if not names:
         raise ManticoreError("plan: no recipe and no models. Fix: manticore plan quickstart")
     if len(names) == 1:
-        return load_recipe(names[0], overrides)
+        return load_recipe(names[0], overrides, here=True)
     return _Given(names, overrides)
 
 
