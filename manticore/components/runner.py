@@ -131,6 +131,7 @@ class Runner:
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
         use_cache: bool = False,
+        inputs_embeds: Tensor | None = None,
     ) -> Recording:
         """Run the component's own forward over stand-ins.
 
@@ -140,13 +141,17 @@ class Runner:
             position_ids: ``[B, T]``; None stays None, since families differ in what they derive then.
             cache: a cache the component's layers read and extend.
             use_cache: whether layers shall extend the cache.
+            inputs_embeds: ``[B, T, D]``, taken in place of the family's token embeddings; positions are added to it.
         """
         arguments = self._arguments(input_ids, attention_mask, position_ids, cache, use_cache)
         self._calls.clear()
         self._injected = None
         try:
             with self._stand_ins_in_place():
-                self.model.base_model(**arguments)
+                if inputs_embeds is None:
+                    self.model.base_model(**arguments)
+                else:
+                    self.model.base_model(**{**arguments, "input_ids": None, "inputs_embeds": inputs_embeds})
             return self._recording(input_ids)
         finally:
             # keeps neither activations nor their graph alive

@@ -31,6 +31,7 @@ from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.mixing import Features, Mixing, check_weights
 from manticore.hybrid.path import PathMixing
 from manticore.hybrid.placement import hold_mixture
+from manticore.hybrid.released import fresh_tables
 from manticore.projectors.projector import Projector
 from manticore.registry import resolve
 
@@ -85,7 +86,7 @@ class ManticorePreTrainedModel(AdapterGuard):
                     runner.layers,
                     keep=self._kept_layers(k),
                     embeddings=config.path is None or config.path[0] == k,
-                    head=self.keeps_lm_heads and (config.path is None or config.path[-1] == k),
+                    head=self.keeps_lm_heads and (config.path is None or config.path[config.head_block] == k),
                 )
         limits = {k: runner.positions for k, runner in enumerate(self.runners) if runner is not None}
         self._limits = {k: limit for k, limit in limits.items() if limit is not None}
@@ -269,9 +270,13 @@ class ManticorePreTrainedModel(AdapterGuard):
             vocab_size: V of the task.
             seed: of the fresh embeddings and heads.
         """
-        for runner in self.runners:
-            if runner is not None:
-                with_vocabulary(runner.model, vocab_size, seed=seed)
+        models = [None if runner is None else runner.model for runner in self.runners]
+        if self.config.released:
+            fresh_tables(models, vocab_size, seed)
+        else:
+            for model in models:
+                if model is not None:
+                    with_vocabulary(model, vocab_size, seed=seed)
         for translation in self.mixing.translations():
             if 0 in (translation.source[1], translation.target[1]):
                 translation.projector.reset_identity()

@@ -22,6 +22,7 @@ from manticore.hybrid.cache import HybridCache
 from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.inputs import check_inputs, check_outputs, require_ids
 from manticore.hybrid.mixing import Features
+from manticore.hybrid.released import released_logits
 
 
 class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
@@ -133,6 +134,11 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
         route = self.mixing.route()
         heads = route.blocks[-1]
         inputs = {k: self._inputs(k, input_ids, attention_mask, position_ids, cache) for k in route.used}
+        if self.config.released:
+            logits = released_logits(self, inputs, logits_to_keep, states)
+            if cache is not None:
+                cache.seen_tokens += input_ids.shape[1]
+            return logits
         recordings = {k: self._runner(k).record(**given) for k, given in inputs.items() if k not in heads}
         outputs: Features = {}
         self._descend(heads, inputs, recordings, {}, outputs, logits_to_keep, states)
