@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from manticore.schema.names import Mixing, Projector, SearchMethod, TaskName
+from manticore.schema.names import Mixing, Projector, Scalar, SearchMethod, TaskName
 from manticore.tasks.beginning import Bos
 
 Count = Annotated[int, Field(ge=1)]
@@ -25,7 +25,6 @@ TextColumn = Annotated[
     Field(description="Of a table, the column that holds the documents; else text, or the only column of strings."),
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Scalar = bool | int | float | str | None
 Trainable = Literal["all", "frozen", "projectors", "lora"]
 Schedule = Literal["constant", "linear", "cosine"]
 TrainingDtype = Literal["auto", "float32", "bfloat16"]
@@ -77,6 +76,8 @@ class Pretrain(Section):
     """Read so much of the text only."""
     tokenizer: Text = "train"
     """Folder or hub id of a tokenizer, or train: a new one, shared by all models with this text and vocab_size."""
+    tokenizer_texts: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Texts that a new tokenizer is trained on, so that models with different texts share it; left out, the text."""
     vocab_size: Count = 1024
     """Tokens of a new tokenizer."""
     length: Count = 128
