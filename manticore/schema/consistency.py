@@ -55,6 +55,8 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
         section = sections.get(name)
         if section is not None and section.steps is not None and section.budget_flops is not None:
             yield (name,), "steps and budget_flops are both given. Fix: give one of them"
+        if section is not None and section.bf16 and section.dtype == "bfloat16":
+            yield (name, "bf16"), "dtype=bfloat16 has no float32 weights to compute beside. Fix: leave one of them out"
     if "discretize" in sections and "combine" in sections and components:
         yield from _path(sections, len(components))
 

@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 import random
@@ -100,6 +101,13 @@ def test_entries_of_one_family_shape_and_seed_start_from_weights_of_their_own():
     name = "transformer.wte.weight"
     correlation = torch.corrcoef(torch.stack([one[name].flatten(), other[name].flatten()]))[0, 1]
     assert abs(correlation) < 0.05
+
+
+def test_what_changes_a_model_is_part_of_its_key():
+    kept = json.loads((pretrain("gpt_neo", **{**TINY, "steps": 0}) / "pretraining.json").read_text())
+    # the text stands for how much of it was read, the tokenizer for its size
+    elsewhere = {"bos", "max_bytes", "text_column", "vocab_size", "out", "cache", "cpu", "progress"}
+    assert set(inspect.signature(pretrain).parameters) - elsewhere <= kept.keys()
 
 
 def test_the_same_text_gives_the_same_tokenizer_to_both_families(tmp_path):
