@@ -80,6 +80,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "phi": SHAPE,
     "phi3": GROUPED,
+    "phimoe": {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2},
     "gemma": {**GROUPED, "head_dim": 8},
     "gemma2": {**GROUPED, "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8},
     "gemma3_text": {**GROUPED, "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8},

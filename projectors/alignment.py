@@ -29,6 +29,7 @@ from manticore.projectors.calibration import Packs, calibration_packs
 from manticore.projectors.descent import Clock, Progress, counted, descend, mean_loss
 from manticore.projectors.ridge import FeatureSums
 from manticore.seeding import derive_seed
+from manticore.tasks.beginning import Bos
 from manticore.tasks.corpus import STDLIB, Text
 from manticore.tasks.metrics import IGNORE
 
@@ -78,6 +79,8 @@ class AlignmentReport:
     loss_closed_form: float
     loss_after: float
     """After the gradient steps; without any, that of the closed form."""
+    bos: str | None
+    """The BOS token that every pack of text began with, empty for none; None for a tokenised data set."""
     flops: int
     """Matrix products of the fit and the gradient steps; what only measures is left out."""
     seconds: float
@@ -99,6 +102,7 @@ def align(
     length: int = 128,
     steps: int = 0,
     lr: float = 1e-3,
+    bos: Bos = "auto",
     seed: int = 0,
     tokenizer: PreTrainedTokenizerBase | None = None,
     progress: Progress | None = None,
@@ -118,6 +122,8 @@ def align(
         length: tokens per sequence, when text is packed.
         steps: gradient steps of AdamW on the projectors after the closed form.
         lr: their first learning rate; it falls linearly to zero.
+        bos: whether every sequence of text begins with the tokenizer's BOS token: ``"auto"`` (where the tokenizer adds
+            one), ``"always"`` or ``"never"``.
         seed: decides which text is taken, and in which order the steps see it.
         tokenizer: by default the hybrid's own.
         progress: called after each batch.
@@ -136,6 +142,7 @@ def align(
         length=length,
         seed=seed,
         tokenizer=tokenizer if tokenizer is not None else hybrid.tokenizer,
+        bos=bos,
     )
     _check_packs(hybrid, fit, heldout)
     per_pass = math.ceil(len(heldout) / batch_size)
@@ -170,6 +177,7 @@ def align(
         loss_before=loss_before,
         loss_closed_form=loss_closed_form,
         loss_after=loss_after,
+        bos=fit.bos,
         flops=flops,
         seconds=time.perf_counter() - started,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from manticore.errors import ManticoreError
 from manticore.seeding import derive_seed
+from manticore.tasks.beginning import Bos, beginning
 from manticore.tasks.corpus import Text, read_corpus, refuse_no_text
 from manticore.tasks.metrics import IGNORE
 from manticore.tasks.text import pack, split_documents
@@ -38,6 +39,8 @@ class Packs:
     """``[P, T]``: what each position must predict, -100 where nothing is asked."""
     attention_mask: Tensor | None
     """``[P, T]``, 0 on padding; None where there is none."""
+    bos: str | None = None
+    """The BOS token that every pack of text begins with, empty for none; None for a tokenised data set."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -50,12 +53,12 @@ class Packs:
     def select(self, rows: Tensor | slice) -> Packs:
         """Some of the packs."""
         mask = None if self.attention_mask is None else self.attention_mask[rows]
-        return Packs(self.input_ids[rows], self.targets[rows], mask)
+        return replace(self, input_ids=self.input_ids[rows], targets=self.targets[rows], attention_mask=mask)
 
     def to(self, device: torch.device) -> Packs:
         """The same packs on a device."""
         mask = None if self.attention_mask is None else self.attention_mask.to(device)
-        return Packs(self.input_ids.to(device), self.targets.to(device), mask)
+        return replace(self, input_ids=self.input_ids.to(device), targets=self.targets.to(device), attention_mask=mask)
 
     def batches(self, batch_size: int, device: torch.device) -> Iterator[Packs]:
         """All packs in order, ``batch_size`` at a time; the last batch may be smaller."""
@@ -71,6 +74,7 @@ def calibration_packs(
     length: int,
     seed: int,
     tokenizer: PreTrainedTokenizerBase | None,
+    bos: Bos = "auto",
     text_column: str | None = None,
 ) -> tuple[Packs, Packs]:
     """Packs to fit on and packs held out, disjoint.
@@ -84,16 +88,24 @@ def calibration_packs(
         length: T; a tokenised data set has its own.
         seed: decides which documents or rows are taken.
         tokenizer: needed for text.
+        bos: whether every pack begins with the tokenizer's BOS token: ``"auto"`` where the tokenizer adds one. A
+            tokenised data set is taken as it is.
         text_column: the column that holds the documents, where there are columns.
 
     Raises:
-        ManticoreError: no tokenizer, rows that differ in length, or fewer than two packs.
+        ManticoreError: no tokenizer, rows that differ in length, fewer than two packs, or a choice of ``bos`` for rows
+            that are tokenised already.
     """
     refuse_no_text(text, "align")
     if isinstance(text, Dataset) and "input_ids" in text.column_names and text_column is None:
+        if bos != "auto":
+            raise ManticoreError(
+                f"align: bos is {bos!r}, but the text is tokenised already. "
+                "Fix: leave bos out, and let the rows begin with BOS; those of a task have its option bos"
+            )
         packs = _rows(text, tokens, seed)
     else:
-        packs = _packed(text, text_column, tokens, length, seed, tokenizer)
+        packs = _packed(text, text_column, tokens, length, seed, tokenizer, bos)
     if len(packs) < 2:
         raise ManticoreError(
             f"align: {len(packs)} pack of {packs.input_ids.shape[1]} tokens (expected two or more: one to fit on, one "
@@ -112,6 +124,7 @@ def _packed(
     length: int,
     seed: int,
     tokenizer: PreTrainedTokenizerBase | None,
+    bos: Bos,
 ) -> Packs:
     """Packs of shuffled documents, no more of them read than needed."""
     if tokenizer is None:
@@ -125,9 +138,11 @@ def _packed(
     characters = _CHARACTERS_PER_TOKEN * wanted * length
     while True:
         enough, taken = _first(documents, characters)
-        packs = pack(taken, tokenizer, length, name="calibration text")
+        packs = pack(taken, tokenizer, length, bos=bos, name="calibration text")
         if not enough or len(packs) >= wanted:
-            return _tensors(packs.select(range(min(wanted, len(packs)))))
+            first = beginning(tokenizer, bos, stage="align")
+            taken_packs = _tensors(packs.select(range(min(wanted, len(packs)))))
+            return replace(taken_packs, bos="" if first is None else str(tokenizer.bos_token))
         characters *= 2
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from manticore.training.tokenizers import train_tokenizer
@@ -39,6 +39,15 @@ def with_prefixes(
         eos_token="</s>",
         clean_up_tokenization_spaces=False,
     )
+
+
+def adding_bos(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Make a tokenizer put ``<s>`` before what it encodes, as those of Llama, Gemma and others do; the same one."""
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    return tokenizer
 
 
 LETTERS = [*'abcdefghijklmnopqrstuvwxyzTDIQ.,:()+"_\n', "▁"]

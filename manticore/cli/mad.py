@@ -30,6 +30,12 @@ def mad(
     select: Annotated[
         str, typer.Option(help="Split that chooses epoch and best run: test, as the benchmark does, or validation.")
     ] = "test",
+    linear_init: Annotated[
+        str,
+        typer.Option(
+            help="Start of stacks as language models: uniform (torch's) or normal (N(0, 0.02), published only)."
+        ),
+    ] = "uniform",
     task: Annotated[
         list[str] | None, typer.Option("--task", "-t", help="Only this task, repeatable; default: all six.")
     ] = None,
@@ -60,7 +66,7 @@ def mad(
     from manticore.runs.mad_models import candidates
     from manticore.tasks.mad_protocol import choose_protocol, tier_settings
 
-    chosen = choose_protocol(protocol, tier=tier, selection=select)  # type: ignore[arg-type]
+    chosen = choose_protocol(protocol, tier=tier, selection=select, linear_init=linear_init)  # type: ignore[arg-type]
     if epochs is not None:
         chosen = replace(chosen, epochs=epochs)
     settings = tier_settings(tier, task)
@@ -77,6 +83,7 @@ def mad(
     folder = MadFolder(out, scored, settings, chosen, tier=tier, seed=seed, resume=resume)
     same = ["--protocol", protocol] if protocol != "published" else []
     same += ["--select", select] if select != "test" else []
+    same += ["--linear-init", linear_init] if linear_init != "uniform" else []
     same += [word for name in task or [] for word in ("--task", name)]
     same += ["--mixing", mixing] if mixing != "translated" else []
     same += ["--cpu"] if cpu else []

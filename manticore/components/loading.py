@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from manticore.components.extra_outputs import ask_for_no_more, configurations
+from manticore.components.loaded_weights import in_precision, keeping_loaded_weights, note_separate_head
 from manticore.components.quiet import quiet_loading
 from manticore.components.sources import file_of, nearest_folder, refuse_missing_folder, unreachable
 from manticore.components.weight_files import check_files, refuse_absurd_depth
@@ -56,13 +57,11 @@ def load_component(
     wanted = None if dtype is None else _as_dtype(dtype)
     if isinstance(source, PreTrainedModel):
         _check_object(source)
-        model = copy.deepcopy(source)
+        # a model may have been cast by hand, so even its own precision is taken anew where it is asked for
+        model = copy.deepcopy(source) if wanted is None else in_precision(source, wanted)
         for config in configurations(model):
             ask_for_no_more(config)
-        if wanted is not None:
-            # as from_pretrained does it: tables that a family derives, such as rotary frequencies, are not rounded
-            for parameter in model.parameters():
-                parameter.data = parameter.data.to(wanted)
+        note_separate_head(model)
         return model.eval()
     if not isinstance(source, str | Path):
         raise ManticoreError(
@@ -103,7 +102,7 @@ def load_weights(
     build = kind.from_config if hasattr(kind, "from_config") else kind
     check_files(name, lambda: build(copy.deepcopy(config)), revision=revision)
     try:
-        with quiet_loading():
+        with quiet_loading(), keeping_loaded_weights():
             loaded: Any = kind.from_pretrained(
                 name,
                 config=config,
@@ -137,6 +136,7 @@ def load_weights(
             "Fix: give a complete checkpoint"
         )
     refuse_not_finite(model, name)
+    note_separate_head(model)
     align_memory(model)
     return model.eval()
 

@@ -1,29 +1,48 @@
 """How many positions a component has, where its family keeps them in a table: learned embeddings, fixed sines, masks.
 
 Rotary, relative and recurrent families have no such end; ``max_position_embeddings`` then says only how far they were
-trained.
+trained. One kind of rotary embedding ends there too: ``dynamic`` turns the longer, the longer the text has become, and
+goes on so for shorter ones, so that what it computes beyond its positions depends on the calls before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+
+ROPE_SWITCH = "original_max_position_embeddings"
+
+_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_sequence_length", "seq_length")
+"""What families call it; the first is transformers' own name, to which most map theirs."""
+
+
+def context_length(config: PreTrainedConfig) -> int | None:
+    """The tokens of one sequence that a configuration was made for; None where it names no number, as a Mamba's."""
+    text = config.get_text_config()
+    for name in _NAMES:
+        length = getattr(text, name, None)
+        if isinstance(length, int) and not isinstance(length, bool) and length > 0:
+            return length
+    return None
 
 
 def tabulated_positions(model: PreTrainedModel) -> int | None:
     """The most tokens of one sequence that `model` can take; None where nothing ends.
 
     A table is an embedding beside that of the tokens, or a buffer of two or more dimensions, with as many rows as the
-    configuration has positions; layers of stacks say it themselves (``positions``).
+    configuration has positions; layers of stacks (``positions``) and MPT's (``max_seq_length``) say it themselves.
     """
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(limit, int):
+    limit = context_length(model.config)
+    if limit is None:
         return None
+    if "dynamic" in rope_types(model.config):
+        return limit
     tokens: Any = model.get_input_embeddings()
     for module in model.modules():
-        if getattr(module, "positions", None) == limit:
+        if limit in (getattr(module, "positions", None), getattr(module, "max_seq_length", None)):
             return limit
         if isinstance(module, nn.Embedding) and module is not tokens:
             # OPT and its like leave some first rows unused
@@ -33,3 +52,22 @@ def tabulated_positions(model: PreTrainedModel) -> int | None:
         if any(buffer.dim() > 1 and limit in buffer.shape for buffer in module.buffers(recurse=False)):
             return limit
     return None
+
+
+def rope_types(config: PreTrainedConfig) -> set[str]:
+    """The kinds of rotary embedding that a configuration asks for; families may have one per kind of layer."""
+    settings = getattr(config, "rope_parameters", None) or {}
+    each = [settings, *(value for value in settings.values() if isinstance(value, Mapping))]
+    return {str(one["rope_type"]) for one in each if one.get("rope_type")}
+
+
+def rope_switch(config: PreTrainedConfig) -> int | None:
+    """After how many positions a rotary embedding turns otherwise for all of them (``longrope``); None if it does not.
+
+    The longest sequence of a batch decides for all of its rows.
+    """
+    if "longrope" not in rope_types(config):
+        return None
+    settings = config.rope_parameters
+    each = [config.to_dict(), settings, *(value for value in settings.values() if isinstance(value, Mapping))]
+    return min((one[ROPE_SWITCH] for one in each if isinstance(one.get(ROPE_SWITCH), int)), default=None)

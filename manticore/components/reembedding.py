@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from manticore.components.generation_settings import translate_ids
 from manticore.components.token_matching import Matching
 from manticore.components.vocabulary import SPECIAL_TOKENS, exchange_rows
 from manticore.errors import ManticoreError
@@ -20,7 +21,8 @@ def reembed(
     """Rearrange rows of embeddings, head and head bias, in place, so that ids of ``tokenizer`` mean what they say.
 
     A row with one source is copied bit for bit; with several it is their mean, taken in float32; without any it is the
-    mean of all tokens' rows. Ties stay. Special ids of the configuration become those of ``tokenizer``.
+    mean of all tokens' rows. Ties stay. Special ids of the configuration become those of ``tokenizer``, ends those of
+    its tokens that say the same.
 
     Args:
         model: a causal LM, with the tokenizer that was matched as the other one.
@@ -44,10 +46,11 @@ def reembed(
             f"combine: {name} has {rows} embedding rows for {matching.known} tokens. "
             "Fix: give the checkpoint that belongs to the tokenizer"
         )
+    translate_ids(model, matching, tokenizer.eos_token_id, name)
     for holder in (model.config, model.generation_config):
         for token in SPECIAL_TOKENS:
             # where there was none, a padding id would now keep its row from training
-            if getattr(holder, token, None) is not None:
+            if token != "eos_token_id" and getattr(holder, token, None) is not None:
                 setattr(holder, token, getattr(tokenizer, token, None))
     padding = None if embeddings.padding_idx is None else tokenizer.pad_token_id
     # the tokenizer in its folder is no longer its own

@@ -25,7 +25,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from manticore.components.cache_argument import cache_argument
-from manticore.components.positions import tabulated_positions
+from manticore.components.padding import keep_padding_out
+from manticore.components.positions import rope_switch, tabulated_positions
 from manticore.errors import ManticoreError
 
 
@@ -62,7 +63,8 @@ class _StandIn(nn.Module):
 class Runner:
     """Embeddings, layers, final norm and head of one causal LM, each callable on its own.
 
-    Not a module (it owns nothing) and not safe for concurrent use by several threads.
+    Not a module (it owns nothing) and not safe for concurrent use by several threads. It lets the model's recurrent
+    layers see nothing of padding (:mod:`manticore.components.padding`).
 
     Args:
         model: any decoder-only causal LM of transformers.
@@ -89,6 +91,9 @@ class Runner:
         # attention layers refuse a stream of another precision than their weights
         self._takes_any_precision = bool(getattr(model.config, "residual_in_fp32", False))
         self._masks_raw = not self.accepts_positions and all(DynamicCache(config=model.config).is_linear)
+        self._switch = rope_switch(model.config)
+        for layer in self.layers:
+            keep_padding_out(layer)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -201,6 +206,12 @@ class Runner:
         """What the model's own forward takes."""
         if self._tuple_sizes is None:
             self._tuple_sizes = self._probe(input_ids.device)
+        if self.splits(attention_mask):
+            raise ManticoreError(
+                f"forward: the rotary embedding of {self.model.config.model_type} changes after {self._switch} tokens "
+                "for all rows of a batch, and this one has shorter and longer rows. "
+                "Fix: batch rows that are all shorter, or all longer"
+            )
         if self._masks_raw:
             attention_mask = _mask_of_new_tokens(attention_mask, input_ids.shape[1])
         arguments: dict[str, Any] = {
@@ -212,6 +223,16 @@ class Runner:
         if self.accepts_positions:
             arguments["position_ids"] = position_ids
         return arguments
+
+    def splits(self, attention_mask: Tensor | None) -> bool:
+        """Whether a batch has rows on both sides of the position where the rotary embedding changes.
+
+        Its longest row would decide how the shorter ones are turned, which alone are turned otherwise.
+        """
+        if self._switch is None or attention_mask is None or attention_mask.shape[-1] <= self._switch:
+            return False
+        lengths = attention_mask.sum(-1)
+        return int(lengths.min()) <= self._switch < int(lengths.max())
 
     def _recording(self, input_ids: Tensor) -> Recording:
         """What the stand-ins noted."""

@@ -11,7 +11,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from manticore.errors import ManticoreError
@@ -123,6 +125,23 @@ class TokenBytes:
             else:
                 end = start + 1
             start = end
+
+
+def text_bytes(tokenizer: PreTrainedTokenizerBase) -> Tensor | None:
+    """Bytes of text that each token stands for, int64 [V], 0 for special tokens; None where tokens are no bytes.
+
+    A space that a tokenizer puts before a text counts like any other.
+    """
+    try:
+        table = TokenBytes(tokenizer)
+    except ManticoreError:
+        return None
+    sizes = torch.zeros(table.size, dtype=torch.long)
+    for index, text in table.ordinary.items():
+        sizes[index] = len(text)
+    for index in table.single:
+        sizes[index] = 1
+    return sizes
 
 
 def _from_printable(token: str) -> bytes:

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from manticore.components.adapters import AdapterGuard
 from manticore.components.cache_argument import CACHE_NAMES
-from manticore.components.loading import align_memory, load_tokenizer
+from manticore.components.generation_settings import SPECIAL
+from manticore.components.loaded_weights import keeping_loaded_weights
+from manticore.components.loading import align_memory, load_tokenizer, one_line
 from manticore.components.pruning import prune_component
 from manticore.components.resizing import resize_vocabulary
 from manticore.components.runner import Recording, Runner
@@ -24,6 +26,7 @@ from manticore.components.vocabulary import with_vocabulary
 from manticore.errors import ManticoreError
 from manticore.hybrid.cache import HybridCache
 from manticore.hybrid.configuration import ManticoreConfig
+from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.mixing import Features, Mixing, check_weights
 from manticore.hybrid.path import PathMixing
 from manticore.hybrid.placement import hold_mixture
@@ -71,7 +74,7 @@ class ManticorePreTrainedModel(AdapterGuard):
                 setattr(self, f"component_{k}", None)
                 self.runners.append(None)
                 continue
-            component = AutoModelForCausalLM.from_config(component_config) if components is None else components[k]
+            component = self._built(k, component_config) if components is None else components[k]
             setattr(self, f"component_{k}", component)
             runner = Runner(component, config.layer_outputs[k] if config.layer_outputs else None)
             self.runners.append(runner)
@@ -89,6 +92,46 @@ class ManticorePreTrainedModel(AdapterGuard):
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._add_heads()
         self.post_init()
+
+    def _built(self, k: int, config: Any) -> PreTrainedModel:
+        try:
+            return AutoModelForCausalLM.from_config(config)
+        except (ImportError, ValueError) as error:
+            # such as an implementation of attention that the family has not, or that is not installed
+            raise ManticoreError(
+                f"{self._named(k)} cannot be built: {one_line(error)} Fix: choose for each component, such as "
+                f'attn_implementation={{"component_{k}": "eager"}}'
+            ) from error
+
+    def set_attn_implementation(
+        self, attn_implementation: str | dict[Any, Any], allow_all_kernels: bool = False
+    ) -> None:
+        """Run attention by another implementation, one for all components that have attention, or by component.
+
+        Args:
+            attn_implementation: a name of transformers, or names by ``component_k``.
+            allow_all_kernels: see transformers.
+
+        Raises:
+            ManticoreError: a component has no such implementation; then all stay as they were.
+        """
+        wanted: Any = self.config.per_component(attn_implementation, "attn_implementation")
+        configs = [self.config, *self.config.components]
+        before = [config._attn_implementation for config in configs]
+        try:
+            for k, runner in enumerate(self.runners):
+                name = wanted.get(f"component_{k}", before[k + 1])
+                if runner is not None and name != before[k + 1] and not runner.model._can_set_attn_implementation():
+                    # transformers would say so in a warning, and go on
+                    raise ValueError(f"{self._named(k)} has {before[k + 1]} attention only.")
+            super().set_attn_implementation(wanted, allow_all_kernels)
+        except (ImportError, ValueError) as error:
+            for config, name in zip(configs, before):
+                config._attn_implementation_internal = name
+            raise ManticoreError(
+                f"set_attn_implementation: {one_line(error)} Fix: choose for each component, such as "
+                '{"component_0": "eager"}'
+            ) from error
 
     def _add_heads(self) -> None:
         """What a kind of hybrid adds to components and mixing, before weights are initialised."""
@@ -202,6 +245,8 @@ class ManticorePreTrainedModel(AdapterGuard):
         """
         checked = check_weights(weights, self.config.num_blocks, self.config.num_components)
         self.mixing.set_mixture_weights(checked)
+        if isinstance(self, ComponentGenerationMixin):
+            self.update_ends()
 
     @property
     def is_discretized(self) -> bool:
@@ -211,8 +256,8 @@ class ManticorePreTrainedModel(AdapterGuard):
     def with_vocabulary(self, vocab_size: int, *, seed: int = 0) -> ManticorePreTrainedModel:
         """Fresh embeddings and heads, in place, for a task with its own vocabulary.
 
-        Projectors between embeddings are reset, since what they translated is gone. The tokenizer and its special
-        tokens are let go.
+        Projectors between embeddings are reset, since what they translated is gone. The tokenizer, its special tokens
+        and what the components generated by are let go.
 
         Args:
             vocab_size: V of the task.
@@ -226,17 +271,12 @@ class ManticorePreTrainedModel(AdapterGuard):
                 translation.projector.reset_identity()
         self.config.vocab_size = vocab_size
         self.config.tokenizer_component = self.config.reembedded = None
-        self.tokenizer = None
-        self.set_special_tokens(None)
+        self.tokenizer = self.config.generation = None
+        for name in SPECIAL:
+            setattr(self.config, name, None)
+        if isinstance(self, ComponentGenerationMixin):
+            self.generation_config = GenerationConfig()
         return self
-
-    def set_special_tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        """Take over the ids that begin, end and pad a text; None unsets them."""
-        # only what can generate has the second
-        for holder in (self.config, getattr(self, "generation_config", None)):
-            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                if holder is not None:
-                    setattr(holder, name, getattr(tokenizer, name, None))
 
     def get_input_embeddings(self) -> nn.Module:
         """The first kept component's embeddings; the other components have their own."""
@@ -303,6 +343,9 @@ class ManticorePreTrainedModel(AdapterGuard):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
         """Save weights, configuration and, where there is one, the tokenizer."""
+        if isinstance(self, ComponentGenerationMixin):
+            # weights that were trained or copied in place have told nobody
+            self.update_ends()
         super().save_pretrained(save_directory, **kwargs)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
@@ -314,13 +357,29 @@ class ManticorePreTrainedModel(AdapterGuard):
         return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        """A hybrid with fresh weights, for ``from_config`` of the ``Auto`` classes."""
+        made = super()._from_config(config, **kwargs)
+        if isinstance(made, ComponentGenerationMixin):
+            made.follow_components()
+        return made
+
+    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a hybrid and the tokenizer beside it; see transformers for the arguments."""
         # a pickle can run code when it is read
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True})
+        with keeping_loaded_weights():
+            loaded = super().from_pretrained(
+                pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True}
+            )
         hybrid = loaded[0] if isinstance(loaded, tuple) else loaded
         align_memory(hybrid)
         hold_mixture(hybrid.mixing)
+        # transformers lets all that it loads train; probabilities that do would leave the simplex, and run every branch
+        for parameter in hybrid.mixing.mixture_parameters():
+            parameter.requires_grad_(False)
+        if isinstance(hybrid, ComponentGenerationMixin):
+            hybrid.follow_components()
         where = {name: kwargs[name] for name in _WHERE_FILES_ARE if kwargs.get(name) is not None}
         tokenizer = load_tokenizer(pretrained_model_name_or_path, **where)
         rows = hybrid.config.vocab_size

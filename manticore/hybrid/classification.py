@@ -34,6 +34,7 @@ from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.discretize import copied_config
 from manticore.hybrid.inputs import check_inputs, require_ids
+from manticore.hybrid.rehearsal import rehearse
 from manticore.seeding import derive_seed
 
 M = TypeVar("M", bound="ManticoreClassifier")
@@ -249,6 +250,7 @@ def _alone(model: PreTrainedModel, seed: int) -> ManticoreConfig:
     try:
         with quiet_loading(), asked_for_no_more(model):
             self_check(model, runner, seed=seed)
+            rehearse(model)
     finally:
         for module in training:
             module.training = True

@@ -9,17 +9,20 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.initialization import no_init_weights
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from manticore.components.generation_settings import generation_settings
+from manticore.components.loaded_weights import in_precision
 from manticore.components.loading import load_component, load_config, load_tokenizer
 from manticore.components.quiet import quiet_loading
 from manticore.components.runner import Runner
 from manticore.components.selfcheck import continues_by_one_token_only, self_check
 from manticore.components.sources import origin
 from manticore.errors import ManticoreError
+from manticore.hybrid.building import build
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.hybrid.rehearsal import rehearse
 from manticore.hybrid.vocabularies import Vocabulary, chosen_vocabulary, common_vocabulary, named_component
 from manticore.registry import resolve
 from manticore.seeding import derive_seed
@@ -101,7 +104,7 @@ def combine(
         )
     else:
         vocabulary = Vocabulary(min(component.config.vocab_size for component in components), None)
-    _unify_dtype(components)
+    components = _in_one_precision(components)
 
     runners = [Runner(component) for component in components]
     one_token: list[bool] | None = None
@@ -109,6 +112,7 @@ def combine(
         with quiet_loading():
             for component, runner in zip(components, runners):
                 self_check(component, runner, seed=seed)
+                rehearse(component)
             one_token = [continues_by_one_token_only(runner, seed=seed) for runner in runners]
     # the attention implementation that was resolved is written into configurations, so each component has its own
     configurations: dict[str, Any] = {f"component_{k}": component.config for k, component in enumerate(components)}
@@ -131,20 +135,12 @@ def combine(
         torch.manual_seed(derive_seed(seed, "combine"))
         hybrid = build(config, components)
     hybrid.tokenizer = vocabulary.tokenizer
-    hybrid.set_special_tokens(vocabulary.tokenizer)
-    if vocab_size is not None:
+    if vocab_size is None:
+        settings = [generation_settings(component) for component in components]
+        hybrid.adopt_settings(settings, vocabulary.speaker, vocabulary.tokenizer)
+    else:
         hybrid.with_vocabulary(vocab_size, seed=seed)
     return hybrid.eval()
-
-
-def build(config: ManticoreConfig, components: Sequence[PreTrainedModel]) -> ManticoreForCausalLM:
-    """A hybrid around loaded components; only projectors and weights are initialised."""
-    with no_init_weights():
-        hybrid = ManticoreForCausalLM(config, components)
-    for projector in hybrid.mixing.projectors.values():
-        projector.to(components[0].dtype).reset_parameters()  # type: ignore[operator]
-    hybrid.mixing.reset_mixture()
-    return hybrid
 
 
 def _source(model: str | Path | PreTrainedModel) -> str:
@@ -179,13 +175,13 @@ def _check_configs(
             )
 
 
-def _unify_dtype(components: Sequence[PreTrainedModel]) -> None:
-    """One precision for all: the common one, or float32 where they differ."""
+def _in_one_precision(components: list[PreTrainedModel]) -> list[PreTrainedModel]:
+    """All in the precision they have in common, or float32 where they differ."""
     found = {component.dtype for component in components}
     if len(found) > 1:
         logger.warning("components come in %s; all are taken as float32", sorted(str(d) for d in found))
+        components = [in_precision(component, torch.float32).eval() for component in components]
     for component in components:
-        if len(found) > 1:
-            component.float()
         # a model in memory may have been converted after it was configured
         component.config.dtype = component.dtype
+    return components

@@ -9,10 +9,13 @@ import copy
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.cache_utils import CacheLayerMixin, DummyLayer, DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from manticore.components.extra_outputs import ask_for_no_more
+from manticore.components.generation_settings import ends_of
 from manticore.components.loading import check_family
+from manticore.components.positions import context_length
 from manticore.errors import ManticoreError
 
 
@@ -67,6 +70,10 @@ class ManticoreConfig(PreTrainedConfig):
     """``[N, K]`` mixture weights the hybrid was discretized from."""
     parents: list[dict[str, Any]] | None = None
     """Per component the ``source`` it came from, its ``commit`` on the hub, the ``license`` that its card states."""
+    generation: list[dict[str, Any]] | None = None
+    """Per component the settings that its own ``generate`` goes by; None where a task brought its vocabulary."""
+    generation_component: int = 0
+    """The component whose settings hold, apart from ends of text: the one whose tokenizer is the hybrid's."""
     vocab_size: int = 0
     """Rows of the logits."""
     tokenizer_component: int | None = None
@@ -97,9 +104,11 @@ class ManticoreConfig(PreTrainedConfig):
                 "Fix: load a config.json that save_pretrained wrote"
             )
         values = [kwargs.pop(f"component_{k}") for k in range(self.num_components)]
+        # follows from the components that are kept
+        kwargs.pop("max_position_embeddings", None)
         # the class is this one already; a saved copy must not point to a file that is not beside it
         kwargs.pop("auto_map", None)
-        # first, since it sets the attention implementation of every sub-configuration it finds
+        asked = {name: kwargs.get(name) for name in ("attn_implementation", "experts_implementation")}
         super().__post_init__(**kwargs)
         for k, value in enumerate(values):
             if isinstance(value, dict):
@@ -123,6 +132,10 @@ class ManticoreConfig(PreTrainedConfig):
             check_family(value, f"config: component_{k}")
             ask_for_no_more(value)
             setattr(self, f"component_{k}", value)
+        for name, wanted in asked.items():
+            # once more, now that there are components that it can reach
+            if wanted is not None:
+                setattr(self, f"_{name}", wanted)
         if self.path is not None and (
             not isinstance(self.path, list | tuple)
             or len(self.path) != self.num_blocks
@@ -134,7 +147,12 @@ class ManticoreConfig(PreTrainedConfig):
             )
         if self.num_components:
             self._check_per_component()
+            kept = sorted(set(self.path)) if self.path is not None else range(self.num_components)
             self.hidden_size = max(config.hidden_size for config in self.components)
+            # absent where no component names a length, as in a Mamba's configuration: tools ask whether it is there
+            lengths = [length for k in kept if (length := context_length(self.components[k])) is not None]
+            if lengths:
+                self.max_position_embeddings = min(lengths)
             self.num_hidden_layers = sum(config.num_hidden_layers for config in self.components)
             self.boundaries  # noqa: B018  (refuses more blocks than layers)
 
@@ -173,6 +191,7 @@ class ManticoreConfig(PreTrainedConfig):
                 f"config: one_token_at_a_time is {single!r} (expected true or false for each of "
                 f"{self.num_components} components). Fix: load a config.json that save_pretrained wrote"
             )
+        self._check_generation()
         parents = self.parents
         if parents is not None and not (
             isinstance(parents, list)
@@ -184,6 +203,67 @@ class ManticoreConfig(PreTrainedConfig):
                 f"config: parents is {str(parents)[:80]} (expected names for {self.num_components} components). "
                 "Fix: load a config.json that save_pretrained wrote"
             )
+
+    def _check_generation(self) -> None:
+        """Refuse settings that no ``generate`` could go by, or that belong to other components."""
+        given, owner = self.generation, self.generation_component
+        fits = given is None or (
+            isinstance(given, list)
+            and len(given) == self.num_components
+            and all(isinstance(each, dict) for each in given)
+            and all(_is_count(end, least=0) for each in given for end in ends_of(each.get("eos_token_id")))
+        )
+        if not fits or not _is_count(owner, least=0) or owner >= self.num_components:
+            raise ManticoreError(
+                f"config: generation is {str(given)[:80]}, generation_component {owner!r} (expected settings for each "
+                f"of {self.num_components} components, and one of these). "
+                "Fix: load a config.json that save_pretrained wrote"
+            )
+
+    def per_component(self, wanted: str | dict[str, Any] | None, what: str) -> dict[str, Any] | None:
+        """An implementation of attention or experts as transformers takes it: ``""`` for the hybrid, then by component.
+
+        One for all reaches the components that have attention layers; a Mamba would refuse it.
+
+        Raises:
+            ManticoreError: a component that there is not.
+        """
+        if wanted is None or (isinstance(wanted, dict) and wanted.keys() <= {"", *self.sub_configs}):
+            return wanted
+        if isinstance(wanted, dict):
+            raise ManticoreError(
+                f"{what}: {sorted(wanted)} (expected names among {list(self.sub_configs)}). Fix: name components so"
+            )
+        reached = [name for name in self.sub_configs if what != "attn_implementation" or self._attends(name)]
+        return {"": wanted, **dict.fromkeys(reached, wanted)}
+
+    def _attends(self, name: str) -> bool:
+        # not there yet while a configuration is being read
+        component = getattr(self, name, None)
+        if component is None:
+            return False
+        return any(
+            isinstance(layer, CacheLayerMixin) and not isinstance(layer, DummyLayer)
+            for layer in DynamicCache(config=component).layers
+        )
+
+    @property
+    def _attn_implementation(self) -> str | None:
+        return self._attn_implementation_internal
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, value: str | dict[str, Any] | None) -> None:
+        of_all: Any = PreTrainedConfig._attn_implementation
+        of_all.fset(self, self.per_component(value, "attn_implementation"))
+
+    @property
+    def _experts_implementation(self) -> str | None:
+        return self._experts_implementation_internal
+
+    @_experts_implementation.setter
+    def _experts_implementation(self, value: str | dict[str, Any] | None) -> None:
+        of_all: Any = PreTrainedConfig._experts_implementation
+        of_all.fset(self, self.per_component(value, "experts_implementation"))
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:

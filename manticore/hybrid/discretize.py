@@ -11,6 +11,7 @@ from manticore.components.rebuilding import named_tensors, rebuilt
 from manticore.errors import ManticoreError, require_hybrid
 from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.configuration import ManticoreConfig
+from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.mixing import check_path
 
 logger = logging.getLogger(__name__)
@@ -67,8 +68,8 @@ def discretize(hybrid: M, path: Sequence[int] | None = None) -> M:
     kind = type(hybrid)
     small = rebuilt(lambda: kind(config), named_tensors(hybrid), device=hybrid.device, stage="discretize")
     small.tokenizer = hybrid.tokenizer
-    if hybrid.can_generate():
-        small.generation_config = copy.deepcopy(hybrid.generation_config)
+    if isinstance(hybrid, ComponentGenerationMixin) and isinstance(small, ComponentGenerationMixin):
+        small.adopt_generation(hybrid)
     return small.train(hybrid.training)
 
 
@@ -77,8 +78,10 @@ def copied_config(hybrid: ManticorePreTrainedModel, **changes: Any) -> Manticore
     settings = copy.deepcopy(hybrid.config).to_dict()
     settings.update(changes)
     config = ManticoreConfig(**settings)
+    # not part of a saved configuration; of the hybrid itself alone, which would set its components' too
+    config._attn_implementation_internal = hybrid.config._attn_implementation
+    config._experts_implementation_internal = hybrid.config._experts_implementation
     for k, (ours, theirs) in enumerate(zip(config.components, hybrid.config.components)):
-        # not part of a saved configuration
         ours._attn_implementation = theirs._attn_implementation
         ours._experts_implementation = theirs._experts_implementation
         if hybrid.runners[k] is not None:

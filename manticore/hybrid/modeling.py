@@ -15,22 +15,19 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from manticore.components.cache_argument import CACHE_ARGUMENT, named, one_cache
 from manticore.components.extra_arguments import loss_arguments, positions_of_documents
-from manticore.components.generation import (
-    OwnCacheGenerationMixin,
-    new_cache_wanted,
-    refuse_cache_in_checkpointing,
-)
+from manticore.components.generation import new_cache_wanted, refuse_cache_in_checkpointing
 from manticore.components.runner import Recording
 from manticore.components.state_cache import has_states
 from manticore.components.token_layout import continued_mask, continued_positions, put_back, rearranged
 from manticore.errors import ManticoreError
 from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.cache import HybridCache
+from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.inputs import check_inputs, check_outputs, require_ids
 from manticore.hybrid.mixing import Features
 
 
-class ManticoreForCausalLM(ManticorePreTrainedModel, OwnCacheGenerationMixin):
+class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
     """A supernet of K causal LMs, or, once discretized, one path through their blocks.
 
     :func:`manticore.combine` builds a hybrid, ``from_pretrained`` loads one; arguments as in the base class.
@@ -275,10 +272,15 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, OwnCacheGenerationMixin):
         self, generation_config: Any, input_ids_length: int, has_default_max_length: bool
     ) -> None:
         """Refuses, before the first token, to go beyond a component's positions; the default length ends there."""
-        k, limit = min(self._limits.items(), key=lambda each: each[1], default=(0, None))
+        used = [each for each in self._limits.items() if each[0] in self.mixing.route().used]
+        k, limit = min(used, key=lambda each: each[1], default=(0, None))
         # the last token is not read again
         if limit is not None and generation_config.max_length - 1 > limit:
             by_default = has_default_max_length and generation_config.max_new_tokens is None
+            if (own := self.generation_config) is not None:
+                # a length that a parent is configured to is nobody's wish here
+                name = "max_length" if generation_config.max_new_tokens is None else "max_new_tokens"
+                by_default |= getattr(own, name) is not None and getattr(generation_config, name) == getattr(own, name)
             if not by_default or input_ids_length > limit:
                 raise ManticoreError(
                     f"generate: prompt and new tokens make {generation_config.max_length}, but {self._named(k)} has "

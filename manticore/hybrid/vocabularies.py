@@ -32,6 +32,8 @@ class Vocabulary:
     """The component that the tokenizer was chosen from; None where nothing had to be chosen."""
     reembedded: list[dict[str, Any] | None] | None = None
     """Per component what was matched; None for those that had that tokenizer already."""
+    speaker: int = 0
+    """The component that the tokenizer is of, whose generation settings hold; the first where none carries one."""
 
 
 def named_component(choice: object, names: Sequence[str]) -> int:
@@ -91,7 +93,8 @@ def common_vocabulary(
                 "(tokenizer=), or a task with its own vocabulary (--task mad/…)"
             )
     tokenizer = known[0][1] if known else None
-    return Vocabulary(_common_rows(names, components, tokenizer, vouched), tokenizer)
+    speaker = next((k for k, found in enumerate(carried) if found is not None), 0)
+    return Vocabulary(_common_rows(names, components, tokenizer, vouched), tokenizer, speaker=speaker)
 
 
 def chosen_vocabulary(
@@ -132,7 +135,7 @@ def chosen_vocabulary(
         logger.info("%s: re-embedded for the tokenizer of %s: %s", name, names[owner], shared)
         found[k] = shared
     size = _common_rows(names, components, kept, vouched=True)
-    return Vocabulary(size, kept, owner, found) if any(found) else Vocabulary(size, kept)
+    return Vocabulary(size, kept, owner if any(found) else None, found if any(found) else None, speaker=owner)
 
 
 def matched_tokens(hybrid: PreTrainedModel, names: Sequence[str]) -> list[str]:

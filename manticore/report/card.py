@@ -17,7 +17,7 @@ from manticore.report import units
 from manticore.report.block_picture import block_picture
 from manticore.report.licences import strictest
 from manticore.report.loading_code import code_for, has_tokenizer
-from manticore.report.results import Component, Results, Row, TaskInfo, as_results
+from manticore.report.results import Component, Results, Row, TaskInfo, as_results, beginning
 from manticore.report.svg import house_style, to_png
 from manticore.report.verdict import HYBRID, score_row, verdict, warnings
 from manticore.writing import write_bytes
@@ -152,6 +152,7 @@ def _body(results: Results, licence_note: str, folder: Path, has_picture: bool) 
         else [],
         stages=_stages(results),
         data=_data(task),
+        align_text=beginning(results.align.bos) if results.align else "",
         seed=results.seed,
         tuned=[
             {"name": name, "score": units.score(score)}
@@ -202,6 +203,7 @@ def _data(task: TaskInfo) -> str:
     parts = [f"{name}={_public(value)}" for name, value in task.options.items()]
     parts += [f"{count:,} examples in {split}" for split, count in task.examples.items() if count is not None]
     parts += [f"{task.length:,} tokens each"] if task.length else []
+    parts += [task.beginning] if task.beginning else []
     return ", ".join(parts)
 
 

@@ -22,7 +22,7 @@ from manticore.report.block_picture import layer_words
 from manticore.report.figures import FIGURE_NAMES, Drawing, draw_figures
 from manticore.report.loading_code import loading_code
 from manticore.report.palette import component_colour, model_colour
-from manticore.report.results import Compare, Results, TaskInfo, printable, read_results
+from manticore.report.results import Compare, Results, TaskInfo, beginning, printable, read_results
 from manticore.report.svg import inline
 from manticore.report.verdict import HYBRID, score_row, verdict, warnings
 from manticore.writing import write_bytes
@@ -128,6 +128,7 @@ def _summary(results: Results) -> list[tuple[str, str]]:
     search, combine = results.search, results.combine
     pairs = [
         ("task", results.task.name if results.task else ""),
+        ("text", results.task.beginning if results.task else ""),
         ("blocks", str(results.num_blocks or "")),
         ("mixing", combine.mixing if combine else ""),
         ("projector", combine.projector if combine else ""),
@@ -235,6 +236,8 @@ def _notes(figure: str, results: Results) -> str:
             pieces.append(f"Held-out loss of the supernet: {before} before, {after} after")
         if align.tokens is not None:
             pieces.append(f"{units.count(align.tokens)} tokens of calibration text")
+        if align.bos is not None:
+            pieces.append(beginning(align.bos))
         return "; ".join(pieces) + "." if pieces else ""
     return ""
 

@@ -52,8 +52,17 @@ class TaskInfo:
     """What was chosen, as it would stand in a command."""
     examples: dict[str, int | None] = dataclasses.field(default_factory=dict)
     """Split → number of examples."""
+    scored: int | None = None
+    """Examples of the test split that scores are of; None: the record does not say."""
     length: int | None = None
     """Tokens per example, padding included."""
+    bos: str | None = None
+    """The token that every example of text begins with, empty for none; None for other tasks and older runs."""
+
+    @property
+    def beginning(self) -> str:
+        """What an example of text begins with, in words; empty for other tasks and older runs."""
+        return beginning(self.bos)
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,8 @@ class Align:
     seconds: float | None = None
     loss_before: float | None = None
     loss_after: float | None = None
+    bos: str | None = None
+    """The token that every pack of text began with, empty for none; None where nothing is known of it."""
     translations: tuple[Translation, ...] = ()
 
 
@@ -176,6 +187,14 @@ class Row:
     mismatch: bool = False
     diverged: tuple[float, ...] = ()
     """Learning rates with which a training ended in NaN or infinity."""
+    step_flops: float | None = None
+    """Training FLOPs of one step: no run can come nearer to its budget."""
+
+    def mean_of(self, metric: str) -> float | None:
+        """The mean over seeds of any metric; None where a seed has no finite one."""
+        found = [seed.metrics.get(metric) for seed in self.seeds]
+        finite = [value for value in found if value is not None]
+        return sum(finite) / len(finite) if finite and len(finite) == len(found) else None
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -187,13 +206,28 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Untrained:
+    """A parent as it was downloaded, scored before any training."""
+
+    model: str = ""
+    metrics: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    left_out: str = ""
+    """Why there is no score."""
+
+
+@dataclass(frozen=True)
 class Compare:
     budgets: tuple[Budget, ...] = ()
     rows: tuple[Row, ...] = ()
+    untrained: tuple[Untrained, ...] = ()
     seconds: float | None = None
 
     def row(self, model: str, budget: int) -> Row | None:
         return next((r for r in self.rows if r.model == model and r.budget == budget), None)
+
+    def before(self, model: str, metric: str) -> float | None:
+        """What a model scored as it was downloaded."""
+        return next((found.metrics.get(metric) for found in self.untrained if found.model == model), None)
 
     @property
     def models(self) -> list[str]:
@@ -205,6 +239,11 @@ class Compare:
 class SavedModel:
     path: str = ""
     loads_with: str = ""
+
+
+def beginning(bos: str | None) -> str:
+    """What a pack of text begins with, in words; empty where nothing is known of it."""
+    return "" if bos is None else f"every pack begins with {bos}" if bos else "packs begin without BOS"
 
 
 @dataclass(frozen=True)

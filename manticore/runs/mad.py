@@ -222,7 +222,11 @@ class MadFolder:
     def _build(self, model: Candidate, setting: Setting, backbone: Backbone) -> PreTrainedModel:
         sizes = {name: int(setting.options[name]) for name in ("vocab_size", "seq_len")}
         return model.build(
-            vocab_size=sizes["vocab_size"], positions=sizes["seq_len"], seed=self.seed, backbone=backbone
+            vocab_size=sizes["vocab_size"],
+            positions=sizes["seq_len"],
+            seed=self.seed,
+            backbone=backbone,
+            linear_init=self.protocol.linear_init,
         )
 
     def _data(self, setting: Setting) -> dict[str, Arrays]:

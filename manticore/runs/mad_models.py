@@ -22,6 +22,7 @@ import torch
 from manticore import registry
 from manticore.errors import ManticoreError
 from manticore.seeding import derive_seed
+from manticore.tasks.mad_protocol import LinearInit
 from manticore.tasks.task import Backbone
 
 if TYPE_CHECKING:
@@ -47,7 +48,15 @@ class Candidate:
         """Whether there is a form of it that reads in this way."""
         return backbone == "causal" or _is_stack(self.name)
 
-    def build(self, *, vocab_size: int, positions: int, seed: int, backbone: Backbone = "causal") -> PreTrainedModel:
+    def build(
+        self,
+        *,
+        vocab_size: int,
+        positions: int,
+        seed: int,
+        backbone: Backbone = "causal",
+        linear_init: LinearInit = "uniform",
+    ) -> PreTrainedModel:
         """A model with `vocab_size` tokens for sequences of up to `positions` tokens, in evaluation mode.
 
         Args:
@@ -55,6 +64,8 @@ class Candidate:
             positions: the longest sequence.
             seed: of everything that is new.
             backbone: how it reads, see :meth:`can_be`.
+            linear_init: how the linear maps of stacks that read causally start. Those of auto-encoders always start
+                from N(0, 0.02) with biases 0, as in the benchmark's code.
 
         Raises:
             ManticoreError: there is no such model, or it has too few positions.
@@ -62,10 +73,10 @@ class Candidate:
         parts = self.name.split(_JOIN)
         seeds = [derive_seed(seed, "mad weights", part) for part in range(len(parts))]
         if len(parts) == 1:
-            return _single(self.name, vocab_size, positions, seeds[0], backbone)
+            return _single(self.name, vocab_size, positions, seeds[0], backbone, linear_init)
         from manticore.hybrid.combine import combine
 
-        models = [_single(part, vocab_size, positions, own, "causal") for part, own in zip(parts, seeds)]
+        models = [_single(part, vocab_size, positions, own, "causal", linear_init) for part, own in zip(parts, seeds)]
         return combine(models, num_blocks=NUM_BLOCKS, mixing=self.mixing, vocab_size=vocab_size, seed=seed)
 
 
@@ -95,22 +106,30 @@ def _is_stack(name: str) -> bool:
     return name in registry.entries("stack") or (name.startswith(_LAYERS) and _JOIN not in name)
 
 
-def _single(name: str, vocab_size: int, positions: int, seed: int, backbone: Backbone) -> PreTrainedModel:
+def _single(
+    name: str, vocab_size: int, positions: int, seed: int, backbone: Backbone, linear_init: LinearInit
+) -> PreTrainedModel:
     if _is_stack(name):
-        return _stack(name, vocab_size, positions, seed, backbone)
+        return _stack(name, vocab_size, positions, seed, backbone, linear_init)
     make = _new if name.startswith(_FAMILY) else _saved
     model = make(name, vocab_size, positions, seed)
     _check_causal(model, name, vocab_size)
     return model
 
 
-def _stack(name: str, vocab_size: int, positions: int, seed: int, backbone: Backbone) -> PreTrainedModel:
+def _stack(
+    name: str, vocab_size: int, positions: int, seed: int, backbone: Backbone, linear_init: LinearInit
+) -> PreTrainedModel:
     from manticore.stacks.autoencoder import StackForAutoEncoding
     from manticore.stacks.configuration import StackConfig
     from manticore.stacks.modeling import StackForCausalLM
     from manticore.stacks.presets import preset_config
 
-    sizes: dict[str, Any] = {"vocab_size": vocab_size, "max_position_embeddings": positions}
+    sizes: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "max_position_embeddings": positions,
+        "linear_init": "normal" if backbone == "autoencoder" else linear_init,
+    }
     if name.startswith(_LAYERS):
         config = StackConfig(layers=name.removeprefix(_LAYERS).split(","), **sizes)
     else:

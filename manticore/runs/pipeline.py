@@ -260,7 +260,8 @@ class Pipeline:
             combined["tokenizer"] = recipe.combine.tokenizer
             combined["reembedded"] = hybrid.config.reembedded
         sizes = " + ".join(f"{record['parameters']:,}" for record in components)
-        results = {"components": components, "task": task_record(self.task, recipe.task.options), "combine": combined}
+        task = task_record(self.task, recipe.task.options, test_examples=recipe.finetune.test_examples)
+        results = {"components": components, "task": task, "combine": combined}
         return Outcome(results, f"{sizes} parameters")
 
     def _align(self, own: Path) -> Outcome:

@@ -31,17 +31,23 @@ def component_record(component: Component, model: PreTrainedModel, lineage: dict
     }
 
 
-def task_record(task: Task, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def task_record(
+    task: Task, options: Mapping[str, Any] | None = None, *, test_examples: int | None = None
+) -> dict[str, Any]:
     """What the task is, how much data it has and how it is scored.
 
     Args:
         options: those it was loaded with.
+        test_examples: as many of the test split are scored; None: all.
     """
+    examples = {str(split): len(rows) for split, rows in task.data.items()}
     return {
         "name": task.name,
         "options": {name: str(value) for name, value in (options or {}).items()},
-        "examples": {str(split): len(rows) for split, rows in task.data.items()},
+        "examples": examples,
+        "scored": min(examples["test"], test_examples or examples["test"]),
         "length": task.length,
+        "bos": task.bos,
         "primary_metric": task.primary_metric,
         "higher_is_better": task.higher_is_better,
         "chance": task.chance,

@@ -70,7 +70,7 @@ def _arguments(function: ast.FunctionDef, doc: str, module: ast.Module) -> dict[
     return {
         argument.arg: Option(
             argument.arg,
-            ast.unparse(argument.annotation) if argument.annotation else "",
+            ast.unparse(_value(argument.annotation, module)) if argument.annotation else "",
             ast.unparse(_value(default, module)) if default is not None else "required",
             _help(argument.arg, doc),
         )
@@ -79,7 +79,7 @@ def _arguments(function: ast.FunctionDef, doc: str, module: ast.Module) -> dict[
 
 
 def _value(default: ast.expr, module: ast.Module) -> ast.expr:
-    """What a name stands for: a constant of the module, or of the one that it is imported from."""
+    """What a name stands for: a constant or a type of the module, or of the one that it is imported from."""
     if not isinstance(default, ast.Name):
         return default
     for node in module.body:
@@ -119,6 +119,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 def expected_type(option: Option, value: Any) -> str | None:
     """What the option's annotation asks for, if the value is not that; None if it fits or cannot be judged."""
+    if option.annotation.startswith("Literal["):
+        choices = ast.literal_eval(option.annotation.removeprefix("Literal"))
+        return None if value in choices else f"one of {', '.join(choices)}"
     parts = [part.strip() for part in option.annotation.split("|")]
     if not all(part in _TYPES for part in parts):
         return None

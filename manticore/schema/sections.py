@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from manticore.schema.names import Mixing, Projector, SearchMethod, TaskName
+from manticore.tasks.beginning import Bos
 
 Count = Annotated[int, Field(ge=1)]
 Amount = Annotated[int, Field(ge=0)]
@@ -90,6 +91,8 @@ class Pretrain(Section):
     """Of the first weights and the order of the data; not the run's, so that runs share the model."""
     data_seed: Seed = 0
     """Which documents are held out."""
+    bos: Bos = "auto"
+    """Whether every sequence begins with the tokenizer's BOS token; auto: where it adds one. A new one adds none."""
 
 
 class Combine(Section):
@@ -132,6 +135,8 @@ class Align(Section):
     """Gradient steps on the projectors after the closed form."""
     lr: Positive = 1e-3
     """Their first learning rate; it falls linearly to zero."""
+    bos: Bos = "auto"
+    """Whether every sequence begins with the tokenizer's BOS token; auto: where the tokenizer adds one."""
 
 
 class Search(Section):

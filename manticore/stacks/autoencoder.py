@@ -2,14 +2,16 @@
 
     z = pool(stack(x_1 … x_T));   logits_i = W norm(f2(f1(z + p_i))),   f(x) = gelu(W norm(x) + b)
 
-p_i are fixed sines and cosines of position i; the decoder sees nothing but z, and no residual goes around it
-(Poli et al., "Mechanistic Design", 2024).
+The stack is embeddings and layers without a last norm, so z is pooled from the raw stream. p_i are fixed sines and
+cosines of position i; the decoder sees nothing but z, and no residual goes around it (Poli et al., "Mechanistic
+Design", 2024, and its public code).
 
 Letters: B batch, T tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any, cast
 
 import torch
@@ -43,7 +45,7 @@ class StackForAutoEncoding(StackPreTrainedModel):
                 f"auto-encoder: hidden_size is {config.hidden_size} (expected an even number, 4 or more, "
                 "for sines and cosines). Fix: another width"
             )
-        self.model = StackModel(config)
+        self.model = StackModel(_encoder_config(config), last_norm=False)
         self.cls = nn.Parameter(torch.empty(config.hidden_size)) if config.pooling == "cls" else None
         self.decoder_norms = nn.ModuleList(make_norm(config) for _ in range(_DECODER_LAYERS))
         self.decoder_layers = nn.ModuleList(
@@ -115,7 +117,16 @@ class StackForAutoEncoding(StackPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if module is self and self.cls is not None:
-            init.normal_(self.cls, std=self.config.initializer_range)
+            init.normal_(self.cls)
+
+
+def _encoder_config(config: StackConfig) -> StackConfig:
+    """The same configuration; with a learned token at the end the layers have a position for it."""
+    if config.pooling != "cls":
+        return config
+    longer = copy.deepcopy(config)
+    longer.max_position_embeddings += 1
+    return longer
 
 
 def positions(tokens: int, width: int, like: Tensor) -> Tensor:

@@ -46,7 +46,8 @@ class StackConfig(PreTrainedConfig):
     norm_eps: float = 1e-5
     head_bias: bool = True
     linear_init: str = "uniform"
-    """``"uniform"`` is torch's own start of a linear map, ``"normal"`` is N(0, initializer_range)."""
+    """How linear maps start: ``"uniform"`` as torch and their layers start them, ``"normal"`` all of them from
+    N(0, initializer_range) with biases 0, those included to which a layer would give a start of its own."""
     pooling: str = "last"
     """What the auto-encoder keeps of a sequence: ``"last"``, ``"mean"`` or ``"cls"`` (a learned token at the end)."""
     initializer_range: float = 0.02

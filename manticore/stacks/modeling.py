@@ -99,7 +99,7 @@ class StackPreTrainedModel(AdapterGuard):
         return any(kind in _RECURRENT for kind in self.config.layer_types)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Embeddings N(0, initializer_range); linear maps as torch starts them, with biases 0; the rest by itself."""
+        """Embeddings N(0, initializer_range); linear maps as ``linear_init`` says, biases 0; the rest by itself."""
         if isinstance(module, nn.Linear):
             if self.config.linear_init == "normal":
                 init.normal_(module.weight, std=self.config.initializer_range)
@@ -120,6 +120,11 @@ class StackPreTrainedModel(AdapterGuard):
                 init.zeros_(bias)
         elif isinstance(module, Mixer | ImplicitFilter):
             module.reset_extra_parameters()
+            if self.config.linear_init == "normal":
+                # also the maps to which the layer has just given a start of its own, such as Mamba's time steps
+                for layer in module.modules():
+                    if isinstance(layer, nn.Linear):
+                        self._init_weights(layer)
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -128,13 +133,18 @@ class StackPreTrainedModel(AdapterGuard):
 
 
 class StackModel(StackPreTrainedModel):
-    """Embeddings, layers and the last norm."""
+    """Embeddings, layers and the last norm.
 
-    def __init__(self, config: StackConfig) -> None:
+    Args:
+        config: the stack's configuration.
+        last_norm: whether there is a norm after the last layer; without it the raw stream is returned.
+    """
+
+    def __init__(self, config: StackConfig, *, last_norm: bool = True) -> None:
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(StackLayer(config, index) for index in range(config.num_hidden_layers))
-        self.norm = make_norm(config)
+        self.norm = make_norm(config) if last_norm else nn.Identity()
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -151,7 +161,7 @@ class StackModel(StackPreTrainedModel):
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
-        """Hidden states after the last norm.
+        """Hidden states after the last norm, where there is one.
 
         Args:
             input_ids: ``[B, T]``.

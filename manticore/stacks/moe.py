@@ -80,7 +80,7 @@ class MoEMLP(Mixer):
             self.gates = nn.Parameter(torch.empty(num_experts, expert_width))
 
     def forward(self, hidden: Tensor, step: Step) -> Tensor:
-        outputs = self.down_proj(self.up_proj(hidden) * F.gelu(self.gate_proj(hidden)))
+        outputs = self.down_proj(self.up_proj(hidden) * F.gelu(self.gate_proj(hidden), approximate="tanh"))
         weights = router_weights(self.router(hidden), self.top_k, self.router_kind)
         # the expert is the fastest index of an output
         return (outputs.unflatten(-1, (-1, self.num_experts)) * weights[..., None, :]).sum(-1)

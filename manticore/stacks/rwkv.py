@@ -88,7 +88,8 @@ class _TimeMixer(Mixer):
         place = torch.arange(width, dtype=torch.float32, device=self.decay.device)
         share = place / max(1, width - 1)
         init.copy_(self.decay, (-6 + 5 * share**0.7).to(self.decay.dtype))
-        start = 0.5 * (1 - share) + 0.1 * ((place + 1) % 3 - 1)
+        # RWKV adds a slope that grows with the layer's height; its lowest layer has the zigzag only
+        start = 0.1 * ((place + 1) % 3 - 1)
         init.copy_(self.bonus, start.view_as(self.bonus).to(self.bonus.dtype))
 
 
@@ -169,7 +170,7 @@ class RWKV6TimeMixer(_TimeMixer):
         start = torch.stack([1 - ramp**power for power in _MIXES.values()])
         init.copy_(self.mixes, start.to(self.mixes.dtype))
         for weight in (self.mix_down, self.mix_up, self.decay_down, self.decay_up):
-            init.uniform_(weight, -1e-2, 1e-2)
+            init.uniform_(weight, -1e-4, 1e-4)
 
 
 class RWKVChannelMixer(Mixer):

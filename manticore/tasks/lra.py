@@ -246,7 +246,7 @@ def _image_source(origin: Any, train: Callable[[], Rows], images: int, test: Cal
     """The last tenth of the training images is the validation split."""
     boundary = images - images // 10
     return _Source(
-        origin,
+        {"images": origin, "grey": lra_images.GREY_RULE},
         {
             "train": lambda: islice(train(), boundary),
             "validation": lambda: islice(train(), boundary, None),

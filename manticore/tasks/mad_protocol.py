@@ -3,6 +3,8 @@
 Source: Poli et al. 2024, arXiv 2403.17844, and its public code. Both train with AdamW for 200 epochs of batches of 128
 for each of three learning rates and two weight decays, without warm-up, clipping or dropout. They differ in the
 schedule: the paper has a cosine to 1e-6, stepped once per epoch; the code never applies it, so its rate is constant.
+Until December 2024 the code started every linear map of its language models from N(0, 0.02) with biases 0, Mamba's time
+steps included; the paper's runs may have started so (``linear_init="normal"``). Its auto-encoders always do.
 
 Both stop when the test accuracy reaches 0.999, report the epoch with the lowest test perplexity, and take the best of
 the six runs by test accuracy: the test set chooses three times. ``selection="validation"`` makes all three choices on
@@ -14,13 +16,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal
+from typing import Literal, get_args
 
 from manticore.errors import ManticoreError
 from manticore.registry import did_you_mean
 from manticore.tasks.mad_grid import Setting, settings
 
 Selection = Literal["test", "validation"]
+LinearInit = Literal["uniform", "normal"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,9 @@ class Protocol:
     """Where a cosine ends."""
     stop_at: float = 0.999
     """A run ends early when its ``mad_macro`` on the selection split reaches this."""
+    linear_init: LinearInit = "uniform"
+    """How the linear maps of language models that are stacks start: as torch and their layers start them, or all from
+    N(0, 0.02) with biases 0."""
     selection: Selection = "test"
     """The split that ends runs early, chooses their epoch and the best of them."""
 
@@ -98,16 +104,24 @@ _SMOKE: dict[str, tuple[tuple[str, int | float], ...]] = {
 """Shorter sequences and fewer examples than any published setting."""
 
 
-def choose_protocol(name: str, *, tier: str, selection: Selection = "test") -> Protocol:
+def choose_protocol(
+    name: str, *, tier: str, selection: Selection = "test", linear_init: LinearInit = "uniform"
+) -> Protocol:
     """A protocol by name; the tier ``smoke`` shortens it to five epochs of small batches and one point of the grid.
 
     Raises:
-        ManticoreError: no such protocol, tier or split.
+        ManticoreError: no such protocol, tier, split or start, or the older start with the code that no longer has it.
     """
     _expect("protocol", name, list(PROTOCOLS))
     _expect("tier", tier, list(TIERS))
-    _expect("select", selection, ["test", "validation"])
-    protocol = replace(PROTOCOLS[name], selection=selection)
+    _expect("select", selection, list(get_args(Selection)))
+    _expect("linear-init", linear_init, list(get_args(LinearInit)))
+    if linear_init == "normal" and name != "published":
+        raise ManticoreError(
+            f"mad: the protocol {name} starts language models as torch does. "
+            "Fix: --protocol published with --linear-init normal"
+        )
+    protocol = replace(PROTOCOLS[name], selection=selection, linear_init=linear_init)
     if tier == "smoke":
         return replace(protocol, lrs=(1e-3,), weight_decays=(0.0,), epochs=5, batch_size=32)
     return protocol

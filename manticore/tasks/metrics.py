@@ -56,6 +56,34 @@ class TokenMetrics:
         return {"loss": loss, "accuracy": self._correct / self._scored, "perplexity": _perplexity(loss)}
 
 
+class TextMetrics(TokenMetrics):
+    """:class:`TokenMetrics` and ``bits_per_byte``, which compares models whatever their tokenizers are.
+
+    The loss in bits of all scored tokens, over the bytes of text that these stand for. What a special token costs
+    counts, but it stands for no text.
+
+    Args:
+        sizes: bytes of text per token id, int64 [V], 0 for special tokens.
+    """
+
+    def __init__(self, sizes: Tensor) -> None:
+        super().__init__()
+        self._sizes = sizes
+        self._bytes = 0
+
+    def add(self, losses: Tensor, predictions: Tensor, targets: Tensor) -> None:
+        """As :meth:`TokenMetrics.add`."""
+        super().add(losses, predictions, targets)
+        self._bytes += int(self._sizes[targets[targets != IGNORE].cpu()].sum())
+
+    def compute(self) -> dict[str, float]:
+        """``nan`` everywhere if nothing was scored, infinite bits per byte if only special tokens were."""
+        values = super().compute()
+        bits = self._loss / math.log(2)
+        per_byte = bits / self._bytes if self._bytes else math.inf if self._scored else math.nan
+        return {**values, "bits_per_byte": per_byte}
+
+
 class ClassMetrics:
     """``accuracy`` (share of examples whose class is found) and ``loss`` (mean cross entropy in nats)."""
 

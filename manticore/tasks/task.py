@@ -55,6 +55,8 @@ class Task:
     """Sequences per example: 1, or 2 that are compared."""
     pad_token_id: int | None = None
     """The id that fills up shorter examples of a task with classes; None: all are equally long."""
+    bos: str | None = None
+    """The BOS token that every example begins with, empty where text begins with none; None: no text."""
 
     def __post_init__(self) -> None:
         classes = self.num_classes

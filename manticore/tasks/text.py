@@ -2,13 +2,17 @@
 
 Documents are joined by the end-of-text token into one stream, which is cut into packs of T tokens. The target of a
 position is the next token of the stream; that of a pack's last position is the first token of the pack after it.
+
+Where the tokenizer puts a token for the beginning of a text (BOS) before what it encodes, every pack begins with it:
+T tokens of the stream are what the pack must predict, and BOS and all of these but the last are what it reads. So BOS
+is context and never scored, packs keep their length, and a pack scores T tokens with it and without.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,9 +20,11 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
+from manticore.components.token_bytes import text_bytes
 from manticore.errors import ManticoreError
+from manticore.tasks.beginning import Bos, beginning
 from manticore.tasks.corpus import read_corpus
-from manticore.tasks.metrics import IGNORE, TokenMetrics
+from manticore.tasks.metrics import IGNORE, TextMetrics, TokenMetrics
 from manticore.tasks.roundtrip import check_round_trip
 from manticore.tasks.task import Task
 from manticore.tasks.text_sources import STDLIB
@@ -35,6 +41,7 @@ def text(
     length: int = 256,
     max_bytes: int | None = None,
     data_seed: int = 0,
+    bos: Bos = "auto",
 ) -> Task:
     """Predict the next token of a text.
 
@@ -45,23 +52,40 @@ def text(
         length: tokens per example.
         max_bytes: read so much of the text only.
         data_seed: decides which documents are held out.
+        bos: whether every example begins with the tokenizer's BOS token: auto (where it adds one), always or never.
 
     Raises:
-        ManticoreError: no tokenizer, or text that cannot be read, is too short, or does not survive its tokenizer.
+        ManticoreError: no tokenizer, no BOS token where one is asked for, or text that cannot be read, is too short, or
+            does not survive its tokenizer.
     """
     if tokenizer is None:
         raise ManticoreError("task 'text': needs the components' tokenizer. Fix: use components that carry one")
     splits = split_documents(read_corpus(source, text_column=text_column, max_bytes=max_bytes), data_seed=data_seed)
-    data = DatasetDict({name: pack(part, tokenizer, length, name=f"{name} part") for name, part in splits.items()})
+    return packed_task(splits, tokenizer, length, bos=bos)
+
+
+def packed_task(
+    splits: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase, length: int, *, bos: Bos = "auto"
+) -> Task:
+    """The task of predicting the documents of ``splits``, scored in nats per token and in bits per byte.
+
+    Where the tokenizer's tokens cannot be read as bytes, bits per byte are left out.
+
+    Raises:
+        ManticoreError: as :func:`pack`.
+    """
+    packs = {name: pack(part, tokenizer, length, bos=bos, name=f"{name} part") for name, part in splits.items()}
+    first, sizes = beginning(tokenizer, bos, stage="text"), text_bytes(tokenizer)
     return Task(
         name="text",
         vocab_size=None,
         length=length,
-        data=data,
+        data=DatasetDict(packs),
         primary_metric="loss",
         higher_is_better=False,
-        metric_state=TokenMetrics,
+        metric_state=TokenMetrics if sizes is None else lambda: TextMetrics(sizes),
         chance=math.log(len(tokenizer)),
+        bos="" if first is None else str(tokenizer.bos_token),
     )
 
 
@@ -96,19 +120,28 @@ def _line_end(document: str, share: float) -> int:
     return line_end or position
 
 
-def pack(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, *, name: str = "text") -> Dataset:
+def pack(
+    documents: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    *,
+    bos: Bos = "auto",
+    name: str = "text",
+) -> Dataset:
     """Packs of ``length`` tokens with the columns ``input_ids`` and ``targets``, each [packs, T].
 
-    What does not fill the last pack is left out. Decoded, the packs are the source text; this is checked.
+    What does not fill the last pack is left out. Decoded, the stream is the source text; this is checked.
 
     Args:
         documents: strings.
         tokenizer: must have an end-of-text token.
-        length: tokens per pack.
+        length: tokens per pack, BOS included.
+        bos: whether every pack begins with the tokenizer's BOS token: ``"auto"`` where the tokenizer adds one.
         name: what errors call this text.
 
     Raises:
-        ManticoreError: too short for one pack, no end-of-text token, or text that does not survive its tokenizer.
+        ManticoreError: too short for one pack, no end-of-text or BOS token, or text that does not survive its
+            tokenizer.
     """
     if isinstance(length, bool) or not isinstance(length, int) or length < 2:
         raise ManticoreError(f"text: length is {length!r} (expected a whole number). Fix: give 2 or more")
@@ -116,6 +149,7 @@ def pack(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: i
         raise ManticoreError("text: the tokenizer has no end-of-text token (eos_token). Fix: set tokenizer.eos_token")
     if not documents:
         raise ManticoreError(f"text: the {name} is empty. Fix: give more text")
+    first = beginning(tokenizer, bos, stage="text")
     stream, starts = _tokenize(documents, tokenizer)
     packs = len(stream) // length
     if packs == 0:
@@ -123,9 +157,12 @@ def pack(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: i
             f"text: the {name} is too short ({len(stream)} tokens, expected at least length={length}). "
             "Fix: give more text, or shorter packs"
         )
-    inputs = stream[: packs * length].reshape(packs, length)
-    following = np.append(stream, IGNORE)[1 : packs * length + 1].reshape(packs, length)
-    _check(documents, inputs, starts, tokenizer)
+    rows = stream[: packs * length].reshape(packs, length)
+    _check(documents, rows, starts, tokenizer)
+    if first is None:
+        inputs, following = rows, np.append(stream, IGNORE)[1 : packs * length + 1].reshape(packs, length)
+    else:
+        inputs, following = np.insert(rows[:, :-1], 0, first, axis=1), rows
     return Dataset.from_dict({"input_ids": inputs, "targets": following}).with_format("torch")
 
 
@@ -138,10 +175,8 @@ def _tokenize(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> t
     return np.concatenate(parts), starts
 
 
-def _check(
-    documents: Sequence[str], inputs: np.ndarray, starts: np.ndarray, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    flat = inputs.reshape(-1)
+def _check(documents: Sequence[str], rows: np.ndarray, starts: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> None:
+    flat = rows.reshape(-1)
     packed = [flat[start : end - 1] for start, end in pairwise(starts) if start < flat.size]
     check_round_trip(
         documents[: len(packed)],

@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from manticore.components.cache_argument import cache_in
+from manticore.components.positions import context_length
 from manticore.errors import ManticoreError
 from manticore.flops import counted_flops
 from manticore.kernels.mamba import use_selective_scan
@@ -110,7 +111,7 @@ def cache_cost(model: PreTrainedModel, length: int = 64) -> CacheCost:
     layer with a sliding window grows only until its window is full: a `length` beyond twice the window shows such
     a layer's cache as state.
     """
-    length = min([length, *(getattr(config, "max_position_embeddings", length) for config, _ in _kept_layers(model))])
+    length = min(length, *(context_length(config) or length for config, _ in _kept_layers(model)))
     short, long = (
         sum(_cache_bytes(config, layers, tokens, model.dtype) for config, layers in _kept_layers(model))
         for tokens in (length // 2, length)

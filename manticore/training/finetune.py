@@ -267,4 +267,4 @@ def data_fingerprint(task: Task) -> str:
     """Tells training splits apart by their size and their first and last rows."""
     train = task.data["train"]
     ends = [train[i] for i in {0, len(train) - 1} if len(train)]
-    return hashlib.sha256(repr((len(train), task.length, ends)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((len(train), task.length, task.bos, ends)).encode()).hexdigest()[:16]

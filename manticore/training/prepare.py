@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from manticore.components.loading import own_tokenizer
-from manticore.components.positions import tabulated_positions
+from manticore.components.positions import context_length, tabulated_positions
 from manticore.components.vocabulary import with_vocabulary
 from manticore.errors import ManticoreError
 from manticore.hybrid.base import ManticorePreTrainedModel
@@ -67,8 +67,8 @@ def check_length(model: PreTrainedModel, task: Task, *, stage: str) -> None:
             "Fix: a model with more positions, or shorter examples where the task has an option for that"
         )
     for each in _components(model):
-        named = getattr(each.config, "max_position_embeddings", None)
-        if isinstance(named, int) and task.length > named:
+        named = context_length(each.config)
+        if named is not None and task.length > named:
             logger.warning(
                 "%s: examples of %s have %d tokens, the configuration of %s names %d: positions beyond are new to it",
                 stage,

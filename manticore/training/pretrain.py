@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import DatasetDict
 from filelock import FileLock
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -28,10 +27,10 @@ from manticore.cache import MANIFEST, cache_folder, content_key, expanded, is_wh
 from manticore.components.loading import load_tokenizer
 from manticore.errors import ManticoreError
 from manticore.seeding import derive_seed
+from manticore.tasks.beginning import Bos, beginning
 from manticore.tasks.corpus import STDLIB, Text, corpus_digest, read_corpus
-from manticore.tasks.metrics import TokenMetrics
 from manticore.tasks.task import Task
-from manticore.tasks.text import pack, split_documents
+from manticore.tasks.text import packed_task, split_documents
 from manticore.training.callbacks import Progress
 from manticore.training.finetune import finetune
 from manticore.training.shapes import build, small_config
@@ -64,6 +63,7 @@ def pretrain(
     weight_decay: float = 0.01,
     seed: int = 0,
     data_seed: int = 0,
+    bos: Bos = "auto",
     out: str | Path | None = None,
     cache: bool = True,
     cpu: bool = False,
@@ -91,6 +91,8 @@ def pretrain(
         weight_decay: AdamW's.
         seed: of the first weights and the order of the data.
         data_seed: which documents are held out.
+        bos: whether every sequence begins with the tokenizer's BOS token: auto (where it adds one; a new tokenizer
+            adds none), always or never.
         out: folder for the checkpoint; None: it stays in the cache.
         cache: take the model from the cache, and put it there.
         cpu: stay on the CPU where an accelerator is present.
@@ -119,6 +121,9 @@ def pretrain(
         "seed": seed,
         "data_seed": data_seed,
     }
+    if bos == "always" if given is None else beginning(given, bos, stage="pretrain") is not None:
+        # absent where there is none: what was pretrained before there was a choice stays valid
+        settings["bos"] = True
     name = f"{shape.model_type}-{content_key(settings)}"
     folder = _destination(name, out, cache)
     work = folder.parent / f".{name}.part"
@@ -137,7 +142,7 @@ def pretrain(
                 if steps:
                     result = finetune(
                         model,
-                        _task(splits, used, length),
+                        _task(splits, used, length, bos),
                         steps=steps,
                         batch_size=batch_size,
                         lr=lr,
@@ -210,20 +215,12 @@ def _new_model(shape: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, seed
         return build(shape)
 
 
-def _task(splits: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase, length: int) -> Task:
+def _task(splits: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase, length: int, bos: Bos) -> Task:
     """The text as a task whose test split is a little of the validation part: a number to look at, at low cost."""
-    train = pack(splits["train"], tokenizer, length, name="training part")
-    held_out = pack(splits["validation"], tokenizer, length, name="validation part")
-    held_out = held_out.select(range(min(_SCORED_PACKS, len(held_out))))
-    return Task(
-        name="text",
-        vocab_size=None,
-        length=length,
-        data=DatasetDict({"train": train, "validation": held_out, "test": held_out}),
-        primary_metric="loss",
-        higher_is_better=False,
-        metric_state=TokenMetrics,
-    )
+    task = packed_task({name: splits[name] for name in ("train", "validation")}, tokenizer, length, bos=bos)
+    held_out = task.data["validation"]
+    task.data["validation"] = task.data["test"] = held_out.select(range(min(_SCORED_PACKS, len(held_out))))
+    return task
 
 
 def _publish(

@@ -10,7 +10,7 @@ from manticore.stacks.autoencoder import StackForAutoEncoding
 from manticore.stacks.configuration import StackConfig
 from manticore.stacks.modeling import StackForCausalLM
 
-END = ("gpt2", "gpt_neo", "gptj", "codegen", "gpt_bigcode", "opt", "biogpt")
+END = ("gpt2", "gpt_neo", "gptj", "codegen", "gpt_bigcode", "opt", "biogpt", "mpt")
 GO_ON = ("gpt_neox", "xglm", "llama", "modernbert-decoder", "jamba", "mamba", "bloom")
 
 

@@ -53,7 +53,7 @@ def test_every_row_is_what_it_should_be(
     family: str, dtype: torch.dtype, kept: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     # padded beyond its tokenizer, as tables are
-    model = tiny_model(family, vocab_size=len(other) + 3).to(dtype)
+    model = tiny_model(family, vocab_size=len(other) + 3, eos_token_id=other.eos_token_id).to(dtype)
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     before = {name: value.clone() for name, value in model.state_dict().items()}
     matching = matching_of(kept, other)
@@ -111,9 +111,9 @@ def test_special_ids_follow_where_there_were_some(family: str, kept: PreTrainedT
     other = byte_level(PROSE)
     for padding in (None, 2):
         model = tiny_model(family, vocab_size=len(other), pad_token_id=padding)
-        model.config.eos_token_id = [2, 5]
+        model.config.eos_token_id = [other.eos_token_id, other.get_vocab()["e"]]
         reembed(model, matching_of(kept, other), kept)
-        assert model.config.eos_token_id == kept.eos_token_id
+        assert model.config.eos_token_id == [kept.eos_token_id, kept.get_vocab()["e"]]
         assert model.config.pad_token_id == (None if padding is None else kept.pad_token_id)
         assert model.get_input_embeddings().padding_idx == model.config.pad_token_id
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny_stacks import POSITIONS, VOCABULARY, tiny_config, tokens
+from tiny_stacks import POSITIONS, VOCABULARY, assert_older_start, tiny_config, tokens
+from twins import TWINS
 
 from manticore.errors import ManticoreError
+from manticore.runs.mad_models import Candidate
 from manticore.stacks.autoencoder import StackForAutoEncoding, positions
 from manticore.stacks.configuration import StackConfig
 
@@ -17,6 +20,63 @@ from manticore.stacks.configuration import StackConfig
 def autoencoder(pooling: str = "last", *layers: str) -> StackForAutoEncoding:
     torch.manual_seed(0)
     return StackForAutoEncoding(tiny_config(*(layers or ("mh-attention", "swiglu")), pooling=pooling)).eval()
+
+
+def published(model: StackForAutoEncoding, ids: torch.Tensor) -> torch.Tensor:
+    """The benchmark's auto-encoder from its description: pooled from the raw stream, no norm of the stack's end."""
+
+    def normed(x: torch.Tensor, norm: Any) -> torch.Tensor:
+        return norm.weight * x / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+
+    streams = []
+    for row in ids:
+        x = torch.stack([model.model.embed_tokens.weight[i] for i in row.tolist()])
+        if model.cls is not None:
+            x = torch.cat([x, model.cls[None]])
+        for layer in model.model.layers:
+            x = x + TWINS[model.config.layer_names[layer.layer_idx]](layer.mixer, normed(x, layer.norm))
+        streams.append(x.mean(0) if model.config.pooling == "mean" else x[-1])
+    half = model.config.hidden_size // 2
+    written = []
+    for i in range(ids.shape[1]):
+        angles = torch.tensor([i * 10000 ** (-j / (half - 1)) for j in range(half)], dtype=streams[0].dtype)
+        h = torch.stack(streams) + torch.cat([angles.sin(), angles.cos()])
+        for norm, layer in zip(model.decoder_norms, model.decoder_layers):
+            u = normed(h, norm) @ layer.weight.T + layer.bias
+            h = 0.5 * u * (1 + torch.erf(u / math.sqrt(2)))
+        written.append(normed(h, model.head_norm) @ model.lm_head.weight.T + model.lm_head.bias)
+    return torch.stack(written, 1)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "cls"])
+def test_it_computes_what_the_benchmark_describes(pooling: str) -> None:
+    model, ids = autoencoder(pooling, "mh-attention", "moe-mlp").double(), tokens(2, 9)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        # positions of the module are worked out in float32
+        torch.testing.assert_close(model(ids).logits, published(model, ids), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["last", "cls"])
+def test_as_long_as_its_positions_say(pooling: str) -> None:
+    """The learned token at the end has a position beyond those of the sequence."""
+    model = autoencoder(pooling, "hyena", "swiglu")
+    assert model(tokens(1, POSITIONS)).logits.shape == (1, POSITIONS, VOCABULARY)
+    assert model.positions == POSITIONS
+
+
+def test_mad_builds_it_with_the_published_size_and_start() -> None:
+    model = Candidate("transformer").build(vocab_size=16, positions=32, seed=0, backbone="autoencoder")
+    assert sum(parameter.numel() for parameter in model.parameters()) == 440_464
+    mixed = Candidate("stack:mamba,mh-gated-linear-attention,mh-hyena,moe-mlp").build(
+        vocab_size=16, positions=32, seed=0, backbone="autoencoder"
+    )
+    assert_older_start(model)
+    assert_older_start(mixed)
+    # the other tasks' models start as torch and their layers do
+    causal = Candidate("transformer").build(vocab_size=16, positions=32, seed=0)
+    assert float(causal.model.layers[0].mixer.q_proj.weight.detach().std()) == pytest.approx(0.051, rel=0.05)
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "cls"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from tiny_stacks import NAMES, POSITIONS, VOCABULARY, tiny_config, tiny_stack, tokens
+from tiny_stacks import NAMES, POSITIONS, VOCABULARY, assert_older_start, tiny_config, tiny_stack, tokens
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -143,6 +143,38 @@ def test_weights_start_as_the_configuration_says() -> None:
     uniform = StackForCausalLM(StackConfig(layers=["swiglu"], vocab_size=400))
     assert float(uniform.lm_head.weight.abs().max()) == pytest.approx(128**-0.5, rel=0.01)
     assert not bool(uniform.lm_head.bias.any())
+
+
+def test_the_older_start_of_mad_reaches_every_linear_map() -> None:
+    """Also those to which a layer gives a start of its own; what is no linear map keeps its own."""
+    torch.manual_seed(0)
+    layers = ["mamba", "mh-gated-linear-attention", "hyena", "rwkv6-time-mixer"]
+    model = StackForCausalLM(StackConfig(layers=layers, linear_init="normal", vocab_size=400))
+    assert_older_start(model)
+    assert torch.equal(model.model.layers[0].mixer.A_log, torch.arange(1.0, 5.0).log().expand(256, 4))
+
+
+@pytest.mark.parametrize("name", ["rwkv5-time-mixer", "rwkv6-time-mixer"])
+def test_rwkv_starts_as_the_lowest_layer_of_its_authors(name: str) -> None:
+    """Height 0 of their formulas, for any place in the stack: the bonus is the zigzag alone, maps of low rank ±1e-4."""
+    torch.manual_seed(0)
+    width = 128
+    model = StackForCausalLM(StackConfig(layers=["swiglu", name], hidden_size=width))
+    mixer: Any = model.model.layers[1].mixer
+    zigzag = [0.1 * ((n + 1) % 3 - 1) for n in range(width)]
+    decay = [-6 + 5 * (n / (width - 1)) ** 0.7 for n in range(width)]
+    torch.testing.assert_close(mixer.bonus.flatten(), torch.tensor(zigzag))
+    torch.testing.assert_close(mixer.decay, torch.tensor(decay))
+    ramp = torch.arange(width) / width
+    if name == "rwkv5-time-mixer":
+        for letter, power in {"k": 1.0, "v": 1.0, "r": 0.5, "g": 0.5}.items():
+            torch.testing.assert_close(mixer.mixes[letter], ramp**power)
+        return
+    torch.testing.assert_close(mixer.base_mix, 1 - ramp)
+    torch.testing.assert_close(mixer.mixes, torch.stack([1 - ramp**power for power in (1.0, 1.0, 1.0, 0.5, 0.5)]))
+    for weight in (mixer.mix_down, mixer.mix_up, mixer.decay_down, mixer.decay_up):
+        assert float(weight.abs().max()) == pytest.approx(1e-4, rel=0.01)
+        assert float(weight.std()) == pytest.approx(1e-4 / 3**0.5, rel=0.1)
 
 
 def test_a_trainer_step_reaches_every_weight(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from manticore.registry import entries
@@ -62,3 +63,13 @@ def tokens(batch: int = 2, length: int = 40, seed: int = 1) -> torch.Tensor:
     """Random ids; 0, which some tests take as padding, is not among them."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(1, VOCABULARY, (batch, length), generator=generator)
+
+
+def assert_older_start(model: torch.nn.Module) -> None:
+    """Every linear map is drawn from N(0, 0.02), every bias of one is 0."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            weights = module.weight.detach()
+            # four standard errors of a standard deviation
+            assert float(weights.std()) == pytest.approx(0.02, rel=4 / (2 * weights.numel()) ** 0.5), name
+            assert module.bias is None or not bool(module.bias.any()), name

@@ -219,9 +219,12 @@ def rwkv_channel_mixer(m: Any, x: Tensor) -> Tensor:
     return torch.sigmoid(m.receptance(mixed(m.receptance_mix))) * m.value(units)
 
 
+def _tanh_gelu(u: Tensor) -> Tensor:
+    return 0.5 * u * (1 + torch.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)))
+
+
 def mlp(m: Any, x: Tensor) -> Tensor:
-    u = m.up_proj(x)
-    return m.down_proj(0.5 * u * (1 + torch.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3))))
+    return m.down_proj(_tanh_gelu(m.up_proj(x)))
 
 
 def swiglu(m: Any, x: Tensor) -> Tensor:
@@ -230,8 +233,7 @@ def swiglu(m: Any, x: Tensor) -> Tensor:
 
 
 def moe_mlp(m: Any, x: Tensor) -> Tensor:
-    gate = m.gate_proj(x)
-    units = m.up_proj(x) * gate * 0.5 * (1 + torch.erf(gate / math.sqrt(2)))
+    units = m.up_proj(x) * _tanh_gelu(m.gate_proj(x))
     outputs = m.down_proj(units).view(len(x), -1, m.num_experts)
     return torch.einsum("tde,te->td", outputs, _router(m.router(x), m.top_k, m.router_kind))
 

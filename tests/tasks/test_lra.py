@@ -6,7 +6,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from manticore.errors import ManticoreError
-from manticore.tasks import listops, pathfinder
+from manticore.tasks import listops, lra_images, pathfinder
 from manticore.tasks.lra import ARENAS, load
 from manticore.tasks.lra_images import grey, hub_image_rows, write_pathfinder
 from manticore.tasks.lra_text import reviews_of_rows
@@ -180,10 +180,39 @@ def test_images_are_grey_and_validation_is_the_last_tenth(tmp_path):
     }
     record = np.frombuffer((root / "test_batch.bin").read_bytes(), np.uint8)[1:3073]
     red, green, blue = (int(record[1024 * channel + 33]) for channel in range(3))
-    assert data["test"][0]["input_ids"][33] == round(0.2989 * red + 0.5870 * green + 0.1140 * blue)
+    assert data["test"][0]["input_ids"][33] == int((0.2989 * red + 0.5870 * green + 0.1140 * blue) * 255.5 / 255)
     assert len(data["test"][0]["input_ids"]) == ARENAS["image"].length
     # the weights sum to 0.9999
     assert grey(np.full((1, 3), 255)).tolist() == [255]
+
+
+def test_grey_is_truncated_as_the_official_conversion_does():
+    """That goes through float32: to 0 … 1, the weighted sum, times 255.5, cut off. Every third level of each colour."""
+    levels = np.arange(0, 256, 3)
+    pixels = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    parts = [
+        pixels[:, channel].astype(np.float32) * np.float32(1 / 255) * np.float32(weight)
+        for channel, weight in enumerate((0.2989, 0.5870, 0.1140))
+    ]
+    official = ((parts[0] + parts[1] + parts[2]) * np.float32(255.5)).astype(np.uint8)
+    found = grey(pixels)
+    # float32 differs where the exact value is a whole number or next to one
+    different = np.flatnonzero(found != official)
+    assert len(different) <= 2e-5 * len(pixels)
+    rounded = np.rint(pixels @ np.array([0.2989, 0.5870, 0.1140]))
+    assert 0.2 < float((found != rounded).mean()) < 0.3
+    # by hand: 128.4815 * 255.5 / 255 = 128.73, and 0.9999 * 99 * 255.5 / 255 = 99.18
+    assert grey(np.array([[255, 70, 98], [99, 99, 99]])).tolist() == [128, 99]
+
+
+def test_images_cached_by_another_rule_are_made_again(tmp_path, monkeypatch):
+    write_cifar(tmp_path / "cifar-10-batches-bin")
+    before = load("image", tmp_path)["test"][0]["input_ids"]
+    with monkeypatch.context() as other:
+        other.setattr(lra_images, "GREY_RULE", "rounded")
+        other.setattr(lra_images, "grey", lambda pixels: np.zeros(pixels.shape[:-1], np.uint8))
+        assert set(load("image", tmp_path)["test"][0]["input_ids"]) == {0}
+    assert load("image", tmp_path)["test"][0]["input_ids"] == before
 
 
 @pytest.mark.parametrize("binary", [False, True])

@@ -28,6 +28,15 @@ def test_what_was_chosen_on_test_data_is_said():
     assert "on a validation split" in choose_protocol("published", tier="full", selection="validation").note
 
 
+def test_the_older_start_belongs_to_the_published_protocol():
+    assert choose_protocol("published", tier="full").linear_init == "uniform"
+    assert choose_protocol("published", tier="full", linear_init="normal").linear_init == "normal"
+    with pytest.raises(ManticoreError, match=r"the protocol released starts language models as torch does. Fix: "):
+        choose_protocol("released", tier="full", linear_init="normal")
+    with pytest.raises(ManticoreError, match=r"unknown linear-init 'gaussian'"):
+        choose_protocol("published", tier="full", linear_init="gaussian")
+
+
 def test_smoke_settings_are_smaller_than_any_published_one():
     smoke = tier_settings("smoke")
     assert [setting.task for setting in smoke] == list(KINDS)

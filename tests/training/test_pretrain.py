@@ -9,6 +9,7 @@ import textwrap
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_tokenizers import adding_bos, byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from manticore.errors import ManticoreError
@@ -50,6 +51,20 @@ def test_the_result_is_an_ordinary_checkpoint_that_learned_something(family):
     # A uniform guess among 280 tokens costs 5.6 nats.
     assert loss < 4
     assert json.loads((folder / "pretraining.json").read_text())["heldout"]["loss"] < 4
+
+
+def test_the_key_of_a_model_knows_whether_its_sequences_begin_with_bos():
+    adding, small = adding_bos(byte_level(DOCUMENTS, 280)), {**TINY, "steps": 1}
+    folders = {bos: pretrain("gpt_neo", **small, tokenizer=adding, bos=bos) for bos in ("auto", "always", "never")}
+    assert folders["auto"] == folders["always"] != folders["never"]
+    notes = {bos: json.loads((folder / "pretraining.json").read_text()) for bos, folder in folders.items()}
+    assert (notes["auto"].get("bos"), notes["never"].get("bos")) == (True, None)
+    assert notes["auto"]["heldout"]["loss"] != notes["never"]["heldout"]["loss"]
+    assert notes["auto"]["heldout"]["bits_per_byte"] > 0
+    # a new tokenizer adds none, and its models keep the key that they had before there was a choice
+    new = pretrain("gpt_neo", **small)
+    assert "bos" not in json.loads((new / "pretraining.json").read_text())
+    assert pretrain("gpt_neo", **small, bos="never") == new != pretrain("gpt_neo", **small, bos="always")
 
 
 def test_no_steps_leave_the_first_weights():

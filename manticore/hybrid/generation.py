@@ -1,0 +1,129 @@
+"""What a hybrid generates by: its components' ends of text, and the other settings of whose tokenizer it speaks.
+
+While it is soft a hybrid ends where any of the components in use ends. At the vertex of one component it generates as
+that component does. What a person sets in ``generation_config`` stays.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import GenerationConfig
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from manticore.components.generation import OwnCacheGenerationMixin
+from manticore.components.generation_settings import SPECIAL, Settings, as_ends, ends_of
+
+
+class ComponentGenerationMixin(OwnCacheGenerationMixin):
+    """``generate`` by what ``config.generation`` says of the components."""
+
+    # transformers reads this annotation, so it has to be one that can be read where transformers is
+    config: Any
+    mixing: Any
+    _generation_config: GenerationConfig | None = None
+    _follows = False
+    """Whether the ends are kept up to date: not before mixture weights hold what they were loaded with."""
+    _ends: int | list[int] | None = None
+    """The ends as they were written last; where something else is found, a person has set it."""
+
+    @property
+    def generation_config(self) -> Any:
+        """The settings of the component whose tokenizer was kept, with the ends that the mixture weights ask for.
+
+        At the vertex of another component ``generate`` goes by that one's settings, except what was changed here.
+        """
+        self.update_ends()
+        return self._generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: Any) -> None:
+        self._generation_config = value
+
+    def adopt_settings(
+        self, settings: Sequence[Settings], owner: int, tokenizer: PreTrainedTokenizerBase | None
+    ) -> None:
+        """Take over what the components generate by.
+
+        Args:
+            settings: of each component.
+            owner: the one whose settings hold, apart from ends.
+            tokenizer: the hybrid's; its ids go before those that all components agree on.
+        """
+        self.config.generation = [dict(each) for each in settings]
+        self.config.generation_component = owner
+        own = GenerationConfig(**{name: value for name, value in settings[owner].items() if name not in SPECIAL})
+        for name in SPECIAL:
+            said = {each[name] for each in settings if name in each} if name != "eos_token_id" else set()
+            agreed = said.pop() if len(said) == 1 else None
+            known = getattr(tokenizer, name, None)
+            setattr(own, name, agreed if known is None else known)
+            setattr(self.config, name, getattr(own, name))
+        # a temperature without do_sample, as many checkpoints have it, is saved only where nobody has set anything
+        own._original_object_hash = hash(own)
+        self._generation_config = own
+        self._follows = True
+        # a tokenizer's end counts where no component names one
+        self._ends = own.eos_token_id if any("eos_token_id" in each for each in settings) else None
+        self.update_ends()
+
+    def follow_components(self) -> None:
+        """Begin to keep the ends up to date, of a hybrid that was loaded or built from a configuration."""
+        self._follows = self.config.generation is not None
+        self._ends = self._ends_now() if self._follows else None
+
+    def adopt_generation(self, other: ComponentGenerationMixin) -> None:
+        """Generate by what another hybrid of these components does, each with the ends of its own weights."""
+        self._generation_config = copy.deepcopy(other.generation_config)
+        self._follows, self._ends = other._follows, other._ends
+        self.update_ends()
+
+    def update_ends(self) -> None:
+        """Write the ends that the mixture weights ask for into both configurations, unless a person has set others."""
+        if not self._follows or self.config.generation is None:
+            return
+        ends, before = self._ends_now(), self._ends
+        if ends == before:
+            return
+        self._ends = ends
+        own = self._generation_config
+        if own is not None and own.eos_token_id == before:
+            as_given = own._original_object_hash == hash(own)
+            own.eos_token_id = ends
+            if as_given:
+                own._original_object_hash = hash(own)
+        if self.config.eos_token_id == before:
+            self.config.eos_token_id = ends
+
+    def _ends_now(self) -> int | list[int] | None:
+        settings, rows = self.config.generation or [], self.config.vocab_size
+        given = [ends_of(settings[k].get("eos_token_id")) for k in self.mixing.route().used]
+        return as_ends(end for ends in given for end in ends if end < rows)
+
+    @contextmanager
+    def _as_its_component(self) -> Iterator[None]:
+        """For a while the settings of the one component in use, where there is one."""
+        own, settings, used = self.generation_config, self.config.generation, self.mixing.route().used
+        if own is None or settings is None or not self._follows or len(used) > 1:
+            yield
+            return
+        theirs, ours = settings[used[0]], dict(settings[self.config.generation_component])
+        for name in ("bos_token_id", "pad_token_id"):
+            ours[name] = getattr(self.config, name)
+        effective = copy.deepcopy(own)
+        for name in (ours.keys() | theirs.keys()) - {"eos_token_id"}:
+            if getattr(own, name) == ours.get(name):
+                setattr(effective, name, theirs.get(name))
+        self._generation_config = effective
+        try:
+            yield
+        finally:
+            self._generation_config = own
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Write on; see transformers for the arguments."""
+        with self._as_its_component():
+            return super().generate(*args, **kwargs)  # type: ignore[misc]
