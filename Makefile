@@ -13,7 +13,7 @@ NEXT_TESTS   := tests/hybrid tests/components tests/stacks/test_stack_models.py 
 # idle threads sleep instead of spinning: on a busy machine that is several times faster
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: quickstart test test-next lint bench clean
+.PHONY: quickstart test test-long test-next lint bench clean
 
 quickstart: $(STAMP)
 	$(BIN)/manticore run quickstart
@@ -23,6 +23,10 @@ test: $(STAMP)
 
 test-next: $(NEXT_STAMP)
 	OMP_NUM_THREADS=1 $(NEXT)/bin/python -m pytest -n auto -p no:cacheprovider $(NEXT_TESTS)
+
+# every case of the fuzzer, of which `make test` runs a sample: an hour or two
+test-long: $(STAMP)
+	MANTICORE_FUZZ=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_fuzz.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

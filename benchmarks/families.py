@@ -1,11 +1,15 @@
 """Which families can be components, and what always holds for hybrids of them: differences that have to be 0.0.
 
-    python benchmarks/families.py            # about a minute on one core
+    python benchmarks/families.py            # about four minutes on one core
     python benchmarks/families.py --quick
 
-Families: random models of a few layers, each paired with a tiny Mamba (or GPT-Neo), three blocks; the largest
-difference of any logit between the component's own forward and the hybrid at its vertex, on CPU in float32; then
-between hybrids at random weights and what a new process loads ("reloaded": the supernet, "discretized").
+Configurations: random models of a few layers, one per family and more with the multipliers, windows, rotary embeddings
+and flags of real checkpoints, each paired with a tiny Mamba (or GPT-Neo), three blocks. The largest difference of any
+logit between the component's own forward and the hybrid at its vertex, on CPU in float32; then between hybrids at
+random weights and what a new process loads ("reloaded": the supernet, "discretized"). "unpadded" compares left-padded
+rows with the same rows alone, "cached" a left-padded prompt and single tokens after it with one pass, beyond windows
+and switches: the largest difference over fresh, reloaded and discretized, relative to the largest logit, within
+``ROUNDING``. Where "padded" is a dash the family's own forward leaks padding, and the hybrid does not.
 
 Pairs, under each mixing:
 
@@ -20,6 +24,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
+import json
 import subprocess
 import sys
 import tempfile
@@ -35,6 +41,7 @@ from measure import write_json
 from rich.console import Console
 from rich.table import Table
 from tiny_families import FAMILIES, REFUSED, VOCABULARY, tiny_model
+from tiny_variants import REFUSED_VARIANTS, VARIANTS, variant
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
@@ -46,7 +53,8 @@ from manticore.hybrid.modeling import ManticoreForCausalLM
 MIXINGS = ("translated", "routed", "gated")
 BLOCKS = 3
 TOLERANCE = 2e-6
-QUICK_FAMILIES = ("gpt2", "gpt_neo", "opt", "llama", "mistral", "mamba", "jamba", "zamba2")
+ROUNDING = 1e-5
+QUICK = ("gpt2", "gpt_neo", "opt", "mistral", "jamba", "zamba2", "mamba, biases", "phi3, longrope")
 PAIRS = (
     ("gpt_neo", "mamba"),
     ("gpt_neox", "mamba2"),
@@ -57,8 +65,8 @@ PAIRS = (
     ("mistral", "qwen3_next"),
     ("bloom", "falcon_h1"),
 )
-# longer than the tiny models' windows, chunks and convolutions
-BATCH, TOKENS, PADDING = 2, 11, 3
+# longer than the tiny models' windows, chunks and convolutions; the prompt is beyond every switch, padding left out
+BATCH, TOKENS, PADDING, PROMPT = 2, 13, 3, 10
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
@@ -74,20 +82,61 @@ def settings(model: PreTrainedModel) -> Iterator[tuple[str, dict[str, Tensor]]]:
     input_ids, mask, positions = inputs()
     yield "plain", {"input_ids": input_ids}
     yield "left-padded", {"input_ids": input_ids, "attention_mask": mask}
-    if Runner(model).accepts_positions:
+    # a runner keeps padding out of its model, which here is what is compared with
+    if Runner(copy.deepcopy(model)).accepts_positions:
         yield (
             "left-padded, positions",
             {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions},
         )
 
 
+def relative(found: Tensor, expected: Tensor) -> float:
+    """The largest difference of any logit, relative to the largest."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@torch.no_grad()
+def steadiness(hybrid: ManticoreForCausalLM) -> dict[str, float]:
+    """How much padding and a cache change, relative to the largest logit."""
+    input_ids, mask, positions = inputs()
+    padded = hybrid(input_ids, attention_mask=mask, position_ids=positions).logits
+    alone = hybrid(input_ids[:1, PADDING:]).logits
+    cache, pieces = hybrid.new_cache(), []
+    for start, stop in [(0, PROMPT), *((i, i + 1) for i in range(PROMPT, TOKENS))]:
+        pieces.append(
+            hybrid(
+                input_ids[:, start:stop],
+                attention_mask=mask[:, :stop],
+                position_ids=positions[:, start:stop],
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+        )
+    decoded = torch.cat(pieces, 1)
+    return {
+        "unpadded": relative(padded[:1, PADDING:], alone),
+        "cached": max(relative(decoded[1:], padded[1:]), relative(decoded[:1, PADDING:], padded[:1, PADDING:])),
+    }
+
+
+@torch.no_grad()
+def leaks(model: PreTrainedModel) -> bool:
+    """Whether padding changes what the model itself computes for the tokens after it."""
+    input_ids, mask, positions = inputs()
+    given = {"position_ids": positions} if Runner(copy.deepcopy(model)).accepts_positions else {}
+    padded = model(input_ids=input_ids, attention_mask=mask, use_cache=False, **given).logits[:1, PADDING:]
+    return relative(padded, model(input_ids=input_ids[:1, PADDING:], use_cache=False).logits) > ROUNDING
+
+
 @torch.no_grad()
 def vertex_differences(hybrid: ManticoreForCausalLM, k: int, model: PreTrainedModel) -> dict[str, float]:
     """Largest difference of any logit between ``model`` and the hybrid at the vertex of component k, per setting."""
     hybrid.set_mixture_weights([k] * hybrid.config.num_blocks)
+    leaky = leaks(model)
     return {
         name: float((hybrid(**given).logits - model(use_cache=False, **given).logits).abs().max())
         for name, given in settings(model)
+        if name == "plain" or not leaky
     }
 
 
@@ -97,10 +146,11 @@ def random_weights(rows: int, columns: int, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def save_with_logits(hybrid: ManticoreForCausalLM, path: list[int], folder: Path) -> bool:
+def save_with_logits(hybrid: ManticoreForCausalLM, path: list[int], folder: Path) -> dict[str, dict[str, float]]:
     """Save the supernet, at random weights and with random projectors, and the discretized hybrid if there can be one.
 
     Beside them lie their logits. Random, since projectors that are lost on the way would not show as identities.
+    Returns the :func:`steadiness` of each.
     """
     hybrid.set_mixture_weights(random_weights(BLOCKS, hybrid.config.num_components, seed=5))
     for seed, parameter in enumerate(hybrid.mixing.projectors.parameters()):
@@ -113,25 +163,35 @@ def save_with_logits(hybrid: ManticoreForCausalLM, path: list[int], folder: Path
         each.save_pretrained(folder / name)
     logits = {name: each(input_ids, attention_mask=mask).logits for name, each in hybrids.items()}
     torch.save(logits, folder / "logits.pt")
-    return "discretized" in hybrids
+    return {name: steadiness(each) for name, each in hybrids.items()}
 
 
-def family_row(family: str, root: Path) -> dict[str, Any]:
-    """One family beside a tiny Mamba, or beside a GPT-Neo if it is a Mamba; leaves hybrids in ``root``."""
+def family_row(name: str, root: Path) -> dict[str, Any]:
+    """One configuration beside a tiny Mamba, or beside a GPT-Neo if it is a Mamba; leaves hybrids in ``root``."""
     start = time.perf_counter()
-    model = tiny_model(family)
+    model = variant(name)
+    family = model.config.model_type
     partner = tiny_model("gpt_neo" if family == "mamba" else "mamba", seed=1)
     hybrid = manticore.combine([model, partner], num_blocks=BLOCKS)
+    differences = vertex_differences(hybrid, 0, model)
+    steady = {"vertex": steadiness(hybrid), **save_with_logits(hybrid, [0, 1, 0], root / folder_of(name))}
     return {
+        "configuration": name,
         "family": family,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "layers": model.config.num_hidden_layers,
         "width": model.config.hidden_size,
-        "differences": vertex_differences(hybrid, 0, model),
+        "differences": differences,
+        "steadiness": steady,
         "one_token_at_a_time": hybrid.config.one_token_at_a_time[0],
-        "discretizes": save_with_logits(hybrid, [0, 1, 0], root / family),
+        "discretizes": "discretized" in steady,
         "seconds": round(time.perf_counter() - start, 2),
     }
+
+
+def folder_of(name: str) -> str:
+    """The name of a configuration as that of a folder."""
+    return name.replace(" ", "-").replace(",", "")
 
 
 def refused_row(family: str) -> dict[str, Any]:
@@ -140,12 +200,12 @@ def refused_row(family: str) -> dict[str, Any]:
         shape = T5Config(vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=4, num_heads=4)
         model: PreTrainedModel = T5ForConditionalGeneration(shape)
     else:
-        model = tiny_model(family)
+        model = variant(family)
     try:
         manticore.combine([model, tiny_model("mamba")], num_blocks=BLOCKS)
     except ManticoreError as error:
-        return {"family": family, "reason": str(error)}
-    return {"family": family, "reason": None}
+        return {"configuration": family, "reason": str(error)}
+    return {"configuration": family, "reason": None}
 
 
 @torch.no_grad()
@@ -180,23 +240,23 @@ def weights_survive(before: Tensor, folder: Path) -> bool:
 
 
 @torch.no_grad()
-def reload_differences(root: Path) -> dict[str, float]:
-    """Load every hybrid under ``root`` and compare with the logits beside it (runs in the new process)."""
+def reload_differences(root: Path) -> dict[str, dict[str, float]]:
+    """Load every hybrid under ``root``, compare with the logits beside it (runs in the new process)."""
     input_ids, mask, _ = inputs()
     found = {}
     for path in sorted(root.rglob("logits.pt")):
         for name, logits in torch.load(path, weights_only=True).items():
             loaded = AutoModelForCausalLM.from_pretrained(path.parent / name)
             difference = (loaded(input_ids, attention_mask=mask).logits - logits).abs().max()
-            found[f"{path.parent.relative_to(root)}/{name}"] = float(difference)
+            found[f"{path.parent.relative_to(root)}/{name}"] = {"logits": float(difference), **steadiness(loaded)}
     return found
 
 
-def reload_in_new_process(root: Path) -> dict[str, float]:
+def reload_in_new_process(root: Path) -> dict[str, dict[str, float]]:
     """:func:`reload_differences` from a fresh interpreter: ``family/name`` or ``pair/mixing/name`` → difference."""
     command = [sys.executable, __file__, "--reload", str(root)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return {name: float(value) for name, value in (line.split("\t") for line in output.splitlines())}
+    return json.loads(output.splitlines()[-1])
 
 
 def pair_row(names: tuple[str, str], mixing: str, root: Path) -> dict[str, Any]:
@@ -218,15 +278,18 @@ def pair_row(names: tuple[str, str], mixing: str, root: Path) -> dict[str, Any]:
 def measure(quick: bool) -> dict[str, Any]:
     """All rows."""
     start = time.perf_counter()
-    families = QUICK_FAMILIES if quick else tuple(FAMILIES)
+    names = QUICK if quick else (*FAMILIES, *VARIANTS)
     pairs = PAIRS[:2] if quick else PAIRS
     rows, refused, pair_rows = [], [], []
     with Console().status("families") as status, tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        for family in families:
-            status.update(f"family {family}")
-            rows.append(family_row(family, root))
-        for family in ("t5", *REFUSED):
+        for name in names:
+            status.update(f"configuration {name}")
+            try:
+                rows.append(family_row(name, root))
+            except ManticoreError as error:
+                refused.append({"configuration": name, "reason": str(error), "expected": False})
+        for family in ("t5", *REFUSED, *REFUSED_VARIANTS):
             status.update(f"family {family}")
             refused.append(refused_row(family))
         for names in pairs:
@@ -236,15 +299,18 @@ def measure(quick: bool) -> dict[str, Any]:
         status.update("a new process loads all hybrids")
         reloaded = reload_in_new_process(root)
     for row in rows:
-        row["reloaded"] = {
-            key: reloaded[f"{row['family']}/{key}"] for key in ("supernet", "discretized")[: 1 + row["discretizes"]]
-        }
+        row["reloaded"] = {}
+        for key in ("supernet", "discretized")[: 1 + row["discretizes"]]:
+            found = reloaded[f"{folder_of(row['configuration'])}/{key}"]
+            row["reloaded"][key] = found.pop("logits")
+            row["steadiness"][f"{key}, reloaded"] = found
     for row in pair_rows:
         where = f"{row['pair']}/{row['mixing']}"
-        row["reloaded"] = {key: reloaded[f"{where}/{key}"] for key in ("supernet", "discretized")}
+        row["reloaded"] = {key: reloaded[f"{where}/{key}"]["logits"] for key in ("supernet", "discretized")}
     return {
         "tolerance_of_copies": TOLERANCE,
-        "families": rows,
+        "rounding": ROUNDING,
+        "configurations": rows,
         "refused": refused,
         "pairs": pair_rows,
         "seconds": round(time.perf_counter() - start, 1),
@@ -254,12 +320,23 @@ def measure(quick: bool) -> dict[str, Any]:
 def faults(figures: dict[str, Any]) -> list[str]:
     """What is not as it must be."""
     found = [
-        f"{row['family']}, {name}: {value:.2g}"
-        for row in figures["families"]
+        f"{row['configuration']}, {name}: {value:.2g}"
+        for row in figures["configurations"]
         for name, value in {**row["differences"], **row["reloaded"]}.items()
         if value != 0.0
     ]
-    found += [f"{row['family']}: not refused" for row in figures["refused"] if row["reason"] is None]
+    found += [
+        f"{row['configuration']}, {where}, {name}: {value:.2g} of the largest logit"
+        for row in figures["configurations"]
+        for where, values in row["steadiness"].items()
+        for name, value in values.items()
+        if not value <= ROUNDING
+    ]
+    for row in figures["refused"]:
+        if row["reason"] is None:
+            found.append(f"{row['configuration']}: not refused")
+        elif not row.get("expected", True):
+            found.append(f"{row['configuration']}: refused: {row['reason']}")
     for row in figures["pairs"]:
         where = f"{row['pair']}, {row['mixing']}"
         found += [
@@ -277,28 +354,32 @@ def faults(figures: dict[str, Any]) -> list[str]:
 def show(figures: dict[str, Any], console: Console) -> None:
     """The three tables."""
     table = Table(title="Component against hybrid at its vertex: largest difference of any logit", title_justify="left")
-    columns = ("family", "layers", "width", "plain", "padded", "+ positions", "reloaded", "discretized", "seconds")
+    columns = (
+        *("configuration", "layers", "width", "plain", "padded", "+ positions", "reloaded", "discretized"),
+        *("unpadded", "cached", "seconds"),
+    )
     for column in columns:
-        table.add_column(column, justify="left" if column == "family" else "right")
-    for row in figures["families"]:
+        table.add_column(column, justify="left" if column == "configuration" else "right")
+    for row in figures["configurations"]:
         differences = row["differences"]
         table.add_row(
-            row["family"],
+            row["configuration"],
             str(row["layers"]),
             str(row["width"]),
             str(differences["plain"]),
-            str(differences["left-padded"]),
+            str(differences.get("left-padded", "-")),
             str(differences.get("left-padded, positions", "-")),
             str(row["reloaded"]["supernet"]),
             str(row["reloaded"].get("discretized", "refused")),
+            *(f"{max(values[name] for values in row['steadiness'].values()):.0e}" for name in ("unpadded", "cached")),
             f"{row['seconds']:.2f}",
         )
     console.print(table)
     table = Table(title="Refused", title_justify="left")
-    table.add_column("family")
+    table.add_column("configuration")
     table.add_column("reason")
     for row in figures["refused"]:
-        table.add_row(row["family"], row["reason"] or "NOT REFUSED")
+        table.add_row(row["configuration"], row["reason"] or "NOT REFUSED")
     console.print(table)
     table = Table(
         title=f"Pairs: 1 vertex, 2 copies (within {TOLERANCE:g} of the largest logit), 3 weights, 5 new process",
@@ -322,7 +403,7 @@ def show(figures: dict[str, Any], console: Console) -> None:
 def main() -> int:
     """0 if every number is as it must be, else 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="eight families, two pairs; writes no results")
+    parser.add_argument("--quick", action="store_true", help="eight configurations, two pairs; writes no results")
     parser.add_argument("--reload", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -330,8 +411,7 @@ def main() -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     if arguments.reload:
-        for name, difference in reload_differences(arguments.reload).items():
-            sys.stdout.write(f"{name}\t{difference}\n")
+        sys.stdout.write(f"\n{json.dumps(reload_differences(arguments.reload))}\n")
         return 0
     console = Console()
     figures = measure(arguments.quick)
@@ -339,7 +419,7 @@ def main() -> int:
     found = faults(figures)
     for fault in found:
         console.print(f"[red]{fault}[/red]")
-    counts = f"{len(figures['families'])} families, {len(figures['pairs'])} hybrids"
+    counts = f"{len(figures['configurations'])} configurations, {len(figures['pairs'])} hybrids"
     console.print(f"{counts}, {len(found)} faults, {figures['seconds']:.0f} s")
     if not arguments.quick:
         console.print(f"wrote {write_json('families', figures)}")

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from tiny_families import tiny_model
+from transformers import PreTrainedModel
+
 TRAINED = 6
 """Positions that a scaled rotary embedding was trained on, fewer than any sequence here has."""
-
-_PARTS = 4
-"""Pairs of features that turn together in a head of 8."""
 
 _TURNS = {"rope_theta": 10000.0}
 _LLAMA3 = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": TRAINED}
@@ -21,7 +22,6 @@ _LONG = {
     "long_factor": [1.5, 2.0, 3.0, 4.0],
     "original_max_position_embeddings": TRAINED,
 }
-_NEXT_ROUTED = {"num_experts": 4, "num_experts_per_tok": 2}
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     # multipliers and soft caps
@@ -90,7 +90,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, linear": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, **_TURNS}}),
     "llama, dynamic": (
         "llama",
-        {"max_position_embeddings": TRAINED, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, **_TURNS}},
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, **_TURNS}},
     ),
     "llama, yarn": (
         "llama",
@@ -197,7 +197,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba2, biases": ("mamba2", {"use_bias": True}),
     "mamba2, rescaled start": ("mamba2", {"rescale_prenorm_residual": True}),
     "mamba2, tied, groups": ("mamba2", {"tie_word_embeddings": True, "n_groups": 2, "norm_before_gate": False}),
-    "mamba2, bounded time steps": ("mamba2", {"time_step_limit": (0.01, 0.1)}),
     "jamba, biases": ("jamba", {"mamba_proj_bias": True, "mamba_conv_bias": False}),
     "bamba, biases": ("bamba", {"mamba_proj_bias": True, "attention_bias": True}),
     "falcon_h1, biases": (
@@ -215,6 +214,23 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2, convolution bias": ("lfm2", {"conv_bias": True}),
     "lfm2_moe, convolution bias": ("lfm2_moe", {"conv_bias": True}),
     "qwen3_next, dense between": ("qwen3_next", {"mlp_only_layers": [1], "norm_topk_prob": True}),
-    "olmo_hybrid, negative eigenvalues": ("olmo_hybrid", {"linear_allow_neg_eigval": False}),
+    "olmo_hybrid, no negative eigenvalues": ("olmo_hybrid", {"linear_allow_neg_eigval": False}),
 }
 """Name → family, and what its configuration sets beyond that family's tiny one."""
+
+REFUSED_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mamba2, bounded time steps": ("mamba2", {"time_step_limit": (0.01, 0.1)}),
+}
+"""Those that are no component, likewise."""
+
+
+def variant(name: str, seed: int = 0) -> PreTrainedModel:
+    """A random model of a variant, or of a family by its name, in evaluation mode; no bias is zero."""
+    family, changes = {**VARIANTS, **REFUSED_VARIANTS}.get(name, (name, {}))
+    model = tiny_model(family, seed=seed, **changes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # what families start as zeros or ones would hide what it does
+            if parameter.dim() == 1 and bool((parameter == parameter[0]).all()):
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from manticore.components.masters import held_in_float32
 from manticore.errors import ManticoreError
 from manticore.flops import counted_flops
 from manticore.projectors.calibration import Packs
@@ -61,6 +62,13 @@ def descend(
 ) -> int:
     """Gradient steps on the projectors; returns their FLOPs."""
     hybrid.requires_grad_(False)
+    with held_in_float32(hybrid.mixing.projectors):
+        return _descend(hybrid, packs, steps, lr, batch_size, seed, clock)
+
+
+def _descend(
+    hybrid: ManticoreForCausalLM, packs: Packs, steps: int, lr: float, batch_size: int, seed: int, clock: Clock
+) -> int:
     parameters = list(hybrid.mixing.projectors.requires_grad_(True).parameters())
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)

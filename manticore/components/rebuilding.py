@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -13,6 +14,18 @@ from transformers.initialization import no_init_weights
 from manticore.errors import ManticoreError
 
 M = TypeVar("M", bound=PreTrainedModel)
+
+NO_DECAY = "_no_weight_decay"
+"""Attribute of a parameter or module that weight decay shall not fall on, as mamba-ssm writes it."""
+
+
+def copied(model: M) -> M:
+    """A deep copy that keeps the marks of parameters, which copying alone loses."""
+    twin = copy.deepcopy(model)
+    for own, theirs in zip(twin.parameters(), model.parameters()):
+        if hasattr(theirs, NO_DECAY):
+            setattr(own, NO_DECAY, getattr(theirs, NO_DECAY))
+    return twin
 
 
 def named_tensors(model: nn.Module, prefix: str = "") -> dict[str, Tensor]:

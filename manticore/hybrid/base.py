@@ -22,6 +22,7 @@ from manticore.components.loading import align_memory, load_tokenizer, one_line
 from manticore.components.pruning import prune_component
 from manticore.components.resizing import resize_vocabulary
 from manticore.components.runner import Recording, Runner
+from manticore.components.transformers_version import is_known
 from manticore.components.vocabulary import with_vocabulary
 from manticore.errors import ManticoreError
 from manticore.hybrid.cache import HybridCache
@@ -30,6 +31,7 @@ from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.mixing import Features, Mixing, check_weights
 from manticore.hybrid.path import PathMixing
 from manticore.hybrid.placement import hold_mixture
+from manticore.hybrid.released import fresh_tables
 from manticore.projectors.projector import Projector
 from manticore.registry import resolve
 
@@ -84,7 +86,7 @@ class ManticorePreTrainedModel(AdapterGuard):
                     runner.layers,
                     keep=self._kept_layers(k),
                     embeddings=config.path is None or config.path[0] == k,
-                    head=self.keeps_lm_heads and (config.path is None or config.path[-1] == k),
+                    head=self.keeps_lm_heads and (config.path is None or config.path[config.head_block] == k),
                 )
         limits = {k: runner.positions for k, runner in enumerate(self.runners) if runner is not None}
         self._limits = {k: limit for k, limit in limits.items() if limit is not None}
@@ -263,9 +265,13 @@ class ManticorePreTrainedModel(AdapterGuard):
             vocab_size: V of the task.
             seed: of the fresh embeddings and heads.
         """
-        for runner in self.runners:
-            if runner is not None:
-                with_vocabulary(runner.model, vocab_size, seed=seed)
+        models = [None if runner is None else runner.model for runner in self.runners]
+        if self.config.released:
+            fresh_tables(models, vocab_size, seed)
+        else:
+            for model in models:
+                if model is not None:
+                    with_vocabulary(model, vocab_size, seed=seed)
         for translation in self.mixing.translations():
             if 0 in (translation.source[1], translation.target[1]):
                 translation.projector.reset_identity()
@@ -367,6 +373,11 @@ class ManticorePreTrainedModel(AdapterGuard):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Load a hybrid and the tokenizer beside it; see transformers for the arguments."""
+        if not is_known():
+            # here, since it builds a hybrid itself
+            from manticore.hybrid.unknown_version import check_transformers
+
+            check_transformers()
         # a pickle can run code when it is read
         with keeping_loaded_weights():
             loaded = super().from_pretrained(

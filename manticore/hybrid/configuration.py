@@ -56,6 +56,9 @@ class ManticoreConfig(PreTrainedConfig):
     """N: how many segments every component is cut into."""
     mixing: str = "translated"
     """Registered name of how components are mixed."""
+    released: bool = False
+    """Gated mixing only: the function of the published method's released code, whole (fresh tied tables, positions and
+    norms inside the branches, block 0's weights at the heads)."""
     projector: str = "linear"
     """Registered name of the kind of projector."""
     projector_options: dict[str, Any] | None = None
@@ -144,6 +147,11 @@ class ManticoreConfig(PreTrainedConfig):
             raise ManticoreError(
                 f"config: path {self.path} (expected {self.num_blocks} indices below {self.num_components}). "
                 "Fix: name one component per block"
+            )
+        if not isinstance(self.released, bool) or (self.released and self.mixing != "gated"):
+            raise ManticoreError(
+                f"config: released is {self.released!r} with mixing {self.mixing!r} (expected true with gated only). "
+                "Fix: mixing gated, or released false"
             )
         if self.num_components:
             self._check_per_component()
@@ -280,6 +288,11 @@ class ManticoreConfig(PreTrainedConfig):
     def components(self) -> list[PreTrainedConfig]:
         """The components' configurations, K of them."""
         return [getattr(self, f"component_{k}") for k in range(self.num_components)]
+
+    @property
+    def head_block(self) -> int:
+        """The block whose weights mix the heads: the last one, in the released gated function the first."""
+        return 0 if self.released else self.num_blocks - 1
 
     @property
     def boundaries(self) -> list[list[int]]:

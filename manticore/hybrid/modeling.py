@@ -25,6 +25,7 @@ from manticore.hybrid.cache import HybridCache
 from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.inputs import check_inputs, check_outputs, require_ids
 from manticore.hybrid.mixing import Features
+from manticore.hybrid.released import released_logits
 
 
 class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
@@ -88,6 +89,11 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
         seen = cache.seen_tokens if cache is not None else 0
         check_inputs(input_ids, attention_mask, position_ids, cached=seen, vocab_size=self.config.vocab_size)
         check_outputs(input_ids, labels, logits_to_keep)
+        if (k := self.switching(attention_mask, seen, seen + input_ids.shape[1])) is not None:
+            raise ManticoreError(
+                f"forward: the rotary embedding of {self._named(k)} changes after {self._runner(k).switch} tokens, "
+                f"{seen} are cached as it was before. Fix: the whole text again, without {CACHE_ARGUMENT}"
+            )
         position_ids = positions_of_documents(kwargs, position_ids, input_ids.shape, input_ids.device)
         logits = self._laid_out(input_ids, attention_mask, position_ids, logits_to_keep, cache, states)
         loss = None
@@ -173,6 +179,11 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
         route = self.mixing.route()
         heads = route.blocks[-1]
         inputs = {k: self._inputs(k, input_ids, attention_mask, position_ids, cache) for k in route.used}
+        if self.config.released:
+            logits = released_logits(self, inputs, logits_to_keep, states)
+            if cache is not None:
+                cache.seen_tokens += input_ids.shape[1]
+            return logits
         recordings = {k: self._runner(k).record(**given) for k, given in inputs.items() if k not in heads}
         outputs: Features = {}
         self._descend(heads, inputs, recordings, {}, outputs, logits_to_keep, states)

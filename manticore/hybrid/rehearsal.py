@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from manticore.cache import Entry, cache_folder, content_key
+from manticore.cache import content_key
 from manticore.components.cache_argument import cache_in
 from manticore.components.positions import rope_switch
 from manticore.components.quiet import quiet_loading
@@ -31,9 +28,8 @@ from manticore.hybrid.building import build
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.discretize import discretize
 from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.hybrid.verdicts import Verdict
 from manticore.seeding import derive_seed
-
-logger = logging.getLogger(__name__)
 
 # past windows, chunks and switches of the twin, from a prompt that is shorter than all of them when padding is left out
 _TOKENS, _PADDED, _PROMPT = 10, 3, 6
@@ -47,41 +43,24 @@ def rehearse(model: PreTrainedModel) -> None:
         ManticoreError: the logits of a small hybrid of its configuration differ with left padding, with a cache, after
             loading or after discretizing.
     """
-    entry = Entry(cache_folder(_KIND), content_key(_what_it_depends_on(model)), ".json")
-    try:
-        if entry.read() is not None:
-            return
-    except OSError:
-        # a cache that cannot be read saves no time
-        pass
+    verdict = Verdict(_KIND, _what_it_depends_on(model))
+    if verdict.is_known():
+        return
     with quiet_loading(), torch.no_grad():
         _rehearse(model)
-    try:
-        with entry.aside() as aside:
-            aside.write_text(json.dumps({"model_type": model.config.model_type, "passed": True}), encoding="utf-8")
-            entry.keep(aside)
-    except OSError as error:
-        logger.debug("the verdict on %s is not remembered: %s", model.config.model_type, error)
+    verdict.keep()
 
 
 def _what_it_depends_on(model: PreTrainedModel) -> dict[str, Any]:
-    """The configuration, the versions, and the code of the family's modules, which may be anyone's."""
+    """The configuration, and the code of the family's modules, which may be anyone's."""
     settings = json.loads(model.config.to_json_string(use_diff=False))
     for name in ("_name_or_path", "name_or_path", "transformers_version", "dtype", "architectures"):
         settings.pop(name, None)
     kinds = {type(module) for module in (model, *model.modules())}
     return {
         "configuration": settings,
-        "versions": {"manticore": _own_version(), "torch": torch.__version__, "transformers": transformers.__version__},
         "code": sorted(f"{kind.__module__}.{kind.__qualname__} {_code(kind)}" for kind in kinds),
     }
-
-
-def _own_version() -> str:
-    try:
-        return version("manticore")
-    except PackageNotFoundError:
-        return ""
 
 
 def _code(kind: type) -> str:

@@ -24,6 +24,9 @@ class Setting:
     trainable: str
     checkpointing: bool
     bf16: bool
+    """Forward passes compute in bfloat16 (autocast)."""
+    dtype: str | None = "auto"
+    """What weights train in, as in :func:`manticore.finetune`; None: what they came in."""
 
     def __str__(self) -> str:
         extra = [name for name, on in (("checkpointing", self.checkpointing), ("bf16", self.bf16)) if on]
@@ -128,7 +131,7 @@ class Cases:
 
     def evaluation(self, path: Sequence[int] | None, *, batch_size: int, length: int) -> float:
         """Bytes of a forward pass without gradients."""
-        setting = Setting("all", False, False)
+        setting = Setting("all", False, False, None)
         bench = self._bench(setting, path, batch_size, length, False, backward=False)
         mixing = bench.mixing(path)
         return evaluation_peak(bench.parts(mixing), inventory(bench.hybrid, self.skeleton.kinds, mixing, path))
@@ -147,7 +150,9 @@ class Cases:
         frozen = path[0] if heads_alone and path is not None and path[0] != path[-1] else None
         key = setting, size, length, mixture, backward, frozen
         if key not in self._benches:
-            model = self.skeleton.trained(setting.trainable, lora_rank=self.lora_rank, mixture=mixture)
+            model = self.skeleton.trained(
+                setting.trainable, lora_rank=self.lora_rank, mixture=mixture, dtype=setting.dtype, bf16=setting.bf16
+            )
             if frozen is not None:
                 model.runners[frozen].model.get_input_embeddings().requires_grad_(False)  # type: ignore[union-attr]
             self._benches[key] = Bench(

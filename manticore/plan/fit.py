@@ -88,4 +88,4 @@ def way_out(own: Setting, fits: Sequence[Fit], first: Callable[[Fit], bool] = la
     if asked.least_devices is not None:
         found.append(f"{asked.least_devices} devices")
     found += [str(f.setting) for f in fits if f.setting != own and first(f)][:1]
-    return " or ".join(found) or "a smaller batch_size or length, larger devices, or combine.dtype=bfloat16"
+    return " or ".join(found) or "a smaller batch_size or length, or larger devices"

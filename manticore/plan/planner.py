@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from manticore.components.masters import is_half
 from manticore.errors import ManticoreError
 from manticore.plan.cases import Case, Cases, Setting
 from manticore.plan.fit import Fit, fit, way_out
@@ -20,7 +21,8 @@ from manticore.plan.skeleton import Shape, Skeleton
 from manticore.plan.sources import Source, find_sources, tokenizer_verdict
 from manticore.plan.task_shape import TaskShape, task_shape
 from manticore.schema.recipe import Recipe
-from manticore.schema.sections import Align
+from manticore.schema.sections import Align, Training
+from manticore.training.precision import computes_in_bfloat16
 
 DEFAULT_STEPS = {"search": 120, "finetune": 300}
 EVALUATION_BATCH = 64
@@ -112,6 +114,7 @@ def plan(
     devices: int = 1,
     device_memory: float,
     flops_per_second: float | None = None,
+    accelerator: bool | None = None,
 ) -> Plan:
     """Lay out everything a recipe does on tensors without data, and count.
 
@@ -120,6 +123,7 @@ def plan(
         devices: how many share the work.
         device_memory: bytes of each.
         flops_per_second: what each reaches in training, for the time.
+        accelerator: whether the devices are accelerators that compute in bfloat16; None: whether this machine has one.
 
     Raises:
         ManticoreError: a configuration that is not here or makes no model, or more blocks than layers.
@@ -128,21 +132,36 @@ def plan(
         raise ManticoreError(f"plan: devices is {devices} (expected 1 or more). Fix: --devices 1")
     sources = find_sources(recipe)
     task = task_shape(recipe.task)
-    return _Planner(recipe, sources, task, devices, device_memory).plan(flops_per_second)
+    if accelerator is None:
+        accelerator = torch.accelerator.is_available()
+    return _Planner(recipe, sources, task, devices, device_memory, accelerator).plan(flops_per_second)
 
 
-def shape_of(recipe: Recipe) -> Shape:
-    """How a recipe joins its components."""
+def shape_of(recipe: Recipe, sources: Sequence[Source]) -> Shape:
+    """How a recipe joins its components, in the type that combining them gives."""
     combine = recipe.combine
-    dtype = getattr(torch, combine.dtype or "float32")
-    return Shape(combine.num_blocks, combine.mixing, combine.projector, dict(combine.projector_options), dtype)
+    if combine.dtype is not None:
+        dtype = getattr(torch, combine.dtype)
+    else:
+        found = {source.config.dtype or torch.float32 for source in sources}
+        dtype = found.pop() if len(found) == 1 else torch.float32
+    options = dict(combine.projector_options)
+    return Shape(combine.num_blocks, combine.mixing, combine.released, combine.projector, options, dtype)
 
 
 class _Planner:
-    def __init__(self, recipe: Recipe, sources: list[Source], task: TaskShape, devices: int, memory: float) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        sources: list[Source],
+        task: TaskShape,
+        devices: int,
+        memory: float,
+        accelerator: bool,
+    ) -> None:
         self.recipe, self.sources, self.task = recipe, sources, task
-        self.devices, self.memory = devices, memory
-        self.shape = shape_of(recipe)
+        self.devices, self.memory, self.accelerator = devices, memory, accelerator
+        self.shape = shape_of(recipe, sources)
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.names = [source.name for source in sources]
         self.skeleton = Skeleton(
@@ -157,13 +176,14 @@ class _Planner:
         own_vocabulary = self.task.vocab_size is not None
         shared, tokenizers = tokenizer_verdict(self.sources, own_vocabulary)
         if not shared and recipe.combine.tokenizer is not None:
-            shared, tokenizers = True, f"{tokenizers}; {recipe.combine.tokenizer}'s is kept, the others are re-embedded"
+            others = "all have fresh embeddings" if recipe.combine.released else "the others are re-embedded"
+            shared, tokenizers = True, f"{tokenizers}; {recipe.combine.tokenizer}'s is kept, {others}"
         if not shared:
             self.problems.append(
                 f"tokenizers {tokenizers}: set combine.tokenizer to a component, or take a task with its own vocabulary"
             )
         self._check_lengths()
-        own = Setting(recipe.finetune.trainable, recipe.finetune.gradient_checkpointing, recipe.finetune.bf16)
+        own = self._setting(recipe.finetune)
         paths = self._ends(own)
         tuned = [self._measure("finetune", own, path) for path in (None, paths["costliest"], paths["cheapest"])]
         fits: dict[str, list[Fit]] = {}
@@ -245,6 +265,12 @@ class _Planner:
                         f"Fix: {'align.length=' if section == 'align' else 'examples of at most '}{limit}"
                     )
 
+    def _setting(self, section: Training) -> Setting:
+        autocast = computes_in_bfloat16(
+            section.dtype, bf16=section.bf16, half=is_half(self.shape.dtype), accelerator=self.accelerator
+        )
+        return Setting(section.trainable, section.gradient_checkpointing, autocast, section.dtype)
+
     def _ends(self, own: Setting) -> dict[str, list[int]]:
         """The paths with the fewest and the most FLOPs; the recipe's own where it names one."""
         if self.recipe.discretize.path is not None:
@@ -280,7 +306,7 @@ class _Planner:
 
     def _fits(self, section: str, own: Setting, path: Sequence[int] | None) -> list[Fit]:
         """Of the recipe's setting first, then of the others."""
-        settings = [own, *(Setting(*choice, own.bf16) for choice in _ALTERNATIVES)]
+        settings = [own, *(Setting(*choice, own.bf16, own.dtype) for choice in _ALTERNATIVES)]
         return [
             fit(
                 setting, self._measure(section, setting, path), self.devices, self.memory, shardable=section != "search"
@@ -312,7 +338,7 @@ class _Planner:
             if k is None:
                 continue
             config = self.sources[k].config
-            shape = Shape(1, "translated", "linear", {}, torch.float32)
+            shape = Shape(1, "translated", False, "linear", {}, torch.float32)
             own = Skeleton([entry.name, entry.name], [config, config], shape, None, self.mode)
             case = Cases(own, self.mode, lora_rank=8).measure(
                 Setting("all", False, False), [0], batch_size=entry.batch_size, length=entry.length, mixture=False
@@ -338,7 +364,9 @@ class _Planner:
             skeleton = Skeleton(self.names, configs, self.shape, None, self.mode)
         cases = Cases(skeleton, self.mode, lora_rank=8)
         batch = min(section.batch_size, fitted)
-        case = cases.measure(Setting("projectors", False, False), None, batch_size=batch, length=length, mixture=False)
+        case = cases.measure(
+            Setting("projectors", False, False, None), None, batch_size=batch, length=length, mixture=False
+        )
         config = skeleton.hybrid.config
         translations = skeleton.hybrid.mixing.translations()
         spaces = {space for t in translations if t.source != t.target for space in (t.source, t.target)}
@@ -346,8 +374,8 @@ class _Planner:
         flops = 0.0
         for k in {k for k, _ in spaces}:
             deepest = config.boundaries[k][max(n for m, n in spaces if m == k)]
-            own = [p.piece.forward_flops for p in parts if p.unit.startswith(f"{k}.")]
-            flops += (sum(own[:deepest]) + parts[k].piece.forward_flops) / case.micro_batch * fitted
+            layers = [p.piece.forward_flops for p in parts if p.unit.startswith(f"{k}.")]
+            flops += (sum(layers[:deepest]) + parts[k].piece.forward_flops) / case.micro_batch * fitted
         widths = [c.hidden_size for c in config.components]
         pairs = {(t.source, t.target) for t in translations if t.source != t.target}
         products = sum(widths[k] ** 2 for k, _ in {source for source, _ in pairs})
@@ -363,7 +391,7 @@ class _Planner:
     def _search(self) -> tuple[StagePlan, list[Fit], Case]:
         section = self.recipe.search
         assert section is not None
-        own = Setting(section.trainable, section.gradient_checkpointing, section.bf16)
+        own = self._setting(section)
         case = self._measure("search", own, None)
         steps = self._steps("search", case.flops * case.accumulation)
         fits = self._fits("search", own, None)
@@ -410,8 +438,10 @@ class _Planner:
     def _disk(self, tuned: list[Case], searched: Case | None) -> float:
         """Saved models (combine, align, search, discretize and the result) and the checkpoints that training keeps."""
         supernet, path = tuned[0].held, tuned[1].held
-        models = supernet.weight_bytes * (1 + (self.recipe.align is not None) + (searched is not None))
-        models += path.weight_bytes * 2
+        # weights are saved in the type that they came in, and checkpoints hold those that train as they train
+        size = self.shape.dtype.itemsize
+        models = supernet.parameters * size * (1 + (self.recipe.align is not None) + (searched is not None))
+        models += path.parameters * size * 2
         checkpoint = _KEPT_CHECKPOINTS * (1 + ADAMW_TENSORS)
         kept = checkpoint * (path.trained_bytes + (searched.held.trained_bytes if searched is not None else 0))
         during = checkpoint * supernet.trained_bytes if self.recipe.compare is not None else 0

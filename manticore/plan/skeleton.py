@@ -23,7 +23,9 @@ from manticore.errors import ManticoreError
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.hybrid.path import PathMixing
+from manticore.hybrid.released import tie_heads
 from manticore.training.budget import copy_without_data, count_parameters
+from manticore.training.precision import Precision
 from manticore.training.trainable import set_trainable
 
 BUILD_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, ArithmeticError, AttributeError, LookupError)
@@ -36,6 +38,7 @@ class Shape:
 
     num_blocks: int
     mixing: str
+    released: bool
     projector: str
     projector_options: dict[str, Any]
     dtype: torch.dtype
@@ -89,11 +92,15 @@ class Skeleton:
             self.own_parameters.append(parameters)
             self.kinds.append(kinds)
             components.append(component)
+        if shape.released:
+            for name, component in zip(names, components):
+                tie_heads(name, component)
         configurations: dict[str, Any] = {f"component_{k}": c.config for k, c in enumerate(components)}
         config = ManticoreConfig(
             num_components=len(components),
             num_blocks=shape.num_blocks,
             mixing=shape.mixing,
+            released=shape.released,
             projector=shape.projector,
             projector_options=shape.projector_options or None,
             layer_outputs=tuple_sizes,
@@ -107,16 +114,23 @@ class Skeleton:
         if vocab_size is not None:
             self.hybrid.with_vocabulary(vocab_size)
 
-    def trained(self, trainable: str, *, lora_rank: int, mixture: bool) -> ManticoreForCausalLM:
+    def trained(
+        self, trainable: str, *, lora_rank: int, mixture: bool, dtype: str | None = None, bf16: bool = False
+    ) -> ManticoreForCausalLM:
         """A copy of the supernet, in training mode.
 
         Args:
             trainable: what trains, as in :func:`manticore.finetune`.
             lora_rank: rank of low-rank updates.
             mixture: whether the mixture weights train too, as in a search.
+            dtype: what weights train in, as there; None leaves them as they came.
+            bf16: forward passes compute in bfloat16 (autocast).
         """
         hybrid = copy.deepcopy(self.hybrid)
+        precision = None if dtype is None else Precision(hybrid, dtype, bf16=bf16, cpu=True, stage="plan")
         set_trainable(hybrid, trainable, fresh_vocabulary=self.fresh_vocabulary, lora_rank=lora_rank)
+        if precision is not None:
+            precision.hold()
         for parameter in hybrid.mixing.mixture_parameters():
             parameter.requires_grad_(mixture)
         return hybrid.train()
@@ -127,7 +141,7 @@ def path_mixing(hybrid: ManticoreForCausalLM, path: Sequence[int]) -> PathMixing
     config: ManticoreConfig = copy.copy(hybrid.config)  # type: ignore[assignment]
     config.path = list(path)
     mixing = PathMixing(config)
-    _as_dtype(mixing.projectors, hybrid.dtype)
+    _as_dtype(mixing.projectors, next((p.dtype for p in hybrid.mixing.projectors.parameters()), hybrid.dtype))
     return mixing
 
 

@@ -32,7 +32,7 @@ def measured_flops_per_second(recipe: Recipe, steps: int, memory: float) -> floa
     sources, task = find_sources(recipe), task_shape(recipe.task)
     configs, names = [source.config for source in sources], [source.name for source in sources]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    skeleton = Skeleton(names, configs, shape_of(recipe), task.vocab_size, mode)
+    skeleton = Skeleton(names, configs, shape_of(recipe, sources), task.vocab_size, mode)
     hybrid = skeleton.trained("all", lora_rank=1, mixture=True)
     weights = sum(p.numel() * p.element_size() for p in hybrid.parameters())
     if 3 * weights > memory:

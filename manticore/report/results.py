@@ -154,6 +154,7 @@ class Finetune:
     flops: float | None = None
     seconds: float | None = None
     metrics: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    metrics_float32: dict[str, float | None] | None = None
     history: tuple[Step, ...] = ()
 
 
@@ -169,6 +170,7 @@ class SeedRun:
     flops: float | None = None
     steps: int | None = None
     metrics: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    metrics_float32: dict[str, float | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -311,6 +313,9 @@ def read_results(path: str | Path) -> Results:
     if path.is_dir():
         path = path / "results.json"
     try:
+        # a pipe would be waited for
+        if path.exists() and not path.is_file():
+            raise OSError("not a regular file")
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ManticoreError(f"{path}: no such file. Fix: give the folder of a run that has started") from None

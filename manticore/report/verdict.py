@@ -10,6 +10,7 @@ from enum import Enum
 
 from manticore.report import units
 from manticore.report.results import MISMATCH_LIMIT, Compare, Results, Row, TaskInfo
+from manticore.report.rounding import rounding_notes
 
 HYBRID = "hybrid"
 NOT_PARENTS = ("ensemble", "supernet (soft)", HYBRID)
@@ -101,6 +102,7 @@ def warnings(results: Results) -> list[str]:
                 f" ({matched.coverage:.0%} of the tokens matched exactly or by role); "
                 "on text its scores are those of the re-embedded model."
             )
+    found += rounding_notes(results)
     if compare is None:
         return found
     for row in compare.rows:

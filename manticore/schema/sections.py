@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from manticore.schema.names import Mixing, Projector, SearchMethod, TaskName
+from manticore.schema.names import Mixing, Projector, Scalar, SearchMethod, TaskName
 from manticore.tasks.beginning import Bos
 
 Count = Annotated[int, Field(ge=1)]
@@ -24,9 +24,9 @@ TextColumn = Annotated[
     Field(description="Of a table, the column that holds the documents; else text, or the only column of strings."),
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Scalar = bool | int | float | str | None
 Trainable = Literal["all", "frozen", "projectors", "lora"]
 Schedule = Literal["constant", "linear", "cosine"]
+TrainingDtype = Literal["auto", "float32", "bfloat16"]
 
 
 class Section(BaseModel):
@@ -75,6 +75,8 @@ class Pretrain(Section):
     """Read so much of the text only."""
     tokenizer: Text = "train"
     """Folder or hub id of a tokenizer, or train: a new one, shared by all models with this text and vocab_size."""
+    tokenizer_texts: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Texts that a new tokenizer is trained on, so that models with different texts share it; left out, the text."""
     vocab_size: Count = 1024
     """Tokens of a new tokenizer."""
     length: Count = 128
@@ -87,8 +89,11 @@ class Pretrain(Section):
     """Peak learning rate: warm-up over a tenth of the steps, then a cosine to zero."""
     weight_decay: NotNegative = 0.01
     """AdamW's weight decay."""
+    dtype: TrainingDtype = "auto"
+    """What it is trained and saved in; auto is float32."""
     seed: Seed = 0
-    """Of the first weights and the order of the data; not the run's, so that runs share the model."""
+    """Of the first weights, drawn anew for every entry, and the order of the data; not the run's, so that runs share
+    the model."""
     data_seed: Seed = 0
     """Which documents are held out."""
     bos: Bos = "auto"
@@ -102,6 +107,8 @@ class Combine(Section):
     """Segments each component is cut into."""
     mixing: Mixing = "translated"
     """How blocks mix the components' features."""
+    released: bool = False
+    """With gated mixing: the function of the published method's released code, with fresh embeddings tied to heads."""
     projector: Projector = "linear"
     """Kind of map between the components' feature spaces."""
     projector_options: dict[str, Scalar] = {}
@@ -139,7 +146,35 @@ class Align(Section):
     """Whether every sequence begins with the tokenizer's BOS token; auto: where the tokenizer adds one."""
 
 
-class Search(Section):
+class Training(Section):
+    """What every training on a task shares, so that a comparison trains as fine-tuning does."""
+
+    batch_size: Count = 32
+    """Examples per optimizer step."""
+    weight_decay: NotNegative = 0.01
+    """AdamW's weight decay; biases, norms and what sets a recurrence (A_log, D, decays) have none."""
+    schedule: Schedule = "constant"
+    """Course of the learning rate after warm-up."""
+    warmup_steps: Amount | None = None
+    """Steps over which the learning rate rises from zero; left out, a tenth of the steps, at least 10."""
+    accumulation: Count = 1
+    """Micro-batches that one optimizer step is cut into."""
+    max_grad_norm: Positive = 1.0
+    """Longer gradients are scaled down to this norm."""
+    trainable: Trainable = "all"
+    """What trains: everything, only what the hybrid adds, projectors and heads, or LoRA."""
+    lora_rank: Count = 8
+    """Rank of the LoRA updates."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more FLOPs."""
+    dtype: TrainingDtype = "auto"
+    """auto trains in float32, on accelerators with bfloat16 as autocast for half-precision weights, and saves in the
+    type that the weights came in; float32 and bfloat16 train and save in that type alone."""
+    bf16: bool = False
+    """Compute in bfloat16 where that is safe (autocast), on every device."""
+
+
+class Search(Training):
     """Learn which component each block should use."""
 
     method: SearchMethod = "darts"
@@ -150,20 +185,10 @@ class Search(Section):
     """Optimizer steps; without steps and budget_flops, 120."""
     budget_flops: Positive | None = None
     """Training FLOPs to spend, instead of steps."""
-    batch_size: Count = 32
-    """Examples per optimizer step."""
     lr: Positive = 1e-3
     """Peak learning rate of the network."""
-    weight_decay: NotNegative = 0.01
-    """AdamW's weight decay on the network."""
-    schedule: Schedule = "constant"
-    """Course of the network's learning rate after warm-up."""
     warmup_steps: Amount = 0
     """Steps over which it rises from zero."""
-    accumulation: Count = 1
-    """Micro-batches that one optimizer step is cut into."""
-    max_grad_norm: Positive = 1.0
-    """Longer gradients of the network are scaled down to this norm."""
     mixture_lr: Positive | None = None
     """Learning rate of the mixture weights; left out, the method's own."""
     mixture_weight_decay: NotNegative | None = None
@@ -180,16 +205,8 @@ class Search(Section):
     """current keeps the hybrid's mixture weights; left out, the mixing's own start."""
     start_floor: Share | None = None
     """Smallest probability to start from."""
-    trainable: Trainable = "all"
-    """What learns beside the mixture weights: everything, only what the hybrid adds, projectors and heads, or LoRA."""
-    lora_rank: Count = 8
-    """Rank of the LoRA updates."""
     save_steps: Count | None = None
     """Steps between checkpoints that a killed run resumes from; left out, ten per search."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more FLOPs."""
-    bf16: bool = False
-    """Compute in bfloat16 where that is safe."""
     report_to: list[Text] | None = None
     """Experiment trackers told every logged row, by transformers' names: tensorboard, trackio, wandb, …"""
 
@@ -201,7 +218,7 @@ class Discretize(Section):
     """One component index per block; left out, what the search found."""
 
 
-class Finetune(Section):
+class Finetune(Training):
     """Train the discretized hybrid end to end."""
 
     start: Literal["aligned", "searched"] = "aligned"
@@ -210,32 +227,12 @@ class Finetune(Section):
     """Optimizer steps; without steps and budget_flops, 300."""
     budget_flops: Positive | None = None
     """Training FLOPs to spend, instead of steps."""
-    batch_size: Count = 32
-    """Examples per optimizer step."""
     lr: Positive = 1e-3
     """Peak learning rate."""
-    weight_decay: NotNegative = 0.01
-    """AdamW's weight decay."""
-    schedule: Schedule = "constant"
-    """Course of the learning rate after warm-up."""
-    warmup_steps: Amount = 0
-    """Steps over which the learning rate rises from zero."""
-    accumulation: Count = 1
-    """Micro-batches that one optimizer step is cut into."""
-    max_grad_norm: Positive = 1.0
-    """Longer gradients are scaled down to this norm."""
-    trainable: Trainable = "all"
-    """What trains: everything, only what the hybrid adds, projectors and heads, or LoRA."""
-    lora_rank: Count = 8
-    """Rank of the LoRA updates."""
     save_steps: Count | None = None
     """Steps between checkpoints that a killed run resumes from; left out, ten per run."""
     log_steps: Count | None = None
     """Steps between logged losses; left out, about two hundred per run."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more FLOPs."""
-    bf16: bool = False
-    """Compute in bfloat16 where that is safe."""
     report_to: list[Text] | None = None
     """Experiment trackers told every logged row, by transformers' names: tensorboard, trackio, wandb, …"""
     test_examples: Count | None = None
@@ -255,7 +252,7 @@ class Compare(Section):
     """On a CPU, runs made at the same time, each in a process with one thread."""
 
 
-class CompareModels(Section):
+class CompareModels(Training):
     """Fine-tune models at the same training FLOPs."""
 
     budget_flops: Positive | None = None
@@ -266,22 +263,6 @@ class CompareModels(Section):
     """Each model takes the one that scores best on the validation split."""
     ensemble: bool = True
     """Add the average of the logits of all models that are no hybrids."""
-    batch_size: Count = 32
-    """Examples per optimizer step."""
-    weight_decay: NotNegative = 0.01
-    """AdamW's weight decay."""
-    schedule: Schedule = "constant"
-    """Course of the learning rate after warm-up."""
-    warmup_steps: Amount = 0
-    """Steps over which the learning rate rises from zero."""
-    trainable: Trainable = "all"
-    """What trains: everything, only what a hybrid adds, projectors and heads, or LoRA."""
-    lora_rank: Count = 8
-    """Rank of the LoRA updates."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more FLOPs."""
-    bf16: bool = False
-    """Compute in bfloat16 where that is safe."""
     test_examples: Count | None = None
     """Score only so many examples of the test split, and of the validation split; left out, all."""
     workers: Count = 1

@@ -27,6 +27,7 @@ from manticore.training.callbacks import Progress
 from manticore.training.checkpoints import open_folder
 from manticore.training.finetune import data_fingerprint, recomputed_activations
 from manticore.training.modes import kept_modes
+from manticore.training.precision import Precision
 from manticore.training.prepare import check_numbers, fit_to_task, resolve_task
 from manticore.training.tracking import trackers
 from manticore.training.trainable import merge_lora, set_trainable
@@ -99,6 +100,7 @@ def search(
     resume: bool = False,
     save_steps: int | None = None,
     gradient_checkpointing: bool = False,
+    dtype: str = "auto",
     bf16: bool = False,
     cpu: bool = False,
     report_to: str | Sequence[str] | None = None,
@@ -121,7 +123,7 @@ def search(
         budget_flops: training FLOPs; as many whole steps are made as they pay for.
         batch_size: examples per step.
         lr: learning rate of the network.
-        weight_decay: of the network.
+        weight_decay: of the network; on no bias, norm or parameter that sets a recurrence.
         schedule: ``"constant"``, ``"linear"`` or ``"cosine"``, after ``warmup_steps`` of linear warm-up.
         accumulation: micro-batches that one step is cut into.
         max_grad_norm: bound on the norm of the network's gradient; the mixture weights' does not count.
@@ -141,7 +143,8 @@ def search(
         resume: go on from the last complete checkpoint in ``out``, if there is one.
         save_steps: steps between checkpoints; None: ten per search.
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more FLOPs.
-        bf16: compute in bfloat16 where that is safe.
+        dtype: as in :func:`manticore.finetune`; mixture weights are always in float32.
+        bf16: compute in bfloat16 where that is safe (autocast), on every device.
         cpu: stay on the CPU where an accelerator is present.
         report_to: experiment trackers told every logged row, by transformers' names (``"tensorboard"``, …).
         progress: True for a bar on the terminal, or a function of (step, steps, row).
@@ -179,6 +182,7 @@ def search(
     told = trackers(report_to, out, stage="search")
     task = resolve_task(task, hybrid, tokenizer, seed, stage="search")
     hybrid = cast(ManticorePreTrainedModel, fit_to_task(hybrid, task, seed))
+    precision = Precision(hybrid, dtype, bf16=bf16, cpu=cpu, stage="search")
     set_trainable(hybrid, trainable, fresh_vocabulary=task.vocab_size is not None, lora_rank=lora_rank, seed=seed)
     if start is None:
         hybrid.mixing.reset_mixture()
@@ -188,6 +192,9 @@ def search(
         stack.enter_context(kept_modes(hybrid))
         stack.enter_context(fast_scan(hybrid))
         stack.enter_context(_learning(hybrid.mixing.mixture_parameters()))
+        stack.callback(precision.settle)
+        precision.warn()
+        precision.hold()
         if gradient_checkpointing:
             stack.enter_context(recomputed_activations(hybrid))
         flops = flops_per_step(hybrid, batch_size, task.length)
@@ -221,7 +228,8 @@ def search(
                 "trainable": trainable,
                 "lora_rank": lora_rank,
                 "seed": seed,
-                "bf16": bf16,
+                "dtype": dtype,
+                "bf16": precision.autocast,
             }
             checkpoint = open_folder(folder / "checkpoints", settings, resume=resume, stage="search")
         args = training_arguments(
@@ -238,7 +246,7 @@ def search(
             save_steps=None if out is None else save_steps or max(1, steps // _CHECKPOINTS_PER_RUN),
             seed=derive_seed(seed, "search"),
             data_seed=derive_seed(seed, "data order"),
-            bf16=bf16,
+            bf16=precision.autocast,
             cpu=cpu,
         )
         trainer = SearchTrainer(

@@ -12,6 +12,7 @@ Letters: B batch, T tokens, C channels, S rows of the table.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,9 @@ class ImplicitFilter(nn.Module):
         order: hidden units.
         positions: S, the longest sequence.
     """
+
+    # as in the released code of Hyena, whose filters have a weight decay of 0
+    _no_weight_decay: ClassVar[bool] = True
 
     def __init__(self, channels: int, order: int, positions: int) -> None:
         super().__init__()

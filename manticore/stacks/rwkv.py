@@ -40,6 +40,10 @@ class _TimeMixer(Mixer):
 
     cache_type: ClassVar[str] = "linear_attention"
     fixed_state: ClassVar[bool] = True
+    # as in the released training code: maps alone decay, not what sets mixes, decays and the bonus
+    _no_weight_decay: ClassVar[frozenset[str]] = frozenset(
+        ("decay", "bonus", "base_mix", "mixes", "mix_down", "mix_up", "decay_down", "decay_up")
+    )
 
     def __init__(self, width: int, *, num_heads: int, divisor: float) -> None:
         super().__init__()

@@ -56,7 +56,8 @@ class ComparisonRow:
     cache_bytes_per_token: int
     state_bytes: int
     seeds: list[dict[str, Any]]
-    """Per seed: ``seed``, ``lr``, ``steps``, ``flops`` (those spent before included), ``seconds``, test ``metrics``."""
+    """Per seed: ``seed``, ``lr``, ``steps``, ``flops`` (those spent before included), ``seconds``, test ``metrics`` and
+    ``metrics_float32``, as fine-tuning gives them."""
     mean: float
     """Of the primary metric over seeds."""
     interval: tuple[float, float] | None
@@ -98,10 +99,13 @@ def compare(
     batch_size: int = 32,
     weight_decay: float = 0.01,
     schedule: str = "constant",
-    warmup_steps: int = 0,
+    warmup_steps: int | None = None,
+    accumulation: int = 1,
+    max_grad_norm: float = 1.0,
     trainable: str = "all",
     lora_rank: int = 8,
     gradient_checkpointing: bool = False,
+    dtype: str = "auto",
     bf16: bool = False,
     cpu: bool = False,
     test_examples: int | None = None,
@@ -124,8 +128,8 @@ def compare(
             validation split with the first seed. A rate that diverges with any seed counts as the worst.
         ensemble: add the average of the logits of all models that are no hybrids, where two or more are given as
             models or folders.
-        batch_size, weight_decay, schedule, warmup_steps, trainable, lora_rank, gradient_checkpointing, bf16, cpu:
-            as in :func:`manticore.finetune`, the same for all.
+        batch_size, weight_decay, schedule, warmup_steps, accumulation, max_grad_norm, trainable, lora_rank,
+            gradient_checkpointing, dtype, bf16, cpu: as in :func:`manticore.finetune`, the same for all.
         test_examples: score only so many examples of the test split (and of the validation split).
         workers: on a CPU, runs made at the same time, each in a process with one thread: many cores do more that
             way than as threads of one run. Where there is an accelerator, runs go one after another.
@@ -149,7 +153,12 @@ def compare(
     if not seeds or not learning_rates:
         raise ManticoreError("compare: seeds or learning_rates is empty. Fix: seeds=[0, 1, 2], learning_rates=[1e-3]")
     for lr in learning_rates:
-        counts = {"batch_size": batch_size, "test_examples": test_examples, "workers": workers}
+        counts = {
+            "batch_size": batch_size,
+            "accumulation": accumulation,
+            "test_examples": test_examples,
+            "workers": workers,
+        }
         check_numbers("compare", counts=counts, rates={"lr": lr})
     if len(set(seeds)) < len(seeds):
         raise ManticoreError(f"compare: seeds {list(seeds)} hold one twice. Fix: give different seeds")
@@ -161,9 +170,12 @@ def compare(
         "weight_decay": weight_decay,
         "schedule": schedule,
         "warmup_steps": warmup_steps,
+        "accumulation": accumulation,
+        "max_grad_norm": max_grad_norm,
         "trainable": trainable,
         "lora_rank": lora_rank,
         "gradient_checkpointing": gradient_checkpointing,
+        "dtype": dtype,
         "bf16": bf16,
         "test_examples": test_examples,
     }
@@ -202,7 +214,7 @@ def _row(runs: ComparisonRuns, name: str, index: int, budget: Budget, spent: int
     results, diverged = runs.of(name, budget.flops - spent)
     seeds = [
         {"seed": seed, "flops": result["flops"] + spent}
-        | {key: result[key] for key in ("lr", "steps", "seconds", "metrics")}
+        | {key: result[key] for key in ("lr", "steps", "seconds", "metrics", "metrics_float32")}
         for seed, result in results.items()
     ]
     mean, interval = mean_interval([entry["metrics"][runs.task.primary_metric] for entry in seeds])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from manticore.components.loading import load_config, load_tokenizer, own_tokenizer
+from manticore.components.rebuilding import copied
 from manticore.components.token_matching import same_tokenizer
 from manticore.errors import ManticoreError
 from manticore.hybrid.combine import combine
@@ -55,7 +55,7 @@ def _name(model: Source) -> str:
 def build(source: Source, seed: int) -> PreTrainedModel:
     """A model of its own for one run."""
     if isinstance(source, PreTrainedModel):
-        return copy.deepcopy(source)
+        return copied(source)
     return load_saved(source) if isinstance(source, str | Path) else source(seed)
 
 

@@ -7,7 +7,7 @@ import math
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,11 @@ from manticore.training.callbacks import Progress
 from manticore.training.checkpoints import open_folder
 from manticore.training.classifiers import suits
 from manticore.training.modes import kept_modes, recomputed_activations
+from manticore.training.precision import Precision, differing
 from manticore.training.prepare import check_numbers, fit_to_task, resolve_task
 from manticore.training.tracking import trackers
 from manticore.training.trainable import merge_lora, set_trainable
-from manticore.training.trainer import TaskTrainer, training_arguments
+from manticore.training.trainer import TaskTrainer, default_warmup, training_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,13 +52,17 @@ class FinetuneResult:
     seconds: float
     """Training time, earlier sessions of a resumed run included."""
     metrics: dict[str, float]
-    """Metrics on the test split after training."""
+    """Metrics on the test split after training, of the weights in the type that they are saved in."""
     history: list[dict[str, float]]
     """One row per logged step: ``step``, ``loss``, ``learning_rate``, ``grad_norm``, ``epoch``."""
+    metrics_float32: dict[str, float] | None = None
+    """Metrics of the float32 weights before they were rounded, where one differs by more than 1e-3."""
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    """Name of a weight or buffer → the type that it is saved in."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the model, as JSON values."""
-        names = ("steps", "tokens", "flops", "seconds", "metrics", "history")
+        names = ("steps", "tokens", "flops", "seconds", "metrics", "metrics_float32", "history")
         return {name: getattr(self, name) for name in names}
 
 
@@ -71,7 +76,7 @@ def finetune(
     lr: float = 1e-3,
     weight_decay: float = 0.01,
     schedule: str = "constant",
-    warmup_steps: int = 0,
+    warmup_steps: int | None = None,
     accumulation: int = 1,
     max_grad_norm: float = 1.0,
     trainable: str = "all",
@@ -82,6 +87,7 @@ def finetune(
     save_steps: int | None = None,
     log_steps: int | None = None,
     gradient_checkpointing: bool = False,
+    dtype: str = "auto",
     bf16: bool = False,
     cpu: bool = False,
     test_examples: int | None = None,
@@ -102,7 +108,9 @@ def finetune(
         steps: optimizer steps; without `steps` and `budget_flops`, 300.
         budget_flops: training FLOPs; as many whole steps are made as they pay for.
         batch_size: examples per optimizer step.
+        weight_decay: AdamW's; on no bias, norm or parameter that sets a recurrence (:mod:`manticore.training.decay`).
         schedule: ``"constant"``, ``"linear"`` or ``"cosine"``, after `warmup_steps` of linear warm-up.
+        warmup_steps: None: a tenth of the steps, at least 10.
         accumulation: micro-batches that one optimizer step is cut into.
         trainable: ``"all"``, ``"frozen"``, ``"projectors"`` or ``"lora"`` (:func:`set_trainable`).
         seed: of the data order, dropout and fresh parameters.
@@ -111,7 +119,10 @@ def finetune(
         save_steps: optimizer steps between checkpoints; None: ten per run.
         log_steps: optimizer steps between rows of the history; None: about two hundred rows per run.
         gradient_checkpointing: recompute activations in the backward pass: less memory, a third more FLOPs.
-        bf16: compute in bfloat16 where that is safe.
+        dtype: ``"auto"``: weights that train are in float32 meanwhile, on an accelerator with bfloat16 as autocast
+            where they came in half precision, and afterwards in the type they came in; ``"float32"`` or
+            ``"bfloat16"``: in that type, during training and afterwards.
+        bf16: compute in bfloat16 where that is safe (autocast), on every device.
         cpu: stay on the CPU where an accelerator is present.
         test_examples: score only so many examples of the test split.
         report_to: experiment trackers told every logged row, by transformers' names (``"tensorboard"``, …).
@@ -128,19 +139,25 @@ def finetune(
     told = trackers(report_to, out, stage="finetune")
     task = resolve_task(task, model, tokenizer, seed, stage="finetune")
     model = fit_to_task(model, task, seed)
+    precision = Precision(model, dtype, bf16=bf16, cpu=cpu, stage="finetune")
     mixing = getattr(model, "mixing", None)
     for weights in mixing.mixture_parameters() if mixing is not None else ():
         # a search may have left them trainable; an ordinary optimizer would leave the simplex
         weights.requires_grad_(False)
     set_trainable(model, trainable, fresh_vocabulary=task.vocab_size is not None, lora_rank=lora_rank, seed=seed)
+    scores = {}
     with ExitStack() as stack:
         stack.enter_context(fast_scan(model))
+        stack.callback(precision.settle)
+        precision.warn()
+        precision.hold()
         if gradient_checkpointing:
             stack.enter_context(recomputed_activations(model))
         flops = flops_per_step(model, batch_size, task.length)
         if budget_flops is not None:
             steps = steps_within(budget_flops, flops, stage="finetune")
         steps = steps or DEFAULT_STEPS
+        warmup_steps = default_warmup(steps) if warmup_steps is None else warmup_steps
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoint = None
         if out is not None:
@@ -156,8 +173,10 @@ def finetune(
                 "accumulation": accumulation,
                 "max_grad_norm": max_grad_norm,
                 "trainable": trainable,
+                "lora_rank": lora_rank,
                 "seed": seed,
-                "bf16": bf16,
+                "dtype": dtype,
+                "bf16": precision.autocast,
             }
             checkpoint = open_folder(folder / "checkpoints", settings, resume=resume, stage="finetune")
         args = training_arguments(
@@ -174,7 +193,7 @@ def finetune(
             save_steps=None if out is None else save_steps or max(1, steps // 10),
             seed=derive_seed(seed, "finetune"),
             data_seed=derive_seed(seed, "data order"),
-            bf16=bf16,
+            bf16=precision.autocast,
             cpu=cpu,
         )
         trainer = TaskTrainer(
@@ -187,16 +206,22 @@ def finetune(
             callbacks=told,
         )
         history = trainer.run()
+        if precision.rounds:
+            with precision.computing():
+                scores = evaluate(model, task, batch_size=batch_size, max_examples=test_examples)
     if trainable == "lora":
         merge_lora(model)
+    metrics = evaluate(model, task, batch_size=batch_size, max_examples=test_examples)
     return FinetuneResult(
         model=model,
         steps=steps,
         tokens=steps * batch_size * task.tokens_per_example,
         flops=steps * flops,
         seconds=trainer.stopwatch.seconds,
-        metrics=evaluate(model, task, batch_size=batch_size, max_examples=test_examples),
+        metrics=metrics,
         history=history,
+        metrics_float32=differing(scores, metrics) if scores else None,
+        dtypes=dict(precision.saved),
     )
 
 

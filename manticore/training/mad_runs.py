@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from manticore.components.masters import held_in_float32
 from manticore.errors import ManticoreError
 from manticore.kernels.mamba import fast_scan
 from manticore.seeding import derive_seed
@@ -78,7 +79,7 @@ def train_runs(
     bf16: bool = False,
     watch: Watcher | None = None,
 ) -> list[Outcome]:
-    """Train and score `model` once per point of the grid, always from the weights that it has now.
+    """Train and score `model` once per point of the grid, always from the weights that it has now, held in float32.
 
     Args:
         model: not changed; its device is where training runs.
@@ -99,7 +100,7 @@ def train_runs(
         if split not in data:
             raise ManticoreError(f"mad: the data have no split {split!r}, which the protocol needs. Fix: add it")
     tensors = {split: tuple(torch.from_numpy(a).to(device) for a in pair) for split, pair in data.items()}
-    with kept_modes(model), fast_scan(model):
+    with kept_modes(model), fast_scan(model), held_in_float32(model):
         model.eval()
         if stacked is not False and len(hypers) > 1 and (stacked or device.type != "cpu"):
             reason = why_not_stacked(model, tensors["train"][0][:2])

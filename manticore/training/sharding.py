@@ -7,8 +7,9 @@ are also read outside a forward pass.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,16 @@ from torch import nn
 
 from manticore.errors import ManticoreError
 from manticore.processes import is_first
+from manticore.writing import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def asked_to_shard() -> str | None:
+    """What the launcher asked for, ``"FSDP"`` or ``"DEEPSPEED"``."""
+    names = ("FSDP", "DEEPSPEED")
+    return next((name for name in names if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"), None)
 
 
 def refuse_unsharded(stage: str, sharded: bool) -> None:
@@ -30,10 +38,10 @@ def refuse_unsharded(stage: str, sharded: bool) -> None:
     Raises:
         ManticoreError: the launcher asked for sharding, and accelerate does not shard here.
     """
-    asked = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"]
-    if asked and not sharded:
+    asked = asked_to_shard()
+    if asked is not None and not sharded:
         raise ManticoreError(
-            f"{stage}: {asked[0]} was asked for, but accelerate shards models on accelerators only, in several "
+            f"{stage}: {asked} was asked for, but accelerate shards models on accelerators only, in several "
             "processes. Fix: a configuration for data parallelism (manticore cp ddp-cpu)"
         )
 
@@ -115,13 +123,28 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def save_model(model: PreTrainedModel, folder: Path) -> None:
-    """``save_pretrained`` by the first process; to be called by all of them, since a sharded model is gathered."""
+def save_model(model: PreTrainedModel, folder: Path, dtypes: Mapping[str, torch.dtype] | None = None) -> None:
+    """``save_pretrained`` by the first process; to be called by all of them, since a sharded model is gathered.
+
+    Args:
+        model: sharded or not.
+        folder: where it goes.
+        dtypes: name of a weight → the type that it is saved in, where the model is sharded and holds another.
+    """
     state: dict[str, Any] | None = None
     if is_sharded(model):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         with torch.no_grad():
-            state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+            whole: dict[str, Any] = get_model_state_dict(
+                model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+            )
+        state = {name: tensor.to((dtypes or {}).get(name, tensor.dtype)) for name, tensor in whole.items()}
     if is_first():
         model.save_pretrained(folder, state_dict=state)
+        saved = None if state is None or not dtypes else dtypes.get(next(iter(dict(model.named_parameters()))))
+        if saved is not None and saved != model.dtype:
+            # transformers writes the type that the model has in memory
+            file = folder / "config.json"
+            written = json.loads(file.read_text(encoding="utf-8"))
+            write_json(file, written | {"dtype": str(saved).removeprefix("torch.")})

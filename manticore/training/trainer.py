@@ -31,6 +31,7 @@ from manticore.processes import refuse_lost_processes
 from manticore.training.batches import IGNORED, Collator
 from manticore.training.callbacks import LogAtCheckpoints, MetricsFile, Progress, ProgressBar, Stopwatch
 from manticore.training.checkpoints import PARTIAL, checkpoint_step, publish, write_json
+from manticore.training.decay import decayed
 from manticore.training.sharding import complete_state, configure, refuse_unsharded, whole_embeddings
 from manticore.training.tracking import PROJECT
 
@@ -163,6 +164,10 @@ class TaskTrainer(Trainer):
             loss = loss * self.accelerator.num_processes
         self._check_finite("loss", float(loss.detach()))
         return (loss, outputs) if return_outputs else loss
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """What transformers' Trainer lets decay, without norms of any name and what sets a recurrence."""
+        return decayed(model, super().get_decay_parameter_names(model))
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: Any) -> Tensor | None:
         if not batch_samples:
@@ -320,6 +325,14 @@ def training_arguments(
         )
     args.per_device_train_batch_size = batch_size // micro_batches
     return args
+
+
+def default_warmup(steps: int) -> int:
+    """A tenth of the steps, at least 10: AdamW's first steps are as long as the learning rate, whatever the gradient.
+
+    A run of fewer steps than 10 ends below its learning rate. Measured in ``benchmarks/warmup.py``.
+    """
+    return max(10, -(-steps // 10))
 
 
 def scheduler_name(schedule: str) -> str:

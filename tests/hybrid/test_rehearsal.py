@@ -220,7 +220,7 @@ def test_a_verdict_is_remembered_and_checked_before_it_is_believed(
     assert runs == ["llama"] * 2
     rehearse(tiny_model("llama", rms_norm_eps=1e-3))
     assert runs == ["llama"] * 3
-    monkeypatch.setattr(rehearsal.transformers, "__version__", "5.99.0")
+    monkeypatch.setattr("transformers.__version__", "5.99.0")
     rehearse(model)
     assert runs == ["llama"] * 4
 

@@ -13,14 +13,18 @@ from transformers.initialization import no_init_weights
 import manticore
 from manticore.errors import ManticoreError
 from manticore.kernels.mamba import use_selective_scan
+from manticore.plan.bytes_alive import tensor_bytes
 from manticore.plan.cases import Cases, Setting
 from manticore.plan.fit import parse_bytes
 from manticore.plan.known import KNOWN, known
 from manticore.plan.planner import plan
 from manticore.plan.skeleton import Shape, Skeleton
+from manticore.plan.sources import find_sources
+from manticore.schema.loading import load_recipe
 from manticore.schema.recipe import Recipe
 from manticore.training.budget import cache_cost, count_parameters, flops_per_step
 from manticore.training.modes import recomputed_activations
+from manticore.training.precision import Precision
 from manticore.training.shapes import small_config
 from manticore.training.trainable import set_trainable
 
@@ -57,7 +61,7 @@ def test_a_hub_id_means_its_checkpoint():
 @pytest.fixture(scope="module")
 def cases():
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    skeleton = Skeleton(["a", "b"], configs(), Shape(2, "translated", "linear", {}, torch.float32), None, mode)
+    skeleton = Skeleton(["a", "b"], configs(), Shape(2, "translated", False, "linear", {}, torch.float32), None, mode)
     return Cases(skeleton, mode, lora_rank=8)
 
 
@@ -77,6 +81,43 @@ def test_flops_and_parameters_are_those_of_the_real_model(cases, supernet, train
         assert case.flops == flops_per_step(real, BATCH, LENGTH)
 
 
+@pytest.mark.parametrize("path", [None, [0, 1], [1, 0]], ids=["supernet", "gpt-mamba", "mamba-gpt"])
+def test_the_released_function_is_counted_as_it_runs(path):
+    """Heads are tied, and those of the first block's components."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    skeleton = Skeleton(["a", "b"], configs(), Shape(2, "gated", True, "linear", {}, torch.float32), None, mode)
+    case = Cases(skeleton, mode, lora_rank=8).measure(
+        Setting("all", False, False), path, batch_size=BATCH, length=LENGTH, mixture=False
+    )
+    models = [AutoModelForCausalLM.from_config(config) for config in configs()]
+    real = manticore.combine(models, num_blocks=2, mixing="gated", released=True)
+    real = real if path is None else manticore.discretize(real, path)
+    set_trainable(real, "all")
+    use_selective_scan(real)
+    counted = count_parameters(real)
+    assert (case.held.parameters, case.held.trained) == (counted.total, counted.trainable)
+    assert case.flops == flops_per_step(real, BATCH, LENGTH)
+
+
+@pytest.mark.parametrize(("dtype", "bf16"), [("auto", False), ("auto", True), ("bfloat16", False)])
+@pytest.mark.parametrize("trainable", ["all", "frozen"])
+def test_half_precision_weights_are_counted_in_the_type_that_they_train_in(supernet, trainable, dtype, bf16):
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    skeleton = Skeleton(["a", "b"], configs(), Shape(2, "translated", False, "linear", {}, torch.bfloat16), None, mode)
+    own = Setting(trainable, False, bf16, dtype)
+    held = Cases(skeleton, mode, lora_rank=8).measure(own, None, batch_size=2, length=8, mixture=False).held
+    components = [AutoModelForCausalLM.from_config(c, dtype=torch.bfloat16) for c in configs()]
+    real = manticore.combine(components, num_blocks=2, check=False)
+    precision = Precision(real, dtype, bf16=bf16, cpu=True, stage="finetune")
+    set_trainable(real, trainable)
+    for weights in real.mixing.mixture_parameters():
+        weights.requires_grad_(False)
+    precision.hold()
+    assert held.weight_bytes == tensor_bytes(list(real.parameters()))
+    assert held.trained_bytes == tensor_bytes([p for p in real.parameters() if p.requires_grad])
+    assert skeleton.hybrid.component(0).dtype == torch.bfloat16
+
+
 def recipe(**changes) -> Recipe:
     entries = [
         {"name": "gpt", "family": "gpt_neo", "layers": 3, "width": 32, "vocab_size": 48},
@@ -94,6 +135,17 @@ def recipe(**changes) -> Recipe:
         "compare": None,
     }
     return Recipe(**{**sections, **changes})
+
+
+def test_a_comparison_is_priced_at_the_micro_batches_that_it_makes():
+    kept = {"search": None, "align": None, "discretize": {"path": [0, 1]}, "compare": {"seeds": [0]}}
+    tuning = {"steps": 2, "batch_size": 4 * BATCH}
+    whole, cut = (
+        plan(recipe(finetune={**tuning, "accumulation": parts}, **kept), device_memory=1e12) for parts in (1, 4)
+    )
+    prices = [next(stage for stage in found.stages if stage.name == "compare") for found in (whole, cut)]
+    assert prices[0].step_flops == pytest.approx(prices[1].step_flops)
+    assert prices[1].bytes == cut.fits["compare"][0].data_parallel < prices[0].bytes
 
 
 def test_a_plan_counts_what_the_stages_count(supernet):
@@ -192,3 +244,22 @@ def test_sizes_of_memory():
     for wrong in ("lots", "-1GB", "0", "80 GBs"):
         with pytest.raises(ManticoreError, match="--device-memory"):
             parse_bytes(wrong)
+
+
+def test_a_given_tokenizer_counts_and_a_new_one_too(tokenizer, tmp_path):
+    larger = copy.deepcopy(tokenizer)
+    larger.add_tokens([f"<extra {index}>" for index in range(500)])
+    larger.save_pretrained(tmp_path / "tokens")
+    small = ["pretrain.gpt.layers=1", "pretrain.mamba.layers=1", "combine.num_blocks=1", "align=null", "search=null"]
+    small += ["discretize.path=[0]", "compare=null"]
+    overrides = [f"pretrain.{name}.tokenizer={tmp_path / 'tokens'}" for name in ("gpt", "mamba")]
+    recipe = load_recipe("quickstart", [*small, *overrides]).recipe
+    sources = find_sources(recipe)
+    assert [source.config.vocab_size for source in sources] == [len(larger)] * 2
+    assert [source.config.vocab_size for source in find_sources(load_recipe("quickstart").recipe)] == [1024] * 2
+    # as many parameters as the model that pretraining makes
+    model = AutoModelForCausalLM.from_config(sources[0].config)
+    stage = next(stage for stage in plan(recipe, device_memory=1e12).stages if stage.what.startswith("gpt"))
+    assert stage.trained == sum(p.numel() for p in model.parameters())
+    with pytest.raises(ManticoreError, match=r"plan: gpt: no tokenizer .* is here"):
+        find_sources(load_recipe("quickstart", [f"pretrain.gpt.tokenizer={tmp_path}"]).recipe)

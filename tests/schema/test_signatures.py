@@ -21,7 +21,7 @@ ELSEWHERE = {"seed", "tokenizer", "out", "resume", "cpu", "progress"}
         pytest.param(
             sections.Pretrain,
             pretrain,
-            {"out", "cache", "cpu", "progress", "family"},
+            {"out", "cache", "cpu", "progress", "family", "index"},
             {"name", "family"},
             id="pretrain",
         ),

@@ -19,6 +19,7 @@ from manticore.training.budget import flops_per_step
 from manticore.training.compare import compare
 from manticore.training.finetune import evaluate, finetune
 from manticore.training.prepare import positions
+from manticore.training.trainer import default_warmup
 
 
 def weights(model):
@@ -72,6 +73,16 @@ def test_the_loss_is_that_of_aligned_targets(gpt, task):
     expected = functional.cross_entropy(logits.flatten(0, 1), rows["targets"].flatten(), ignore_index=-100)
     history = finetune(gpt, task, steps=1, batch_size=24).history
     assert history[0]["loss"] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_fine_tuning_warms_up_by_default(gpt, task):
+    rates = [row["learning_rate"] for row in finetune(gpt, task, steps=12, batch_size=8, lr=1e-3).history]
+    # logged after the step that was made with it
+    assert rates[:10] == pytest.approx([1e-4 * step for step in range(10)])
+    assert rates[10:] == pytest.approx([1e-3] * 2)
+    at_once = finetune(gpt, task, steps=2, batch_size=8, lr=1e-3, warmup_steps=0).history
+    assert [row["learning_rate"] for row in at_once] == pytest.approx([1e-3] * 2)
+    assert [default_warmup(steps) for steps in (1, 100, 101, 5000)] == [10, 10, 11, 500]
 
 
 def test_micro_batches_change_nothing_but_rounding(gpt):

@@ -18,7 +18,7 @@ from manticore.errors import ManticoreError
 from manticore.hybrid.discretize import discretize
 from manticore.processes import is_first, wait_for_all
 from manticore.search.search import search
-from manticore.training.finetune import finetune
+from manticore.training.finetune import evaluate, finetune
 from manticore.training.sharding import configure, is_sharded, save_model
 
 WEIGHTS = [[0.25, 0.75], [0.5, 0.5]]
@@ -67,6 +67,10 @@ def work(folder):
         if name == "supernet":
             outcome[name]["mixture"] = net.mixture_weights.tolist()
         save_model(net, folder / f"{name}-saved")
+    half = model("path").bfloat16()
+    result = finetune(half, copying_task(examples=21), **SETTINGS)
+    save_model(half, folder / "half-saved", result.dtypes)
+    outcome["half"] = {"metrics": result.metrics, "kinds": sorted({str(p.dtype) for p in half.parameters()})}
     if is_first():
         # as if it had been killed after the checkpoint before the last
         shutil.copytree(folder / "path", folder / "stopped")
@@ -96,6 +100,20 @@ def test_sharded_training_equals_one_process_with_twice_the_accumulation(by_two,
         torch.testing.assert_close(shared, own, atol=1e-4, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
     for metric, value in alone["metrics"].items():
         assert both[name]["metrics"][metric] == pytest.approx(value, abs=1e-4)
+
+
+def test_half_precision_weights_train_sharded_in_float32_and_are_saved_as_they_came(by_two):
+    folder, (both, _) = by_two
+    assert both["half"]["kinds"] == ["torch.float32"]
+    saved = AutoModelForCausalLM.from_pretrained(folder / "half-saved")
+    assert {p.dtype for p in saved.parameters()} == {torch.bfloat16}
+    alone = model("path").bfloat16()
+    finetune(alone, copying_task(examples=21), accumulation=2, **SETTINGS)
+    for own, shared in zip(alone.parameters(), saved.parameters(), strict=True):
+        torch.testing.assert_close(shared, own, atol=1e-4, rtol=2**-7)
+    # what is scored are float32 numbers that bfloat16 can hold
+    for metric, value in evaluate(saved.float(), copying_task(examples=21)).items():
+        assert both["half"]["metrics"][metric] == pytest.approx(value, abs=1e-5)
 
 
 def test_mixture_weights_stay_whole_and_as_they_were(by_two):

@@ -1,0 +1,119 @@
+"""Every option of a training reaches every run that should have it, and is part of what a resumed run is held to."""
+
+import inspect
+import json
+
+import pytest
+from copying_task import copying_task
+
+import manticore
+from manticore.runs import pipeline
+from manticore.schema.recipe import Recipe
+from manticore.schema.sections import Training
+from manticore.training import comparison_runs
+from manticore.training.compare import compare
+from manticore.training.finetune import finetune
+
+UNUSUAL = {
+    "batch_size": 12,
+    "weight_decay": 0.07,
+    "schedule": "linear",
+    "warmup_steps": 3,
+    "accumulation": 3,
+    "max_grad_norm": 0.6,
+    "trainable": "lora",
+    "lora_rank": 3,
+    "gradient_checkpointing": True,
+    "dtype": "float32",
+    "bf16": True,
+}
+
+# what no number depends on, or what is found under another name
+ELSEWHERE = {
+    "model": "its weights are compared tensor by tensor",
+    "hybrid": "its weights are compared tensor by tensor",
+    "models": "weights of",
+    "budget_flops": "steps, or the name of a unit",
+    "spent_flops": "the name of a unit",
+    "seeds": "the name of a unit",
+    "ensemble": "a row more",
+    "test_examples": "read after the training, with the weights that are there",
+    "tokenizer": "data",
+    "gradient_checkpointing": "the same numbers in less memory",
+    "cpu": "bf16 says whether autocast is on",
+    "out": "", "resume": "", "save_steps": "", "log_steps": "", "report_to": "", "progress": "", "workers": "",
+}  # fmt: skip
+
+
+SMALL = {"seq_len": 16, "num_train_examples": 16, "num_test_examples": 16, "num_validation_examples": 16}
+
+
+def test_unusual_values_are_unusual():
+    assert set(UNUSUAL) == set(Training.model_fields)
+    assert not [name for name, field in Training.model_fields.items() if field.default == UNUSUAL[name]]
+
+
+def test_each_run_of_a_comparison_is_given_every_option(gpt, monkeypatch):
+    given = []
+
+    def watched(model, task, **options):
+        given.append(options)
+        return finetune(model, task, **options)
+
+    monkeypatch.setattr(comparison_runs, "finetune", watched)
+    compare({"gpt": gpt}, copying_task(), budget_flops=6_000_000, seeds=[0, 1], cpu=True, **UNUSUAL)
+    assert len(given) == 2
+    for options in given:
+        assert {name: options[name] for name in UNUSUAL} == UNUSUAL
+
+
+def test_a_recipe_compares_with_everything_that_it_fine_tunes_with(tmp_path, monkeypatch):
+    recipe = Recipe.model_validate(
+        {
+            "name": "run",
+            "components": [{"name": name, "source": str(tmp_path)} for name in "ab"],
+            "task": {"name": "mad/in-context-recall", "options": SMALL},
+            "finetune": {**UNUSUAL, "test_examples": 5},
+        }
+    )
+
+    class Given(Exception):
+        """Carries what the comparison was asked for."""
+
+    def asked(models, task, **options):
+        raise Given(options)
+
+    class Folder:
+        path = tmp_path
+
+    Folder.recipe = recipe
+    run = pipeline.Pipeline(Folder())
+    monkeypatch.setattr(manticore, "compare", asked)
+    monkeypatch.setattr(run, "_found", lambda stage: {"path": [0, 1], "flops": 7})
+    with pytest.raises(Given) as caught:
+        run._compare(tmp_path)
+    (options,) = caught.value.args
+    assert {name: options[name] for name in UNUSUAL} == UNUSUAL
+    assert options["test_examples"] == 5
+
+
+def test_what_changes_a_run_is_what_resuming_compares(gpt, hybrid, tmp_path):
+    quick = {"steps": 1, "batch_size": 8, "trainable": "lora", "cpu": True}
+    finetune(gpt, copying_task(), out=tmp_path / "finetune", **quick)
+    manticore.search(hybrid, copying_task(), out=tmp_path / "search", **quick)
+    for verb in ("finetune", "search"):
+        kept = json.loads((tmp_path / verb / "checkpoints" / "settings.json").read_text())
+        assert set(inspect.signature(getattr(manticore, verb)).parameters) - ELSEWHERE.keys() <= kept.keys(), verb
+
+
+def test_what_changes_a_comparison_is_what_resuming_compares(gpt, tmp_path):
+    compare([gpt], copying_task(), budget_flops=4_000_000, batch_size=8, seeds=[0], out=tmp_path, cpu=True)
+    kept = json.loads((tmp_path / "units.jsonl").read_text().splitlines()[0])["settings"]
+    assert set(inspect.signature(compare).parameters) - ELSEWHERE.keys() <= kept.keys()
+
+
+def test_resuming_with_another_rank_is_refused(gpt, tmp_path):
+    quick = {"steps": 1, "batch_size": 8, "trainable": "lora", "cpu": True, "out": tmp_path}
+    finetune(gpt, copying_task(), lora_rank=2, **quick)
+    with pytest.raises(manticore.ManticoreError, match=r"started with lora_rank=2 \(got 4\)"):
+        finetune(gpt, copying_task(), lora_rank=4, resume=True, **quick)
