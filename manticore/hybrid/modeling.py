@@ -276,8 +276,10 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
             states.extend(torch.cat(pieces, 1) for pieces in zip(*steps))  # type: ignore[arg-type]
         return _last(torch.cat(logits, 1), logits_to_keep)
 
-    def get_output_embeddings(self) -> None:
-        """None: every component has its own head."""
+    def get_output_embeddings(self) -> Any:
+        """The head of a discretized hybrid's last component; None of a supernet, whose components have one each."""
+        path = self.config.path
+        return None if path is None else self.component(path[-1]).get_output_embeddings()
 
     def _validate_generated_length(  # type: ignore[override]
         self, generation_config: Any, input_ids_length: int, has_default_max_length: bool

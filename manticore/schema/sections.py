@@ -16,6 +16,7 @@ Count = Annotated[int, Field(ge=1)]
 Amount = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 Text = Annotated[str, Field(min_length=1)]
@@ -152,15 +153,21 @@ class Training(Section):
     batch_size: Count = 32
     """Examples per optimizer step."""
     weight_decay: NotNegative = 0.01
-    """AdamW's weight decay; biases, norms and what sets a recurrence (A_log, D, decays) have none."""
+    """AdamW's weight decay."""
+    decay: Literal["maps", "all"] = "maps"
+    """What it falls on: maps and tables, so no bias, no norm and nothing that sets a recurrence (A_log, D); or all."""
+    adam_betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    """AdamW's decay rates of the first and second moment."""
+    adam_eps: Positive = 1e-8
+    """AdamW's epsilon."""
     schedule: Schedule = "constant"
     """Course of the learning rate after warm-up."""
     warmup_steps: Amount | None = None
     """Steps over which the learning rate rises from zero; left out, a tenth of the steps, at least 10."""
     accumulation: Count = 1
     """Micro-batches that one optimizer step is cut into."""
-    max_grad_norm: Positive = 1.0
-    """Longer gradients are scaled down to this norm."""
+    max_grad_norm: NotNegative = 1.0
+    """Longer gradients are scaled down to this norm; 0: none are."""
     trainable: Trainable = "all"
     """What trains: everything, only what the hybrid adds, projectors and heads, or LoRA."""
     lora_rank: Count = 8
