@@ -232,8 +232,10 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return torch.cat(logits, 1)[:, kept]
 
-    def get_output_embeddings(self) -> None:
-        """None: every component has its own head."""
+    def get_output_embeddings(self) -> Any:
+        """The head of a discretized hybrid's last component; None of a supernet, whose components have one each."""
+        path = self.config.path
+        return None if path is None else self.component(path[-1]).get_output_embeddings()
 
     def _validate_generated_length(  # type: ignore[override]
         self, generation_config: Any, input_ids_length: int, has_default_max_length: bool
