@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, MaskedLMOutput
 
+from manticore.components.extra_arguments import loss_arguments
 from manticore.errors import ManticoreError
 from manticore.stacks.configuration import StackConfig
 from manticore.stacks.modeling import StackModel, StackPreTrainedModel, make_norm
@@ -75,11 +76,13 @@ class StackForAutoEncoding(StackPreTrainedModel):
             attention_mask: ``[B, T]`` of ones, or None: sequences of a batch have one length.
             labels: ``[B, T]``, not shifted; -100 is ignored.
             return_dict: False returns a tuple.
-            kwargs: ``num_items_in_batch``, the labels that a step of several batches has in all.
+            kwargs: ``num_items_in_batch``, the labels that a step of several batches has in all; what tools add that
+                changes nothing.
 
         Raises:
-            ManticoreError: more tokens than positions, or padding.
+            ManticoreError: more tokens than positions, padding, or unknown arguments.
         """
+        for_loss = loss_arguments(type(self).forward, kwargs, packed=False)
         tokens = input_ids.shape[1]
         if tokens > self.positions:
             raise ManticoreError(
@@ -95,7 +98,7 @@ class StackForAutoEncoding(StackPreTrainedModel):
         logits = self.lm_head(self.head_norm(hidden))
         loss = None
         if labels is not None:
-            count = kwargs.get("num_items_in_batch")
+            count = for_loss.get("num_items_in_batch")
             summed = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
             loss = summed / (count if count is not None else (labels != -100).sum().clamp_min(1))
         output = MaskedLMOutput(loss=loss, logits=logits)
