@@ -70,6 +70,7 @@ _VERBS: dict[str, tuple[Callable[..., None], ...]] = {
         runs.report,
     ),
     "Stages, one at a time": (
+        stages.pretrain,
         stages.combine,
         stages.align,
         stages.search,

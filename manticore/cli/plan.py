@@ -74,13 +74,16 @@ def plan(
         flops_per_second=flops_per_second,
         # whoever names a device's memory means another machine's
         accelerator=True if memory is not None else None,
+        process_bytes=process_bytes() if memory is None else 0,
     )
     for part in render_plan(found):
         console.print(part, width=None if console.is_terminal else _PIPED_WIDTH)
     if json is not None:
         write_json(expanded(json), found.to_dict())
         say(f"wrote {json}")
-    if len(names) == 1:
+    if not found.runnable:
+        say(f"next: change that, then {join(['manticore', 'plan', *names, *overrides])}")
+    elif len(names) == 1:
         say(f"next: {join(['manticore', 'run', *names, *overrides])}")
     else:
         task = "text" if found.task.vocab_size is None else found.task.name
@@ -113,6 +116,16 @@ class _Given:
             # JSON is YAML
             file.write_text(json.dumps(recipe), encoding="utf-8")
             self.recipe: Recipe = load_recipe(str(file), overrides).recipe
+
+
+def process_bytes() -> int:
+    """What this process holds after its imports, where a model would share its memory: as much as a run's holds."""
+    import torch
+
+    statm = Path("/proc/self/statm")
+    if torch.accelerator.is_available() or not statm.is_file():
+        return 0
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _own_memory() -> int:

@@ -121,11 +121,11 @@ def cp(
 
 
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Check a recipe: every problem at once, each with its line. No network, nothing is written.
+    """Check a recipe: every problem at once, each with its line. No network, no weights, nothing is written.
 
     Example: manticore check mine.yaml search.steps=40
     """
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, overrides, here=True)
     console.print(f"{loaded.source}: ok", markup=False, highlight=False)
     command = join(["manticore", "run", recipe, *(overrides or [])])
     console.print(f"next: {command}", markup=False, highlight=False, soft_wrap=True)

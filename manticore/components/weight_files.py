@@ -17,6 +17,7 @@ from torch import nn
 from transformers.initialization import no_init_weights
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from manticore.components.checkpoint_folder import refuse_no_weights
 from manticore.components.generation_limits import check_generation_limits
 from manticore.components.sources import file_of
 from manticore.errors import ManticoreError
@@ -42,7 +43,7 @@ def check_files(name: str, build: Callable[[], nn.Module], *, revision: str | No
         ManticoreError: only pickles, an adapter instead of a model, an index that leads out of the folder, damaged
             files, or sizes that they cannot hold.
     """
-    _refuse_pickle(name)
+    refuse_no_weights(name)
     check_generation_limits(name, revision)
     if file_of(name, "adapter_config.json", revision=revision) is not None:
         raise ManticoreError(
@@ -89,19 +90,6 @@ def refuse_absurd_depth(name: str, raw: Mapping[str, Any]) -> None:
                 f"{name}: config.json asks for {key} {value} (expected at most {MOST_LAYERS}). "
                 "Fix: give the one that belongs to the checkpoint"
             )
-
-
-def _refuse_pickle(name: str) -> None:
-    folder = Path(name)
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
-    if pickles:
-        raise ManticoreError(
-            f"{name}: weights only as pickle ({pickles[0]}), which can run code when it is read. "
-            "Fix: convert them to safetensors where you trust them"
-        )
-    raise ManticoreError(f"{name}: no weights there (expected *.safetensors). Fix: give the folder of a checkpoint")
 
 
 def _weight_files(name: str, revision: str | None) -> list[Path]:

@@ -183,6 +183,11 @@ class ManticorePreTrainedModel(AdapterGuard):
         """From the embeddings through all blocks; what enters each block, and the result, are added to ``states``."""
         mixing = self.mixing
         route = mixing.route()
+        if self.training and len(route.embedded) > 1 and hasattr(self.get_input_embeddings(), "neftune_noise_alpha"):
+            raise ManticoreError(
+                "forward: NEFTune puts noise on one table of embeddings, and this supernet reads "
+                f"{len(route.embedded)}. Fix: leave neftune_noise_alpha out, or discretize first"
+            )
         features: Features = {k: recordings[k].hidden for k in route.embedded}
         for n, components in enumerate(route.blocks):
             inputs = mixing.enter(n, features, components)
@@ -285,12 +290,38 @@ class ManticorePreTrainedModel(AdapterGuard):
         return self
 
     def get_input_embeddings(self) -> nn.Module:
-        """The first kept component's embeddings; the other components have their own."""
-        return next(runner for runner in self.runners if runner is not None).model.get_input_embeddings()
+        """The embeddings that are read: of a path those of its first component.
+
+        A supernet reads several; this is the first of them, ``component(k)`` has the others.
+        """
+        return self.component(self.mixing.route().embedded[0]).get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Refused: K components have K embeddings."""
         raise ManticoreError("set_input_embeddings: a hybrid has one per component. Fix: use with_vocabulary")
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Refused: K components have K heads."""
+        raise ManticoreError("set_output_embeddings: a hybrid has one per component. Fix: use with_vocabulary")
+
+    def get_decoder(self) -> nn.Module:
+        """Refused: what is below the heads is no module of its own, and ``last_hidden_state`` has several widths.
+
+        Raises:
+            ManticoreError: always.
+        """
+        raise ManticoreError(
+            "get_decoder: a hybrid has no body apart from its components. Fix: ask for logits, or for the hidden "
+            "states of a discretized hybrid (output_hidden_states=True)"
+        )
+
+    def set_decoder(self, decoder: nn.Module) -> None:
+        """Refused, for the same reason.
+
+        Raises:
+            ManticoreError: always.
+        """
+        raise ManticoreError("set_decoder: a hybrid's body is its components. Fix: combine other components")
 
     def resize_token_embeddings(  # type: ignore[override]
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -305,7 +336,7 @@ class ManticorePreTrainedModel(AdapterGuard):
             mean_resizing: draw new rows around the mean of the old ones; else as each family draws its first weights.
 
         Returns:
-            The first kept component's embeddings.
+            As :meth:`get_input_embeddings`.
 
         Raises:
             ManticoreError: a number below 1.

@@ -84,7 +84,7 @@ class ManticoreConfig(PreTrainedConfig):
     reembedded: list[dict[str, Any] | None] | None = None
     """Per component how many of the kept tokenizer's tokens were matched, and how; None where it had that tokenizer."""
     hidden_size: int = 0
-    """The largest width among the components."""
+    """The largest width among the kept components."""
     num_hidden_layers: int = 0
     """Decoder layers of all components together."""
     initializer_range: float = 0.02
@@ -156,7 +156,7 @@ class ManticoreConfig(PreTrainedConfig):
         if self.num_components:
             self._check_per_component()
             kept = sorted(set(self.path)) if self.path is not None else range(self.num_components)
-            self.hidden_size = max(config.hidden_size for config in self.components)
+            self.hidden_size = max(self.components[k].hidden_size for k in kept)
             # absent where no component names a length, as in a Mamba's configuration: tools ask whether it is there
             lengths = [length for k in kept if (length := context_length(self.components[k])) is not None]
             if lengths:

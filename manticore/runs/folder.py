@@ -144,7 +144,16 @@ def _rooted(recipe: Recipe) -> Recipe:
     components = [
         c if c.source in made_here else c.model_copy(update={"source": _absolute(c.source)}) for c in recipe.components
     ]
-    pretrain = [p.model_copy(update={"text": _absolute(p.text)}) for p in recipe.pretrain]
+    pretrain = [
+        p.model_copy(
+            update={
+                "text": _absolute(p.text),
+                "tokenizer": p.tokenizer if p.tokenizer == "train" else _absolute(p.tokenizer),
+                "tokenizer_texts": p.tokenizer_texts and [_absolute(text) for text in p.tokenizer_texts],
+            }
+        )
+        for p in recipe.pretrain
+    ]
     align = recipe.align and recipe.align.model_copy(update={"text": _absolute(recipe.align.text)})
     known = options_of("task", recipe.task.name) or {}
     paths = {name for name, option in known.items() if "Path" in option.annotation}

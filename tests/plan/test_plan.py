@@ -19,6 +19,8 @@ from manticore.plan.fit import parse_bytes
 from manticore.plan.known import KNOWN, known
 from manticore.plan.planner import plan
 from manticore.plan.skeleton import Shape, Skeleton
+from manticore.plan.sources import find_sources
+from manticore.schema.loading import load_recipe
 from manticore.schema.recipe import Recipe
 from manticore.training.budget import cache_cost, count_parameters, flops_per_step
 from manticore.training.modes import recomputed_activations
@@ -242,3 +244,22 @@ def test_sizes_of_memory():
     for wrong in ("lots", "-1GB", "0", "80 GBs"):
         with pytest.raises(ManticoreError, match="--device-memory"):
             parse_bytes(wrong)
+
+
+def test_a_given_tokenizer_counts_and_a_new_one_too(tokenizer, tmp_path):
+    larger = copy.deepcopy(tokenizer)
+    larger.add_tokens([f"<extra {index}>" for index in range(500)])
+    larger.save_pretrained(tmp_path / "tokens")
+    small = ["pretrain.gpt.layers=1", "pretrain.mamba.layers=1", "combine.num_blocks=1", "align=null", "search=null"]
+    small += ["discretize.path=[0]", "compare=null"]
+    overrides = [f"pretrain.{name}.tokenizer={tmp_path / 'tokens'}" for name in ("gpt", "mamba")]
+    recipe = load_recipe("quickstart", [*small, *overrides]).recipe
+    sources = find_sources(recipe)
+    assert [source.config.vocab_size for source in sources] == [len(larger)] * 2
+    assert [source.config.vocab_size for source in find_sources(load_recipe("quickstart").recipe)] == [1024] * 2
+    # as many parameters as the model that pretraining makes
+    model = AutoModelForCausalLM.from_config(sources[0].config)
+    stage = next(stage for stage in plan(recipe, device_memory=1e12).stages if stage.what.startswith("gpt"))
+    assert stage.trained == sum(p.numel() for p in model.parameters())
+    with pytest.raises(ManticoreError, match=r"plan: gpt: no tokenizer .* is here"):
+        find_sources(load_recipe("quickstart", [f"pretrain.gpt.tokenizer={tmp_path}"]).recipe)

@@ -137,6 +137,12 @@ def test_what_is_no_recipe_is_one_line(text: str | bytes, expected: str, tmp_pat
             id="two budgets",
         ),
         pytest.param(
+            MINIMAL + "finetune: {bf16: true, dtype: bfloat16}\n",
+            "mine.yaml:6: finetune.bf16: dtype=bfloat16 has no float32 weights to compute beside. "
+            "Fix: leave one of them out",
+            id="two types",
+        ),
+        pytest.param(
             MINIMAL.replace("mad/in-context-recall", "mad/in-context-recal"),
             "mine.yaml:5: task.name: unknown task 'mad/in-context-recal'. Did you mean 'mad/in-context-recall'?",
             id="task",
