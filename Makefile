@@ -7,13 +7,17 @@ STAMP  := $(VENV)/.installed
 # idle threads sleep instead of spinning: on a busy machine that is several times faster
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test test-long lint bench clean
 
 quickstart: $(STAMP)
 	$(BIN)/manticore run quickstart
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# every case of the fuzzer, of which `make test` runs a sample: an hour or two
+test-long: $(STAMP)
+	MANTICORE_FUZZ=long OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/test_fuzz.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from measure import write_json
+from measure import RESULTS, write_json
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from manticore.components.loading import load_tokenizer
@@ -45,10 +45,13 @@ def make(file: Path, out: Path) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """The same steps from each checkpoint."""
+    """The same steps from each checkpoint; what an earlier call with these settings has measured stays."""
+    settings = {name: value for name, value in vars(arguments).items() if name in ("steps", "batch", "length", "lr")}
+    file = RESULTS / "precision.json"
+    earlier = json.loads(file.read_text()) if file.exists() else {}
+    rows = earlier["rows"] if earlier.get("settings") == settings else {}
     tokenizer = load_tokenizer(arguments.folder / "float32")
     task = load_task("text", tokenizer=tokenizer, source=str(arguments.text), length=arguments.length)
-    rows = {}
     for name in arguments.runs:
         kind, options = RUNS[name]
         model = AutoModelForCausalLM.from_pretrained(arguments.folder / kind)
@@ -75,7 +78,6 @@ def train(arguments: argparse.Namespace) -> None:
                 f"{name:30} first {row['losses'][0]:.4f}  last {row['losses'][-1]:.4f}  largest difference to float32 "
                 f"{worst:.4f}  moved {row['moved']:.1%}  {row['cpu_seconds_per_step']:.2f} s per step"
             )
-    settings = {name: value for name, value in vars(arguments).items() if name in ("steps", "batch", "length", "lr")}
     print("wrote", write_json("precision", {"settings": settings, "rows": rows}))
 
 

@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Callable
 
 from measure import write_json
-from pairs import TEXT_BYTES, TOKENS, pretrained_pair
+from pairs import TEXT_BYTES, TOKENS, WIDTHS, pretrained
 from transformers import AutoModelForCausalLM
 
 from manticore.components.loading import load_tokenizer
@@ -36,13 +36,14 @@ BATCH, SCORED = 16, 64
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--families", nargs="+", default=list(WIDTHS), choices=list(WIDTHS))
     parser.add_argument("--lrs", type=float, nargs="+", default=[5e-4, 2e-3])
-    parser.add_argument("--text-steps", type=int, nargs="*", default=[3, 10, 30])
+    parser.add_argument("--text-steps", type=int, nargs="*", default=[3, 30])
     parser.add_argument("--recall-steps", type=int, nargs="*", default=[100])
     parser.add_argument("--pretraining", type=int, default=300)
     arguments = parser.parse_args()
     rows = []
-    for folder in pretrained_pair(0, steps=arguments.pretraining):
+    for folder in (pretrained(family, 0, steps=arguments.pretraining) for family in arguments.families):
         tokenizer = load_tokenizer(folder)
         sizes = {"num_train_examples": 2048, "num_test_examples": 256}
         for name, lengths, options in (
@@ -74,7 +75,7 @@ def main() -> None:
             for rule in RULES
         ]
         print(f"{task_name:22} {steps:5} {lr:7.0e}  " + "  ".join(f"{mean:+20.3f}" for mean in means))
-    print("held-out loss, nats, mean over both models: on text its change by fine-tuning, on recall the loss itself")
+    print("held-out loss, nats, mean over the models: on text its change by fine-tuning, on recall the loss itself")
     print("wrote", write_json("warmup", {"rows": rows}))
 
 

@@ -36,6 +36,7 @@ _PUBLIC = {
     "finetune": "manticore.training.finetune",
     "lora_table": "manticore.hybrid.lora",
     "lora_targets": "manticore.hybrid.lora",
+    "pretrain": "manticore.training.pretrain",
     "search": "manticore.search.search",
     "share": "manticore.runs.sharing",
 }
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from manticore.training.compare import compare as compare
     from manticore.training.finetune import evaluate as evaluate
     from manticore.training.finetune import finetune as finetune
+    from manticore.training.pretrain import pretrain as pretrain
 
 
 def __getattr__(name: str) -> Any:

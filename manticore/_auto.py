@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 _TRIGGER = "transformers.models.auto.configuration_auto"
-_CONFIGURATIONS = {"manticore": "ManticoreConfig", "manticore_stack": "StackConfig"}
+CONFIGURATIONS = {"manticore": "ManticoreConfig", "manticore_stack": "StackConfig"}
 """Model type → configuration class."""
 
 
@@ -26,7 +26,7 @@ def announce() -> None:
     """Let ``AutoConfig`` find the configuration classes on first use; a second call changes nothing."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
-    for model_type, name in _CONFIGURATIONS.items():
+    for model_type, name in CONFIGURATIONS.items():
         if model_type not in CONFIG_MAPPING:
             CONFIG_MAPPING_NAMES[model_type] = name
             # where transformers looks for that name; the package imports the class when it is asked for

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from manticore.errors import ManticoreError
+from manticore.paths import expanded
 from manticore.writing import partial_path, sync, write_json
 
 logger = logging.getLogger(__name__)
@@ -51,18 +52,6 @@ def cache_folder(kind: str) -> Path:
         return Path.home() / ".cache" / "manticore" / kind
     except RuntimeError:
         return _homeless() / kind
-
-
-def expanded(path: str | Path, where: str) -> Path:
-    """The path with ``~`` and ``~user`` replaced.
-
-    Raises:
-        ManticoreError: there is no such user, or this one has no home folder.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise ManticoreError(f"{where}: no home folder for {str(path)!r}. Fix: write the path in full") from None
 
 
 def content_key(content: Any) -> str:

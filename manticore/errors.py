@@ -1,5 +1,7 @@
 """Errors a person can act on: each names what is wrong, where, and what to do."""
 
+from collections.abc import Sequence
+
 
 class ManticoreError(Exception):
     """Bad input or an impossible request; the command line prints it as one line and exits with code 2.
@@ -8,6 +10,24 @@ class ManticoreError(Exception):
     """
 
     exit_code = 2
+
+    @property
+    def lines(self) -> list[str]:
+        """The message as it is printed: one line, unless it holds several findings."""
+        return [str(self)]
+
+
+class SeveralErrors(ManticoreError):
+    """Several findings at once, one line each."""
+
+    def __init__(self, findings: Sequence[str]) -> None:
+        self._findings = list(findings)
+        super().__init__("\n".join(self._findings))
+
+    @property
+    def lines(self) -> list[str]:
+        """One per finding."""
+        return self._findings
 
 
 class NotFiniteError(ManticoreError):

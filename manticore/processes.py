@@ -7,13 +7,23 @@ joins the processes by them. Nothing here imports torch before it is needed.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+import time
 
 from manticore.errors import ManticoreError
 
 # the names that accelerate reads, in its order
 _COUNTS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "WORLD_SIZE")
 _INDICES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "RANK")
+
+
+LAUNCHER = "MANTICORE_LAUNCHER"
+"""Number of the process that has started this one to share its work."""
+
+_PR_SET_PDEATHSIG = 1
+_LOOKS_PER_SECOND = 2
 
 
 def process_count() -> int:
@@ -52,6 +62,31 @@ def wait_for_all() -> None:
 
     PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
     torch.distributed.barrier()
+
+
+def end_with_launcher() -> None:
+    """Let this process end when the one that started it to share its work does, however that ends."""
+    launcher = os.environ.get(LAUNCHER, "")
+    if process_count() > 1 and launcher.isdecimal():
+        end_with(int(launcher))
+
+
+def end_with(parent: int) -> None:
+    """Let this process be killed when its parent ends, however that ends; at once if it has ended already."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    elif hasattr(os, "getppid"):
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1 / _LOOKS_PER_SECOND)
+    os._exit(1)
 
 
 def leave() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from manticore.errors import ManticoreError
+from manticore.paths import expanded
 from manticore.processes import is_first, own_mark, run_mark, wait_for_all
 
 try:
@@ -78,7 +79,7 @@ def refuse_existing(out: str | Path) -> Path:
     Raises:
         ManticoreError: something is there already, or a part of the path is a file or may not be written.
     """
-    path = Path(out).expanduser()
+    path = expanded(out)
     if path.exists() or path.is_symlink():
         raise ManticoreError(f"--out {out}: exists already, nothing was changed. Fix: choose another name or remove it")
     nearest = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
@@ -98,7 +99,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     Raises:
         ManticoreError: ``out`` exists.
     """
-    path = Path(out).expanduser()
+    path = expanded(out)
     aside, held = _partial_of(path, run_mark()), None
     if is_first():
         refuse_existing(out)

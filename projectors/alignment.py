@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from manticore.errors import ManticoreError, require_hybrid
+from manticore.hybrid.released import refuse_released
 from manticore.kernels.mamba import fast_scan
 from manticore.projectors.calibration import Packs, calibration_packs
 from manticore.projectors.descent import Clock, Progress, counted, descend, mean_loss
@@ -285,6 +286,7 @@ def _check(
             f"align: a {type(hybrid).__name__} has no language-model heads. "
             "Fix: align the causal hybrid that it was made from"
         )
+    refuse_released(hybrid.config, "align")
     if hybrid.is_discretized:
         raise ManticoreError(
             "align: the hybrid is discretized, so its components no longer run alone. Fix: align before discretizing"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -13,7 +15,7 @@ from manticore import __version__
 from manticore.cli import doctor, mad, plan, recipes, runs, sharing, stages
 from manticore.cli.faults import end_tidily_on_sigterm, reported, usage_reported
 from manticore.cli.launching import refuse_unshared
-from manticore.processes import leave, process_count
+from manticore.processes import end_with_launcher, leave, process_count
 
 
 class _Verbs(TyperGroup):
@@ -68,6 +70,7 @@ _VERBS: dict[str, tuple[Callable[..., None], ...]] = {
         runs.report,
     ),
     "Stages, one at a time": (
+        stages.pretrain,
         stages.combine,
         stages.align,
         stages.search,
@@ -94,7 +97,12 @@ def main() -> None:
     if process_count() > 1:
         # DistributedDataParallel's advice on every run without skipped branches
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    for stream in (sys.stdout, sys.stderr):
+        # a terminal that knows ASCII only, or a file name that is no text, is no reason to stop
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     end_tidily_on_sigterm()
+    end_with_launcher()
     try:
         app(prog_name="manticore")
     finally:

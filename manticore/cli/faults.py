@@ -17,6 +17,7 @@ from typing import Any
 import typer
 
 from manticore.errors import ManticoreError
+from manticore.printing import one_line
 from manticore.processes import is_first, lost_another, process_count, process_index
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -28,13 +29,20 @@ _REASONS = {
     errno.EFBIG: "the file is larger than allowed here. Fix: raise the limit (ulimit -f), or write elsewhere with -o",
     errno.EROFS: "the file system is read-only. Fix: write elsewhere with -o",
     errno.ENOTDIR: "a part of the path is a file, not a folder. Fix: write elsewhere with -o",
+    errno.ENAMETOOLONG: "the name is too long. Fix: a shorter one",
+    errno.EISDIR: "is a folder, not a file. Fix: move it away",
+    errno.ELOOP: "links lead in a circle. Fix: remove them",
     errno.EACCES: "permission denied. Fix: choose a place that you may read and write",
     errno.EPERM: "permission denied. Fix: choose a place that you may read and write",
 }
 
-# Libraries that write in C++ or Rust report a full disk in words of their own.
-_DISK_FULL_TEXTS = ("No space left on device", "file write failed", "os error 28", "File too large")
-
+# Libraries that write in C++ or Rust report what the system said in words of their own.
+_TEXTS = {
+    errno.ENOSPC: ("No space left on device", "os error 28"),
+    errno.EFBIG: ("File too large", "os error 27"),
+    errno.EDQUOT: ("Disk quota exceeded", "os error 122"),
+}
+_SOME_WRITE_FAILED = ("file write failed", "failed writing file")
 
 _HEAD_START = 5.0
 """Seconds that the first process has, to say what is wrong before the others say the same."""
@@ -64,7 +72,7 @@ def reported() -> Iterator[None]:
     try:
         yield
     except ManticoreError as error:
-        _say(str(error))
+        _say(*error.lines)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt as stop:
         # of several processes the launcher says it
@@ -82,13 +90,13 @@ def reported() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def _say(text: str) -> None:
+def _say(*lines: str) -> None:
     """Of several processes the first speaks; the launcher ends the others, unless they alone know of the error."""
     if not is_first():
         time.sleep(_HEAD_START)
     where = f" (process {process_index()})" if not is_first() else ""
-    for line in text.splitlines():
-        print(f"error{where}: {line}", file=sys.stderr)
+    for line in lines:
+        print(f"error{where}: {one_line(line)}", file=sys.stderr)
 
 
 @contextmanager
@@ -99,7 +107,7 @@ def usage_reported() -> Iterator[None]:
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             raise
-        print(f"error: {usage_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(usage_line(error))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -120,7 +128,19 @@ def disk_trouble(error: BaseException) -> str | None:
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in _REASONS:
             return f"{cause.filename or 'writing'}: {_REASONS[cause.errno]}"
-        if any(text in str(cause) for text in _DISK_FULL_TEXTS):
-            return f"writing: {_REASONS[errno.ENOSPC]}"
+        said = str(cause)
+        number = next((number for number, texts in _TEXTS.items() if any(text in said for text in texts)), None)
+        if number is None and any(text in said for text in _SOME_WRITE_FAILED):
+            number = errno.EFBIG if _file_sizes_are_limited() else errno.ENOSPC
+        if number is not None:
+            return f"writing: {_REASONS[number]}"
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def _file_sizes_are_limited() -> bool:
+    try:
+        import resource
+    except ImportError:
+        return False
+    return resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY

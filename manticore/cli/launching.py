@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from manticore.errors import ManticoreError
-from manticore.processes import process_count, refuse_lost_processes
+from manticore.processes import LAUNCHER, process_count, refuse_lost_processes
 
 Processes = Annotated[
     int | None,
@@ -80,6 +80,7 @@ def _run(processes: int, command: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    os.environ[LAUNCHER] = str(os.getpid())
     # each process would take all cores for itself
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))

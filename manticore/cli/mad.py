@@ -94,7 +94,8 @@ def mad(
     except KeyboardInterrupt as stop:
         again = ["--tier", tier, *same, "--seed", str(seed), "-o", out, "--resume"]
         again += ["--epochs", str(epochs)] if epochs is not None else []
-        say(f"stopped; finished runs are kept\nnext: {shlex.join(['manticore', 'mad', *models, *again])}")
+        say("stopped; finished runs are kept")
+        say(f"next: {shlex.join(['manticore', 'mad', *models, *again])}")
         raise SystemExit(exit_code_of(stop)) from None
     for metric in METRICS:
         console.print(render_scores(folder.scores(metric), metric=metric, title=f"MAD, {tier} tier"))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 from pydantic.fields import FieldInfo
 from yaml import YAMLError
 
@@ -18,6 +18,7 @@ from manticore import registry
 from manticore.errors import ManticoreError
 from manticore.schema.document import read_value
 from manticore.schema.names import Named
+from manticore.schema.sections import Section
 from manticore.schema.validation import findings, literals
 
 Out = Annotated[str, typer.Option("--out", "-o", help="Folder to write; must not exist yet.", metavar="DIR")]
@@ -75,7 +76,9 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         help_text += f" One of: {', '.join(choices)}."
     declaration = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
     default = field.get_default()
-    if default not in (None, {}):
+    if field.is_required():
+        help_text += " Required."
+    elif default not in (None, {}):
         help_text += f" Default: {_shown(default)}."
     info = typer.Option(declaration, help=help_text, metavar=metavar, show_default=False)
     return inspect.Parameter(
@@ -129,9 +132,15 @@ def _checked(section: type[BaseModel], fields: dict[str, FieldInfo], given: dict
             values[name] = pairs(value, flag)
         else:
             values[name] = _value(f"[{value}]", flag) if kind is list else value
-    model, found = findings(section, values)
+    # without the fields that the command line does not have, some of which are required
+    definitions: dict[str, Any] = {name: (field.annotation, field) for name, field in fields.items()}
+    model, found = findings(create_model(section.__name__, __base__=Section, **definitions), values)
     if model is None:
-        lines = [f"{_flag(str(path[0]), fields[str(path[0])])}: {text}" for path, text in found]
+        flags = {name: _flag(name, field) for name, field in fields.items()}
+        lines = []
+        for path, text in found:
+            flag = flags[str(path[0])]
+            lines.append(f"{flag}: {text.replace(f'add {path[0]!r}', f'add {flag}')}")
         raise ManticoreError("\n".join(lines))
     return {name: getattr(model, name) for name in fields}
 

@@ -12,6 +12,7 @@ import typer
 
 from manticore.cli.terminal import console, quiet_libraries, say
 from manticore.errors import ManticoreError
+from manticore.paths import expanded
 from manticore.schema.loading import LoadedRecipe, load_recipe
 from manticore.schema.recipe import Recipe
 from manticore.writing import refuse_existing, write_json
@@ -77,9 +78,11 @@ def plan(
     for part in render_plan(found):
         console.print(part, width=None if console.is_terminal else _PIPED_WIDTH)
     if json is not None:
-        write_json(Path(json).expanduser(), found.to_dict())
+        write_json(expanded(json), found.to_dict())
         say(f"wrote {json}")
-    if len(names) == 1:
+    if not found.runnable:
+        say(f"next: change that, then {join(['manticore', 'plan', *names, *overrides])}")
+    elif len(names) == 1:
         say(f"next: {join(['manticore', 'run', *names, *overrides])}")
     else:
         task = "text" if found.task.vocab_size is None else found.task.name
@@ -90,7 +93,7 @@ def _load(names: list[str], overrides: list[str]) -> LoadedRecipe | _Given:
     if not names:
         raise ManticoreError("plan: no recipe and no models. Fix: manticore plan quickstart")
     if len(names) == 1:
-        return load_recipe(names[0], overrides)
+        return load_recipe(names[0], overrides, here=True)
     return _Given(names, overrides)
 
 

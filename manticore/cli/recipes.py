@@ -12,6 +12,7 @@ from rich.table import Table
 from manticore import registry
 from manticore.cli.terminal import console, done
 from manticore.errors import ManticoreError
+from manticore.paths import expanded
 from manticore.schema.loading import find, launch_configurations, load_recipe, shipped
 from manticore.schema.options import options_of
 from manticore.schema.recipe import Recipe
@@ -102,7 +103,7 @@ def cp(
     Example: manticore cp quickstart mine.yaml
     """
     launch = launch_configurations().get(name)
-    source, target = launch or find(name), Path(destination).expanduser()
+    source, target = launch or find(name), expanded(destination)
     if target.is_dir():
         target /= source.name
     if target.exists() or target.is_symlink():
@@ -120,11 +121,11 @@ def cp(
 
 
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Check a recipe: every problem at once, each with its line. No network, nothing is written.
+    """Check a recipe: every problem at once, each with its line. No network, no weights, nothing is written.
 
     Example: manticore check mine.yaml search.steps=40
     """
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, overrides, here=True)
     console.print(f"{loaded.source}: ok", markup=False, highlight=False)
     command = join(["manticore", "run", recipe, *(overrides or [])])
     console.print(f"next: {command}", markup=False, highlight=False, soft_wrap=True)

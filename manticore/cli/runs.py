@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from shlex import quote
+from shlex import join, quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,15 +34,15 @@ def run(
 
     Example: manticore run quickstart search.steps=60 -o my-run
     """
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, overrides, here=True)
     say(f"run: {loaded.source}")
     from manticore.runs.folder import create_run
 
     folder = create_run(loaded, out)
     try:
         _go(folder)
-    except ManticoreError:
-        _forget_if_nothing_is_done(folder.path)
+    except ManticoreError as error:
+        _forget_if_nothing_is_done(folder.path, error, recipe, overrides or [])
         raise
 
 
@@ -74,14 +74,24 @@ def report(run: RunPath) -> None:
     done(page, _scoring(folder))
 
 
-def _forget_if_nothing_is_done(path: Path) -> None:
+def _forget_if_nothing_is_done(path: Path, error: ManticoreError, recipe: str, overrides: list[str]) -> None:
     """Remove the folder of a run whose first stage already failed: there is nothing in it to go on from."""
+    from manticore.components.sources import unreachable
     from manticore.runs.stages import stage_state
 
-    if any(stage_state(own).get("status") == "finished" for own in path.iterdir() if own.is_dir()):
-        say(f"finished stages are kept\nnext: manticore resume {quote(str(path))}")
-    else:
+    if not any(stage_state(own).get("status") == "finished" for own in path.iterdir() if own.is_dir()):
         shutil.rmtree(path)
+        return
+    say(f"finished stages are kept in {path}")
+    if unreachable(error):
+        say(f"next: manticore resume {quote(str(path))}")
+        return
+    # what is asked for cannot be done: the same recipe would end in the same error
+    mine, copied = recipe, ""
+    if not Path(recipe).expanduser().is_file():
+        mine = f"my-{recipe}.yaml"
+        copied = f"{join(['manticore', 'cp', recipe, mine])}, "
+    say(f"next: {copied}edit {quote(mine)}, {join(['manticore', 'run', mine, *overrides])}")
 
 
 def _go(folder: RunFolder) -> None:
@@ -95,7 +105,8 @@ def _go(folder: RunFolder) -> None:
         results = execute(folder, reporter)
     except KeyboardInterrupt as stop:
         reporter.close()
-        say(f"stopped; finished stages and checkpoints are kept\nnext: manticore resume {quote(str(folder.path))}")
+        say("stopped; finished stages and checkpoints are kept")
+        say(f"next: manticore resume {quote(str(folder.path))}")
         raise SystemExit(exit_code_of(stop)) from None
     finally:
         reporter.close()

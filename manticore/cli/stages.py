@@ -1,31 +1,77 @@
-"""Verbs on models, one per stage: combine, align, search, discretize, finetune, evaluate, generate."""
+"""Verbs on models, one per stage: pretrain, combine, align, search, discretize, finetune, evaluate, generate."""
 
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from manticore.cli.faults import exit_code_of
 from manticore.cli.launching import Processes, share
 from manticore.cli.parameters import Out, Seed, Task, TaskOptions, pairs, takes, task_words
-from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say
-from manticore.errors import ManticoreError
+from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say, say_text
+from manticore.errors import ManticoreError, SeveralErrors
+from manticore.paths import expanded
 from manticore.processes import is_first
 from manticore.runs.notes import ALIGNED, SEARCHED, TUNED
 from manticore.runs.records import task_record
 from manticore.schema.consistency import options
-from manticore.schema.sections import Align, Combine, CompareModels, Discretize, Finetune, Search
+from manticore.schema.sections import Align, Combine, CompareModels, Discretize, Finetune, Pretrain, Search
+from manticore.tasks.text_sources import STDLIB
 from manticore.writing import new_folder, refuse_existing, write_json
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+    from manticore.tasks.task import Task as LoadedTask
+
+
+FROM_SCRATCH = "mad/in-context-recall"
+"""The task that is suggested for what reads no text."""
 
 Hybrid = Annotated[str, typer.Argument(metavar="HYBRID", help="A folder that `manticore combine` or align wrote.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of a model or a hybrid.")]
+
+
+@takes(Pretrain, without=("name", "family"))
+def pretrain(
+    family: Annotated[str, typer.Argument(metavar="FAMILY", help="A model_type of transformers: gpt_neo, mamba, …")],
+    out: Out,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU where an accelerator is present.")] = False,
+    *,
+    settings: dict[str, Any],
+) -> None:
+    """Train a small causal language model from scratch on a text; a killed one goes on from its last checkpoint.
+
+    Example: manticore pretrain gpt_neo --layers 4 --width 64 --text notes.jsonl -o gpt
+    """
+    refuse_existing(out)
+    say(f"pretrain: {family} of {settings['layers']} layers, width {settings['width']} on {settings['text']}")
+    import manticore
+    from manticore.training.pretrain import read_record
+
+    quiet_libraries()
+    try:
+        with progress_bar("pretrain") as progress:
+            folder = manticore.pretrain(family, **settings, out=out, cpu=cpu, progress=progress)
+    except KeyboardInterrupt as stop:
+        again = shlex.join(["manticore", *sys.argv[1:]])
+        say(f"stopped; checkpoints are kept in the cache, the same command goes on from them\nnext: {again}")
+        raise SystemExit(exit_code_of(stop)) from None
+    record = read_record(folder)
+    if record["heldout"]:
+        say(f"held-out loss {record['heldout']['loss']:.3f} after {record['tokens']:,} tokens")
+    else:
+        say("first weights, nothing was trained")
+    given = {"source": settings["text"], "text_column": settings["text_column"], "length": settings["length"]}
+    words = task_words("text", {name: value for name, value in given.items() if value not in (None, STDLIB)})
+    done(out, f"manticore evaluate {quote(out)} {words}")
 
 
 @takes(Combine)
@@ -59,9 +105,14 @@ def combine(
         hybrid.save_pretrained(folder)
     for line in matched_tokens(hybrid, models):
         say(line)
-    if task is not None and chosen is not None and hybrid.tokenizer is None:
+    if vocab_size is not None:
+        say(f"{task} has a vocabulary of its own, {vocab_size} tokens: fresh embeddings and heads, no tokenizer")
+    if hybrid.tokenizer is None:
         # it reads no text to be aligned on
-        done(out, f"manticore search {quote(out)} {task_words(task, chosen)} -o {quote(out + '-searched')}")
+        words = task_words(task, chosen) if task is not None and chosen is not None else f"--task {FROM_SCRATCH}"
+        done(out, f"manticore search {quote(out)} {words} -o {quote(out + '-searched')}")
+    elif hybrid.config.released:
+        done(out, f"manticore search {quote(out)} --task text -o {quote(out + '-searched')}")
     else:
         done(out, f"manticore align {quote(out)} -o {quote(out + '-aligned')}")
 
@@ -85,7 +136,11 @@ def align(hybrid: Hybrid, out: Out, seed: Seed = 0, *, settings: dict[str, Any])
         model.save_pretrained(folder)
         write_json(folder / ALIGNED, {"text": settings["text"], **report.to_dict()})
     say(f"loss at equal weights {report.loss_before:.3f} before, {report.loss_after:.3f} after")
-    done(out, f"manticore search {quote(out)} --task mad/in-context-recall -o {quote(out + '-searched')}")
+    words = f"--task {FROM_SCRATCH}"
+    if model.tokenizer is not None:
+        given = {"source": settings["text"], "text_column": settings["text_column"]}
+        words = task_words("text", {name: value for name, value in given.items() if value not in (None, STDLIB)})
+    done(out, f"manticore search {quote(out)} {words} -o {quote(out + '-searched')}")
 
 
 @takes(Search)
@@ -101,7 +156,7 @@ def search(
 ) -> None:
     """Learn which component each block of a hybrid should use, on a task.
 
-    Example: manticore search aligned --task mad/in-context-recall --steps 120 -o searched
+    Example: manticore search aligned --task text --steps 120 -o searched
     """
     refuse_existing(out)
     chosen = checked_task(task, task_option)
@@ -115,6 +170,7 @@ def search(
     quiet_libraries()
     model = load_hybrid(hybrid, supernet=True)
     loaded = load_task(task, tokenizer=model.tokenizer, seed=seed, **chosen)
+    _say_replaced(hybrid, model, model.tokenizer, loaded)
     with new_folder(out) as folder:
         with progress_bar("search") as progress:
             result = manticore.search(
@@ -144,7 +200,7 @@ def discretize(hybrid: Hybrid, out: Out, *, settings: dict[str, Any]) -> None:
     with new_folder(out) as folder:
         small.save_pretrained(folder)
     say(f"path {small.config.path}")
-    words = _searched_on(hybrid) or f"--task {'mad/in-context-recall' if small.tokenizer is None else 'text'}"
+    words = _searched_on(hybrid) or f"--task {FROM_SCRATCH if small.tokenizer is None else 'text'}"
     done(out, f"manticore finetune {quote(out)} {words} -o {quote(out + '-tuned')}")
 
 
@@ -161,7 +217,7 @@ def finetune(
 ) -> None:
     """Train a model or a hybrid end to end on a task, and score it.
 
-    Example: manticore finetune small --task mad/in-context-recall --steps 240 -o tuned
+    Example: manticore finetune small --task text --steps 240 -o tuned
     """
     refuse_existing(out)
     chosen = checked_task(task, task_option)
@@ -178,6 +234,7 @@ def finetune(
     quiet_libraries()
     loaded, tokenizer = load_model(model)
     problem = load_task(task, tokenizer=tokenizer, seed=seed, **chosen)
+    _say_replaced(model, loaded, tokenizer, problem)
     with new_folder(out) as folder:
         with progress_bar("finetune") as progress:
             result = manticore.finetune(
@@ -204,7 +261,7 @@ def compare(
 ) -> None:
     """Fine-tune models on a task with the same training FLOPs each, and score them.
 
-    Example: manticore compare ./gpt ./mamba small --task mad/in-context-recall -o comparison
+    Example: manticore compare ./gpt ./mamba small --task text -o comparison
     """
     refuse_existing(out)
     chosen = checked_task(task, task_option)
@@ -221,6 +278,8 @@ def compare(
     loaded = {name: load_model(name) for name in models}
     problem = load_task(task, tokenizer=next(iter(loaded.values()))[1], **chosen)
     refuse_other_tokenizers(problem, {name: tokenizer for name, (_, tokenizer) in loaded.items()})
+    for name, (model, tokenizer) in loaded.items():
+        _say_replaced(name, model, tokenizer, problem)
     with new_folder(out) as folder:
         with progress_bar("compare") as progress:
             comparison = manticore.compare(
@@ -252,7 +311,7 @@ def evaluate(
 ) -> None:
     """Score a model or a hybrid on a task.
 
-    Example: manticore evaluate tuned --task mad/in-context-recall
+    Example: manticore evaluate tuned --task text
     """
     if out is not None:
         refuse_existing(out)
@@ -272,7 +331,7 @@ def evaluate(
     if out is None:
         say(f"next: {again}")
     else:
-        file = Path(out).expanduser()
+        file = expanded(out)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {"model": model, "task": task, "split": split, "metrics": metrics})
         done(out, again)
@@ -292,7 +351,7 @@ def generate(
     from transformers import set_seed
 
     from manticore.runs.models import load_model
-    from manticore.training.prepare import positions
+    from manticore.training.prepare import check_tokens, positions
 
     quiet_libraries()
     loaded, tokenizer = load_model(model)
@@ -303,6 +362,7 @@ def generate(
     encoded = tokenizer(prompt, return_tensors="pt")
     if encoded.input_ids.shape[1] == 0:
         raise ManticoreError("generate: the prompt is empty. Fix: give at least one word")
+    check_tokens(encoded.input_ids.max().item(), loaded, f"{model}: its tokenizer")
     limit, total = positions(loaded), encoded.input_ids.shape[1] + max_new_tokens
     # the last token is not read again
     if limit is not None and total - 1 > limit:
@@ -315,8 +375,9 @@ def generate(
     tokens = loaded.generate(  # type: ignore[operator]
         input_ids=encoded.input_ids, attention_mask=encoded.attention_mask, max_new_tokens=max_new_tokens, **sampling
     )
-    say(str(tokenizer.decode(tokens[0], skip_special_tokens=True)))
-    say(f"\nnext: manticore evaluate {quote(model)} --task text")
+    say_text(str(tokenizer.decode(tokens[0], skip_special_tokens=True)))
+    say_text("")
+    say(f"next: manticore evaluate {quote(model)} --task text")
 
 
 def checked_task(task: str, task_option: list[str] | None) -> dict[str, Any]:
@@ -359,7 +420,20 @@ def _refuse_two_budgets(settings: dict[str, Any]) -> None:
 def _check_options(flag: str, kind: str, name: str, given: dict[str, Any]) -> None:
     found = [f"{flag} {path[-1]}: {text}" for path, text in options((), kind, name, given)]
     if found:
-        raise ManticoreError("\n".join(found))
+        raise SeveralErrors(found)
+
+
+def _say_replaced(
+    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, task: LoadedTask
+) -> None:
+    """Where a pretrained vocabulary makes room for the task's own: what the model knew of its tokens is gone."""
+    if tokenizer is None or task.vocab_size is None or task.vocab_size == model.config.vocab_size:
+        return
+    say(
+        f"{name}: {task.name} has a vocabulary of its own, {task.vocab_size} tokens: the {model.config.vocab_size:,} "
+        "pretrained embeddings and the head are replaced by fresh ones, the tokenizer is dropped "
+        "(to keep them: --task text)"
+    )
 
 
 def _keep_tokenizer(tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:

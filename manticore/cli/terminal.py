@@ -13,18 +13,37 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 
+from manticore.printing import OneLineFormatter, one_line, printable
 from manticore.processes import is_first
 
+
+class _Console(Console):
+    """Prints names from elsewhere so that they cannot act on the terminal; its own colours and bars still can."""
+
+    def render(self, *arguments: Any, **named: Any) -> Iterator[Segment]:
+        for segment in super().render(*arguments, **named):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment(printable(segment.text), segment.style)
+
+
 # of several processes that share a training the first one speaks
-console = Console(highlight=False, quiet=not is_first())
+console = _Console(highlight=False, quiet=not is_first())
 
 Step = Callable[[int, int, Mapping[str, Any]], None]
 """Called with (step, steps, logged row)."""
 
 
 def say(text: str) -> None:
-    """One plain line."""
+    """One plain line, whatever names it holds."""
+    say_text(one_line(text))
+
+
+def say_text(text: str) -> None:
+    """Plain text of any number of lines."""
     console.print(text, markup=False, soft_wrap=True)
 
 
@@ -48,7 +67,9 @@ def quiet_libraries() -> None:
         # read when it is imported, which takes long and not every verb needs
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", module=r"(torch|transformers|accelerate|datasets)\b")
-    logging.basicConfig(level=logging.WARNING if is_first() else logging.ERROR, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLineFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING if is_first() else logging.ERROR, handlers=[handler])
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Set
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +15,19 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from manticore.components.checkpoint_folder import TOKENIZER_FILES, architecture_problem, family_problem
 from manticore.components.extra_outputs import ask_for_no_more, configurations
 from manticore.components.loaded_weights import in_precision, keeping_loaded_weights, note_separate_head
+from manticore.components.positions import token_embeddings
 from manticore.components.quiet import quiet_loading
 from manticore.components.rebuilding import copied
-from manticore.components.sources import file_of, nearest_folder, refuse_missing_folder, unreachable
+from manticore.components.sources import file_of, nearest_folder, refuse_missing_folder, refuse_unreadable, unreachable
 from manticore.components.weight_files import check_files, refuse_absurd_depth
 from manticore.errors import ManticoreError, NotFiniteError
 
 logger = logging.getLogger(__name__)
 
-# each of these computes something that no cut into blocks can keep
-REFUSED_FAMILIES = {
-    "rwkv": "it rescales its weights in place while it runs",
-    "recurrent_gemma": "its recurrent state lives in the modules, not in a cache",
-}
-
 _CACHE_LINE_BYTES = 64
-# one of these lies beside the weights where a checkpoint brings its tokenizer
-TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def load_component(
@@ -72,7 +66,9 @@ def load_component(
     name = str(source)
     config = load_config(name, revision=revision)
     # families of this package have no name among transformers' own; a classifier of theirs may lie there
-    _check_architectures(config, name, {kind.__name__ for kind in _causal_classes(config)})
+    problem = architecture_problem(config.architectures, {kind.__name__ for kind in _causal_classes(config)})
+    if problem is not None:
+        raise ManticoreError(f"{name}: {problem}")
     ask_for_no_more(config)
     return load_weights(AutoModelForCausalLM, name, config, revision=revision, dtype=wanted)
 
@@ -171,6 +167,7 @@ def load_config(name: str, *, revision: str | None = None) -> PreTrainedConfig:
         )
         raise ManticoreError(f"{name}: no config.json there. Fix: {fix}")
     refuse_missing_folder(name)
+    refuse_unreadable(name)
     try:
         raw, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
         if not isinstance(raw, dict) or not raw:
@@ -213,37 +210,25 @@ def load_config(name: str, *, revision: str | None = None) -> PreTrainedConfig:
 
 def check_family(config: PreTrainedConfig, name: str) -> None:
     """Refuse what is no decoder-only causal LM, by configuration alone."""
-    family = config.model_type
-    if family in REFUSED_FAMILIES:
-        raise ManticoreError(
-            f"{name}: family {family!r} is refused: {REFUSED_FAMILIES[family]}. Fix: use another family"
-        )
-    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family)
-    if known is None and type(config) not in AutoModelForCausalLM._model_mapping:
-        raise ManticoreError(f"{name}: family {family!r} is no causal language model. Fix: give one (…ForCausalLM)")
-    if getattr(config, "is_encoder_decoder", False):
-        raise ManticoreError(f"{name}: family {family!r} is an encoder-decoder. Fix: give a decoder-only causal LM")
-    causal = {known} if isinstance(known, str) else set(known or ())
-    _check_architectures(config, name, causal)
-    if getattr(config, "vision_config", None) is not None or getattr(config, "audio_config", None) is not None:
-        raise ManticoreError(f"{name}: family {family!r} takes more than text. Fix: give its text-only checkpoint")
-    if getattr(config, "quantization_config", None) is not None:
-        raise ManticoreError(f"{name}: its weights are quantised. Fix: give the checkpoint in its full precision")
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    causal = None if known is None and type(config) not in AutoModelForCausalLM._model_mapping else _names(known)
+    problem = family_problem(lambda field: getattr(config, field, None), causal)
+    if problem is not None:
+        raise ManticoreError(f"{name}: {problem}")
 
 
-def _check_architectures(config: PreTrainedConfig, name: str, causal: Set[str]) -> None:
-    """Refuse a checkpoint that was saved by none of the classes ``causal``; none known is no reason."""
-    named = config.architectures or []
-    architectures = [named] if isinstance(named, str) else named
-    if architectures and causal and not causal & set(architectures):
-        raise ManticoreError(
-            f"{name}: the checkpoint is a {architectures[0]} (expected {' or '.join(sorted(causal))}). "
-            "Fix: give a causal language model"
-        )
+def _names(known: str | Sequence[str] | None) -> set[str]:
+    return {known} if isinstance(known, str) else set(known or ())
 
 
 def _causal_classes(config: PreTrainedConfig) -> tuple[type, ...]:
-    mapped: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    try:
+        mapped: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    except KeyError:
+        raise ManticoreError(
+            f"a {type(config).__name__} belongs to no causal language model that transformers knows. "
+            "Fix: give a model with the configuration of its family, or register both with AutoModelForCausalLM"
+        ) from None
     return mapped if isinstance(mapped, tuple) else (mapped,)
 
 
@@ -263,6 +248,7 @@ def load_tokenizer(
     if isinstance(source, PreTrainedModel):
         return None
     name = str(source)
+    refuse_unreadable(name)
     if not any(file_of(name, file, revision=revision, **where) for file in TOKENIZER_FILES):
         return None
     try:
@@ -308,6 +294,15 @@ def _check_object(model: PreTrainedModel) -> None:
         raise ManticoreError(
             f"{name}: the model is a {type(model).__name__} (expected {' or '.join(c.__name__ for c in expected)}). "
             "Fix: give a causal language model"
+        )
+    try:
+        token_embeddings(model)
+    except ManticoreError as error:
+        raise ManticoreError(f"{name}: {error}") from error
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ManticoreError(
+            f"{name}: its weights are on the meta device, so there are none. "
+            "Fix: load it with from_pretrained, without init on meta or a device_map that leaves weights on disk"
         )
     refuse_not_finite(model, name)
 

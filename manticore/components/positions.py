@@ -8,25 +8,42 @@ goes on so for shorter ones, so that what it computes beyond its positions depen
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-ROPE_SWITCH = "original_max_position_embeddings"
+from manticore.components.checkpoint_folder import POSITIONS
+from manticore.errors import ManticoreError
 
-_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_sequence_length", "seq_length")
-"""What families call it; the first is transformers' own name, to which most map theirs."""
+ROPE_SWITCH = "original_max_position_embeddings"
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
     """The tokens of one sequence that a configuration was made for; None where it names no number, as a Mamba's."""
     text = config.get_text_config()
-    for name in _NAMES:
+    for name in POSITIONS:
         length = getattr(text, name, None)
         if isinstance(length, int) and not isinstance(length, bool) and length > 0:
             return length
     return None
+
+
+def token_embeddings(model: PreTrainedModel) -> nn.Module:
+    """The embeddings of a model's tokens.
+
+    Raises:
+        ManticoreError: its class does not say where they are.
+    """
+    try:
+        found = model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        found = None
+    if not isinstance(found, nn.Module):
+        raise ManticoreError(
+            f"a {type(model).__name__} does not say where its embeddings are. "
+            "Fix: define get_input_embeddings in its class"
+        )
+    return found
 
 
 def tabulated_positions(model: PreTrainedModel) -> int | None:
@@ -40,7 +57,7 @@ def tabulated_positions(model: PreTrainedModel) -> int | None:
         return None
     if "dynamic" in rope_types(model.config):
         return limit
-    tokens: Any = model.get_input_embeddings()
+    tokens = token_embeddings(model)
     for module in model.modules():
         if limit in (getattr(module, "positions", None), getattr(module, "max_seq_length", None)):
             return limit

@@ -91,7 +91,8 @@ class Runner:
         # attention layers refuse a stream of another precision than their weights
         self._takes_any_precision = bool(getattr(model.config, "residual_in_fp32", False))
         self._masks_raw = not self.accepts_positions and all(DynamicCache(config=model.config).is_linear)
-        self._switch = rope_switch(model.config)
+        self.switch = rope_switch(model.config)
+        """After how many tokens the rotary embedding turns otherwise; None if it does not."""
         for layer in self.layers:
             keep_padding_out(layer)
 
@@ -130,6 +131,7 @@ class Runner:
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
         use_cache: bool = False,
+        inputs_embeds: Tensor | None = None,
     ) -> Recording:
         """Run the component's own forward over stand-ins.
 
@@ -139,13 +141,17 @@ class Runner:
             position_ids: ``[B, T]``; None stays None, since families differ in what they derive then.
             cache: a cache the component's layers read and extend.
             use_cache: whether layers shall extend the cache.
+            inputs_embeds: ``[B, T, D]``, taken in place of the family's token embeddings; positions are added to it.
         """
         arguments = self._arguments(input_ids, attention_mask, position_ids, cache, use_cache)
         self._calls.clear()
         self._injected = None
         try:
             with self._stand_ins_in_place():
-                self.model.base_model(**arguments)
+                if inputs_embeds is None:
+                    self.model.base_model(**arguments)
+                else:
+                    self.model.base_model(**{**arguments, "input_ids": None, "inputs_embeds": inputs_embeds})
             return self._recording(input_ids)
         finally:
             # keeps neither activations nor their graph alive
@@ -208,7 +214,7 @@ class Runner:
             self._tuple_sizes = self._probe(input_ids.device)
         if self.splits(attention_mask):
             raise ManticoreError(
-                f"forward: the rotary embedding of {self.model.config.model_type} changes after {self._switch} tokens "
+                f"forward: the rotary embedding of {self.model.config.model_type} changes after {self.switch} tokens "
                 "for all rows of a batch, and this one has shorter and longer rows. "
                 "Fix: batch rows that are all shorter, or all longer"
             )
@@ -229,10 +235,10 @@ class Runner:
 
         Its longest row would decide how the shorter ones are turned, which alone are turned otherwise.
         """
-        if self._switch is None or attention_mask is None or attention_mask.shape[-1] <= self._switch:
+        if self.switch is None or attention_mask is None or attention_mask.shape[-1] <= self.switch:
             return False
         lengths = attention_mask.sum(-1)
-        return int(lengths.min()) <= self._switch < int(lengths.max())
+        return int(lengths.min()) <= self.switch < int(lengths.max())
 
     def _recording(self, input_ids: Tensor) -> Recording:
         """What the stand-ins noted."""

@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import cached_file
 
 from manticore.errors import ManticoreError
+from manticore.paths import expanded
 
 
 def refuse_missing_folder(name: str) -> None:
@@ -26,9 +27,26 @@ def refuse_missing_folder(name: str) -> None:
         raise ManticoreError(f"{name}: no such folder. {nearest_folder(name) or 'Fix: check the path'}")
 
 
+def refuse_unreadable(name: str) -> None:
+    """Refuse a local folder with files that this user may not read: libraries take them for damaged or missing.
+
+    Raises:
+        ManticoreError: there is one.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    try:
+        closed = next((path for path in sorted(folder.iterdir()) if not os.access(path, os.R_OK)), None)
+    except PermissionError:
+        closed = folder
+    if closed is not None and not (closed.is_symlink() and not closed.exists()):
+        raise ManticoreError(f"{closed}: may not be read (permission denied). Fix: ask its owner, or chmod it")
+
+
 def nearest_folder(name: str) -> str:
     """``"Did you mean …?"`` with the folder beside `name` whose name is most like it; empty where none is."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return f"Fix: write the path in full, {path}"
     try:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from manticore.components.positions import token_embeddings
 from manticore.components.pruning import DroppedEmbedding
 from manticore.errors import ManticoreError
 from manticore.seeding import derive_seed
@@ -61,7 +62,7 @@ def exchange_rows(model: PreTrainedModel, vocab_size: int, new_rows: Callable[[T
     Returns:
         The modules that got new rows.
     """
-    embeddings: Any = model.get_input_embeddings()
+    embeddings: Any = token_embeddings(model)
     head: Any = model.get_output_embeddings()
     changed: list[nn.Module] = []
     if not isinstance(embeddings, DroppedEmbedding):

@@ -17,6 +17,8 @@ from torch import nn
 from transformers.initialization import no_init_weights
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from manticore.components.checkpoint_folder import refuse_no_weights
+from manticore.components.generation_limits import check_generation_limits
 from manticore.components.sources import file_of
 from manticore.errors import ManticoreError
 
@@ -41,7 +43,8 @@ def check_files(name: str, build: Callable[[], nn.Module], *, revision: str | No
         ManticoreError: only pickles, an adapter instead of a model, an index that leads out of the folder, damaged
             files, or sizes that they cannot hold.
     """
-    _refuse_pickle(name)
+    refuse_no_weights(name)
+    check_generation_limits(name, revision)
     if file_of(name, "adapter_config.json", revision=revision) is not None:
         raise ManticoreError(
             f"{name}: it holds an adapter (adapter_config.json), which names another model. "
@@ -51,7 +54,8 @@ def check_files(name: str, build: Callable[[], nn.Module], *, revision: str | No
     if not files:
         # transformers says what is missing
         return
-    stored = sum(_elements(name, file) for file in files)
+    kinds = [_tensors(name, file) for file in files]
+    stored = sum(count for tensors in kinds for count, _ in tensors.values())
     try:
         with torch.device("meta"), no_init_weights():
             model = build()
@@ -63,6 +67,7 @@ def check_files(name: str, build: Callable[[], nn.Module], *, revision: str | No
             f"{name}: config.json describes no model: {type(error).__name__}: {' '.join(str(error).split())[:200]}. "
             "Fix: give the one that belongs to the checkpoint"
         ) from error
+    _refuse_no_weights(name, model, {key: kind for tensors in kinds for key, (_, kind) in tensors.items()})
     needed = sum(parameter.numel() for parameter in model.parameters())
     if needed > _TIMES_STORED * stored + _BESIDE_STORED:
         raise ManticoreError(
@@ -87,19 +92,6 @@ def refuse_absurd_depth(name: str, raw: Mapping[str, Any]) -> None:
             )
 
 
-def _refuse_pickle(name: str) -> None:
-    folder = Path(name)
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
-    if pickles:
-        raise ManticoreError(
-            f"{name}: weights only as pickle ({pickles[0]}), which can run code when it is read. "
-            "Fix: convert them to safetensors where you trust them"
-        )
-    raise ManticoreError(f"{name}: no weights there (expected *.safetensors). Fix: give the folder of a checkpoint")
-
-
 def _weight_files(name: str, revision: str | None) -> list[Path]:
     """The files that transformers would read, in the order in which it looks for them."""
     whole = file_of(name, SAFE_WEIGHTS_NAME, revision=revision)
@@ -109,11 +101,11 @@ def _weight_files(name: str, revision: str | None) -> list[Path]:
     if index is None:
         return []
     try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()), key=str)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ManticoreError(f"{name}: {index.name} cannot be read. Fix: download the checkpoint again") from error
     for shard in shards:
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise ManticoreError(
                 f"{name}: {index.name} leads to {shard!r} (expected safetensors files beside it). "
                 "Fix: download the checkpoint again"
@@ -122,10 +114,26 @@ def _weight_files(name: str, revision: str | None) -> list[Path]:
     return [file for file in found if file is not None]
 
 
-def _elements(name: str, file: Path) -> int:
-    """How many numbers a safetensors file holds, by its header."""
+def _tensors(name: str, file: Path) -> dict[str, tuple[int, str]]:
+    """Of each tensor in a safetensors file, by its header: how many numbers, and of which kind (``F32``, ``I64``)."""
     try:
         with safe_open(file, framework="pt") as tensors:
-            return sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+            parts = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118
+            return {key: (math.prod(part.get_shape()), part.get_dtype()) for key, part in parts.items()}
+    except PermissionError as error:
+        raise ManticoreError(f"{file}: may not be read (permission denied). Fix: ask its owner, or chmod it") from error
     except (SafetensorError, OSError) as error:
         raise ManticoreError(f"{name}: a weights file is damaged: {error}. Fix: download it again") from error
+
+
+def _refuse_no_weights(name: str, model: nn.Module, kinds: Mapping[str, str]) -> None:
+    """Refuse weights that are no real numbers; tables of whole numbers, such as masks, may lie beside them."""
+    weights = {key.rpartition(f"{model.base_model_prefix}.")[2] for key, _ in model.named_parameters()}
+    for key, kind in kinds.items():
+        whole = not kind.startswith(("F", "BF", "C"))
+        is_weight = key.rpartition(f"{model.base_model_prefix}.")[2] in weights or key.endswith(".weight")
+        if kind.startswith("C") or (whole and is_weight):
+            raise ManticoreError(
+                f"{name}: {key} holds {'whole' if whole else 'complex'} numbers ({kind}; expected floating point). "
+                "Fix: give the checkpoint in its full precision"
+            )

@@ -31,6 +31,7 @@ from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.mixing import Features, Mixing, check_weights
 from manticore.hybrid.path import PathMixing
 from manticore.hybrid.placement import hold_mixture
+from manticore.hybrid.released import fresh_tables
 from manticore.projectors.projector import Projector
 from manticore.registry import resolve
 
@@ -85,7 +86,7 @@ class ManticorePreTrainedModel(AdapterGuard):
                     runner.layers,
                     keep=self._kept_layers(k),
                     embeddings=config.path is None or config.path[0] == k,
-                    head=self.keeps_lm_heads and (config.path is None or config.path[-1] == k),
+                    head=self.keeps_lm_heads and (config.path is None or config.path[config.head_block] == k),
                 )
         limits = {k: runner.positions for k, runner in enumerate(self.runners) if runner is not None}
         self._limits = {k: limit for k, limit in limits.items() if limit is not None}
@@ -182,6 +183,11 @@ class ManticorePreTrainedModel(AdapterGuard):
         """From the embeddings through all blocks; what enters each block, and the result, are added to ``states``."""
         mixing = self.mixing
         route = mixing.route()
+        if self.training and len(route.embedded) > 1 and hasattr(self.get_input_embeddings(), "neftune_noise_alpha"):
+            raise ManticoreError(
+                "forward: NEFTune puts noise on one table of embeddings, and this supernet reads "
+                f"{len(route.embedded)}. Fix: leave neftune_noise_alpha out, or discretize first"
+            )
         features: Features = {k: recordings[k].hidden for k in route.embedded}
         for n, components in enumerate(route.blocks):
             inputs = mixing.enter(n, features, components)
@@ -264,9 +270,13 @@ class ManticorePreTrainedModel(AdapterGuard):
             vocab_size: V of the task.
             seed: of the fresh embeddings and heads.
         """
-        for runner in self.runners:
-            if runner is not None:
-                with_vocabulary(runner.model, vocab_size, seed=seed)
+        models = [None if runner is None else runner.model for runner in self.runners]
+        if self.config.released:
+            fresh_tables(models, vocab_size, seed)
+        else:
+            for model in models:
+                if model is not None:
+                    with_vocabulary(model, vocab_size, seed=seed)
         for translation in self.mixing.translations():
             if 0 in (translation.source[1], translation.target[1]):
                 translation.projector.reset_identity()
@@ -280,12 +290,38 @@ class ManticorePreTrainedModel(AdapterGuard):
         return self
 
     def get_input_embeddings(self) -> nn.Module:
-        """The first kept component's embeddings; the other components have their own."""
-        return next(runner for runner in self.runners if runner is not None).model.get_input_embeddings()
+        """The embeddings that are read: of a path those of its first component.
+
+        A supernet reads several; this is the first of them, ``component(k)`` has the others.
+        """
+        return self.component(self.mixing.route().embedded[0]).get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Refused: K components have K embeddings."""
         raise ManticoreError("set_input_embeddings: a hybrid has one per component. Fix: use with_vocabulary")
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Refused: K components have K heads."""
+        raise ManticoreError("set_output_embeddings: a hybrid has one per component. Fix: use with_vocabulary")
+
+    def get_decoder(self) -> nn.Module:
+        """Refused: what is below the heads is no module of its own, and ``last_hidden_state`` has several widths.
+
+        Raises:
+            ManticoreError: always.
+        """
+        raise ManticoreError(
+            "get_decoder: a hybrid has no body apart from its components. Fix: ask for logits, or for the hidden "
+            "states of a discretized hybrid (output_hidden_states=True)"
+        )
+
+    def set_decoder(self, decoder: nn.Module) -> None:
+        """Refused, for the same reason.
+
+        Raises:
+            ManticoreError: always.
+        """
+        raise ManticoreError("set_decoder: a hybrid's body is its components. Fix: combine other components")
 
     def resize_token_embeddings(  # type: ignore[override]
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -300,7 +336,7 @@ class ManticorePreTrainedModel(AdapterGuard):
             mean_resizing: draw new rows around the mean of the old ones; else as each family draws its first weights.
 
         Returns:
-            The first kept component's embeddings.
+            As :meth:`get_input_embeddings`.
 
         Raises:
             ManticoreError: a number below 1.

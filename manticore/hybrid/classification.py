@@ -33,6 +33,7 @@ from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.discretize import copied_config
 from manticore.hybrid.inputs import check_inputs, require_ids
 from manticore.hybrid.rehearsal import rehearse
+from manticore.hybrid.released import refuse_released
 from manticore.seeding import derive_seed
 
 M = TypeVar("M", bound="ManticoreClassifier")
@@ -50,6 +51,7 @@ class ManticoreClassifier(ManticorePreTrainedModel):
 
     def _add_heads(self) -> None:
         """``score``: a head per component whose features reach the output."""
+        refuse_released(self.config, "classifier")
         path = self.config.path
         self.score = nn.ModuleDict(
             {

@@ -23,6 +23,7 @@ from manticore.hybrid.building import build
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.hybrid.rehearsal import rehearse
+from manticore.hybrid.released import check_released, fresh_tables, released_vocabulary, tie_heads
 from manticore.hybrid.unknown_version import check_transformers
 from manticore.hybrid.vocabularies import Vocabulary, chosen_vocabulary, common_vocabulary, named_component
 from manticore.registry import resolve
@@ -36,6 +37,7 @@ def combine(
     *,
     num_blocks: int = 4,
     mixing: str = "translated",
+    released: bool = False,
     projector: str = "linear",
     projector_options: dict[str, Any] | None = None,
     vocab_size: int | None = None,
@@ -54,6 +56,9 @@ def combine(
         models: folders, hub ids or models in memory (copied); at least two.
         num_blocks: N, how many segments each is cut into; no more than the shallowest has layers.
         mixing: ``"translated"``, ``"routed"`` or ``"gated"``.
+        released: gated mixing as the published method's released code computes it, whole: fresh embeddings from
+            N(0, 0.02) with heads tied to them, of one vocabulary; positions and norms inside the branches; heads mixed
+            with the first block's weights.
         projector: kind of projector.
         projector_options: its arguments, such as ``{"rank": 16}``.
         vocab_size: give every component fresh embeddings and a fresh head of so many rows, for a task with its own
@@ -82,6 +87,8 @@ def combine(
             f"combine: num_blocks is {num_blocks!r} (expected a whole number, 1 or more). Fix: num_blocks=4"
         )
     resolve("mixing", mixing)
+    if released and mixing != "gated":
+        raise ManticoreError(f"combine: released with mixing {mixing!r}. Fix: mixing='gated'")
     resolve("projector", projector)
     pinned = list(revisions) if revisions is not None else [None] * len(models)
     if len(pinned) != len(models):
@@ -99,11 +106,12 @@ def combine(
     components = [load_component(m, revision=r, dtype=dtype) for m, r in zip(models, pinned)]
     if vocab_size is None:
         carried = [load_tokenizer(m, revision=r) for m, r in zip(models, pinned)]
-        vocabulary = (
-            common_vocabulary(names, components, carried, given)
-            if owner is None
-            else chosen_vocabulary(names, components, carried, owner, min_coverage)
-        )
+        if released:
+            vocabulary = released_vocabulary(names, components, carried, owner, given)
+        elif owner is None:
+            vocabulary = common_vocabulary(names, components, carried, given)
+        else:
+            vocabulary = chosen_vocabulary(names, components, carried, owner, min_coverage)
     else:
         vocabulary = Vocabulary(min(component.config.vocab_size for component in components), None)
     components = _in_one_precision(components)
@@ -116,12 +124,17 @@ def combine(
                 self_check(component, runner, seed=seed)
                 rehearse(component)
             one_token = [continues_by_one_token_only(runner, seed=seed) for runner in runners]
+    if released:
+        for name, component in zip(names, components):
+            tie_heads(name, component)
+        fresh_tables(components, vocabulary.size, seed)
     # the attention implementation that was resolved is written into configurations, so each component has its own
     configurations: dict[str, Any] = {f"component_{k}": component.config for k, component in enumerate(components)}
     config = ManticoreConfig(
         num_components=len(components),
         num_blocks=num_blocks,
         mixing=mixing,
+        released=released,
         projector=projector,
         projector_options=projector_options,
         layer_outputs=[runner.tuple_sizes for runner in runners],
@@ -142,7 +155,10 @@ def combine(
         hybrid.adopt_settings(settings, vocabulary.speaker, vocabulary.tokenizer)
     else:
         hybrid.with_vocabulary(vocab_size, seed=seed)
-    return hybrid.eval()
+    hybrid.eval()
+    if released and check:
+        check_released(hybrid, names)
+    return hybrid
 
 
 def _source(model: str | Path | PreTrainedModel) -> str:

@@ -56,6 +56,9 @@ class ManticoreConfig(PreTrainedConfig):
     """N: how many segments every component is cut into."""
     mixing: str = "translated"
     """Registered name of how components are mixed."""
+    released: bool = False
+    """Gated mixing only: the function of the published method's released code, whole (fresh tied tables, positions and
+    norms inside the branches, block 0's weights at the heads)."""
     projector: str = "linear"
     """Registered name of the kind of projector."""
     projector_options: dict[str, Any] | None = None
@@ -81,7 +84,7 @@ class ManticoreConfig(PreTrainedConfig):
     reembedded: list[dict[str, Any] | None] | None = None
     """Per component how many of the kept tokenizer's tokens were matched, and how; None where it had that tokenizer."""
     hidden_size: int = 0
-    """The largest width among the components."""
+    """The largest width among the kept components."""
     num_hidden_layers: int = 0
     """Decoder layers of all components together."""
     initializer_range: float = 0.02
@@ -145,10 +148,15 @@ class ManticoreConfig(PreTrainedConfig):
                 f"config: path {self.path} (expected {self.num_blocks} indices below {self.num_components}). "
                 "Fix: name one component per block"
             )
+        if not isinstance(self.released, bool) or (self.released and self.mixing != "gated"):
+            raise ManticoreError(
+                f"config: released is {self.released!r} with mixing {self.mixing!r} (expected true with gated only). "
+                "Fix: mixing gated, or released false"
+            )
         if self.num_components:
             self._check_per_component()
             kept = sorted(set(self.path)) if self.path is not None else range(self.num_components)
-            self.hidden_size = max(config.hidden_size for config in self.components)
+            self.hidden_size = max(self.components[k].hidden_size for k in kept)
             # absent where no component names a length, as in a Mamba's configuration: tools ask whether it is there
             lengths = [length for k in kept if (length := context_length(self.components[k])) is not None]
             if lengths:
@@ -280,6 +288,11 @@ class ManticoreConfig(PreTrainedConfig):
     def components(self) -> list[PreTrainedConfig]:
         """The components' configurations, K of them."""
         return [getattr(self, f"component_{k}") for k in range(self.num_components)]
+
+    @property
+    def head_block(self) -> int:
+        """The block whose weights mix the heads: the last one, in the released gated function the first."""
+        return 0 if self.released else self.num_blocks - 1
 
     @property
     def boundaries(self) -> list[list[int]]:

@@ -7,9 +7,11 @@ mixing weight at once:
 - ``Out_k(y) = (1 - a_k) L_{d_k→D}(y) + a_k pad(y, D)``
 - ``h' = sum_k a_k Out_k(block_k(In_k(h)))``
 
-At a vertex the projectors vanish, so features of different components meet untranslated. Two things differ from the
-released code: the components' own embeddings and heads are used, and heads mix with the last block's weights, after
-the mixing (there: the first block's weights; final norms inside the branches).
+At a vertex the projectors vanish, so features of different components meet untranslated. Four things differ from the
+released code: the components' own embeddings and heads are used; learned positions are mixed with the embeddings
+(there: added in full, for their component only); final norms come after the mixing (there: inside the branches); heads
+mix with the last block's weights (there: the first block's). With ``released`` all four are as there
+(:mod:`manticore.hybrid.released`).
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class GatedMixing(Mixing):
                 out = make_projector(config.projector, width, self.stream_width, **options)
                 self.projectors[f"{block}_in_{k}"] = into
                 self.projectors[f"{block}_out_{k}"] = out
+        self._head_block = config.head_block
         self.weights = nn.Parameter(torch.empty(self.num_blocks, self.num_components), requires_grad=False)
         self.reset_mixture()
 
@@ -89,11 +92,11 @@ class GatedMixing(Mixing):
     def head_inputs(self, features: Features) -> Features:
         """Each head reads the first channels of the common stream."""
         stream = self._stream(self.num_blocks, features)
-        return {k: resize(stream, self.widths[k]) for k in sorted(features)}
+        return {k: resize(stream, self.widths[k]) for k in self.route().blocks[self._head_block]}
 
     def mixed(self, outputs: Features) -> Tensor:
-        """The components' logits, mixed with the last block's weights."""
-        return weighted_sum([(self._weight(self.num_blocks - 1, k), outputs[k]) for k in sorted(outputs)])
+        """The components' logits, mixed with the last block's weights, the first one's where that is released."""
+        return weighted_sum([(self._weight(self._head_block, k), outputs[k]) for k in sorted(outputs)])
 
     def _stream(self, boundary: int, features: Features) -> Tensor:
         """The common stream ``[B, T, max d]`` at a boundary."""

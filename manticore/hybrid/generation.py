@@ -11,11 +11,40 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import GenerationConfig
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from manticore.components.cache_argument import CACHE_ARGUMENT, cache_in
 from manticore.components.generation import OwnCacheGenerationMixin
 from manticore.components.generation_settings import SPECIAL, Settings, as_ends, ends_of
+from manticore.errors import ManticoreError
+
+_STEPS = (
+    *("prepare_inputs_for_generation", "_update_model_kwargs_for_generation", "generate", "_reorder_cache"),
+    "_prepare_position_ids_for_generation",
+)
+_KNOWN_STEPS = {
+    # only the last position's logits are asked for
+    *("bamba", "falcon_h1", "nemotron_h", "zamba", "zamba2"),
+    # the mask is left out after the prompt, as the runner does
+    *("mamba", "mamba2", "falcon_mamba"),
+    # the cache is filled anew where the rotary embedding changes
+    *("phi3", "phimoe", "phi4_multimodal"),
+    # segments of tokens, which no text has
+    "ctrl",
+    "manticore_stack",
+}
+"""Families that take steps of their own in ``generate``, each followed here or without consequence for a text."""
+
+
+def _unknown_steps(model: PreTrainedModel) -> str | None:
+    if model.config.model_type in _KNOWN_STEPS:
+        return None
+    kind = type(model)
+    return next(
+        (name for name in _STEPS if getattr(kind, name, None) is not getattr(GenerationMixin, name, None)), None
+    )
 
 
 class ComponentGenerationMixin(OwnCacheGenerationMixin):
@@ -24,6 +53,7 @@ class ComponentGenerationMixin(OwnCacheGenerationMixin):
     # transformers reads this annotation, so it has to be one that can be read where transformers is
     config: Any
     mixing: Any
+    runners: list[Any]
     _generation_config: GenerationConfig | None = None
     _follows = False
     """Whether the ends are kept up to date: not before mixture weights hold what they were loaded with."""
@@ -81,6 +111,34 @@ class ComponentGenerationMixin(OwnCacheGenerationMixin):
         self._follows, self._ends = other._follows, other._ends
         self.update_ends()
 
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As transformers does; where a component's rotary embedding changes, the whole text is read anew.
+
+        What is cached was turned in the old way. Phi-3 and PhiMoE do so too.
+        """
+        cache = cache_in(kwargs)
+        whole = cache is not None and input_ids.shape[1] > cache.seen_tokens
+        mask = kwargs.get("attention_mask")
+        if whole and self.switching(mask, cache.seen_tokens, input_ids.shape[1]) is not None:
+            kwargs = {**kwargs, CACHE_ARGUMENT: self.new_cache(), "next_sequence_length": None}
+        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc, arg-type]
+
+    def switching(self, attention_mask: Tensor | None, cached: int, tokens: int) -> int | None:
+        """The component whose rotary embedding changes between what is cached and the end of the text, if one does.
+
+        Args:
+            attention_mask: ``[B, tokens]`` or None.
+            cached: tokens that went through already, padding included.
+            tokens: all of them, the new ones included.
+        """
+        switches = {k: limit for k in self.mixing.route().used if (limit := self.runners[k].switch) is not None}
+        if not cached or all(tokens <= limit for limit in switches.values()):
+            return None
+        before, after = cached, tokens
+        if attention_mask is not None:
+            before, after = (int(attention_mask[:, :end].sum(-1).max()) for end in (cached, tokens))
+        return next((k for k, limit in switches.items() if before <= limit < after), None)
+
     def update_ends(self) -> None:
         """Write the ends that the mixture weights ask for into both configurations, unless a person has set others."""
         if not self._follows or self.config.generation is None:
@@ -124,6 +182,17 @@ class ComponentGenerationMixin(OwnCacheGenerationMixin):
             self._generation_config = own
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Write on; see transformers for the arguments."""
+        """Write on; see transformers for the arguments.
+
+        Raises:
+            ManticoreError: a component in use takes steps of its own in ``generate`` that are not known here.
+        """
+        for k in self.mixing.route().used:
+            if (name := _unknown_steps(self.runners[k].model)) is not None:
+                family = self.config.components[k].model_type
+                raise ManticoreError(
+                    f"generate: component {k} ({family}) has a {name} of its own, which a hybrid does not follow. "
+                    "Fix: write with the component alone, hybrid.component(k).generate"
+                )
         with self._as_its_component():
             return super().generate(*args, **kwargs)  # type: ignore[misc]

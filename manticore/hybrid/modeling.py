@@ -22,6 +22,7 @@ from manticore.hybrid.cache import HybridCache
 from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.inputs import check_inputs, check_outputs, require_ids
 from manticore.hybrid.mixing import Features
+from manticore.hybrid.released import released_logits
 
 
 class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
@@ -82,6 +83,11 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
         check_inputs(input_ids, attention_mask, position_ids, cached=seen, vocab_size=self.config.vocab_size)
         check_outputs(input_ids, labels, logits_to_keep)
         self._check_positions(input_ids.shape[1], seen, position_ids)
+        if (k := self.switching(attention_mask, seen, seen + input_ids.shape[1])) is not None:
+            raise ManticoreError(
+                f"forward: the rotary embedding of {self._named(k)} changes after {self._runner(k).switch} tokens, "
+                f"{seen} are cached as it was before. Fix: the whole text again, without {CACHE_ARGUMENT}"
+            )
         given = (input_ids, attention_mask, position_ids)
         if cache is not None and seen and input_ids.shape[1] > 1 and self._one_token_at_a_time():
             logits = self._step_by_step(*given, logits_to_keep, cache, states)
@@ -128,6 +134,11 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
         route = self.mixing.route()
         heads = route.blocks[-1]
         inputs = {k: self._inputs(k, input_ids, attention_mask, position_ids, cache) for k in route.used}
+        if self.config.released:
+            logits = released_logits(self, inputs, logits_to_keep, states)
+            if cache is not None:
+                cache.seen_tokens += input_ids.shape[1]
+            return logits
         recordings = {k: self._runner(k).record(**given) for k, given in inputs.items() if k not in heads}
         outputs: Features = {}
         self._descend(heads, inputs, recordings, {}, outputs, logits_to_keep, states)
@@ -221,8 +232,10 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return torch.cat(logits, 1)[:, kept]
 
-    def get_output_embeddings(self) -> None:
-        """None: every component has its own head."""
+    def get_output_embeddings(self) -> Any:
+        """The head of a discretized hybrid's last component; None of a supernet, whose components have one each."""
+        path = self.config.path
+        return None if path is None else self.component(path[-1]).get_output_embeddings()
 
     def _validate_generated_length(  # type: ignore[override]
         self, generation_config: Any, input_ids_length: int, has_default_max_length: bool

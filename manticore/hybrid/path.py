@@ -22,6 +22,7 @@ class PathMixing(Mixing):
         if config.path is None:
             raise ManticoreError("config: a discretized hybrid needs a path. Fix: make it with manticore.discretize")
         self.path = list(config.path)
+        self._head = self.path[config.head_block]
         self.projectors = nn.ModuleDict()
         if config.mixing != "gated":
             for boundary, source, target in self.hand_overs():
@@ -87,9 +88,10 @@ class PathMixing(Mixing):
         return {target: value}
 
     def head_inputs(self, features: Features) -> Features:
-        """The features of the last component."""
-        return features
+        """The features of the last component, for its head; where that is released, for the first one's."""
+        ((_, hidden),) = features.items()
+        return {self._head: resize(hidden, self.widths[self._head])}
 
     def mixed(self, outputs: Features) -> Tensor:
-        """The last component's logits."""
-        return outputs[self.path[-1]]
+        """The logits of the component whose head is kept."""
+        return outputs[self._head]

@@ -62,7 +62,7 @@ def inventory(
         kept: set[int] = set()
         for module, stays in (
             (runner.model.get_input_embeddings(), path is None or path[0] == k),
-            (runner.model.get_output_embeddings(), path is None or path[-1] == k),
+            (runner.model.get_output_embeddings(), path is None or path[hybrid.config.head_block] == k),
         ):
             (kept if stays else dropped).update(() if module is None else {id(p) for p in module.parameters()})
         gone = inside | (dropped - kept)

@@ -148,9 +148,11 @@ class Bench:
                 for index in range(self.edges[k][n], self.edges[k][n + 1]):
                     piece, features[k] = self._layer(k, index, features[k], recordings[k][1])
                     parts.append(Part(piece, waiting, f"{k}.{self.kinds[k][index]}"))
-        key = isinstance(mixing, PathMixing), tuple((k, value.requires_grad) for k, value in features.items())
+        heads = sorted(active[self.hybrid.config.head_block])
+        flags = tuple((k, value.requires_grad) for k, value in features.items())
+        key = isinstance(mixing, PathMixing), tuple(heads), flags
         if key not in self._finished:
-            self._finished[key] = self._finish(mixing, features)
+            self._finished[key] = self._finish(mixing, features, heads)
         parts.append(Part(self._finished[key]))
         return parts
 
@@ -187,8 +189,7 @@ class Bench:
             self._layers[key] = piece, out[k]
         return self._layers[key]
 
-    def _finish(self, mixing: Mixing, features: Features) -> Piece:
-        heads = sorted(mixing.active()[-1])
+    def _finish(self, mixing: Mixing, features: Features, heads: list[int]) -> Piece:
         targets = torch.zeros(self.batch_size * self.length, dtype=torch.long)
         rows = self.hybrid.config.vocab_size
 

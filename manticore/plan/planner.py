@@ -145,7 +145,8 @@ def shape_of(recipe: Recipe, sources: Sequence[Source]) -> Shape:
     else:
         found = {source.config.dtype or torch.float32 for source in sources}
         dtype = found.pop() if len(found) == 1 else torch.float32
-    return Shape(combine.num_blocks, combine.mixing, combine.projector, dict(combine.projector_options), dtype)
+    options = dict(combine.projector_options)
+    return Shape(combine.num_blocks, combine.mixing, combine.released, combine.projector, options, dtype)
 
 
 class _Planner:
@@ -175,7 +176,8 @@ class _Planner:
         own_vocabulary = self.task.vocab_size is not None
         shared, tokenizers = tokenizer_verdict(self.sources, own_vocabulary)
         if not shared and recipe.combine.tokenizer is not None:
-            shared, tokenizers = True, f"{tokenizers}; {recipe.combine.tokenizer}'s is kept, the others are re-embedded"
+            others = "all have fresh embeddings" if recipe.combine.released else "the others are re-embedded"
+            shared, tokenizers = True, f"{tokenizers}; {recipe.combine.tokenizer}'s is kept, {others}"
         if not shared:
             self.problems.append(
                 f"tokenizers {tokenizers}: set combine.tokenizer to a component, or take a task with its own vocabulary"
@@ -336,7 +338,7 @@ class _Planner:
             if k is None:
                 continue
             config = self.sources[k].config
-            shape = Shape(1, "translated", "linear", {}, torch.float32)
+            shape = Shape(1, "translated", False, "linear", {}, torch.float32)
             own = Skeleton([entry.name, entry.name], [config, config], shape, None, self.mode)
             case = Cases(own, self.mode, lora_rank=8).measure(
                 Setting("all", False, False), [0], batch_size=entry.batch_size, length=entry.length, mixture=False

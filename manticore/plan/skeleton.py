@@ -23,6 +23,7 @@ from manticore.errors import ManticoreError
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.hybrid.path import PathMixing
+from manticore.hybrid.released import tie_heads
 from manticore.training.budget import copy_without_data, count_parameters
 from manticore.training.precision import Precision
 from manticore.training.trainable import set_trainable
@@ -37,6 +38,7 @@ class Shape:
 
     num_blocks: int
     mixing: str
+    released: bool
     projector: str
     projector_options: dict[str, Any]
     dtype: torch.dtype
@@ -90,11 +92,15 @@ class Skeleton:
             self.own_parameters.append(parameters)
             self.kinds.append(kinds)
             components.append(component)
+        if shape.released:
+            for name, component in zip(names, components):
+                tie_heads(name, component)
         configurations: dict[str, Any] = {f"component_{k}": c.config for k, c in enumerate(components)}
         config = ManticoreConfig(
             num_components=len(components),
             num_blocks=shape.num_blocks,
             mixing=shape.mixing,
+            released=shape.released,
             projector=shape.projector,
             projector_options=shape.projector_options or None,
             layer_outputs=tuple_sizes,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -12,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from manticore.components.loading import load_config, load_tokenizer, one_line
 from manticore.components.sources import file_of
 from manticore.errors import ManticoreError
+from manticore.paths import expanded
 from manticore.plan.known import KNOWN, known
 from manticore.registry import did_you_mean
 from manticore.schema.recipe import Recipe
@@ -57,11 +57,14 @@ def _find(component: Component, made: dict[str, Pretrain]) -> Source:
         config = small_config(
             entry.family, layers=entry.layers, width=entry.width, positions=entry.length, options=entry.config
         )
+        if entry.tokenizer != "train":
+            config.vocab_size = _tokens(component.name, entry.tokenizer)
+            return Source(component.name, config, "pretrained by the recipe", entry.tokenizer)
         config.vocab_size = entry.vocab_size
-        trained = f"trained on {entry.text}, {entry.vocab_size} tokens" if entry.tokenizer == "train" else None
-        folder = None if entry.tokenizer == "train" else entry.tokenizer
-        return Source(component.name, config, "pretrained by the recipe", folder, trained)
-    path = Path(text).expanduser()
+        texts = ", ".join(sorted(set(entry.tokenizer_texts or [entry.text])))
+        trained = f"trained on {texts}, {entry.vocab_size} tokens"
+        return Source(component.name, config, "pretrained by the recipe", None, trained)
+    path = expanded(text)
     if path.exists():
         return Source(component.name, load_config(str(path)), str(path), str(path))
     cached = None
@@ -81,6 +84,17 @@ def _find(component: Component, made: dict[str, Pretrain]) -> Source:
         f"plan: {component.name}: no configuration of {text!r} is here, and a plan downloads nothing{hint}"
         f"{'.' if not hint else ''} Fix: give a folder with its config.json, or one of {', '.join(KNOWN)}"
     )
+
+
+def _tokens(name: str, tokenizer: str) -> int:
+    """How many tokens a given tokenizer has: so many rows its model gets."""
+    found = load_tokenizer(str(expanded(tokenizer)), local_files_only=True)
+    if found is None:
+        raise ManticoreError(
+            f"plan: {name}: no tokenizer {tokenizer!r} is here, and a plan downloads nothing. "
+            "Fix: give a folder that holds one"
+        )
+    return len(found)
 
 
 def _check_sizes(source: Source) -> None:

@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from manticore.errors import ManticoreError
+from manticore.paths import refuse_links_out
 from manticore.report import units
 from manticore.report.block_picture import layer_words
 from manticore.report.figures import FIGURE_NAMES, Drawing, draw_figures
@@ -51,9 +52,10 @@ def write_report(run_folder: str | Path) -> Path:
         the new one is.
 
     Raises:
-        ManticoreError: no readable ``results.json``, or the files cannot be written.
+        ManticoreError: no readable ``results.json``, a link that leads elsewhere, or the files cannot be written.
     """
     folder = Path(run_folder)
+    refuse_links_out(folder)
     results = read_results(folder)
     drawings = draw_figures(results)
     page = _render(results, folder, drawings)

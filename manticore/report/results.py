@@ -313,6 +313,9 @@ def read_results(path: str | Path) -> Results:
     if path.is_dir():
         path = path / "results.json"
     try:
+        # a pipe would be waited for
+        if path.exists() and not path.is_file():
+            raise OSError("not a regular file")
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ManticoreError(f"{path}: no such file. Fix: give the folder of a run that has started") from None

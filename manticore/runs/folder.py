@@ -17,7 +17,6 @@ report.html, figures/  the page that shows it
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import socket
@@ -25,11 +24,14 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from glob import glob, has_magic
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
 
 from manticore.errors import ManticoreError
+from manticore.paths import expanded, refuse_links_out
+from manticore.reading import damaged, read_object
 from manticore.runs.environment import environment
 from manticore.schema.loading import LoadedRecipe, load_recipe
 from manticore.schema.options import options_of
@@ -38,6 +40,7 @@ from manticore.writing import new_folder, write_json, write_text
 
 SCHEMA_VERSION = 1
 RESULTS = "results.json"
+ENVIRONMENT = "environment.json"
 RESOLVED = "resolved.yaml"
 KEYWORDS = ("stdlib", "task")
 """Texts with a meaning of their own where a path may stand."""
@@ -52,10 +55,16 @@ class RunFolder:
 
     def begin_session(self) -> None:
         """Note with what software and hardware the run goes on from here."""
-        file = self.path / "environment.json"
-        sessions = json.loads(file.read_text(encoding="utf-8"))["sessions"] if file.exists() else []
         session = {"started": _now(), "process": os.getpid(), "host": socket.gethostname(), **environment()}
-        write_json(file, {"sessions": [*sessions, session]})
+        write_json(self.path / ENVIRONMENT, {"sessions": [*self._sessions(), session]})
+
+    def _sessions(self) -> list[dict[str, Any]]:
+        file, fix = self.path / ENVIRONMENT, "remove it, then resume"
+        record = read_object(file, fix)
+        sessions = [] if record is None else record.get("sessions")
+        if not isinstance(sessions, list) or not all(isinstance(s, dict) and "started" in s for s in sessions):
+            raise damaged(file, "it lists no sessions", fix)
+        return sessions
 
     def write_results(self, parts: dict[str, Any], status: str) -> dict[str, Any]:
         """Write ``results.json``, and return its content.
@@ -64,11 +73,11 @@ class RunFolder:
             parts: what the stages have found so far.
             status: ``"running"``, ``"complete"``, ``"interrupted"`` or ``"failed"``.
         """
-        sessions = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["sessions"]
+        sessions = self._sessions()
         head = {
             "schema_version": SCHEMA_VERSION,
             "name": self.recipe.name,
-            "created": sessions[0]["started"],
+            "created": sessions[0]["started"] if sessions else _now(),
             "status": status,
             "seed": self.recipe.seed,
         }
@@ -101,30 +110,31 @@ def create_run(loaded: LoadedRecipe, out: str | None = None) -> RunFolder:
     if out is None:
         digest = hashlib.sha256(resolved.encode()).hexdigest()[:6]
         out = f"runs/{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}-{digest}"
-    elif (Path(out).expanduser() / RESOLVED).is_file():
+    elif (expanded(out) / RESOLVED).is_file():
         raise ManticoreError(
             f"--out {out}: a run is there already, nothing was changed. "
-            f"Fix: `manticore resume {out}` goes on with it, or choose another name"
+            f"Fix: `manticore resume {quote(out)}` goes on with it, or choose another name"
         )
     with new_folder(out) as folder:
         write_text(folder / "recipe.yaml", loaded.text)
         write_text(folder / RESOLVED, resolved)
-    return RunFolder(Path(out).expanduser(), recipe)
+    return RunFolder(expanded(out), recipe)
 
 
 def open_run(path: str | Path) -> RunFolder:
     """An existing run folder.
 
     Raises:
-        ManticoreError: it is none.
+        ManticoreError: it is none, or a link in it leads elsewhere.
     """
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if not folder.is_dir():
         raise ManticoreError(
             f"{path}: no such run folder. Fix: check the path; runs are made by `manticore run RECIPE`"
         )
     if not (folder / RESOLVED).is_file():
         raise ManticoreError(f"{path}: not a run folder (no {RESOLVED} in it). Fix: give one made by `manticore run`")
+    refuse_links_out(folder)
     return RunFolder(folder, load_recipe(str(folder / RESOLVED)).recipe)
 
 
@@ -134,7 +144,16 @@ def _rooted(recipe: Recipe) -> Recipe:
     components = [
         c if c.source in made_here else c.model_copy(update={"source": _absolute(c.source)}) for c in recipe.components
     ]
-    pretrain = [p.model_copy(update={"text": _absolute(p.text)}) for p in recipe.pretrain]
+    pretrain = [
+        p.model_copy(
+            update={
+                "text": _absolute(p.text),
+                "tokenizer": p.tokenizer if p.tokenizer == "train" else _absolute(p.tokenizer),
+                "tokenizer_texts": p.tokenizer_texts and [_absolute(text) for text in p.tokenizer_texts],
+            }
+        )
+        for p in recipe.pretrain
+    ]
     align = recipe.align and recipe.align.model_copy(update={"text": _absolute(recipe.align.text)})
     known = options_of("task", recipe.task.name) or {}
     paths = {name for name, option in known.items() if "Path" in option.annotation}
@@ -147,7 +166,7 @@ def _rooted(recipe: Recipe) -> Recipe:
 
 
 def _absolute(text: str) -> str:
-    path = Path(text).expanduser()
+    path = expanded(text)
     if text in KEYWORDS:
         return text
     if has_magic(text) and glob(str(path), recursive=True):

@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from manticore.errors import ManticoreError
+from manticore.printing import one_line
 from manticore.writing import write_text
 
 LOCK = ".lock"
@@ -34,6 +35,10 @@ def locked(folder: Path) -> Iterator[None]:
         raise ManticoreError(
             f"{folder}: {_owner(folder)} is working in this run folder. Fix: wait for it, or stop it first"
         ) from None
+    except OSError as error:
+        raise ManticoreError(
+            f"{folder / LOCK}: cannot be locked ({error.strerror or error}). Fix: remove it, if no process works there"
+        ) from error
     try:
         write_text(folder / OWNER, f"process {os.getpid()} on {socket.gethostname()}")
         yield
@@ -44,6 +49,6 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _owner(folder: Path) -> str:
     try:
-        return (folder / OWNER).read_text(encoding="utf-8")
-    except OSError:
+        return one_line((folder / OWNER).read_text(encoding="utf-8")[:200]) or "another process"
+    except (OSError, ValueError):
         return "another process"

@@ -22,6 +22,8 @@ import torch
 
 from manticore.cache import content_key
 from manticore.errors import ManticoreError
+from manticore.paths import expanded, refuse_links_out
+from manticore.reading import read_object
 from manticore.report.mad_scores import scores_figure
 from manticore.report.svg import house_style, to_png, to_svg
 from manticore.runs.lock import locked
@@ -71,7 +73,7 @@ class MadFolder:
         seed: int = 0,
         resume: bool = False,
     ) -> None:
-        self.path = Path(out).expanduser()
+        self.path = expanded(out)
         self.models, self.settings, self.protocol, self.seed = models, settings, protocol, seed
         record = {
             "tier": tier,
@@ -159,7 +161,8 @@ class MadFolder:
             for setting in self.settings
             for hyper in self.protocol.grid
         ]
-        return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+        rows = (read_object(file, "remove it, then resume") for file in files)
+        return [row for row in rows if row is not None]
 
     def scores(self, metric: str) -> list[ModelScore]:
         """Scores by one of :data:`METRICS`."""
@@ -203,10 +206,8 @@ class MadFolder:
                 raise ManticoreError(
                     f"--out {self.path}: holds results already. Fix: --resume goes on with them, or choose another name"
                 )
-            try:
-                before = dict(json.loads(file.read_text(encoding="utf-8")))
-            except ValueError as error:
-                raise ManticoreError(f"{file}: is damaged ({error}). Fix: choose another name for --out") from error
+            refuse_links_out(self.path)
+            before = read_object(file, "choose another name for --out") or {}
             for name, value in record.items():
                 if before.get(name) != value:
                     raise ManticoreError(

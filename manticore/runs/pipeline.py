@@ -27,13 +27,14 @@ from manticore.runs.models import load_hybrid
 from manticore.runs.records import component_record, task_record, write_history
 from manticore.runs.reporter import LogReporter, Reporter
 from manticore.runs.stages import Outcome, Stage, results_of, run_stages
+from manticore.schema.options import reads_tokenizer
 from manticore.schema.sections import Section, Training
 from manticore.tasks.task import Task, load_task
 from manticore.training.batches import Collator
 from manticore.training.classifiers import loading_class
 from manticore.training.contestants import ENSEMBLE, averaged
 from manticore.training.prepare import fit_to_task
-from manticore.training.pretrain import pretrain
+from manticore.training.pretrain import pretrain, read_record
 from manticore.writing import new_folder, write_json
 
 MODEL = "model"
@@ -111,7 +112,7 @@ class Pipeline:
             plan = f"{recipe.align.tokens:,} tokens of {recipe.align.text}"
             stages.append(self._stage("align", plan, recipe.align, self._align))
         if recipe.search is not None:
-            plan = f"{recipe.search.method}, {_amount(recipe.search)} on {recipe.task.name}"
+            plan = f"{recipe.search.method}, {_amount(recipe.search)} on {recipe.task.name}{self._vocabulary()}"
             stages.append(self._stage("search", plan, recipe.search, self._search))
         inputs = {
             "path": recipe.discretize.path,
@@ -119,12 +120,16 @@ class Pipeline:
             "test_examples": recipe.finetune.test_examples,
         }
         stages.append(self._stage("discretize", "one component per block", inputs, self._discretize))
-        plan = f"{_amount(recipe.finetune)} on {recipe.task.name}"
+        plan = f"{_amount(recipe.finetune)} on {recipe.task.name}{self._vocabulary()}"
         stages.append(self._stage("finetune", plan, recipe.finetune, self._finetune))
         if recipe.compare is not None:
             plan = f"parents and hybrids at equal compute, seeds {', '.join(map(str, recipe.compare.seeds))}"
             stages.append(self._stage("compare", plan, recipe.compare, self._compare))
         return stages
+
+    def _vocabulary(self) -> str:
+        """What becomes of the components' vocabulary, where it does not stay."""
+        return "" if reads_tokenizer(self.recipe.task.name) else " (its own vocabulary: fresh embeddings and heads)"
 
     def _stage(self, name: str, plan: str, inputs: Section | Mapping[str, Any], work: Any) -> Stage:
         asked = inputs.model_dump(mode="json") if isinstance(inputs, Section) else inputs
@@ -134,13 +139,19 @@ class Pipeline:
     # What stages share
 
     @cached_property
-    def sources(self) -> list[str]:
-        """Folder or hub id of each component."""
+    def pretrained(self) -> dict[str, str]:
+        """Folder of each model that the recipe pretrains."""
         made: dict[str, str] = {}
         for index, entry in enumerate(self.recipe.pretrain):
             # in the cache since the first stage, and made again if it was emptied
             settings = entry.model_dump(exclude={"name"})
             made[entry.name] = str(pretrain(**settings, index=index, progress=self._progress(entry.name)))
+        return made
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """Folder or hub id of each component."""
+        made = self.pretrained
         return [made.get(component.source, component.source) for component in self.recipe.components]
 
     @cached_property
@@ -229,8 +240,17 @@ class Pipeline:
     # The stages
 
     def _pretrain(self, own: Path) -> Outcome:
-        names = ", ".join(component.name for component in self.recipe.components)
-        return Outcome({}, f"{names} in {Path(self.sources[0]).parent}")
+        found = []
+        for entry in self.recipe.pretrain:
+            record = read_record(self.pretrained[entry.name])
+            loss = record["heldout"].get("loss")
+            found.append({"name": entry.name, "tokens": record["tokens"], "heldout_loss": loss})
+        said = ", ".join(
+            f"{one['name']} {'first weights' if one['heldout_loss'] is None else format(one['heldout_loss'], '.3f')}"
+            for one in found
+        )
+        folder = Path(next(iter(self.pretrained.values()))).parent
+        return Outcome({"pretrain": {one["name"]: one for one in found}}, f"held-out loss: {said}; in {folder}")
 
     def _combine(self, own: Path) -> Outcome:
         recipe = self.recipe

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manticore.errors import ManticoreError
+from manticore.reading import damaged, read_object
 from manticore.runs.reporter import Reporter
 from manticore.writing import write_json
 
@@ -117,10 +117,12 @@ def stage_state(own: Path) -> dict[str, Any]:
     Raises:
         ManticoreError: the file was damaged.
     """
-    try:
-        state = json.loads((own / STATE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    file, fix = own / STATE, f"remove the folder {own}, then resume"
+    state = read_object(file, fix)
+    if state is None:
         return {}
-    except (ValueError, OSError) as error:
-        raise ManticoreError(f"{own / STATE}: cannot be read. Fix: remove the folder {own}, then resume") from error
-    return dict(state)
+    finished = state.get("status") == "finished"
+    whole = isinstance(state.get("summary"), str) and isinstance(state.get("results"), dict)
+    if not isinstance(state.get("seconds"), int | float) or (finished and not whole):
+        raise damaged(file, "parts of it are missing", fix)
+    return state

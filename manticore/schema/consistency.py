@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path as FilePath
 from typing import Any
 
+from manticore.errors import ManticoreError
+from manticore.paths import expanded
 from manticore.registry import did_you_mean
-from manticore.schema.options import expected_type, options_of
+from manticore.schema.names import Scalar
+from manticore.schema.options import expected_type, options_of, reads_tokenizer
 from manticore.schema.problems import Path, shown
-from manticore.schema.sections import Scalar
 
 Finding = tuple[Path, str]
 
@@ -41,6 +42,11 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
             sections["combine"].projector_options,
         )
         yield from _tokenizer(sections["combine"].tokenizer, [component.name for component in components])
+        yield from _released(sections)
+    yield from _new_tokenizers(sections)
+    align = sections.get("align")
+    if align is not None and align.text == "task" and align.text_column is not None:
+        yield ("align", "text_column"), f"the task has no columns (got {align.text_column!r}). Fix: leave it out"
     if "task" in sections:
         yield from options(("task", "options"), "task", sections["task"].name, sections["task"].options)
     if sections.get("search") is not None:
@@ -49,6 +55,8 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
         section = sections.get(name)
         if section is not None and section.steps is not None and section.budget_flops is not None:
             yield (name,), "steps and budget_flops are both given. Fix: give one of them"
+        if section is not None and section.bf16 and section.dtype == "bfloat16":
+            yield (name, "bf16"), "dtype=bfloat16 has no float32 weights to compute beside. Fix: leave one of them out"
     if "discretize" in sections and "combine" in sections and components:
         yield from _path(sections, len(components))
 
@@ -99,7 +107,11 @@ def _source(index: int, component: Any, pretrained: list[str]) -> Iterator[Findi
         if component.revision is not None:
             yield ("components", index, "revision"), f"{source!r} is pretrained here, it has no revisions"
         return
-    folder = FilePath(source).expanduser()
+    try:
+        folder = expanded(source)
+    except ManticoreError as error:
+        yield path, str(error)
+        return
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             yield (
@@ -133,9 +145,58 @@ def _depths(num_blocks: int, pretrain: list[Any], components: list[Any]) -> Iter
             )
 
 
+def _released(sections: dict[str, Any]) -> Iterator[Finding]:
+    """The released gated function has no other mixing, and nothing to align."""
+    combine = sections["combine"]
+    if combine.released and combine.mixing != "gated":
+        yield ("combine", "released"), f"expected with gated mixing only, got mixing {combine.mixing!r}. Fix: gated"
+    if combine.released and sections.get("align") is not None:
+        yield ("combine", "released"), "fresh embeddings have nothing to be aligned to. Fix: align: null"
+
+
 def _tokenizer(chosen: str | None, components: list[str]) -> Iterator[Finding]:
     if chosen is not None and components and chosen not in components:
         yield ("combine", "tokenizer"), f"no component is called {chosen!r}{did_you_mean(chosen, components)}"
+
+
+_NEW_TOKENIZER = ("text_column", "max_bytes", "vocab_size", "data_seed")
+"""What a new tokenizer depends on, beside its texts."""
+
+
+def _new_tokenizers(sections: dict[str, Any]) -> Iterator[Finding]:
+    """Entries that train tokenizers of their own, where one has to read for all."""
+    pretrain, task, combine = sections.get("pretrain") or [], sections.get("task"), sections.get("combine")
+    for index, entry in enumerate(pretrain):
+        if entry.tokenizer != "train" and entry.tokenizer_texts is not None:
+            yield (
+                ("pretrain", index, "tokenizer_texts"),
+                f"a tokenizer is given, none is trained (got {entry.tokenizer!r}). Fix: leave one of them out",
+            )
+    if task is None or combine is None or combine.tokenizer is not None or "align" not in sections:
+        return
+    align = sections["align"]
+    if not reads_tokenizer(task.name) and (align is None or align.text == "task"):
+        # the task's vocabulary is there from the beginning
+        return
+    used = {component.source for component in sections.get("components") or []}
+    trained = [(k, e) for k, e in enumerate(pretrain) if e.name in used and e.tokenizer == "train"]
+    for index, entry in trained[1:]:
+        first = trained[0][1]
+        differ = [] if _tokenizer_texts(entry) == _tokenizer_texts(first) else ["text"]
+        differ += [name for name in _NEW_TOKENIZER if getattr(entry, name) != getattr(first, name)]
+        if differ:
+            texts = ", ".join(dict.fromkeys([*_tokenizer_texts(first), *_tokenizer_texts(entry)]))
+            fix = f"give both tokenizer_texts: [{texts}]" if differ == ["text"] else "give both the same"
+            yield (
+                ("pretrain", index, differ[0]),
+                f"another {' and '.join(differ)} than {first.name!r} has, so their new tokenizers differ and token ids "
+                f"do not mean the same. Fix: {fix}, or set combine.tokenizer",
+            )
+
+
+def _tokenizer_texts(entry: Any) -> list[str]:
+    texts = entry.tokenizer_texts or [entry.text]
+    return sorted({str(expanded(t).resolve()) if expanded(t).exists() else t for t in texts})
 
 
 def _path(sections: dict[str, Any], num_components: int) -> Iterator[Finding]:

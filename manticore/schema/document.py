@@ -159,7 +159,11 @@ def _plain(node: yaml.Node, loader: _Loader, path: Path, document: Document, sou
             values[key] = _plain(value_node, loader, (*path, key), document, source)
         return values
     try:
-        return loader.construct_object(node)
-    except ValueError:
+        value = loader.construct_object(node)
+        if isinstance(value, int):
+            # what no float holds cannot be compared, divided or, beyond some thousand digits, even printed
+            float(value)
+        return value
+    except (ValueError, OverflowError):
         problem(f"cannot be read as {node.tag.rpartition(':')[2]} (got {node.value[:60]!r})")
         return None

@@ -10,10 +10,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from manticore.errors import ManticoreError
+from manticore.paths import expanded
 from manticore.registry import did_you_mean
 from manticore.schema.consistency import inconsistencies
 from manticore.schema.document import MAX_BYTES, Document, read_document
 from manticore.schema.overrides import apply_overrides
+from manticore.schema.prerequisites import missing_prerequisites
 from manticore.schema.problems import Problem, RecipeError
 from manticore.schema.recipe import Recipe
 from manticore.schema.validation import findings
@@ -56,7 +58,7 @@ def find(name: str) -> Path:
     Raises:
         ManticoreError: there is no such file or recipe.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_file():
         return path
     if path.is_dir():
@@ -68,12 +70,13 @@ def find(name: str) -> Path:
     raise ManticoreError(f"no recipe {name!r}{did_you_mean(name, list(shipped()))}")
 
 
-def load_recipe(name: str, overrides: list[str] | None = None) -> LoadedRecipe:
+def load_recipe(name: str, overrides: list[str] | None = None, *, here: bool = False) -> LoadedRecipe:
     """Read and check a recipe.
 
     Args:
         name: a file, or the name of a shipped recipe.
         overrides: ``key=value`` texts that replace what the file says.
+        here: whether it is to be run here: what it needs of this machine, such as its texts, must then be there.
 
     Raises:
         RecipeError: with every problem of the recipe, one line each.
@@ -86,17 +89,20 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> LoadedRecipe:
     document = read_document(data, source)
     if isinstance(document.values, dict):
         apply_overrides(document, list(overrides or []))
-        recipe = check(document)
+        recipe = check(document, here=here)
         if recipe is not None and not document.problems:
             return LoadedRecipe(recipe, data.decode("utf-8-sig"), source, tuple(overrides or []))
     raise RecipeError(document.problems)
 
 
-def check(document: Document) -> Recipe | None:
+def check(document: Document, *, here: bool = False) -> Recipe | None:
     """Add to ``document.problems`` all that is wrong with its values; the recipe if nothing is."""
     recipe, found = findings(Recipe, document.values)
     wrong = {path[0] for path, _ in found if path}
-    found += inconsistencies(_well_formed(document.values, wrong))
+    sections = _well_formed(document.values, wrong)
+    found += inconsistencies(sections)
+    if here:
+        found += missing_prerequisites(sections)
     # what could not even be read holds no value to complain about
     spoiled = {problem.path for problem in document.problems}
     document.problems += [Problem(document.place(path), path, text) for path, text in found if path not in spoiled]

@@ -28,14 +28,23 @@ def _named(kind: str) -> Any:
     return Annotated[str, AfterValidator(marker), marker]
 
 
+def _scalar(value: Any) -> Any:
+    # a union of the types would report once for each of them
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise PydanticCustomError("scalar_type", "no single value")
+    return value
+
+
 if TYPE_CHECKING:
     # a type checker cannot look into the function, and takes a variable for a type in some orders of modules only
     Mixing: TypeAlias = str
     Projector: TypeAlias = str
     SearchMethod: TypeAlias = str
     TaskName: TypeAlias = str
+    Scalar: TypeAlias = bool | int | float | str | None
 else:
     Mixing = _named("mixing")
     Projector = _named("projector")
     SearchMethod = _named("search")
     TaskName = _named("task")
+    Scalar = Annotated[Any, AfterValidator(_scalar)]

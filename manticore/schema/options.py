@@ -47,6 +47,18 @@ def options_of(kind: str, name: str) -> dict[str, Option] | None:
     return _read(ast.parse(source), attribute)
 
 
+def reads_tokenizer(task: str) -> bool:
+    """Whether a task reads text with a tokenizer; the others bring their own vocabulary."""
+    target = registry.entries("task")[task].target
+    if not isinstance(target, str):
+        return "tokenizer" in inspect.signature(target).parameters
+    module, attribute = target.split(":")
+    for node in ast.parse(_source(module) or "").body:
+        if isinstance(node, ast.FunctionDef) and node.name == attribute:
+            return any(argument.arg == "tokenizer" for argument in (*node.args.args, *node.args.kwonlyargs))
+    return False
+
+
 def _read(tree: ast.Module, attribute: str) -> dict[str, Option] | None:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == attribute:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -62,7 +63,8 @@ def _write(document: Document, keys: list[str], value: Any, place: Place) -> str
 
 
 def _index(entries: list[Any], key: str) -> int | None:
-    if key.isdigit():
+    # other characters count as digits too, and a number may be longer than Python reads
+    if re.fullmatch("[0-9]{1,9}", key):
         return int(key) if int(key) < len(entries) else None
     for index, entry in enumerate(entries):
         if isinstance(entry, dict) and entry.get("name") == key:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from manticore.errors import ManticoreError
+from manticore.errors import SeveralErrors
 
 Path = tuple[str | int, ...]
 """The way to a value in a recipe: ``("components", 1, "source")``."""
@@ -39,12 +39,12 @@ class Problem:
         return ": ".join(part for part in (str(self.place), dotted(self.path), self.text) if part)
 
 
-class RecipeError(ManticoreError):
+class RecipeError(SeveralErrors):
     """A recipe that cannot be used; ``str()`` has one line per problem."""
 
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = sorted(problems, key=lambda problem: problem.place)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        super().__init__([str(problem) for problem in self.problems])
 
 
 def dotted(path: Path) -> str:

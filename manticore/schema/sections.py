@@ -9,13 +9,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from manticore.schema.names import Mixing, Projector, SearchMethod, TaskName
+from manticore.schema.names import Mixing, Projector, Scalar, SearchMethod, TaskName
 from manticore.tasks.beginning import Bos
 
 Count = Annotated[int, Field(ge=1)]
 Amount = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 Text = Annotated[str, Field(min_length=1)]
@@ -24,7 +25,6 @@ TextColumn = Annotated[
     Field(description="Of a table, the column that holds the documents; else text, or the only column of strings."),
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Scalar = bool | int | float | str | None
 Trainable = Literal["all", "frozen", "projectors", "lora"]
 Schedule = Literal["constant", "linear", "cosine"]
 TrainingDtype = Literal["auto", "float32", "bfloat16"]
@@ -76,6 +76,8 @@ class Pretrain(Section):
     """Read so much of the text only."""
     tokenizer: Text = "train"
     """Folder or hub id of a tokenizer, or train: a new one, shared by all models with this text and vocab_size."""
+    tokenizer_texts: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Texts that a new tokenizer is trained on, so that models with different texts share it; left out, the text."""
     vocab_size: Count = 1024
     """Tokens of a new tokenizer."""
     length: Count = 128
@@ -106,6 +108,8 @@ class Combine(Section):
     """Segments each component is cut into."""
     mixing: Mixing = "translated"
     """How blocks mix the components' features."""
+    released: bool = False
+    """With gated mixing: the function of the published method's released code, with fresh embeddings tied to heads."""
     projector: Projector = "linear"
     """Kind of map between the components' feature spaces."""
     projector_options: dict[str, Scalar] = {}
@@ -149,15 +153,21 @@ class Training(Section):
     batch_size: Count = 32
     """Examples per optimizer step."""
     weight_decay: NotNegative = 0.01
-    """AdamW's weight decay; biases, norms and what sets a recurrence (A_log, D, decays) have none."""
+    """AdamW's weight decay."""
+    decay: Literal["maps", "all"] = "maps"
+    """What it falls on: maps and tables, so no bias, no norm and nothing that sets a recurrence (A_log, D); or all."""
+    adam_betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    """AdamW's decay rates of the first and second moment."""
+    adam_eps: Positive = 1e-8
+    """AdamW's epsilon."""
     schedule: Schedule = "constant"
     """Course of the learning rate after warm-up."""
     warmup_steps: Amount | None = None
     """Steps over which the learning rate rises from zero; left out, a tenth of the steps, at least 10."""
     accumulation: Count = 1
     """Micro-batches that one optimizer step is cut into."""
-    max_grad_norm: Positive = 1.0
-    """Longer gradients are scaled down to this norm."""
+    max_grad_norm: NotNegative = 1.0
+    """Longer gradients are scaled down to this norm; 0: none are."""
     trainable: Trainable = "all"
     """What trains: everything, only what the hybrid adds, projectors and heads, or LoRA."""
     lora_rank: Count = 8

@@ -18,6 +18,7 @@ _EXPECTED = {
     "list_type": "a list",
     "dict_type": "a mapping",
     "model_type": "a mapping",
+    "scalar_type": "text, a number, true, false or null",
 }
 
 

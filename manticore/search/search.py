@@ -81,6 +81,9 @@ def search(
     batch_size: int = 32,
     lr: float = 1e-3,
     weight_decay: float = 0.01,
+    decay: str = "maps",
+    adam_betas: Sequence[float] = (0.9, 0.999),
+    adam_eps: float = 1e-8,
     schedule: str = "constant",
     warmup_steps: int = 0,
     accumulation: int = 1,
@@ -123,10 +126,13 @@ def search(
         budget_flops: training FLOPs; as many whole steps are made as they pay for.
         batch_size: examples per step.
         lr: learning rate of the network.
-        weight_decay: of the network; on no bias, norm or parameter that sets a recurrence.
+        weight_decay: of the network.
+        decay: what it falls on, as in :func:`manticore.finetune`.
+        adam_betas: of the network's AdamW.
+        adam_eps: of the network's AdamW.
         schedule: ``"constant"``, ``"linear"`` or ``"cosine"``, after ``warmup_steps`` of linear warm-up.
         accumulation: micro-batches that one step is cut into.
-        max_grad_norm: bound on the norm of the network's gradient; the mixture weights' does not count.
+        max_grad_norm: bound on the norm of the network's gradient, 0 for none; the mixture weights' does not count.
         mixture_lr: learning rate of the mixture weights.
         mixture_weight_decay: of the logits, where the method has logits.
         mixture_schedule: as ``schedule``, for the mixture weights.
@@ -213,6 +219,9 @@ def search(
                 "batch_size": batch_size,
                 "lr": lr,
                 "weight_decay": weight_decay,
+                "decay": decay,
+                "adam_betas": list(adam_betas),
+                "adam_eps": adam_eps,
                 "schedule": schedule,
                 "warmup_steps": warmup_steps,
                 "accumulation": accumulation,
@@ -238,6 +247,8 @@ def search(
             batch_size=batch_size,
             lr=lr,
             weight_decay=weight_decay,
+            adam_betas=adam_betas,
+            adam_eps=adam_eps,
             schedule=schedule,
             warmup_steps=warmup_steps,
             accumulation=accumulation,
@@ -262,6 +273,7 @@ def search(
             ),
             stage="search",
             checkpoint=checkpoint,
+            decay=decay,
             metrics_file=None if out is None else folder / "metrics.jsonl",
             callbacks=told
             if out is None

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from manticore.cache import file_digest
 from manticore.errors import ManticoreError
+from manticore.paths import expanded
 from manticore.tasks import listops, lra_images, lra_text, pathfinder
 from manticore.tasks.stored_rows import stored_rows
 
@@ -118,7 +119,7 @@ def load(
             f"lra/{name}: unknown level (got {level!r}, expected one of {', '.join(lra_images.LEVELS)}). "
             "Fix: choose one of these; the benchmark's is hard"
         )
-    source = _source(name, None if data_dir is None else Path(data_dir).expanduser(), seed, level)
+    source = _source(name, None if data_dir is None else expanded(data_dir), seed, level)
     arena = ARENAS[name]
     features = Features(
         {column: List(Value(arena.dtype)) for column in ("input_ids", "input_ids_2")[: arena.sequences]}

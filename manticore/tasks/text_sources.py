@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manticore.errors import ManticoreError
+from manticore.paths import expanded
 
 STDLIB = "stdlib"
 HUB = "hf:"
@@ -62,7 +63,7 @@ def find_text(source: str | Path) -> TextSource:
         return TextSource(name)
     if name.startswith(HUB):
         return TextSource(name, hub=name.removeprefix(HUB))
-    path = Path(name).expanduser()
+    path = expanded(name)
     try:
         if path.is_dir():
             if _is_saved(path):

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from manticore.errors import ManticoreError
+from manticore.paths import refuse_links_out
 from manticore.processes import is_first, process_count
+from manticore.reading import read_object
 
 PARTIAL = ".partial"
 """Folder in which a checkpoint is written before it gets its name."""
@@ -67,10 +69,12 @@ def open_folder(folder: Path, settings: Mapping[str, Any], *, resume: bool, stag
         stage: the caller's name in error messages.
 
     Raises:
-        ManticoreError: checkpoints exist and `resume` is off, or the run there had other settings.
+        ManticoreError: checkpoints exist and `resume` is off, the run there had other settings, or a link in the folder
+            leads elsewhere.
     """
     # a batch is cut by the number of processes, and each keeps the state of its own random stream
     settings = {"processes": process_count(), **json.loads(json.dumps(settings))}
+    refuse_links_out(folder)
     found = last_checkpoint(folder)
     record = folder / "settings.json"
     if found is not None:
@@ -79,7 +83,7 @@ def open_folder(folder: Path, settings: Mapping[str, Any], *, resume: bool, stag
                 f"{stage}: {folder} holds the checkpoints of an earlier run. "
                 "Fix: resume it (resume=True) or choose another out"
             )
-        before = {"processes": 1, **(json.loads(record.read_text()) if record.exists() else {})}
+        before = {"processes": 1, **(read_object(record, "choose another out") or {})}
         for name in sorted({*before, *settings}):
             if before.get(name) != settings.get(name):
                 raise ManticoreError(

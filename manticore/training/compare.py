@@ -98,6 +98,9 @@ def compare(
     ensemble: bool = True,
     batch_size: int = 32,
     weight_decay: float = 0.01,
+    decay: str = "maps",
+    adam_betas: Sequence[float] = (0.9, 0.999),
+    adam_eps: float = 1e-8,
     schedule: str = "constant",
     warmup_steps: int | None = None,
     accumulation: int = 1,
@@ -128,8 +131,8 @@ def compare(
             validation split with the first seed. A rate that diverges with any seed counts as the worst.
         ensemble: add the average of the logits of all models that are no hybrids, where two or more are given as
             models or folders.
-        batch_size, weight_decay, schedule, warmup_steps, accumulation, max_grad_norm, trainable, lora_rank,
-            gradient_checkpointing, dtype, bf16, cpu: as in :func:`manticore.finetune`, the same for all.
+        batch_size, weight_decay, decay, adam_betas, adam_eps, schedule, warmup_steps, accumulation, max_grad_norm,
+            trainable, lora_rank, gradient_checkpointing, dtype, bf16, cpu: as in :func:`manticore.finetune`, for all.
         test_examples: score only so many examples of the test split (and of the validation split).
         workers: on a CPU, runs made at the same time, each in a process with one thread: many cores do more that
             way than as threads of one run. Where there is an accelerator, runs go one after another.
@@ -168,6 +171,9 @@ def compare(
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "weight_decay": weight_decay,
+        "decay": decay,
+        "adam_betas": list(adam_betas),
+        "adam_eps": adam_eps,
         "schedule": schedule,
         "warmup_steps": warmup_steps,
         "accumulation": accumulation,

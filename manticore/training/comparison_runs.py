@@ -15,7 +15,7 @@ from manticore.kernels.mamba import use_selective_scan
 from manticore.training.budget import cache_cost, count_parameters, flops_per_step, flops_per_token_forward
 from manticore.training.contestants import Source, build
 from manticore.training.finetune import evaluate, finetune
-from manticore.training.prepare import check_backbone, check_length, fit_to_task
+from manticore.training.prepare import check_backbone, check_length, check_vocabulary, fit_to_task
 from manticore.training.side_by_side import side_by_side
 from manticore.training.trainable import set_trainable
 from manticore.training.units import UnitLog
@@ -181,6 +181,7 @@ class ComparisonRuns:
         model = build(self.sources[name], self.seeds[0])
         check_length(model, self.task, stage="compare")
         check_backbone(model, self.task, stage="compare")
+        check_vocabulary(model, self.task, stage="compare")
         model = fit_to_task(model, self.task, self.seeds[0])
         use_selective_scan(model)
         set_trainable(

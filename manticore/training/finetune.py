@@ -75,6 +75,9 @@ def finetune(
     batch_size: int = 32,
     lr: float = 1e-3,
     weight_decay: float = 0.01,
+    decay: str = "maps",
+    adam_betas: Sequence[float] = (0.9, 0.999),
+    adam_eps: float = 1e-8,
     schedule: str = "constant",
     warmup_steps: int | None = None,
     accumulation: int = 1,
@@ -108,10 +111,15 @@ def finetune(
         steps: optimizer steps; without `steps` and `budget_flops`, 300.
         budget_flops: training FLOPs; as many whole steps are made as they pay for.
         batch_size: examples per optimizer step.
-        weight_decay: AdamW's; on no bias, norm or parameter that sets a recurrence (:mod:`manticore.training.decay`).
+        weight_decay: AdamW's.
+        decay: what it falls on: ``"maps"``, so no bias, norm or parameter that sets a recurrence
+            (:mod:`manticore.training.decay`), or ``"all"``.
+        adam_betas: AdamW's decay rates of the first and second moment.
+        adam_eps: AdamW's epsilon.
         schedule: ``"constant"``, ``"linear"`` or ``"cosine"``, after `warmup_steps` of linear warm-up.
         warmup_steps: None: a tenth of the steps, at least 10.
         accumulation: micro-batches that one optimizer step is cut into.
+        max_grad_norm: longer gradients are scaled down to this norm; 0: none are.
         trainable: ``"all"``, ``"frozen"``, ``"projectors"`` or ``"lora"`` (:func:`set_trainable`).
         seed: of the data order, dropout and fresh parameters.
         out: folder for ``metrics.jsonl`` and ``checkpoints/``; None writes nothing.
@@ -168,6 +176,9 @@ def finetune(
                 "batch_size": batch_size,
                 "lr": lr,
                 "weight_decay": weight_decay,
+                "decay": decay,
+                "adam_betas": list(adam_betas),
+                "adam_eps": adam_eps,
                 "schedule": schedule,
                 "warmup_steps": warmup_steps,
                 "accumulation": accumulation,
@@ -185,6 +196,8 @@ def finetune(
             batch_size=batch_size,
             lr=lr,
             weight_decay=weight_decay,
+            adam_betas=adam_betas,
+            adam_eps=adam_eps,
             schedule=schedule,
             warmup_steps=warmup_steps,
             accumulation=accumulation,
@@ -201,6 +214,7 @@ def finetune(
             args,
             task,
             checkpoint=checkpoint,
+            decay=decay,
             metrics_file=None if out is None else folder / "metrics.jsonl",
             progress=progress,
             callbacks=told,

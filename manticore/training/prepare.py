@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from numbers import Integral
 from typing import TYPE_CHECKING
 
+import pyarrow.compute as pc
 from torch import nn
 
 from manticore.components.loading import own_tokenizer
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+_ROWS_AT_ONCE = 10_000
 
 
 def resolve_task(
@@ -43,6 +46,7 @@ def resolve_task(
         raise ManticoreError(f"{stage}: {task!r} is no task. Fix: give the name of one; `manticore ls tasks`")
     check_length(model, task, stage=stage)
     check_backbone(model, task, stage=stage)
+    check_vocabulary(model, task, stage=stage)
     return task
 
 
@@ -83,6 +87,41 @@ def _components(model: PreTrainedModel) -> list[PreTrainedModel]:
     """The components that a hybrid has kept; of another model, the model itself."""
     runners = getattr(model, "runners", None)
     return [model] if runners is None else [runner.model for runner in runners if runner is not None]
+
+
+def check_tokens(largest: int, model: PreTrainedModel, what: str) -> None:
+    """Refuse tokens that the model has no row of embeddings for.
+
+    Args:
+        largest: id of a token.
+        model: that would read it.
+        what: whose tokens they are, for the message.
+
+    Raises:
+        ManticoreError: the model has fewer rows.
+    """
+    rows = model.config.get_text_config().vocab_size
+    if largest >= rows:
+        raise ManticoreError(
+            f"{what} knows more tokens than the model has rows (got id {largest}, expected ids below {rows}). "
+            "Fix: give model and tokenizer of one checkpoint"
+        )
+
+
+def check_vocabulary(model: PreTrainedModel, task: Task, *, stage: str) -> None:
+    """Refuse a task that is read with a tokenizer, where its examples hold tokens that the model has no row for.
+
+    Raises:
+        ManticoreError: they do.
+    """
+    if task.vocab_size is not None:
+        return
+    columns = ("input_ids", "input_ids_2")[: task.documents]
+    largest = 0
+    for rows in task.data.values():
+        for batch in rows.select_columns(list(columns)).with_format("arrow").iter(_ROWS_AT_ONCE):
+            largest = max(largest, *(pc.max(pc.list_flatten(batch[name])).as_py() or 0 for name in columns))
+    check_tokens(largest, model, f"{stage}: the tokenizer of {task.name}")
 
 
 def check_backbone(model: PreTrainedModel, task: Task, *, stage: str) -> None:

@@ -14,23 +14,27 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from filelock import FileLock
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import manticore
-from manticore.cache import MANIFEST, cache_folder, content_key, expanded, is_whole, seal
+from manticore.cache import MANIFEST, cache_folder, content_key, is_whole, seal
 from manticore.components.loading import load_tokenizer
 from manticore.errors import ManticoreError
+from manticore.paths import expanded
 from manticore.seeding import derive_seed
 from manticore.tasks.beginning import Bos, beginning
 from manticore.tasks.corpus import STDLIB, Text, corpus_digest, read_corpus
 from manticore.tasks.task import Task
 from manticore.tasks.text import packed_task, split_documents
+from manticore.tasks.text_sources import find_text
 from manticore.training.callbacks import Progress
 from manticore.training.finetune import finetune
 from manticore.training.shapes import build, small_config
@@ -41,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 TRAIN = "train"
 """Value of ``tokenizer``: train one on the text."""
+
+RECORD = "pretraining.json"
+"""Lies beside the model: what determined it, and how it does on held-out text."""
 
 _SCORED_PACKS = 32
 
@@ -55,6 +62,7 @@ def pretrain(
     text_column: str | None = None,
     max_bytes: int | None = None,
     tokenizer: str | Path | PreTrainedTokenizerBase = TRAIN,
+    tokenizer_texts: Sequence[Text] | None = None,
     vocab_size: int = 1024,
     length: int = 128,
     steps: int = 300,
@@ -85,6 +93,8 @@ def pretrain(
         max_bytes: read so much of the text only.
         tokenizer: a tokenizer, the folder or hub id of one, or ``"train"`` for a new one with ``vocab_size`` tokens.
             Training is repeatable: models with the same text and size share their tokenizer.
+        tokenizer_texts: texts that a new tokenizer is trained on, each read and split as ``text`` is: models with
+            different texts that have these in common share their tokenizer. None: ``text`` alone.
         vocab_size: tokens of a new tokenizer.
         length: tokens per sequence.
         steps: optimizer steps; 0 leaves the first weights, for models that a task trains from scratch.
@@ -114,13 +124,14 @@ def pretrain(
     shape = small_config(family, layers=layers, width=width, positions=length, options=config)
     documents = read_corpus(text, text_column=text_column, max_bytes=max_bytes)
     given = None if isinstance(tokenizer, str) and tokenizer == TRAIN else _loaded_tokenizer(tokenizer)
+    learned_on = None if tokenizer_texts is None else _corpora(tokenizer_texts, text_column, max_bytes, given)
     settings = {
         "manticore": manticore.__version__,
         "family": shape.model_type,
         **numbers,
         "config": dict(config or {}),
         "text": corpus_digest(documents),
-        "tokenizer": {"train": vocab_size} if given is None else _fingerprint(given),
+        "tokenizer": _tokenizer_key(vocab_size, learned_on) if given is None else _fingerprint(given),
         "lr": lr,
         "weight_decay": weight_decay,
         "dtype": dtype,
@@ -144,7 +155,10 @@ def pretrain(
                     logger.warning("%s is damaged; it is pretrained again", folder)
                     shutil.rmtree(folder)
                 splits = split_documents(documents, data_seed=data_seed)
-                used = train_tokenizer(splits["train"], vocab_size) if given is None else given
+                parts = [splits["train"]]
+                if learned_on is not None:
+                    parts = [split_documents(corpus, data_seed=data_seed)["train"] for corpus in learned_on]
+                used = train_tokenizer([*chain(*parts)], vocab_size) if given is None else given
                 model, learned = (
                     _new_model(shape, used, derive_seed(seed, "pretrain weights", index)),
                     {"tokens": 0, "heldout": {}},
@@ -170,6 +184,33 @@ def pretrain(
                 _publish(model, used, {**settings, **learned}, work / "model", folder, name if cached else None)
             shutil.rmtree(work, ignore_errors=True)
     return folder if out is None or not cache else _copy(folder, expanded(out, "--out"))
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """What a pretraining has noted beside its model: settings, ``tokens`` seen, ``heldout`` metrics."""
+    return dict(json.loads((Path(folder) / RECORD).read_text(encoding="utf-8")))
+
+
+def _corpora(
+    texts: Sequence[Text], text_column: str | None, max_bytes: int | None, given: PreTrainedTokenizerBase | None
+) -> list[list[str]]:
+    """The texts of a new tokenizer, in an order that does not depend on how they are listed."""
+    if isinstance(texts, str | Path | Dataset) or not texts:
+        raise ManticoreError(
+            "pretrain: tokenizer_texts is no list of texts. Fix: give one or more, each as text is given"
+        )
+    if given is not None:
+        raise ManticoreError("pretrain: tokenizer_texts beside a given tokenizer. Fix: leave one of them out")
+    read = []
+    for text in texts:
+        plain = isinstance(text, str | Path) and not find_text(text).has_columns
+        read.append(read_corpus(text, text_column=None if plain else text_column, max_bytes=max_bytes))
+    return sorted({corpus_digest(corpus): corpus for corpus in read}.values(), key=corpus_digest)
+
+
+def _tokenizer_key(vocab_size: int, corpora: Sequence[Sequence[str]] | None) -> dict[str, Any]:
+    texts = {} if corpora is None else {"texts": [corpus_digest(corpus) for corpus in corpora]}
+    return {"train": vocab_size, **texts}
 
 
 def _destination(name: str, out: str | Path | None, cache: bool) -> Path:
@@ -246,6 +287,7 @@ def _publish(
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
+    (aside / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (aside / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if entry is not None:
         seal(aside, entry)

@@ -6,7 +6,6 @@ forked, so a job may hold closures and loaded data; they end with their caller, 
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import multiprocessing
 import os
@@ -20,11 +19,10 @@ from typing import Any, TypeVar
 import torch
 
 from manticore.errors import ManticoreError
+from manticore.processes import end_with
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-
-_PR_SET_PDEATHSIG = 1
 
 
 def useful_workers(workers: int, *, cpu: bool) -> int:
@@ -82,9 +80,7 @@ def _answer(connection: Connection, function: Callable[[Job], Any], job: Job, ca
     # whoever presses Ctrl-C means the caller, which ends this process; a killed caller takes it along
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != caller:
-        os._exit(1)
+    end_with(caller)
     # a handler may write through a lock that another thread of the caller held while this process was forked
     logging.disable(logging.CRITICAL)
     # the thread pools of OpenMP do not survive a fork

@@ -61,6 +61,8 @@ def set_trainable(
         mixing.projectors.requires_grad_(True)
     # a head for classes is made for the task
     _unfreeze(getattr(model, "score", None))
+    # the released gated function has fresh tables from the start
+    fresh_vocabulary = fresh_vocabulary or getattr(model.config, "released", False)
     for runner in kept_runners(model):
         if fresh_vocabulary:
             _unfreeze(runner.model.get_input_embeddings())

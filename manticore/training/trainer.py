@@ -13,7 +13,7 @@ Letters: B batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,7 @@ class TaskTrainer(Trainer):
         task: the data.
         stage: the verb that error messages and the progress bar begin with.
         checkpoint: the complete checkpoint to go on from.
+        decay: what weight decay falls on: ``"maps"`` (:mod:`manticore.training.decay`) or ``"all"``.
         metrics_file: ``metrics.jsonl`` to write, if any.
         progress: True for a bar on the terminal, or a function called per logged step.
         callbacks: further callbacks.
@@ -70,6 +71,7 @@ class TaskTrainer(Trainer):
         *,
         stage: str = "finetune",
         checkpoint: Path | None = None,
+        decay: str = "maps",
         metrics_file: Path | None = None,
         progress: bool | Progress = False,
         callbacks: list[TrainerCallback] | None = None,
@@ -89,6 +91,9 @@ class TaskTrainer(Trainer):
         self.stage = stage
         self.task = task
         self.stopwatch = Stopwatch()
+        if decay not in ("maps", "all"):
+            raise ManticoreError(f"{stage}: decay is {decay!r} (expected 'maps' or 'all'). Fix: decay='maps'")
+        self._decay = decay
         self._checkpoint = checkpoint
         self._saving = False
         watchers: list[TrainerCallback] = [LogAtCheckpoints(), self.stopwatch]
@@ -166,7 +171,9 @@ class TaskTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """What transformers' Trainer lets decay, without norms of any name and what sets a recurrence."""
+        """What transformers' Trainer lets decay, without norms and what sets a recurrence; or everything."""
+        if self._decay == "all":
+            return [name for name, _ in model.named_parameters()]
         return decayed(model, super().get_decay_parameter_names(model))
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: Any) -> Tensor | None:
@@ -263,6 +270,8 @@ def training_arguments(
     warmup_steps: int,
     accumulation: int,
     max_grad_norm: float,
+    adam_betas: Sequence[float] = (0.9, 0.999),
+    adam_eps: float = 1e-8,
     log_steps: int,
     save_steps: int | None,
     seed: int,
@@ -278,13 +287,25 @@ def training_arguments(
         batch_size: examples per optimizer step, over all processes.
         schedule: "constant", "linear" or "cosine", each after `warmup_steps` of linear warm-up.
         accumulation: micro-batches per optimizer step.
+        max_grad_norm: 0 leaves gradients as they are.
+        adam_betas: AdamW's decay rates of the first and second moment, from 0 to below 1.
+        adam_eps: AdamW's epsilon, above 0.
         save_steps: optimizer steps between checkpoints; None writes none.
         seed: of dropout and everything else drawn during training.
         data_seed: of the order of the data.
         cpu: stay on the CPU where an accelerator is present.
     """
+    if len(adam_betas) != 2 or not all(0 <= beta < 1 for beta in adam_betas):
+        raise ManticoreError(
+            f"adam_betas: {list(adam_betas)} (expected two numbers from 0 to below 1). Fix: for instance 0.9 and 0.999"
+        )
+    if not (math.isfinite(adam_eps) and adam_eps > 0):
+        raise ManticoreError(f"adam_eps: {adam_eps} (expected a number above 0). Fix: for instance 1e-8")
     args = TrainingArguments(
         output_dir=str(folder),
+        adam_beta1=adam_betas[0],
+        adam_beta2=adam_betas[1],
+        adam_epsilon=adam_eps,
         max_steps=steps,
         gradient_accumulation_steps=accumulation,
         learning_rate=lr,

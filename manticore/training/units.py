@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from manticore.errors import ManticoreError
+from manticore.paths import refuse_links_out
+from manticore.reading import damaged
 
 
 class UnitLog:
@@ -30,6 +32,7 @@ class UnitLog:
         if path is None:
             return
         settings = json.loads(json.dumps(settings))
+        refuse_links_out(path.parent)
         lines = _whole_lines(path)
         if lines:
             if not resume:
@@ -71,5 +74,16 @@ class UnitLog:
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    fix = "choose another out"
+    try:
+        if not path.is_file():
+            raise damaged(path, "not a regular file", fix)
+        text = path.read_text()
+        lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, " ".join(str(error).split())[:100], fix) from error
+    for number, line in enumerate(lines):
+        keys = ("unit", "result") if number else ("settings",)
+        if not isinstance(line, dict) or any(key not in line for key in keys):
+            raise damaged(path, f"line {number + 1} lacks {keys[0]}", fix)
+    return lines

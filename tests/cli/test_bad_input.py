@@ -48,11 +48,12 @@ def desk(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def recipe(first: str, second: str, **sections: str) -> str:
+    sections = {"combine": "{num_blocks: 2}", "align": "{length: 16}", **sections}
     lines = [
         "name: mine",
         f"components: [{{name: a, source: {first}}}, {{name: b, source: {second}}}]",
         "task: {name: text, options: {source: words.txt, length: 16}}",
-        *(f"{name}: {text}" for name, text in {"combine": "{num_blocks: 2}", **sections}.items()),
+        *(f"{name}: {text}" for name, text in sections.items()),
     ]
     return "\n".join(lines) + "\n"
 
@@ -132,7 +133,7 @@ def test_a_verb_ends_with_one_line_and_leaves_everything_as_it_was(
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        pytest.param(recipe("gpt", "bert"), "bert: ", id="no causal LM"),
+        pytest.param(recipe("gpt", "bert"), "is a BertForMaskedLM", id="no causal LM"),
         pytest.param(recipe("gpt", "mamba", combine="{num_blocks: 3}"), "3 blocks, but", id="blocks"),
         pytest.param(recipe("gpt", "foreign"), "different tokenizers", id="tokenizers"),
         pytest.param(recipe("gpt", "pickled"), "pickle", id="pickle"),
@@ -153,8 +154,8 @@ def test_a_run_that_cannot_begin_leaves_no_folder(text: str, expected: str, desk
 @pytest.mark.parametrize(
     ("sections", "expected"),
     [
-        pytest.param({"align": "{text: empty.txt}"}, "empty.txt", id="empty text"),
-        pytest.param({"align": "{text: binary.dat}"}, "binary.dat", id="binary text"),
+        pytest.param({"align": "{text: empty.txt, length: 16}"}, "empty.txt", id="empty text"),
+        pytest.param({"align": "{text: binary.dat, length: 16}"}, "binary.dat", id="binary text"),
         pytest.param({"align": "null", "search": "{steps: 4, batch_size: 4, lr: 1e30}"}, "loss", id="NaN loss"),
     ],
 )
@@ -168,6 +169,8 @@ def test_a_run_that_fails_on_its_way_says_so_and_can_be_resumed(
     assert (result.exit_code, len(errors)) == (2, 1), result.output
     assert expected in errors[0]
     assert "Fix: " in errors[0]
+    # the same recipe would end in the same error: it is to be edited first
+    assert result.stdout.splitlines()[-1] == "next: edit mine.yaml, manticore run mine.yaml"
     assert '"status": "failed"' in (desk / "new" / "results.json").read_text()
     assert {name: digest for name, digest in tree(desk).items() if not name.startswith("new")} == before
     again = CliRunner().invoke(app, ["resume", "new"])

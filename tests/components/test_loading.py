@@ -160,6 +160,33 @@ def test_checkpoints_that_are_no_causal_models(
         load_component(tmp_path / "other")
 
 
+def on_meta(family: str) -> PreTrainedModel:
+    with torch.device("meta"):
+        return tiny_model(family)
+
+
+def quantised(family: str) -> PreTrainedModel:
+    model = tiny_model(family)
+    model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    return model
+
+
+def with_other_configuration(family: str) -> PreTrainedModel:
+    model = tiny_model(family)
+    model.config.__class__ = type("Mine", (type(model.config),), {})
+    return model
+
+
+def without_embeddings(family: str) -> PreTrainedModel:
+    model = tiny_model(family)
+
+    def missing(self: Any) -> Any:
+        raise NotImplementedError
+
+    model.__class__ = type("Mine", (type(model),), {"get_input_embeddings": missing})
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
@@ -169,6 +196,11 @@ def test_checkpoints_that_are_no_causal_models(
         (lambda: tiny_model("rwkv"), "family 'rwkv' is refused"),
         (lambda: nn.Linear(2, 2), "a Linear is no component.*Fix: merge adapters"),
         (lambda: None, "a NoneType is no component"),
+        (lambda: T5ForConditionalGeneration(T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1)), "'t5'"),
+        (lambda: on_meta("llama"), "its weights are on the meta device"),
+        (lambda: quantised("llama"), "its weights are quantised"),
+        (lambda: with_other_configuration("llama"), "a Mine belongs to no causal language model that transformers"),
+        (lambda: without_embeddings("llama"), "does not say where its embeddings are"),
     ],
 )
 def test_objects_that_are_no_causal_models(model: Callable[[], Any], reason: str) -> None:

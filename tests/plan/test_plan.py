@@ -19,6 +19,8 @@ from manticore.plan.fit import parse_bytes
 from manticore.plan.known import KNOWN, known
 from manticore.plan.planner import plan
 from manticore.plan.skeleton import Shape, Skeleton
+from manticore.plan.sources import find_sources
+from manticore.schema.loading import load_recipe
 from manticore.schema.recipe import Recipe
 from manticore.training.budget import cache_cost, count_parameters, flops_per_step
 from manticore.training.modes import recomputed_activations
@@ -59,7 +61,7 @@ def test_a_hub_id_means_its_checkpoint():
 @pytest.fixture(scope="module")
 def cases():
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    skeleton = Skeleton(["a", "b"], configs(), Shape(2, "translated", "linear", {}, torch.float32), None, mode)
+    skeleton = Skeleton(["a", "b"], configs(), Shape(2, "translated", False, "linear", {}, torch.float32), None, mode)
     return Cases(skeleton, mode, lora_rank=8)
 
 
@@ -79,11 +81,29 @@ def test_flops_and_parameters_are_those_of_the_real_model(cases, supernet, train
         assert case.flops == flops_per_step(real, BATCH, LENGTH)
 
 
+@pytest.mark.parametrize("path", [None, [0, 1], [1, 0]], ids=["supernet", "gpt-mamba", "mamba-gpt"])
+def test_the_released_function_is_counted_as_it_runs(path):
+    """Heads are tied, and those of the first block's components."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    skeleton = Skeleton(["a", "b"], configs(), Shape(2, "gated", True, "linear", {}, torch.float32), None, mode)
+    case = Cases(skeleton, mode, lora_rank=8).measure(
+        Setting("all", False, False), path, batch_size=BATCH, length=LENGTH, mixture=False
+    )
+    models = [AutoModelForCausalLM.from_config(config) for config in configs()]
+    real = manticore.combine(models, num_blocks=2, mixing="gated", released=True)
+    real = real if path is None else manticore.discretize(real, path)
+    set_trainable(real, "all")
+    use_selective_scan(real)
+    counted = count_parameters(real)
+    assert (case.held.parameters, case.held.trained) == (counted.total, counted.trainable)
+    assert case.flops == flops_per_step(real, BATCH, LENGTH)
+
+
 @pytest.mark.parametrize(("dtype", "bf16"), [("auto", False), ("auto", True), ("bfloat16", False)])
 @pytest.mark.parametrize("trainable", ["all", "frozen"])
 def test_half_precision_weights_are_counted_in_the_type_that_they_train_in(supernet, trainable, dtype, bf16):
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    skeleton = Skeleton(["a", "b"], configs(), Shape(2, "translated", "linear", {}, torch.bfloat16), None, mode)
+    skeleton = Skeleton(["a", "b"], configs(), Shape(2, "translated", False, "linear", {}, torch.bfloat16), None, mode)
     own = Setting(trainable, False, bf16, dtype)
     held = Cases(skeleton, mode, lora_rank=8).measure(own, None, batch_size=2, length=8, mixture=False).held
     components = [AutoModelForCausalLM.from_config(c, dtype=torch.bfloat16) for c in configs()]
@@ -224,3 +244,22 @@ def test_sizes_of_memory():
     for wrong in ("lots", "-1GB", "0", "80 GBs"):
         with pytest.raises(ManticoreError, match="--device-memory"):
             parse_bytes(wrong)
+
+
+def test_a_given_tokenizer_counts_and_a_new_one_too(tokenizer, tmp_path):
+    larger = copy.deepcopy(tokenizer)
+    larger.add_tokens([f"<extra {index}>" for index in range(500)])
+    larger.save_pretrained(tmp_path / "tokens")
+    small = ["pretrain.gpt.layers=1", "pretrain.mamba.layers=1", "combine.num_blocks=1", "align=null", "search=null"]
+    small += ["discretize.path=[0]", "compare=null"]
+    overrides = [f"pretrain.{name}.tokenizer={tmp_path / 'tokens'}" for name in ("gpt", "mamba")]
+    recipe = load_recipe("quickstart", [*small, *overrides]).recipe
+    sources = find_sources(recipe)
+    assert [source.config.vocab_size for source in sources] == [len(larger)] * 2
+    assert [source.config.vocab_size for source in find_sources(load_recipe("quickstart").recipe)] == [1024] * 2
+    # as many parameters as the model that pretraining makes
+    model = AutoModelForCausalLM.from_config(sources[0].config)
+    stage = next(stage for stage in plan(recipe, device_memory=1e12).stages if stage.what.startswith("gpt"))
+    assert stage.trained == sum(p.numel() for p in model.parameters())
+    with pytest.raises(ManticoreError, match=r"plan: gpt: no tokenizer .* is here"):
+        find_sources(load_recipe("quickstart", [f"pretrain.gpt.tokenizer={tmp_path}"]).recipe)

@@ -116,7 +116,7 @@ def test_one_process_at_a_time_works_in_a_folder(tmp_path, saved):
 def test_a_damaged_record_is_named(tmp_path, saved):
     (tmp_path / "mad").mkdir()
     (tmp_path / "mad" / "grid.json").write_text('{"tier": ')
-    with pytest.raises(ManticoreError, match=r"^[^\n]*grid.json: is damaged [^\n]*Fix: choose another name"):
+    with pytest.raises(ManticoreError, match=r"^[^\n]*grid.json: cannot be read [^\n]*Fix: choose another name"):
         MadFolder(tmp_path / "mad", candidates([saved]), SETTINGS, SHORT, tier="smoke", resume=True)
 
 

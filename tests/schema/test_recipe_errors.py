@@ -137,6 +137,12 @@ def test_what_is_no_recipe_is_one_line(text: str | bytes, expected: str, tmp_pat
             id="two budgets",
         ),
         pytest.param(
+            MINIMAL + "finetune: {bf16: true, dtype: bfloat16}\n",
+            "mine.yaml:6: finetune.bf16: dtype=bfloat16 has no float32 weights to compute beside. "
+            "Fix: leave one of them out",
+            id="two types",
+        ),
+        pytest.param(
             MINIMAL.replace("mad/in-context-recall", "mad/in-context-recal"),
             "mine.yaml:5: task.name: unknown task 'mad/in-context-recal'. Did you mean 'mad/in-context-recall'?",
             id="task",
@@ -200,6 +206,16 @@ def test_what_is_no_recipe_is_one_line(text: str | bytes, expected: str, tmp_pat
             MINIMAL + "search: {method: gaea, temperature: 0.5}\n",
             "mine.yaml:6: search.temperature: method 'gaea' has no temperature (got 0.5). Fix: leave it out",
             id="method option",
+        ),
+        pytest.param(
+            MINIMAL + "combine: {released: true}\nalign: null\n",
+            "mine.yaml:6: combine.released: expected with gated mixing only, got mixing 'translated'. Fix: gated",
+            id="released mixing",
+        ),
+        pytest.param(
+            MINIMAL + "combine: {mixing: gated, released: true}\n",
+            "mine.yaml:6: combine.released: fresh embeddings have nothing to be aligned to. Fix: align: null",
+            id="released align",
         ),
     ],
 )

@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 import random
@@ -102,6 +103,13 @@ def test_entries_of_one_family_shape_and_seed_start_from_weights_of_their_own():
     assert abs(correlation) < 0.05
 
 
+def test_what_changes_a_model_is_part_of_its_key():
+    kept = json.loads((pretrain("gpt_neo", **{**TINY, "steps": 0}) / "pretraining.json").read_text())
+    # the text stands for how much of it was read, the tokenizer for its size
+    elsewhere = {"bos", "max_bytes", "text_column", "vocab_size", "out", "cache", "cpu", "progress"}
+    assert set(inspect.signature(pretrain).parameters) - elsewhere <= kept.keys()
+
+
 def test_the_same_text_gives_the_same_tokenizer_to_both_families(tmp_path):
     one, other = (pretrain(family, **TINY) for family in ("gpt_neo", "mamba"))
     assert (one / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
@@ -195,3 +203,24 @@ def test_bad_folders_end_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("MANTICORE_CACHE", str(tmp_path / "file"))
     with pytest.raises(ManticoreError, match="MANTICORE_CACHE"):
         pretrain("gpt_neo", **TINY)
+
+
+def test_models_of_different_texts_share_a_tokenizer_that_was_trained_on_all_of_them():
+    first, second = ["def f(x):\n    return x\n" * 9] * 3, ["The quick brown fox jumps.\n" * 9] * 3
+    shape = {"layers": 1, "width": 32, "steps": 0, "vocab_size": 300, "length": 8}
+    models = [
+        pretrain("gpt_neo", text=first, tokenizer_texts=[first, second], **shape),
+        pretrain("gpt_neo", text=second, tokenizer_texts=[second, first], **shape),
+    ]
+    alone = pretrain("gpt_neo", text=second, **shape)
+    vocabularies = [AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (*models, alone)]
+    assert vocabularies[0] == vocabularies[1]
+    assert vocabularies[1] != vocabularies[2]
+    assert len(set(models) | {alone}) == 3
+    # each says something that only the other's text has taught it
+    assert len(AutoTokenizer.from_pretrained(models[0])("quick").input_ids) < 5
+    for texts, message in ((first[0], "no list of texts"), ([], "no list of texts")):
+        with pytest.raises(ManticoreError, match=message):
+            pretrain("gpt_neo", text=first, tokenizer_texts=texts, **shape)
+    with pytest.raises(ManticoreError, match="beside a given tokenizer"):
+        pretrain("gpt_neo", text=first, tokenizer=str(alone), tokenizer_texts=[first], **shape)

@@ -1,0 +1,320 @@
+"""What a recipe needs of this machine: texts, tokenizers, families, trackers, positions. No weights, no network.
+
+What can be told from files and names alone is; torch and transformers are imported only where a recipe asks for what
+they alone know: fields and sizes of a family, an experiment tracker, a length that may lie beyond a table of positions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from os.path import expanduser
+from pathlib import Path as FilePath
+from typing import Any
+
+from manticore.components.checkpoint_folder import (
+    LAYERS,
+    POSITIONS,
+    REFUSED_FAMILIES,
+    causal_families,
+    first_number,
+    has_tokenizer,
+    raw_configuration,
+    refuse_no_weights,
+)
+from manticore.errors import ManticoreError
+from manticore.registry import did_you_mean
+from manticore.schema.options import options_of, reads_tokenizer
+from manticore.schema.problems import Path
+from manticore.tasks.text_sources import find_text
+
+Finding = tuple[Path, str]
+
+_HEAD_WIDTH = 32
+_LEAST_POSITIONS = 1024
+
+
+def missing_prerequisites(sections: Mapping[str, Any]) -> Iterator[Finding]:
+    """What well-formed sections need and is not here.
+
+    Args:
+        sections: section name → its validated value; sections with errors of their own are absent.
+    """
+    pretrain, components = sections.get("pretrain") or [], sections.get("components") or []
+    made = {entry.name: entry for entry in pretrain}
+    for index, entry in enumerate(pretrain):
+        yield from _pretrained(("pretrain", index), entry)
+    found: dict[int, _Component] = {}
+    for index, component in enumerate(components):
+        if component.source in made:
+            found[index] = _Component(component.name, made[component.source])
+            continue
+        try:
+            found[index] = _Component(component.name, None, _folder(component.source))
+        except ManticoreError as error:
+            yield ("components", index, "source"), _without(component.source, error)
+    if "combine" in sections:
+        yield from _depths(sections["combine"].num_blocks, found)
+    yield from _texts(sections)
+    yield from _tokenizers(sections, found)
+    for name in ("search", "finetune"):
+        if sections.get(name) is not None:
+            yield from _trackers(name, sections[name].report_to)
+    yield from _lengths(sections, found)
+
+
+class _Component:
+    """What is known of a component: the entry that makes it, or its folder; neither, for an id on the hub."""
+
+    def __init__(self, name: str, entry: Any, folder: FilePath | None = None) -> None:
+        self.name, self.entry, self.folder = name, entry, folder
+        self.raw = {} if folder is None else raw_configuration(folder)
+
+    @property
+    def positions(self) -> int | None:
+        """What its table of positions holds, if it has one."""
+        if self.entry is not None:
+            return first_number(self.entry.config, POSITIONS) or max(self.entry.length, _LEAST_POSITIONS)
+        return first_number(self.raw, POSITIONS)
+
+    @property
+    def tabulated(self) -> int | None:
+        """What it really holds; None where nothing ends."""
+        if self.entry is not None:
+            return _table_of_entry(*_shape(self.entry))
+        return None if self.folder is None else _table_of_folder(str(self.folder))
+
+    @property
+    def has_tokenizer(self) -> bool | None:
+        """None where that is not known."""
+        return True if self.entry is not None else None if self.folder is None else has_tokenizer(self.folder)
+
+
+def _folder(source: str) -> FilePath | None:
+    """The folder of a checkpoint; None for an id on the hub, and where there is none, which is said without looking in.
+
+    Raises:
+        ManticoreError: it holds no checkpoint of a usable family.
+    """
+    folder = FilePath(expanduser(source))
+    if not (folder / "config.json").is_file():
+        return None
+    raw_configuration(folder)
+    refuse_no_weights(str(folder))
+    return folder
+
+
+def _without(source: str, error: ManticoreError) -> str:
+    """An error without the name that its line begins with anyway."""
+    return str(error).removeprefix(f"{FilePath(expanduser(source))}: ")
+
+
+def _pretrained(path: Path, entry: Any) -> Iterator[Finding]:
+    family = next((name for name in (entry.family, entry.family.replace("-", "_")) if name in causal_families()), None)
+    if family is None:
+        hint = did_you_mean(entry.family, list(causal_families()))
+        hint = hint if hint.startswith(". Did") else ". Fix: a model_type of transformers, such as gpt_neo or mamba"
+        yield (*path, "family"), f"{entry.family!r} is no causal language model of transformers{hint}"
+    elif family in REFUSED_FAMILIES:
+        yield (*path, "family"), f"{family!r} is refused: {REFUSED_FAMILIES[family]}. Fix: use another family"
+    elif entry.config or not _plain(entry.width):
+        try:
+            table = _table_of_entry(*_shape(entry))
+        except ManticoreError as error:
+            yield (*path, "config") if entry.config else path, str(error).removeprefix("pretrain: ")
+        else:
+            if table is not None and entry.length > table:
+                yield (
+                    (*path, "length"),
+                    f"sequences of {entry.length:,} tokens, but the model has {table:,} positions. "
+                    f"Fix: at most {table}, or a larger max_position_embeddings in config",
+                )
+    if entry.tokenizer != "train":
+        yield from _given_tokenizer((*path, "tokenizer"), entry.tokenizer)
+
+
+def _plain(width: int) -> bool:
+    """Whether heads of an even width share it, so that every family can have it."""
+    heads = max(1, width // _HEAD_WIDTH)
+    return width % (2 * heads) == 0
+
+
+def _given_tokenizer(path: Path, source: str) -> Iterator[Finding]:
+    folder = FilePath(expanduser(source))
+    if folder.is_dir():
+        if not has_tokenizer(folder):
+            yield path, f"no tokenizer in {source}. Fix: give its folder, or train"
+    elif folder.exists() or source.startswith((".", "~", "/")) or source.count("/") > 1:
+        yield path, f"no folder {source}. Fix: give the folder or hub id of a tokenizer, or train"
+
+
+def _depths(num_blocks: int, found: Mapping[int, _Component]) -> Iterator[Finding]:
+    for component in found.values():
+        layers = first_number(component.raw, LAYERS)
+        if layers is not None and 0 < layers < num_blocks:
+            yield (
+                ("combine", "num_blocks"),
+                f"{num_blocks} blocks, but {component.name} has {layers} layers. Fix: set it to at most {layers}",
+            )
+
+
+def _texts(sections: Mapping[str, Any]) -> Iterator[Finding]:
+    for index, entry in enumerate(sections.get("pretrain") or []):
+        yield from _text(("pretrain", index, "text"), entry.text, entry.text_column)
+        for k, text in enumerate(entry.tokenizer_texts or []):
+            yield from _text(("pretrain", index, "tokenizer_texts", k), text, None)
+    align, task = sections.get("align"), sections.get("task")
+    if align is not None and align.text != "task":
+        yield from _text(("align", "text"), align.text, align.text_column)
+    if task is None:
+        return
+    for name, option in (options_of("task", task.name) or {}).items():
+        value = task.options.get(name)
+        if not isinstance(value, str):
+            continue
+        if "Dataset" in option.annotation:
+            column = task.options.get("text_column")
+            yield from _text(("task", "options", name), value, column if isinstance(column, str) else None)
+        elif "Path" in option.annotation and not FilePath(expanduser(value)).exists():
+            yield ("task", "options", name), f"no such file or folder (got {value!r}). Fix: check the path"
+
+
+def _text(path: Path, text: str, column: str | None) -> Iterator[Finding]:
+    try:
+        source = find_text(text)
+    except ManticoreError as error:
+        yield path, str(error).removeprefix(f"text {text}: ")
+        return
+    if source.many and not source.files:
+        yield path, f"no files in {text}. Fix: give a source that holds text"
+    if column is not None and not source.has_columns:
+        yield (*path[:-1], "text_column"), f"{text} has no columns (got {column!r}). Fix: leave it out"
+
+
+def _tokenizers(sections: Mapping[str, Any], found: Mapping[int, _Component]) -> Iterator[Finding]:
+    """Text is read with the tokenizer of a component, which must have one."""
+    task, combine = sections.get("task"), sections.get("combine")
+    if task is None or combine is None or not found or len(found) < len(sections.get("components") or []):
+        return
+    names = [component.name for component in found.values()]
+    if combine.tokenizer is not None and combine.tokenizer not in names:
+        return
+    owner = found[names.index(combine.tokenizer) if combine.tokenizer is not None else 0]
+    align = sections.get("align")
+    if reads_tokenizer(task.name):
+        if owner.has_tokenizer is False:
+            yield (
+                ("task", "name"),
+                f"task {task.name!r} reads text, and {owner.name} carries no tokenizer. "
+                "Fix: save its tokenizer in its folder",
+            )
+    elif align is not None and align.text != "task" and all(c.has_tokenizer is False for c in found.values()):
+        yield (
+            ("align", "text"),
+            "no component carries a tokenizer to read text with. Fix: save one in their folders, or text: task",
+        )
+
+
+def _trackers(section: str, names: list[str] | None) -> Iterator[Finding]:
+    if not names:
+        return
+    from manticore.training.tracking import trackers
+
+    for index, name in enumerate(names):
+        try:
+            trackers(name, ".", stage=section)
+        except ManticoreError as error:
+            yield (section, "report_to", index), str(error).removeprefix(f"{section}: report_to: ")
+
+
+def _lengths(sections: Mapping[str, Any], found: Mapping[int, _Component]) -> Iterator[Finding]:
+    """Examples longer than the table of a component's positions."""
+    task, align = sections.get("task"), sections.get("align")
+    if align is not None and align.text != "task":
+        for component in found.values():
+            yield from _too_long(("align", "length"), align.length, component)
+    if task is None or not any(component.positions for component in found.values()):
+        return
+    option = next((name for name in ("length", "seq_len") if name in (options_of("task", task.name) or {})), None)
+    path: Path = ("task", "options", option) if option is not None else ("task", "name")
+    most = min(component.positions for component in found.values() if component.positions is not None)
+    if _at_most(task, option) > most:
+        length = _task_length(task.name, json.dumps(task.options))
+        for component in found.values():
+            yield from _too_long(path, length or 0, component)
+
+
+def _too_long(path: Path, length: int, component: _Component) -> Iterator[Finding]:
+    if component.positions is None or length <= component.positions:
+        return
+    try:
+        table = component.tabulated
+    except ManticoreError:
+        # said where the component is named
+        return
+    if table is not None and length > table:
+        yield (
+            path,
+            f"examples have {length:,} tokens, but {component.name} has {table:,} positions. "
+            f"Fix: at most {table}, or components with more positions",
+        )
+
+
+def _at_most(task: Any, option: str | None) -> float:
+    """More tokens than examples have, where options say it."""
+    if option is None:
+        return float("inf")
+    value = task.options.get(option)
+    if value is None:
+        value = json.loads((options_of("task", task.name) or {})[option].default.replace("None", "null"))
+    if not isinstance(value, int):
+        return float("inf")
+    # examples of MAD have other lengths than their option says, never twice as many
+    return value if option == "length" else 2 * value
+
+
+@cache
+def _task_length(name: str, options: str) -> int | None:
+    from manticore.plan.task_shape import task_shape
+    from manticore.schema.sections import TaskChoice
+
+    try:
+        return task_shape(TaskChoice(name=name, options=json.loads(options))).length
+    except ManticoreError:
+        # not to be told beforehand
+        return None
+
+
+def _shape(entry: Any) -> tuple[str, int, int, int, str]:
+    return entry.family, entry.layers, entry.width, entry.length, json.dumps(entry.config, sort_keys=True)
+
+
+@cache
+def _table_of_entry(family: str, layers: int, width: int, length: int, config: str) -> int | None:
+    import torch
+
+    from manticore.components.positions import tabulated_positions
+    from manticore.training.shapes import build, small_config
+
+    shape = small_config(family, layers=layers, width=width, positions=length, options=json.loads(config))
+    with torch.device("meta"):
+        return tabulated_positions(build(shape))
+
+
+@cache
+def _table_of_folder(folder: str) -> int | None:
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    from manticore.components.loading import load_config
+    from manticore.components.positions import tabulated_positions
+    from manticore.plan.skeleton import BUILD_ERRORS
+
+    config = load_config(folder)
+    try:
+        with torch.device("meta"), no_init_weights():
+            return tabulated_positions(AutoModelForCausalLM.from_config(config))
+    except BUILD_ERRORS as error:
+        raise ManticoreError(f"config.json describes no model ({error})") from error
