@@ -62,7 +62,8 @@ def pretrain(
             folder = manticore.pretrain(family, **settings, out=out, cpu=cpu, progress=progress)
     except KeyboardInterrupt as stop:
         again = shlex.join(["manticore", *sys.argv[1:]])
-        say(f"stopped; checkpoints are kept in the cache, the same command goes on from them\nnext: {again}")
+        say("stopped; checkpoints are kept in the cache, the same command goes on from them")
+        say(f"next: {again}")
         raise SystemExit(exit_code_of(stop)) from None
     record = read_record(folder)
     if record["heldout"]:
@@ -243,7 +244,8 @@ def finetune(
         save_model(result.model, folder, result.dtypes)
         if is_first():
             _keep_tokenizer(tokenizer if problem.vocab_size is None else None, folder)
-            write_json(folder / TUNED, {"seed": seed, "task": task_record(problem, chosen), **result.to_dict()})
+            about = task_record(problem, chosen, test_examples=settings["test_examples"])
+            write_json(folder / TUNED, {"seed": seed, "task": about, **result.to_dict()})
     _say_metrics(result.metrics)
     for note in rounding_notes(as_results({"schema_version": 1, "finetune": result.to_dict()})):
         say(note)
@@ -252,16 +254,19 @@ def finetune(
 
 @takes(CompareModels)
 def compare(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Folders or hub ids of models or hybrids.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL", help="Folders or hub ids of models or hybrids; NAME=FOLDER names one."),
+    ],
     task: Task,
     out: Out,
     task_option: TaskOptions = None,
     *,
     settings: dict[str, Any],
 ) -> None:
-    """Fine-tune models on a task with the same training FLOPs each, and score them.
+    """Fine-tune models on a task with the same training FLOPs each, and score them, parents also as they are.
 
-    Example: manticore compare ./gpt ./mamba small --task text -o comparison
+    Example: manticore compare ./gpt ./mamba hybrid=small --task text -o comparison
     """
     refuse_existing(out)
     chosen = checked_task(task, task_option)
@@ -272,12 +277,13 @@ def compare(
     from manticore.report.rounding import rounding_notes
     from manticore.runs.models import load_model
     from manticore.tasks.task import load_task
-    from manticore.training.contestants import refuse_other_tokenizers
+    from manticore.training.contestants import named
 
     quiet_libraries()
-    loaded = {name: load_model(name) for name in models}
-    problem = load_task(task, tokenizer=next(iter(loaded.values()))[1], **chosen)
-    refuse_other_tokenizers(problem, {name: tokenizer for name, (_, tokenizer) in loaded.items()})
+    sources = {name: str(source) for name, source in named(models).items()}
+    loaded = {name: load_model(source) for name, source in sources.items()}
+    own = next((tokenizer for _, tokenizer in loaded.values() if tokenizer is not None), None)
+    problem = load_task(task, tokenizer=own, **chosen)
     for name, (model, tokenizer) in loaded.items():
         _say_replaced(name, model, tokenizer, problem)
     with new_folder(out) as folder:
@@ -288,8 +294,10 @@ def compare(
                 progress=lambda done, runs, what: progress(done, runs, {}),
                 **whole_flops(settings),
             )
-        table = comparison.to_dict()
-        results = {"schema_version": 1, "task": task_record(problem, chosen), "compare": table}
+        about = task_record(problem, chosen, test_examples=settings["test_examples"])
+        if comparison.primary_metric != problem.primary_metric:
+            about |= {"primary_metric": comparison.primary_metric, "higher_is_better": False, "chance": None}
+        results = {"schema_version": 1, "task": about, "compare": comparison.to_dict()}
         write_json(folder / "results.json", results)
     console.print(render_comparison(results))
     for note in rounding_notes(as_results(results)):
@@ -297,7 +305,7 @@ def compare(
     sign = 1 if comparison.higher_is_better else -1
     best = max((row for row in comparison.rows if row.model in loaded), key=lambda row: sign * row.mean).model
     tuned = quote(f"{Path(best).name}-tuned")
-    done(out, f"manticore finetune {quote(best)} {task_words(task, chosen)} -o {tuned}")
+    done(out, f"manticore finetune {quote(sources[best])} {task_words(task, chosen)} -o {tuned}")
 
 
 def evaluate(
@@ -325,6 +333,8 @@ def evaluate(
     loaded, tokenizer = load_model(model)
     problem = load_task(task, tokenizer=tokenizer, **chosen)
     metrics = manticore.evaluate(loaded, problem, split=split, batch_size=batch_size, max_examples=max_examples)
+    scored = min(len(problem.data[split]), max_examples or len(problem.data[split]))
+    say(f"{scored:,} of the {len(problem.data[split]):,} examples of {split}:")
     _say_metrics(metrics)
     tuned = quote(f"{Path(model).name}-tuned")
     again = f"manticore finetune {quote(model)} {task_words(task, chosen)} -o {tuned}"
@@ -333,7 +343,7 @@ def evaluate(
     else:
         file = expanded(out)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"model": model, "task": task, "split": split, "metrics": metrics})
+        write_json(file, {"model": model, "task": task, "split": split, "examples": scored, "metrics": metrics})
         done(out, again)
 
 

@@ -78,10 +78,24 @@ class OwnCacheGenerationMixin(GenerationMixin):
                 f"generate: {CACHE_ARGUMENT} is a {type(given).__name__}, which this model cannot continue. "
                 "Fix: leave it out, or give what new_cache() or an earlier generation returned"
             )
+        mask = model_kwargs.get("attention_mask")
+        if mask is not None and mask.dim() == 2 and bool((mask[:, -1] == 0).any()):
+            raise ManticoreError(
+                "generate: attention_mask has padding behind the last token of a prompt, so that a text would begin "
+                "behind padding. Fix: pad on the left (tokenizer.padding_side = 'left')"
+            )
         if given is None and generation_config.use_cache is not False:
             given = self.new_cache()
         if given is not None:
             model_kwargs[CACHE_ARGUMENT] = given
+
+    def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The column that is added to the mask is all ones: the next forward pass need not look."""
+        model_kwargs: dict[str, Any] = super()._update_model_kwargs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        cache, mask = model_kwargs.get(CACHE_ARGUMENT), model_kwargs.get("attention_mask")
+        if isinstance(cache, CountingCache) and mask is not None:
+            cache.real_columns = mask.shape[-1]
+        return model_kwargs
 
     def _prepare_model_inputs(
         self, inputs: Tensor | None, bos_token_id: Any, model_kwargs: dict[str, Any]

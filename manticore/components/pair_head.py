@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from manticore.components.extra_arguments import loss_arguments
 from manticore.components.last_token import last_token
 from manticore.errors import ManticoreError
 
@@ -108,11 +109,13 @@ class ReadsPairs:
             labels: ``[B]`` class indices.
             use_cache: of no use: nothing is cached.
             return_dict: False returns a tuple.
-            kwargs: what trainers add; not read.
+            kwargs: what tools add that changes nothing.
 
         Raises:
-            ManticoreError: a document is missing, shapes differ, or more tokens than the model has positions for.
+            ManticoreError: a document is missing, shapes differ, unknown arguments, or more tokens than the model has
+                positions for.
         """
+        loss_arguments(type(self).forward, kwargs, packed=False)
         logits = self._pair_logits(
             *stacked(input_ids, input_ids_2, attention_mask, attention_mask_2, self.config.pad_token_id)
         )

@@ -6,7 +6,7 @@ and it repeats and selects sequences of attention layers only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,6 +22,10 @@ class CountingCache(Cache):
     def __init__(self, layers: list[Any]) -> None:
         self.seen_tokens = 0
         """Tokens that went through the model, padding included."""
+        self.layout: Tensor | None = None
+        """``[B, prompt]``, False on padding: how a prompt was rearranged before it was read; None where it was not."""
+        self.real_columns = 0
+        """So many columns of an attention mask are known to need no look."""
         super().__init__(layers=layers)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -53,7 +57,8 @@ class CountingCache(Cache):
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.seen_tokens = 0
+        self.seen_tokens = self.real_columns = 0
+        self.layout = None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take the last tokens back.
@@ -67,9 +72,14 @@ class CountingCache(Cache):
             )
         super().crop(tokens_to_remove)
         self.seen_tokens -= abs(tokens_to_remove)
+        self.real_columns = 0
+        if self.layout is not None:
+            self.layout = self.layout[:, : self.seen_tokens]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sequence of the batch."""
+        if self.layout is not None:
+            self.layout = self.layout.repeat_interleave(repeats, dim=0)
         for layer in self.layers:
             if isinstance(layer, LinearAttentionCacheLayerMixin):
                 _change_states(layer, lambda state: state.repeat_interleave(repeats, dim=0))
@@ -78,16 +88,33 @@ class CountingCache(Cache):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep some sequences of the batch."""
+        self._select_layout(indices)
         for layer in self.layers:
             if isinstance(layer, LinearAttentionCacheLayerMixin):
                 _change_states(layer, lambda state: state[indices.to(state.device)])
             if hasattr(layer, "batch_select_indices"):
                 layer.batch_select_indices(indices)
 
+    def reorder_cache(self, beam_idx: Any) -> None:
+        """Put other sequences into the batch's places."""
+        super().reorder_cache(beam_idx)
+        self._select_layout(beam_idx)
+
+    def _select_layout(self, indices: torch.Tensor) -> None:
+        if self.layout is not None:
+            self.layout = self.layout[indices.to(self.layout.device)]
+
     @property
     def is_compileable(self) -> bool:
         """No: shapes grow with every token."""
         return False
+
+
+def has_states(layers: Iterable[Any]) -> bool:
+    """Whether one of a cache's layers holds a state or a window of the last tokens."""
+    return any(
+        isinstance(layer, LinearAttentionCacheLayerMixin) or getattr(layer, "is_sliding", False) for layer in layers
+    )
 
 
 def _change_states(layer: LinearAttentionCacheLayerMixin, change: Callable[[Tensor], Tensor]) -> None:

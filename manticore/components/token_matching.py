@@ -50,8 +50,19 @@ class Matching:
 
 
 def same_tokenizer(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
-    """Whether token ids mean the same: equal vocabularies, and a text of many kinds of characters split alike."""
-    return first.get_vocab() == second.get_vocab() and first(_PROBE).input_ids == second(_PROBE).input_ids
+    """Whether token ids mean the same: equal vocabularies, and a text of many kinds of characters split alike.
+
+    What is put before or behind a text, such as a token that begins it, does not change what an id means.
+    """
+    if first.get_vocab() != second.get_vocab():
+        return False
+    one, other = (tokenizer(_PROBE, add_special_tokens=False).input_ids for tokenizer in (first, second))
+    return one == other
+
+
+def tokens_around(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What a tokenizer puts around a text: the ids that an empty one has."""
+    return list(tokenizer("").input_ids)
 
 
 def match_tokens(kept: TokenBytes, other: TokenBytes) -> Matching:

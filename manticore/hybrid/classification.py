@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast, TokenClassifierOutput
 
+from manticore.components.extra_arguments import loss_arguments, positions_of_documents
 from manticore.components.extra_outputs import asked_for_no_more
 from manticore.components.labels import set_labels
 from manticore.components.last_token import last_token, pick, positions_of
@@ -28,6 +29,7 @@ from manticore.components.quiet import quiet_loading
 from manticore.components.rebuilding import named_tensors, rebuilt
 from manticore.components.runner import Runner
 from manticore.components.selfcheck import self_check
+from manticore.components.token_layout import put_back, rearranged
 from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.discretize import copied_config
@@ -91,6 +93,23 @@ class ManticoreClassifier(ManticorePreTrainedModel):
             return read(head, self._runner(k).normed(recordings[k], hidden).to(dtype))
 
         return self.mixing.logits(features, finish)
+
+    def _by_token(
+        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, extra: Mapping[str, Any]
+    ) -> Tensor:
+        """Every head on every token, ``[B, T, C]``, as of rows of one document each."""
+        loss_arguments(type(self).forward, extra)
+        check_inputs(input_ids, attention_mask, position_ids, cached=0, vocab_size=self.config.vocab_size)
+        batch, tokens = input_ids.shape
+        position_ids = positions_of_documents(extra, position_ids, input_ids.shape, input_ids.device)
+        pieces = rearranged(attention_mask, position_ids, batch, tokens, None, stateful=lambda: None)
+        if pieces is None:
+            return self._mixed(input_ids, attention_mask, position_ids, apply)
+        logits = [
+            self._mixed(piece.take(input_ids), piece.mask, piece.positions(position_ids, batch), apply)
+            for piece in pieces
+        ]
+        return put_back(pieces, logits, batch, tokens)
 
     @classmethod
     def from_causal_lm(
@@ -158,7 +177,8 @@ class ManticoreForSequenceClassification(ManticoreClassifier):
             inputs_embeds: refused.
             use_cache: of no use: nothing is cached.
             return_dict: False returns a tuple.
-            kwargs: what trainers add; not read.
+            kwargs: packed documents as in :meth:`~manticore.ManticoreForCausalLM.forward`; what tools add that changes
+                nothing.
 
         Returns:
             ``logits`` ``[B, C]``, with labels ``loss``.
@@ -168,7 +188,7 @@ class ManticoreForSequenceClassification(ManticoreClassifier):
                 than a component has positions for.
         """
         input_ids = require_ids(input_ids, inputs_embeds)
-        by_token = self._mixed(input_ids, attention_mask, position_ids, apply)
+        by_token = self._by_token(input_ids, attention_mask, position_ids, kwargs)
         logits = pick(by_token, last_token(input_ids, attention_mask, self.config.pad_token_id))
         loss = None
         if labels is not None:
@@ -203,7 +223,8 @@ class ManticoreForTokenClassification(ManticoreClassifier):
             inputs_embeds: refused.
             use_cache: of no use: nothing is cached.
             return_dict: False returns a tuple.
-            kwargs: what trainers add; not read.
+            kwargs: packed documents as in :meth:`~manticore.ManticoreForCausalLM.forward`; what tools add that changes
+                nothing.
 
         Returns:
             ``logits`` ``[B, T, C]``, with labels ``loss``.
@@ -212,7 +233,7 @@ class ManticoreForTokenClassification(ManticoreClassifier):
             ManticoreError: ``inputs_embeds``, or more tokens than a component has positions for.
         """
         input_ids = require_ids(input_ids, inputs_embeds)
-        logits = self._mixed(input_ids, attention_mask, position_ids, apply)
+        logits = self._by_token(input_ids, attention_mask, position_ids, kwargs)
         loss = None if labels is None else self.loss_function(logits, labels, self.config)
         output = TokenClassifierOutput(loss=loss, logits=logits)
         return output.to_tuple() if return_dict is False else output

@@ -111,7 +111,9 @@ class ComponentGenerationMixin(OwnCacheGenerationMixin):
         self._follows, self._ends = other._follows, other._ends
         self.update_ends()
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> Any:
         """As transformers does; where a component's rotary embedding changes, the whole text is read anew.
 
         What is cached was turned in the old way. Phi-3 and PhiMoE do so too.
@@ -121,6 +123,8 @@ class ComponentGenerationMixin(OwnCacheGenerationMixin):
         mask = kwargs.get("attention_mask")
         if whole and self.switching(mask, cache.seen_tokens, input_ids.shape[1]) is not None:
             kwargs = {**kwargs, CACHE_ARGUMENT: self.new_cache(), "next_sequence_length": None}
+        # transformers looks for this name in the signature; forward says why it is refused
+        kwargs["inputs_embeds"] = inputs_embeds
         return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc, arg-type]
 
     def switching(self, attention_mask: Tensor | None, cached: int, tokens: int) -> int | None:
@@ -131,8 +135,11 @@ class ComponentGenerationMixin(OwnCacheGenerationMixin):
             cached: tokens that went through already, padding included.
             tokens: all of them, the new ones included.
         """
-        switches = {k: limit for k in self.mixing.route().used if (limit := self.runners[k].switch) is not None}
-        if not cached or all(tokens <= limit for limit in switches.values()):
+        if not cached:
+            return None
+        limits = [(k, self.runners[k].switch) for k in self.mixing.route().used]
+        switches = {k: limit for k, limit in limits if limit is not None and limit < tokens}
+        if not switches:
             return None
         before, after = cached, tokens
         if attention_mask is not None:

@@ -120,16 +120,18 @@ class Mixing(nn.Module, ABC):
 
     def route(self) -> Route:
         """What :meth:`active` and :meth:`embedded` say, worked out once per change of the mixture."""
+        if torch.compiler.is_compiling():
+            # neither read nor noted: torch would compile once more whenever the mixture changes
+            return self._worked_out()
         values = self._reader.read(self.mixture_parameters())
-        if self._route is not None and self._route[0] is values:
-            return self._route[1]
+        if self._route is None or self._route[0] is not values:
+            self._route = values, self._worked_out()
+        return self._route[1]
+
+    def _worked_out(self) -> Route:
         active, embedded = self.active(), self.embedded()
         used = sorted(embedded.union(*active))
-        route = Route(sorted(embedded), [sorted(block) for block in active], used)
-        if not torch.compiler.is_compiling():
-            # a change of the mixing would make torch compile once more
-            self._route = values, route
-        return route
+        return Route(sorted(embedded), [sorted(block) for block in active], used)
 
     @abstractmethod
     def enter(self, boundary: int, features: Features, targets: Iterable[int]) -> Features:

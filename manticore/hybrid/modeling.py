@@ -14,8 +14,11 @@ from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from manticore.components.cache_argument import CACHE_ARGUMENT, named, one_cache
+from manticore.components.extra_arguments import loss_arguments, positions_of_documents
 from manticore.components.generation import new_cache_wanted, refuse_cache_in_checkpointing
 from manticore.components.runner import Recording
+from manticore.components.state_cache import has_states
+from manticore.components.token_layout import continued_mask, continued_positions, put_back, rearranged
 from manticore.errors import ManticoreError
 from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.cache import HybridCache
@@ -64,7 +67,9 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
             output_attentions: refused.
             return_dict: False returns a tuple; None follows the configuration.
             cache: another name for ``past_key_values``.
-            kwargs: handed to the loss (``num_items_in_batch``).
+            kwargs: ``num_items_in_batch`` for the loss; ``seq_idx``, ``cu_seq_lens_q`` and their kin of packed
+                documents, which like ``position_ids`` that start anew give the logits of the documents alone; and
+                what tools add that changes nothing.
 
         Returns:
             ``logits`` ``[B, T, V]``, with labels ``loss``, with ``use_cache`` the cache, as
@@ -73,30 +78,27 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
         Raises:
             ManticoreError: ``inputs_embeds`` (K components have K embeddings of different widths), attentions, hidden
                 states of a supernet, shapes or ids that do not fit, another cache than this hybrid's, more tokens
-                than a component has positions for, or adapters on maps that cannot carry them.
+                than a component has positions for, unknown arguments, documents in one row or padding behind cached
+                tokens together with a cache, or adapters on maps that cannot carry them.
         """
         self.check_adapters()
         input_ids = require_ids(input_ids, inputs_embeds)
+        for_loss = loss_arguments(type(self).forward, kwargs)
         states = self._states(output_hidden_states, output_attentions)
         cache = self._cache(one_cache(past_key_values, cache), use_cache, len(input_ids))
         seen = cache.seen_tokens if cache is not None else 0
         check_inputs(input_ids, attention_mask, position_ids, cached=seen, vocab_size=self.config.vocab_size)
         check_outputs(input_ids, labels, logits_to_keep)
-        self._check_positions(input_ids.shape[1], seen, position_ids)
         if (k := self.switching(attention_mask, seen, seen + input_ids.shape[1])) is not None:
             raise ManticoreError(
                 f"forward: the rotary embedding of {self._named(k)} changes after {self._runner(k).switch} tokens, "
                 f"{seen} are cached as it was before. Fix: the whole text again, without {CACHE_ARGUMENT}"
             )
-        given = (input_ids, attention_mask, position_ids)
-        if cache is not None and seen and input_ids.shape[1] > 1 and self._one_token_at_a_time():
-            logits = self._step_by_step(*given, logits_to_keep, cache, states)
-        else:
-            logits = self._logits(*given, logits_to_keep, cache, states)
-
+        position_ids = positions_of_documents(kwargs, position_ids, input_ids.shape, input_ids.device)
+        logits = self._laid_out(input_ids, attention_mask, position_ids, logits_to_keep, cache, states)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **for_loss)
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -120,6 +122,49 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
                 "Fix: discretize it, or ask one component, hybrid.component(k)"
             )
         return []
+
+    def _laid_out(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        logits_to_keep: int | Tensor,
+        cache: HybridCache | None,
+        states: list[Tensor] | None,
+    ) -> Tensor:
+        """``[B, t, V]``, as of rows of one document each with padding in front."""
+        batch, tokens = input_ids.shape
+        seen = cache.seen_tokens if cache is not None else 0
+        one_by_one = bool(seen) and tokens > 1 and self._one_token_at_a_time()
+        attention_mask = continued_mask(attention_mask, cache, batch, tokens)
+        position_ids = continued_positions(position_ids, attention_mask, cache, tokens)
+        pieces = rearranged(
+            *(attention_mask, position_ids, batch, tokens, cache),
+            stateful=self._stateful,
+            one_by_one=one_by_one,
+        )
+        if pieces is None:
+            self._check_positions(tokens, seen, position_ids)
+            run = self._step_by_step if one_by_one else self._logits
+            return run(input_ids, attention_mask, position_ids, logits_to_keep, cache, states)  # type: ignore[arg-type]
+        logits, collected = [], []
+        for piece in pieces:
+            inside: list[Tensor] | None = None if states is None else []
+            positions = piece.positions(position_ids, batch)
+            self._check_positions(positions.shape[1], 0, positions)
+            logits.append(self._logits(piece.take(input_ids), piece.mask, positions, 0, cache, inside))
+            collected.append(inside)
+        if states is not None:
+            states.extend(put_back(pieces, each, batch, tokens) for each in zip(*collected))  # type: ignore[arg-type]
+        return _last(put_back(pieces, logits, batch, tokens), logits_to_keep)
+
+    def _stateful(self) -> str | None:
+        """The name of a component in use whose kept layers have a state or a window."""
+        return next((self._named(k) for k in self.mixing.route().used if self._with_states[k]), None)
+
+    @cached_property
+    def _with_states(self) -> list[bool]:
+        return [has_states(view.layers) for view in self.new_cache().views]
 
     def _logits(
         self,
@@ -229,8 +274,7 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
             steps.append(step)
         if states is not None:
             states.extend(torch.cat(pieces, 1) for pieces in zip(*steps))  # type: ignore[arg-type]
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return torch.cat(logits, 1)[:, kept]
+        return _last(torch.cat(logits, 1), logits_to_keep)
 
     def get_output_embeddings(self) -> Any:
         """The head of a discretized hybrid's last component; None of a supernet, whose components have one each."""
@@ -259,3 +303,8 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
         super()._validate_generated_length(  # type: ignore[misc]
             generation_config, input_ids_length, has_default_max_length
         )
+
+
+def _last(logits: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """``[B, T, V]`` at the last so many positions, or at those of a tensor; 0 keeps all."""
+    return logits[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]

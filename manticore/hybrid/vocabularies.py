@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from manticore.components.reembedding import reembed
 from manticore.components.token_bytes import TokenBytes
-from manticore.components.token_matching import match_tokens, same_tokenizer
+from manticore.components.token_matching import match_tokens, same_tokenizer, tokens_around
 from manticore.errors import ManticoreError
 from manticore.registry import did_you_mean
 
@@ -93,6 +94,10 @@ def common_vocabulary(
                 "(tokenizer=), or a task with its own vocabulary (--task mad/…)"
             )
     tokenizer = known[0][1] if known else None
+    if tokenizer is not None:
+        others = known[1:]
+        # one given by hand goes before what lies beside the components
+        _settle(known[0][0], tokenizer, others[-1:] + others[:-1] if given is not None else others)
     speaker = next((k for k, found in enumerate(carried) if found is not None), 0)
     return Vocabulary(_common_rows(names, components, tokenizer, vouched), tokenizer, speaker=speaker)
 
@@ -117,6 +122,11 @@ def chosen_vocabulary(
             )
     tokenizers = [tokenizer for tokenizer in carried if tokenizer is not None]
     kept = tokenizers[owner]
+    alike = [(name, other) for name, other in zip(names, tokenizers) if other is not kept]
+    _settle(names[owner], kept, [(name, other) for name, other in alike if same_tokenizer(kept, other)])
+    for name, other in alike:
+        if kept.chat_template is None and other.chat_template is not None:
+            logger.warning("%s has a chat template, which goes with its own tokenizer: left out", name)
     found: list[dict[str, Any] | None] = [None] * len(names)
     for k, (name, component, other) in enumerate(zip(names, components, tokenizers)):
         if same_tokenizer(kept, other):
@@ -136,6 +146,25 @@ def chosen_vocabulary(
         found[k] = shared
     size = _common_rows(names, components, kept, vouched=True)
     return Vocabulary(size, kept, owner if any(found) else None, found if any(found) else None, speaker=owner)
+
+
+def _settle(owner: str, kept: PreTrainedTokenizerBase, others: Sequence[tuple[str, PreTrainedTokenizerBase]]) -> None:
+    """Give the kept tokenizer, in place, what only others of the same vocabulary have; say where they differ."""
+    for name, other in others:
+        if other.chat_template is not None and kept.chat_template is None:
+            logger.info("%s has no chat template: that of %s is kept", owner, name)
+            kept.chat_template = copy.deepcopy(other.chat_template)
+        elif other.chat_template not in (None, kept.chat_template):
+            logger.warning("the chat templates of %s and %s differ: that of %s is kept", owner, name, owner)
+        if (ours := tokens_around(kept)) != (theirs := tokens_around(other)):
+            logger.warning(
+                "%s puts the tokens %s around a text, %s the tokens %s: the hybrid does as %s",
+                owner,
+                kept.convert_ids_to_tokens(ours),
+                name,
+                other.convert_ids_to_tokens(theirs),
+                owner,
+            )
 
 
 def matched_tokens(hybrid: PreTrainedModel, names: Sequence[str]) -> list[str]:

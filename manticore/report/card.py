@@ -13,11 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from manticore.errors import ManticoreError
-from manticore.report import units
+from manticore.report import cells, spending, units
 from manticore.report.block_picture import block_picture
 from manticore.report.licences import strictest
 from manticore.report.loading_code import code_for, has_tokenizer
-from manticore.report.results import Component, Results, Row, TaskInfo, as_results, beginning
+from manticore.report.results import Compare, Component, Results, Row, TaskInfo, as_results, beginning
 from manticore.report.svg import house_style, to_png
 from manticore.report.verdict import HYBRID, score_row, verdict, warnings
 from manticore.writing import write_bytes
@@ -144,8 +144,11 @@ def _body(results: Results, licence_note: str, folder: Path, has_picture: bool) 
         task=task.name or "the task",
         direction="higher" if task.higher_is_better else "lower",
         budgets=budgets,
+        before=compare is not None and cells.has_downloaded(compare),
+        spent=cells.equal_compute(compare) if compare else "",
+        notes=cells.notes(results),
         rows=[
-            _model_row(model, [score_row(compare, model, b) for b in range(len(budgets))])
+            _model_row(compare, task, model, [score_row(compare, model, b) for b in range(len(budgets))])
             for model in (compare.models if compare else ())
         ]
         if compare
@@ -202,21 +205,25 @@ def _data(task: TaskInfo) -> str:
     """One line on the task's data."""
     parts = [f"{name}={_public(value)}" for name, value in task.options.items()]
     parts += [f"{count:,} examples in {split}" for split, count in task.examples.items() if count is not None]
+    parts += [f"{cells.scored(task)} scored"] if cells.scored(task) else []
     parts += [f"{task.length:,} tokens each"] if task.length else []
     parts += [task.beginning] if task.beginning else []
     return ", ".join(parts)
 
 
-def _model_row(model: str, rows: list[Row | None]) -> dict[str, Any]:
+def _model_row(compare: Compare, task: TaskInfo, model: str, rows: list[Row | None]) -> dict[str, Any]:
     first = next(row for row in rows if row is not None)
     return {
         "name": Markup("**hybrid**") if model == HYBRID else model,
-        "scores": [
-            units.MISSING if row is None else f"{units.score(row.mean)} {units.interval(row.bounds)}".strip()
-            for row in rows
-        ],
+        "before": ", ".join(cells.as_downloaded(compare, model, task)),
+        "scores": [units.MISSING if row is None else _score(compare, row, task) for row in rows],
         "parameters": units.count(first.parameters),
         "flops": units.flops(first.flops_per_token),
         "cache": units.memory(first.cache_bytes_per_token),
         "state": units.memory(first.state_bytes),
     }
+
+
+def _score(compare: Compare, row: Row, task: TaskInfo) -> str:
+    said = [units.score(row.mean), *cells.below(row, task), spending.mark(compare, row)]
+    return ", ".join(part for part in said if part)

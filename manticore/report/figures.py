@@ -72,6 +72,9 @@ def comparison_figure(results: Results) -> Figure | None:
             row = score_row(compare, model, budget)
             if row is not None:
                 _score_line(ax, y, row, task, model_colour(results, model))
+            untrained = compare.before(model, task.primary_metric)
+            if untrained is not None:
+                ax.plot(untrained, y, "x", color=model_colour(results, model), markersize=4.5, zorder=3)
         if task.chance is not None:
             ax.axvline(task.chance, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
             # below the last row: values are written above their marks, and may stand at chance
@@ -338,9 +341,8 @@ def _running_mean(values: list[float], reach: int) -> list[float]:
 
 _FIGURES: dict[str, tuple[str, str, Callable[[Results], Figure | None]]] = {
     "comparison": (
-        "At equal compute",
-        "Discs are means over seeds, rings single seeds, lines 95 % intervals. Every model in a panel cost "
-        "the same number of FLOPs.",
+        "Scores at one budget",
+        "Discs are means over seeds, rings single seeds, lines 95 % intervals.",
         comparison_figure,
     ),
     "blocks": (

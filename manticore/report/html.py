@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from manticore.errors import ManticoreError
 from manticore.paths import refuse_links_out
-from manticore.report import units
+from manticore.report import cells, spending, units
 from manticore.report.block_picture import layer_words
 from manticore.report.figures import FIGURE_NAMES, Drawing, draw_figures
 from manticore.report.loading_code import loading_code
@@ -102,7 +102,7 @@ def _render(results: Results, folder: Path, drawings: Mapping[str, Drawing]) -> 
     figures = {
         name: {
             "title": drawing.title,
-            "caption": drawing.caption,
+            "caption": _caption(name, drawing, results),
             "notes": _notes(name, results),
             "svg": Markup(inline(drawing.svg, name, f"{drawing.title}. {drawing.caption}")),
         }
@@ -113,7 +113,7 @@ def _render(results: Results, folder: Path, drawings: Mapping[str, Drawing]) -> 
         summary=_summary(results),
         verdict=judged.sentence,
         outcome=judged.outcome.name.lower(),
-        outcome_label=judged.outcome.value,
+        outcome_label=judged.label,
         warnings=warnings(results) + _fact_warnings(folder),
         task=results.task or TaskInfo(),
         compare=_compare_table(results),
@@ -130,6 +130,7 @@ def _summary(results: Results) -> list[tuple[str, str]]:
     search, combine = results.search, results.combine
     pairs = [
         ("task", results.task.name if results.task else ""),
+        ("scored", cells.scored(results.task) if results.task else ""),
         ("text", results.task.beginning if results.task else ""),
         ("blocks", str(results.num_blocks or "")),
         ("mixing", combine.mixing if combine else ""),
@@ -156,6 +157,9 @@ def _compare_table(results: Results) -> dict[str, Any] | None:
     return {
         "headings": headings,
         "shared": shared,
+        "before": cells.has_downloaded(compare),
+        "spent": cells.equal_compute(compare),
+        "notes": cells.notes(results),
         "rows": [_compare_row(results, compare, m, budgets) for m in compare.models],
     }
 
@@ -167,14 +171,14 @@ def _compare_row(results: Results, compare: Compare, model: str, budgets: range)
         "name": model,
         "colour": model_colour(results, model),
         "hybrid": model == HYBRID,
+        "before": cells.as_downloaded(compare, model, results.task or TaskInfo()),
         "scores": [
             None
             if row is None
             else {
                 "mean": units.score(row.mean),
-                "interval": units.interval(row.bounds),
-                "seeds": len(row.seeds),
-                "mismatch": row.mismatch,
+                "below": cells.below(row, results.task or TaskInfo()),
+                "mark": spending.mark(compare, row),
             }
             for row in rows
         ],
@@ -219,6 +223,16 @@ def _cost_table(results: Results) -> list[dict[str, str]]:
         }
         for c in costs
     ]
+
+
+def _caption(figure: str, drawing: Drawing, results: Results) -> str:
+    """A figure's caption; that of the comparison ends with what its rows cost."""
+    if figure != "comparison" or results.compare is None:
+        return drawing.caption
+    crosses = (
+        "Crosses are parents as downloaded, without any training." if cells.has_downloaded(results.compare) else ""
+    )
+    return " ".join(filter(None, [drawing.caption, crosses, cells.equal_compute(results.compare)]))
 
 
 def _notes(figure: str, results: Results) -> str:

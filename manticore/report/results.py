@@ -222,6 +222,8 @@ class Compare:
     budgets: tuple[Budget, ...] = ()
     rows: tuple[Row, ...] = ()
     untrained: tuple[Untrained, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Sentences that the table cannot be read without."""
     seconds: float | None = None
 
     def row(self, model: str, budget: int) -> Row | None:

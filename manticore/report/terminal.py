@@ -9,11 +9,19 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from manticore.report import units
-from manticore.report.results import Results, Row, TaskInfo, as_results
+from manticore.report import cells, spending, units
+from manticore.report.results import Compare, Results, Row, TaskInfo, as_results
 from manticore.report.verdict import HYBRID, Outcome, score_row, verdict, warnings
 
-_TONES = {Outcome.BETTER: "green", Outcome.WORSE: "red", Outcome.NOISE: "yellow", Outcome.UNKNOWN: "dim"}
+_TONES = {
+    Outcome.BETTER: "green",
+    Outcome.WORSE: "red",
+    Outcome.NOISE: "yellow",
+    Outcome.SEEN_BETTER: "yellow",
+    Outcome.SEEN_WORSE: "red",
+    Outcome.SEEN_LEVEL: "yellow",
+    Outcome.UNKNOWN: "dim",
+}
 
 
 def render_comparison(results: Results | Mapping[str, Any]) -> Group:
@@ -29,6 +37,9 @@ def render_comparison(results: Results | Mapping[str, Any]) -> Group:
     # Names come from outside: Text shows them as they are, a plain str would be read as rich markup.
     scores = Table(title=Text(f"{task.name or 'comparison'}: {task.primary_metric} ({better} is better)"))
     scores.add_column("model", overflow="fold")
+    before = cells.has_downloaded(compare)
+    if before:
+        scores.add_column(Text("as downloaded\nuntrained"), justify="right", overflow="fold")
     budgets = range(max(1, len(compare.budgets)))
     for budget in budgets:
         heading = Text(task.primary_metric)
@@ -44,7 +55,8 @@ def render_comparison(results: Results | Mapping[str, Any]) -> Group:
         rows = [score_row(compare, model, budget) for budget in budgets]
         first = next(row for row in rows if row is not None)
         style = "bold" if model == HYBRID else None
-        scores.add_row(Text(model), *(_score(row) for row in rows), style=style)
+        first_cells = [_lines(cells.as_downloaded(compare, model, task))] if before else []
+        scores.add_row(Text(model), *first_cells, *(_score(compare, row, task) for row in rows), style=style)
         costs.add_row(
             Text(model),
             units.count(first.parameters),
@@ -53,7 +65,7 @@ def render_comparison(results: Results | Mapping[str, Any]) -> Group:
             units.memory(first.state_bytes),
             style=style,
         )
-    return Group(scores, costs)
+    return Group(scores, *map(Text, cells.notes(results)), costs)
 
 
 def render_summary(results: Results | Mapping[str, Any]) -> Group:
@@ -68,14 +80,18 @@ def render_summary(results: Results | Mapping[str, Any]) -> Group:
     return Group(*lines)
 
 
-def _score(row: Row | None) -> Text:
+def _score(compare: Compare, row: Row | None, task: TaskInfo) -> Text:
     if row is None:
         return Text(units.MISSING)
-    text = Text(units.score(row.mean))
-    if row.bounds is not None:
-        text.append(f"\n{units.interval(row.bounds)}", style="dim")
-    elif len(row.seeds) == 1:
-        text.append("\none seed", style="dim")
-    if row.mismatch:
-        text.append("\noff budget", style="yellow")
+    text = _lines([units.score(row.mean), *cells.below(row, task)])
+    if mark := spending.mark(compare, row):
+        text.append(f"\n{mark}", style="yellow")
+    return text
+
+
+def _lines(lines: list[str]) -> Text:
+    """A score, and faint below it what belongs to it."""
+    text = Text(lines[0])
+    for line in lines[1:]:
+        text.append(f"\n{line}", style="dim")
     return text

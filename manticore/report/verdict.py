@@ -1,6 +1,7 @@
 """What a run shows, in words: did the hybrid beat its parents at equal compute, and what to be careful about.
 
-Two scores differ only where their 95 % intervals do not overlap; with one seed nothing can be told from noise.
+Two scores differ only where their 95 % intervals do not overlap; with one seed there is what was seen and no more. A
+hybrid that scores below a parent as it was downloaded has lost, whatever training made of the parents.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from manticore.report import units
+from manticore.report import spending, units
 from manticore.report.results import MISMATCH_LIMIT, Compare, Results, Row, TaskInfo
 from manticore.report.rounding import rounding_notes
+from manticore.training.intervals import t_quantile
 
 HYBRID = "hybrid"
 NOT_PARENTS = ("ensemble", "supernet (soft)", HYBRID)
@@ -23,6 +25,9 @@ class Outcome(Enum):
     BETTER = "better"
     WORSE = "worse"
     NOISE = "within noise"
+    SEEN_BETTER = "ahead with one seed, not proven"
+    SEEN_WORSE = "behind with one seed"
+    SEEN_LEVEL = "level with one seed"
     UNKNOWN = "not known"
 
 
@@ -35,27 +40,92 @@ class Match:
     hybrid: Row
     parent: Row
     one_seed: bool
+    gap: float
+    """By how much the hybrid's mean is better, in the task's metric; negative where it is worse."""
 
 
 @dataclass(frozen=True)
 class Verdict:
     outcome: Outcome
     sentence: str
+    label: str
+    """The outcome in a few words, with the budget that it is confined to."""
+
+
+_RANK = (
+    Outcome.WORSE,
+    Outcome.SEEN_WORSE,
+    Outcome.UNKNOWN,
+    Outcome.NOISE,
+    Outcome.SEEN_LEVEL,
+    Outcome.SEEN_BETTER,
+    Outcome.BETTER,
+)
+"""From bad to good."""
 
 
 def verdict(results: Results) -> Verdict:
-    """One sentence with its numbers; the outcome is that of the first budget (fine-tuning alone)."""
-    matches = comparisons(results)
-    if not matches or results.compare is None:
-        return Verdict(Outcome.UNKNOWN, _why_unknown(results))
-    task, budgets = results.task or TaskInfo(), results.compare.budgets
+    """What was found, with its numbers; the outcome is that of the first budget (fine-tuning alone).
+
+    It is never better than what the hybrid is against its parents as they were downloaded.
+    """
+    matches, compare = comparisons(results), results.compare
+    if not matches or compare is None:
+        return Verdict(Outcome.UNKNOWN, _why_unknown(results), Outcome.UNKNOWN.value)
+    task, budgets = results.task or TaskInfo(), [budget.name for budget in compare.budgets]
+    rows = [row for match in matches for row in (match.hybrid, match.parent)]
+    equal = not any(spending.is_off(compare, row) for row in rows)
     if all(match.one_seed for match in matches):
-        return Verdict(Outcome.UNKNOWN, _without_intervals(matches, task, [budget.name for budget in budgets]))
-    findings = [_finding(match, task, budgets[match.budget].name if budgets else "") for match in matches]
-    sentence = f"At equal compute the hybrid {findings[0]}"
-    for match, finding in zip(matches[1:], findings[1:]):
-        sentence += f"{', and' if match.outcome is matches[0].outcome else ', but'} {finding}"
-    return Verdict(matches[0].outcome, sentence + ".")
+        words = "at equal compute" if equal else f"each with {_unequal(compare, rows)}"
+        sentence = _without_intervals(matches, task, budgets, words)
+    else:
+        findings = [_finding(match, task, budgets[match.budget] if budgets else "") for match in matches]
+        words = "At equal compute" if equal else f"With {_unequal(compare, rows)} each,"
+        sentence = f"{words} the hybrid {findings[0]}"
+        for match, finding in zip(matches[1:], findings[1:]):
+            sentence += f"{', and' if match.outcome is matches[0].outcome else ', but'} {finding}"
+        sentence += "."
+    outcome, label = matches[0].outcome, matches[0].outcome.value
+    worst = min(matches, key=lambda match: _RANK.index(match.outcome))
+    if budgets and worst.outcome is not outcome:
+        names = [units.shorten(budgets[match.budget], 60) for match in (matches[0], worst)]
+        label = f"{outcome.value} (“{names[0]}”); {worst.outcome.value} (“{names[1]}”)"
+    known, found = _as_downloaded(compare, task, matches[0])
+    if found is not None and _RANK.index(found) < _RANK.index(outcome):
+        outcome, label = found, f"{found.value}, against a parent as downloaded"
+    return Verdict(outcome, f"{sentence}{known}{_one_parent(results)}", label)
+
+
+def _one_parent(results: Results) -> str:
+    """A sentence where the hybrid is a parent under another name."""
+    if len(set(results.path)) != 1:
+        return ""
+    name = units.shorten(results.component_names[results.path[0]], 40)
+    return f" Every block keeps {name}: this hybrid is that parent, cut and joined again."
+
+
+def _as_downloaded(compare: Compare, task: TaskInfo, match: Match) -> tuple[str, Outcome | None]:
+    """A sentence on the best parent before any training, and what the hybrid is against it."""
+    scores = [(found.metrics.get(task.primary_metric), found.model) for found in compare.untrained]
+    known = [(score, model) for score, model in scores if score is not None]
+    if not known or match.hybrid.mean is None:
+        return "", None
+    score, model = (max if task.higher_is_better else min)(known)
+    sign = 1 if task.higher_is_better else -1
+    low, high = match.hybrid.bounds or (match.hybrid.mean, match.hybrid.mean)
+    ahead = sign * (match.hybrid.mean - score)
+    if match.hybrid.bounds is None:
+        outcome = Outcome.SEEN_BETTER if ahead > 0 else Outcome.SEEN_WORSE
+    elif low <= score <= high:
+        outcome = Outcome.NOISE
+    else:
+        outcome = Outcome.BETTER if ahead > 0 else Outcome.WORSE
+    words = f" As downloaded, without any training, {units.shorten(model, 40)} scores {units.score(score)}"
+    return words + ("." if ahead > 0 else ", which the hybrid does not reach."), outcome
+
+
+def _unequal(compare: Compare, rows: list[Row]) -> str:
+    return spending.spread(compare, rows) or "training FLOPs off the budget"
 
 
 def comparisons(results: Results) -> list[Match]:
@@ -106,15 +176,8 @@ def warnings(results: Results) -> list[str]:
     if compare is None:
         return found
     for row in compare.rows:
-        budget = compare.budgets[row.budget].flops if row.budget < len(compare.budgets) else None
-        spent = [s.flops for s in row.seeds if s.flops is not None]
-        off = max((abs(f / budget - 1) for f in spent), default=0.0) if budget else 0.0
-        if row.mismatch or off > MISMATCH_LIMIT:
-            share = f"{off:.1%} off the budget" if off > MISMATCH_LIMIT else "marked as off the budget"
-            found.append(
-                f"{units.shorten(row.model, 60)}, budget {row.budget + 1}: training FLOPs are {share} "
-                f"(limit {MISMATCH_LIMIT:.0%}); this row is not at equal compute."
-            )
+        if spending.is_off(compare, row):
+            found.append(f"{units.shorten(row.model, 60)}, budget {row.budget + 1}: {_off(compare, row)}")
         if row.diverged:
             rates = ", ".join(f"{rate:g}" for rate in row.diverged)
             found.append(
@@ -132,14 +195,29 @@ def warnings(results: Results) -> list[str]:
     return found
 
 
+def _off(compare: Compare, row: Row) -> str:
+    share = spending.farthest(compare, row)
+    if spending.by_whole_steps(compare, row):
+        return (
+            f"trained with {share:.1%} of the budget, for one step more would not have fitted; "
+            "a larger budget or a smaller batch comes nearer to equal compute."
+        )
+    off = 0.0 if share is None else abs(share - 1)
+    said = f"{off:.1%} off the budget" if off > MISMATCH_LIMIT else "marked as off the budget"
+    return f"training FLOPs are {said} (limit {MISMATCH_LIMIT:.0%}); this row is not at equal compute."
+
+
 def _match(budget: int, hybrid: Row, parent: Row, higher_is_better: bool) -> Match:
     a, b = hybrid.bounds, parent.bounds
     one_seed = a is None or b is None
-    if a is None or b is None or (a[0] <= b[1] and b[0] <= a[1]):
+    gap = ((hybrid.mean or 0.0) - (parent.mean or 0.0)) * (1 if higher_is_better else -1)
+    if a is None or b is None:
+        outcome = Outcome.SEEN_BETTER if gap > 0 else Outcome.SEEN_WORSE if gap < 0 else Outcome.SEEN_LEVEL
+    elif a[0] <= b[1] and b[0] <= a[1]:
         outcome = Outcome.NOISE
     else:
         outcome = Outcome.BETTER if (a[0] > b[1]) == higher_is_better else Outcome.WORSE
-    return Match(budget, outcome, hybrid, parent, one_seed)
+    return Match(budget, outcome, hybrid, parent, one_seed, gap)
 
 
 def _finding(match: Match, task: TaskInfo, budget: str) -> str:
@@ -148,9 +226,10 @@ def _finding(match: Match, task: TaskInfo, budget: str) -> str:
         Outcome.BETTER: f"beats {parent}",
         Outcome.WORSE: f"loses to {parent}",
         Outcome.NOISE: f"is within noise of {parent}",
+        Outcome.SEEN_BETTER: f"was seen ahead of {parent}",
+        Outcome.SEEN_WORSE: f"was seen behind {parent}",
+        Outcome.SEEN_LEVEL: f"scored the same as {parent}",
     }[match.outcome]
-    if match.one_seed:
-        phrase = f"cannot be told from {parent}"
     if budget:
         phrase += f" with the budget “{units.shorten(budget, 60)}”"
     ours, theirs = units.score(match.hybrid.mean), units.score(match.parent.mean)
@@ -158,19 +237,28 @@ def _finding(match: Match, task: TaskInfo, budget: str) -> str:
     return f"{phrase} ({units.shorten(task.primary_metric, 30)} {ours} against {theirs}{lack})"
 
 
-def _without_intervals(matches: list[Match], task: TaskInfo, budgets: list[str]) -> str:
-    """What was seen, where there are too few seeds to say how sure it is."""
+def _without_intervals(matches: list[Match], task: TaskInfo, budgets: list[str], words: str) -> str:
+    """What was seen, where there are too few seeds to say how sure it is, and what a second seed would add."""
     seeds = min(min(len(match.hybrid.seeds), len(match.parent.seeds)) for match in matches)
     metric = units.shorten(task.primary_metric, 30)
     seen = []
     for match in matches:
         ours, theirs = units.score(match.hybrid.mean), units.score(match.parent.mean)
         budget = f", with the budget “{units.shorten(budgets[match.budget], 60)}”" if budgets else ""
-        seen.append(f"{ours} against {theirs} of its best parent, {units.shorten(match.parent.model, 40)}{budget}")
+        gap = f"{units.score(abs(match.gap))} {'better' if match.gap > 0 else 'worse'}" if match.gap else "no gap"
+        seen.append(
+            f"{ours} against {theirs} of its best parent, {units.shorten(match.parent.model, 40)}: {gap}{budget}"
+        )
     known = "Without intervals" if seeds > 1 else "With one seed"
+    sentence = f"{known} the hybrid scored {'; and '.join(seen)} ({metric}, {words})."
+    if seeds > 1 or not matches[0].gap:
+        return f"{sentence} How far seeds differ was not measured; {ENOUGH_SEEDS} or more would show it."
+    # the intervals of two seeds each reach t/2 times the difference of the two scores to either side
+    alike = abs(matches[0].gap) / t_quantile(1)
     return (
-        f"{known} the hybrid scored {', and '.join(seen)} ({metric}, at equal compute); "
-        f"{ENOUGH_SEEDS} or more seeds are needed for an interval."
+        f"{sentence} How far seeds differ was not measured. A second seed would give 95 % intervals: at a gap of "
+        f"{units.score(abs(matches[0].gap))} they stay apart if each model's two scores lie within {alike:.2g} of each "
+        f"other; {ENOUGH_SEEDS} seeds would need far less."
     )
 
 

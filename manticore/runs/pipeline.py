@@ -397,7 +397,8 @@ class Pipeline:
         metric = comparison.primary_metric
         scores = ", ".join(f"{row.model} {row.mean:.3f}" for row in comparison.rows if row.budget == 0)
         table = comparison.to_dict()
-        return Outcome({"compare": {"budgets": table["budgets"], "rows": table["rows"]}}, f"{metric}: {scores}")
+        kept = {name: table[name] for name in ("budgets", "rows", "untrained", "notes")}
+        return Outcome({"compare": kept}, f"{metric}: {scores}")
 
     def _found(self, stage: str) -> dict[str, Any]:
         """What a stage that is done has put into the results; nothing if the recipe leaves it out."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, MaskedLMOutput
 
+from manticore.components.extra_arguments import loss_arguments
 from manticore.errors import ManticoreError
 from manticore.stacks.configuration import StackConfig
 from manticore.stacks.modeling import StackModel, StackPreTrainedModel, make_norm
@@ -75,11 +76,13 @@ class StackForAutoEncoding(StackPreTrainedModel):
             attention_mask: ``[B, T]`` of ones, or None: sequences of a batch have one length.
             labels: ``[B, T]``, not shifted; -100 is ignored.
             return_dict: False returns a tuple.
-            kwargs: ``num_items_in_batch``, the labels that a step of several batches has in all.
+            kwargs: ``num_items_in_batch``, the labels that a step of several batches has in all; what tools add that
+                changes nothing.
 
         Raises:
-            ManticoreError: more tokens than positions, or padding.
+            ManticoreError: more tokens than positions, padding, or unknown arguments.
         """
+        for_loss = loss_arguments(type(self).forward, kwargs, packed=False)
         tokens = input_ids.shape[1]
         if tokens > self.positions:
             raise ManticoreError(
@@ -95,7 +98,7 @@ class StackForAutoEncoding(StackPreTrainedModel):
         logits = self.lm_head(self.head_norm(hidden))
         loss = None
         if labels is not None:
-            count = kwargs.get("num_items_in_batch")
+            count = for_loss.get("num_items_in_batch")
             summed = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
             loss = summed / (count if count is not None else (labels != -100).sum().clamp_min(1))
         output = MaskedLMOutput(loss=loss, logits=logits)
@@ -110,6 +113,23 @@ class StackForAutoEncoding(StackPreTrainedModel):
         hidden = body.last_hidden_state
         assert hidden is not None
         return hidden.mean(1) if self.config.pooling == "mean" else hidden[:, -1]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load an auto-encoder; see transformers for the arguments.
+
+        Raises:
+            ManticoreError: it was saved when the stack still had a last norm, without which it computes something else.
+        """
+        asked = kwargs.pop("output_loading_info", False)
+        # transformers' annotation knows the model alone
+        found: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        if any(name.startswith("model.norm.") for name in found[1]["unexpected_keys"]):
+            raise ManticoreError(
+                f"auto-encoder {pretrained_model_name_or_path}: was saved with a norm after the stack's last layer, "
+                "which auto-encoders no longer have. Fix: train it again"
+            )
+        return found if asked else found[0]
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 
+from manticore.components.extra_arguments import loss_arguments
 from manticore.components.labels import set_labels
 from manticore.components.last_token import last_token, pick
 from manticore.components.rebuilding import named_tensors, rebuilt
@@ -116,7 +117,8 @@ class StackForSequenceClassification(StackClassifier):
             labels: ``[B]`` class indices, ``[B, C]`` of 0 and 1 for several labels, or numbers for regression.
             use_cache: of no use: nothing is cached.
             return_dict: False returns a tuple.
-            kwargs: what trainers add; not read.
+            kwargs: packed documents as in :meth:`~manticore.stacks.modeling.StackModel.forward`; what tools add that
+                changes nothing.
 
         Returns:
             ``logits`` ``[B, C]``, with labels ``loss``.
@@ -124,10 +126,13 @@ class StackForSequenceClassification(StackClassifier):
         Raises:
             ManticoreError: no ids, or several sequences of which nothing tells where they end.
         """
+        loss_arguments(type(self).forward, kwargs)
         if input_ids is None:
             raise ManticoreError("stack: a classifier reads input_ids (got none). Fix: give them")
         end = last_token(input_ids, attention_mask, self.config.pad_token_id)
-        features = self._features(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+        features = self._features(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+        )
         logits = pick(self.score(features), end)
         loss = None
         if labels is not None:
@@ -155,8 +160,9 @@ class StackForTokenClassification(StackClassifier):
 
         Labels are ``[B, T]`` class indices; -100 is ignored.
         """
+        loss_arguments(type(self).forward, kwargs)
         logits = self.score(
-            self._features(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+            self._features(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
         )
         loss = None if labels is None else self.loss_function(logits, labels, self.config)
         output = TokenClassifierOutput(loss=loss, logits=logits)

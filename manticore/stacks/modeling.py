@@ -8,6 +8,7 @@ Letters: B batch, T tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -21,12 +22,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from manticore.components.adapters import AdapterGuard
 from manticore.components.cache_argument import CACHE_NAMES, cache_in, named, one_cache
+from manticore.components.extra_arguments import loss_arguments, positions_of_documents
 from manticore.components.generation import (
     OwnCacheGenerationMixin,
     new_cache_wanted,
     refuse_cache_in_checkpointing,
 )
-from manticore.components.state_cache import CountingCache
+from manticore.components.state_cache import CountingCache, has_states
+from manticore.components.token_layout import continued_mask, continued_positions, put_back, rearranged
 from manticore.errors import ManticoreError
 from manticore.stacks.catalogue import build_mixer
 from manticore.stacks.configuration import StackConfig
@@ -156,28 +159,76 @@ class StackModel(StackPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         cache: Cache | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
         """Hidden states after the last norm, where there is one.
 
         Args:
             input_ids: ``[B, T]``.
-            attention_mask: ``[B, cached + T]``, 0 on padding, which must be on the left wherever a cache is used.
-            position_ids: ``[B, T]``; None counts from the cached tokens on. Only differences matter.
+            attention_mask: ``[B, cached + T]``, 0 on padding.
+            position_ids: ``[B, T]``; None counts from the cached tokens on. Only differences matter; where they start
+                anew, another document begins.
             past_key_values: the cache of the tokens before these; transformers calls it ``cache`` from 5.24 on.
             inputs_embeds: ``[B, T, D]`` in place of ids.
             use_cache: whether to return a cache; None follows the configuration, but never in training.
             output_hidden_states: whether to return what enters each layer, and the result.
             return_dict: False returns a tuple.
             cache: another name for ``past_key_values``.
+            kwargs: ``seq_idx``, ``cu_seq_lens_q`` and their kin of packed documents; what changes nothing.
 
         Raises:
             ManticoreError: neither or both of ids and embeddings; a mask that is not ``[B, cached + T]``; a cache in
-                training with gradient checkpointing.
+                training with gradient checkpointing; unknown arguments; documents in one row or padding behind cached
+                tokens together with a cache.
         """
+        loss_arguments(type(self).forward, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ManticoreError("stack: it takes either input_ids or inputs_embeds. Fix: give one of them")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = self._cache(one_cache(past_key_values, cache), use_cache)
+        batch, tokens = hidden.shape[:2]
+        position_ids = positions_of_documents(kwargs, position_ids, hidden.shape, hidden.device)
+        pieces = None
+        # within a hybrid, which has arranged the tokens, the cache is the hybrid's
+        if cache is None or isinstance(cache, StackCache):
+            attention_mask = continued_mask(attention_mask, cache, batch, tokens)
+            position_ids = continued_positions(position_ids, attention_mask, cache, tokens)
+            pieces = rearranged(
+                *(attention_mask, position_ids, batch, tokens, cache),
+                stateful=lambda: "this stack" if self._has_states else None,
+            )
+        every = bool(output_hidden_states)
+        if pieces is None:
+            states = self._run(hidden, attention_mask, position_ids, cache, every)
+        else:
+            of_pieces = [
+                self._run(piece.take(hidden), piece.mask, piece.positions(position_ids, batch), cache, every)
+                for piece in pieces
+            ]
+            states = [put_back(pieces, values, batch, tokens) for values in zip(*of_pieces)]
+        hidden = states[-1]
+        if isinstance(cache, StackCache):
+            cache.seen_tokens += hidden.shape[1]
+        output = BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden),
+            hidden_states=tuple(states) if output_hidden_states else None,  # type: ignore[arg-type]
+            **named(cache),
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    @cached_property
+    def _has_states(self) -> bool:
+        return has_states(StackCache(self.config).layers)
+
+    def _run(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: Cache | None,
+        every: bool,
+    ) -> list[Tensor]:
+        """All layers: what enters each and what leaves the last, or the latter alone."""
         kinds = self.config.layer_types
         attends = [kind for kind in _MASKS if kind in kinds]
         if attends and position_ids is None:
@@ -193,8 +244,10 @@ class StackModel(StackPreTrainedModel):
             for kind in attends
         }
         padding = _padding(attention_mask, hidden, kinds)
-        states = [hidden] if output_hidden_states else []
+        states = []
         for layer, kind in zip(self.layers, kinds):
+            if every:
+                states.append(hidden)
             hidden = layer(
                 hidden,
                 attention_mask=masks.get(kind),
@@ -203,16 +256,7 @@ class StackModel(StackPreTrainedModel):
                 attention=self.config._attn_implementation,
                 cache=cache,
             )
-            if output_hidden_states:
-                states.append(hidden)
-        if isinstance(cache, StackCache):
-            cache.seen_tokens += hidden.shape[1]
-        output = BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden),
-            hidden_states=tuple(states) if output_hidden_states else None,  # type: ignore[arg-type]
-            **named(cache),
-        )
-        return output.to_tuple() if return_dict is False else output
+        return [*states, hidden]
 
     def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
         """The cache to read and extend, or None."""
@@ -263,13 +307,14 @@ class StackForCausalLM(StackPreTrainedModel, OwnCacheGenerationMixin):
             return_dict: False returns a tuple.
             logits_to_keep: the last so many positions only, or a tensor of positions; 0 keeps all.
             cache: another name for ``past_key_values``.
-            kwargs: handed to the loss (``num_items_in_batch``).
+            kwargs: ``num_items_in_batch`` for the loss; the rest as in :meth:`StackModel.forward`.
 
         Returns:
             ``logits`` ``[B, T, V]``, with labels ``loss``, with ``use_cache`` the cache, as ``past_key_values`` or,
             from transformers 5.24 on, ``cache``.
         """
         self.check_adapters()
+        for_loss = loss_arguments(type(self).forward, kwargs)
         body = cast(
             BaseModelOutputWithPast,
             self.model(
@@ -280,6 +325,7 @@ class StackForCausalLM(StackPreTrainedModel, OwnCacheGenerationMixin):
                 inputs_embeds=inputs_embeds,
                 use_cache=use_cache,
                 output_hidden_states=output_hidden_states,
+                **kwargs,
             ),
         )
         hidden = body.last_hidden_state
@@ -288,7 +334,7 @@ class StackForCausalLM(StackPreTrainedModel, OwnCacheGenerationMixin):
         logits = self.lm_head(hidden[:, kept])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **for_loss)
         output = CausalLMOutputWithPast(
             loss=loss, logits=logits, hidden_states=body.hidden_states, **named(cache_in(body))
         )

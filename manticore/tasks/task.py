@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -57,6 +57,8 @@ class Task:
     """The id that fills up shorter examples of a task with classes; None: all are equally long."""
     bos: str | None = None
     """The BOS token that every example begins with, empty where text begins with none; None: no text."""
+    read_with: Callable[[PreTrainedTokenizerBase], Task] | None = None
+    """The same text in the tokens of another tokenizer; None where no tokenizer is needed, or that cannot be done."""
 
     def __post_init__(self) -> None:
         classes = self.num_classes
@@ -97,4 +99,7 @@ def load_task(name: str, *, tokenizer: PreTrainedTokenizerBase | None = None, se
         if option not in choices:
             raise ManticoreError(f"task {name!r}: unknown option {option!r}{registry.did_you_mean(option, choices)}")
     given = {"tokenizer": tokenizer, "seed": seed}
-    return builder(**{key: value for key, value in given.items() if key in accepted}, **options)
+    task: Task = builder(**{key: value for key, value in given.items() if key in accepted}, **options)
+    if "tokenizer" not in accepted:
+        return task
+    return replace(task, read_with=lambda other: load_task(name, tokenizer=other, seed=seed, **options))

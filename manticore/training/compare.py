@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from manticore.errors import ManticoreError
 from manticore.training.comparison_runs import ComparisonRuns
-from manticore.training.contestants import Source, add_ensemble, named, shared_task, weights_fingerprint
+from manticore.training.contestants import Source, add_ensemble, named, own_tasks, plain_models, weights_fingerprint
 from manticore.training.finetune import DEFAULT_STEPS, data_fingerprint
 from manticore.training.intervals import mean_interval
 from manticore.training.prepare import check_numbers
@@ -63,9 +63,22 @@ class ComparisonRow:
     interval: tuple[float, float] | None
     """95 % confidence interval of the mean; None for a single seed."""
     mismatch: bool
-    """Whether a run missed the budget by more than 5 %."""
+    """Whether a run missed the budget by more than 5 % and by a whole step or more."""
     diverged: list[float]
     """Learning rates with which a training of this model ended in NaN or infinity."""
+    step_flops: int
+    """Training FLOPs of one step: no run can come nearer to its budget."""
+
+
+@dataclass(frozen=True)
+class UntrainedRow:
+    """A parent as it was downloaded, scored before any training."""
+
+    model: str
+    metrics: dict[str, float]
+    """Empty where there is no score."""
+    left_out: str
+    """Why there is none."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,10 @@ class Comparison:
     higher_is_better: bool
     budgets: list[Budget]
     rows: list[ComparisonRow]
+    untrained: list[UntrainedRow]
+    """The models that are no hybrids and were given as models or folders, as they were."""
+    notes: list[str]
+    """Sentences that the table cannot be read without."""
 
     def row(self, model: str, budget: int = 0) -> ComparisonRow:
         """The row of a model at a budget."""
@@ -121,7 +138,9 @@ def compare(
     """Fine-tune every model with the same FLOPs, data, seeds and learning rates; none of the given ones is changed.
 
     Args:
-        models: name → model, or models alone; folders and hub ids are loaded, a function gets the seed.
+        models: name → model, or models alone; folders and hub ids are loaded, a function gets the seed. In a list,
+            ``"name=folder"`` gives a name. Where their tokenizers differ and `task` is a name, each reads the text with
+            its own, and bits per byte decide.
         task: a task, or the name of a registered one.
         budget_flops: training FLOPs of fine-tuning; None: what 300 steps of the costliest model take.
         spent_flops: name → training FLOPs spent on that model before (align, search). Where given, a second budget
@@ -165,8 +184,15 @@ def compare(
         check_numbers("compare", counts=counts, rates={"lr": lr})
     if len(set(seeds)) < len(seeds):
         raise ManticoreError(f"compare: seeds {list(seeds)} hold one twice. Fix: give different seeds")
-    task = shared_task(task, sources, tokenizer)
-    if ensemble:
+    parents = plain_models(sources)
+    tasks, differ = own_tasks(task, sources, tokenizer)
+    task, notes = next(iter(tasks.values())), []
+    if differ:
+        notes.append(
+            "Tokenizers differ: each model reads the text with its own, bits per byte decide, and losses per token do "
+            "not compare. There is no ensemble."
+        )
+    elif ensemble:
         add_ensemble(sources, task)
     options: dict[str, Any] = {
         "batch_size": batch_size,
@@ -191,13 +217,14 @@ def compare(
         "learning_rates": list(learning_rates),
         "task": task.name,
         "data": data_fingerprint(task),
+        **{f"data of {name}": data_fingerprint(each) for name, each in tasks.items() if each is not task},
         **{f"weights of {name}": weights_fingerprint(source) for name, source in sources.items()},
     }
     folder = None if out is None else Path(out)
     log = UnitLog(None if folder is None else folder / "units.jsonl", settings, resume=resume, stage="compare")
     processes = useful_workers(workers, cpu=cpu)
     runs = ComparisonRuns(
-        sources, task, options | {"cpu": cpu}, list(seeds), list(learning_rates), folder, log, processes
+        sources, task, tasks, options | {"cpu": cpu}, list(seeds), list(learning_rates), folder, log, processes
     )
     if budget_flops is None:
         budget_flops = DEFAULT_STEPS * max(runs.step_flops(name) for name in sources)
@@ -213,7 +240,8 @@ def compare(
     with _watched(progress, len(trainings) * runs.per_row) as runs.report:
         runs.make(trainings)
         rows = [_row(runs, *share) for share in shares]
-    return Comparison(task.name, task.primary_metric, task.higher_is_better, budgets, rows)
+    untrained = [UntrainedRow(name, **runs.untrained(name)) for name in parents]
+    return Comparison(task.name, task.primary_metric, task.higher_is_better, budgets, rows, untrained, notes)
 
 
 def _row(runs: ComparisonRuns, name: str, index: int, budget: Budget, spent: int) -> ComparisonRow:
@@ -225,6 +253,8 @@ def _row(runs: ComparisonRuns, name: str, index: int, budget: Budget, spent: int
     ]
     mean, interval = mean_interval([entry["metrics"][runs.task.primary_metric] for entry in seeds])
     facts = next(iter(results.values()))
+    # a run without a step raises
+    step = facts["flops"] // facts["steps"]
     return ComparisonRow(
         model=name,
         budget=index,
@@ -235,8 +265,9 @@ def _row(runs: ComparisonRuns, name: str, index: int, budget: Budget, spent: int
         seeds=seeds,
         mean=mean,
         interval=interval,
-        mismatch=any(abs(entry["flops"] - budget.flops) > MISMATCH * budget.flops for entry in seeds),
+        mismatch=any(abs(entry["flops"] - budget.flops) > max(MISMATCH * budget.flops, step) for entry in seeds),
         diverged=diverged,
+        step_flops=step,
     )
 
 

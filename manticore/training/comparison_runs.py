@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from manticore.errors import NotFiniteError
 from manticore.kernels.mamba import use_selective_scan
 from manticore.training.budget import cache_cost, count_parameters, flops_per_step, flops_per_token_forward
+from manticore.training.classifiers import suits
 from manticore.training.contestants import Source, build
 from manticore.training.finetune import evaluate, finetune
 from manticore.training.prepare import check_backbone, check_length, check_vocabulary, fit_to_task
@@ -45,6 +46,9 @@ class ComparisonRuns:
 
     sources: Mapping[str, Source]
     task: Task
+    """What is compared, and by which metric."""
+    tasks: Mapping[str, Task]
+    """Name of a model → the task as it reads it, where that is not the same for all."""
     options: Mapping[str, Any]
     seeds: list[int]
     learning_rates: list[float]
@@ -133,7 +137,7 @@ class ComparisonRuns:
 
     def _train(self, run: Run) -> dict[str, Any]:
         """What comes of a run, as JSON values."""
-        model, task = build(self.sources[run.name], run.seed), self.task
+        model, task = build(self.sources[run.name], run.seed), self._task(run.name)
         try:
             result = finetune(
                 model, task, budget_flops=run.train_flops, lr=run.lr, seed=run.seed,
@@ -173,21 +177,40 @@ class ComparisonRuns:
         if where is not None:
             shutil.rmtree(where)
 
+    def _task(self, name: str) -> Task:
+        return self.tasks.get(name, self.task)
+
+    def untrained(self, name: str) -> dict[str, Any]:
+        """The ``metrics`` of a model as it was given; or why they are ``left_out``: training gives it a new head."""
+        key, task = f"{name} · as downloaded", self._task(name)
+        found = self.log.get(key)
+        if found is not None:
+            return found
+        model = build(self.sources[name], self.seeds[0])
+        reason = ""
+        if task.num_classes is not None and not suits(model, task):
+            reason = f"{task.name} has classes: {name} gets a fresh head for them, which knows nothing before training"
+        elif task.vocab_size not in (None, model.config.vocab_size):
+            reason = f"{task.name} has its own vocabulary: {name} gets fresh embeddings and a fresh head"
+        metrics = {} if reason else evaluate(model, task, max_examples=self.options["test_examples"])
+        return self.log.add(key, {"metrics": metrics, "left_out": reason})
+
     def _folder(self, run: Run) -> Path | None:
         return None if self.folder is None else self.folder / "units" / re.sub(r"[^\w.-]+", "_", str(run))
 
     def step_flops(self, name: str) -> int:
         """What one training step of a model costs."""
         model = build(self.sources[name], self.seeds[0])
-        check_length(model, self.task, stage="compare")
-        check_backbone(model, self.task, stage="compare")
-        check_vocabulary(model, self.task, stage="compare")
-        model = fit_to_task(model, self.task, self.seeds[0])
+        task = self._task(name)
+        check_length(model, task, stage="compare")
+        check_backbone(model, task, stage="compare")
+        check_vocabulary(model, task, stage="compare")
+        model = fit_to_task(model, task, self.seeds[0])
         use_selective_scan(model)
         set_trainable(
             model,
             self.options["trainable"],
-            fresh_vocabulary=self.task.vocab_size is not None,
+            fresh_vocabulary=task.vocab_size is not None,
             lora_rank=self.options["lora_rank"],
         )
-        return flops_per_step(model, self.options["batch_size"], self.task.length)
+        return flops_per_step(model, self.options["batch_size"], task.length)

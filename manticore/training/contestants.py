@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from manticore.components.token_matching import same_tokenizer
 from manticore.errors import ManticoreError
 from manticore.hybrid.combine import combine
 from manticore.hybrid.configuration import ManticoreConfig
+from manticore.tasks.beginning import adds_bos
 from manticore.tasks.task import Task, load_task
 from manticore.training.classifiers import load_saved
 from manticore.training.prepare import fit_to_task
@@ -29,21 +31,40 @@ Source = PreTrainedModel | str | Path | Callable[[int], PreTrainedModel]
 """A model (copied for every run), its folder or hub id, or a function of the seed that makes one."""
 
 ENSEMBLE = "ensemble"
+_BY_BYTES = "bits_per_byte"
 
 
 def named(models: Mapping[str, Source] | Sequence[Source]) -> dict[str, Source]:
-    """Name → model; models given without names take those of their families or folders."""
+    """Name → model; in a list, ``"name=folder"`` gives a name, others take those of their families or folders.
+
+    Raises:
+        ManticoreError: no models, or a name given twice.
+    """
     if isinstance(models, Mapping):
         named = dict(models)
     else:
+        pairs = [_given_name(model) for model in models]
+        chosen = [name for name, _ in pairs if name is not None]
+        for name in chosen:
+            if chosen.count(name) > 1:
+                raise ManticoreError(f"compare: two models are called {name!r}. Fix: give each its own name")
         named = {}
-        for model in models:
-            name = _name(model)
-            same = sum(re.fullmatch(re.escape(name) + r"(-\d+)?", other) is not None for other in named)
-            named[f"{name}-{same + 1}" if same else name] = model
+        for given, model in pairs:
+            name = given or _name(model)
+            # a name that was given is not for others to have, wherever it stands in the list
+            same = sum(re.fullmatch(re.escape(name) + r"(-\d+)?", other) is not None for other in {*named, *chosen})
+            named[name if given or not same else f"{name}-{same + 1}"] = model
     if not named:
         raise ManticoreError("compare: no models. Fix: give two or more")
     return named
+
+
+def _given_name(model: Source) -> tuple[str | None, Source]:
+    """The name in ``"name=folder"``; a path with such a sign in it is a path."""
+    name, sign, source = model.partition("=") if isinstance(model, str) else ("", "", "")
+    if not sign or not name or not source or "/" in name or Path(str(model)).expanduser().exists():
+        return None, model
+    return name, source
 
 
 def _name(model: Source) -> str:
@@ -59,18 +80,50 @@ def build(source: Source, seed: int) -> PreTrainedModel:
     return load_saved(source) if isinstance(source, str | Path) else source(seed)
 
 
-def shared_task(task: str | Task, sources: Mapping[str, Source], tokenizer: PreTrainedTokenizerBase | None) -> Task:
-    """`task`, or the registered task of that name, read with `tokenizer` or the first one that a model has.
+def own_tasks(
+    task: str | Task, sources: Mapping[str, Source], tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[dict[str, Task], bool]:
+    """Name of a model → the task as that model reads it; and whether their tokens differ.
+
+    A task by its name is read with `tokenizer` or the first one that a model has. A model whose own tokenizer is
+    another reads the same text with that. Where tokens differ, losses per token do not compare: bits per byte decide.
 
     Raises:
-        ManticoreError: it is in the models' own tokens, and their tokenizers differ.
+        ManticoreError: tokenizers differ, and the task is there in one's tokens only, or its score is of tokens.
     """
     carried = {"tokenizer=": tokenizer, **{name: _tokenizer(source) for name, source in sources.items()}}
+    first = next(((name, found) for name, found in carried.items() if found is not None), None)
     if isinstance(task, str):
-        first = next((found for found in carried.values() if found is not None), None)
-        task = load_task(task, tokenizer=first)
-    refuse_other_tokenizers(task, carried)
-    return task
+        task = load_task(task, tokenizer=first[1] if first else None)
+    tasks = dict.fromkeys(sources, task)
+    if task.vocab_size is not None or first is None:
+        return tasks, False
+    differ = False
+    for name, own in carried.items():
+        if name not in tasks or own is None:
+            continue
+        same = same_tokenizer(first[1], own)
+        if same and adds_bos(own) == adds_bos(first[1]):
+            continue
+        differ = differ or not same
+        reads = task.read_with(own) if task.read_with is not None else None
+        if not same and (reads is None or not _by_bytes(task) or not _by_bytes(reads)):
+            raise ManticoreError(
+                f"compare: {first[0]} and {name} have different tokenizers, so {name} cannot read the tokens of "
+                f"task {task.name!r}. Fix: leave it out, give the task by its name so that each reads it with its own, "
+                "or give the model re-embedded: combine([…], tokenizer=…).component(k)"
+            )
+        tasks[name] = reads or task
+    if differ:
+        tasks = {
+            name: replace(each, primary_metric=_BY_BYTES, higher_is_better=False, chance=None)
+            for name, each in tasks.items()
+        }
+    return tasks, differ
+
+
+def _by_bytes(task: Task) -> bool:
+    return _BY_BYTES in task.metric_state().compute()
 
 
 def _tokenizer(source: Source) -> PreTrainedTokenizerBase | None:
@@ -79,28 +132,9 @@ def _tokenizer(source: Source) -> PreTrainedTokenizerBase | None:
     return load_tokenizer(source) if isinstance(source, str | Path) else None
 
 
-def refuse_other_tokenizers(task: Task, carried: Mapping[str, PreTrainedTokenizerBase | None]) -> None:
-    """Refuse to score models on the same tokens where these do not mean the same to them.
-
-    Args:
-        task: with a vocabulary of its own anything goes.
-        carried: name of a model → its tokenizer, where it has one.
-
-    Raises:
-        ManticoreError: the tokenizers differ.
-    """
-    known = [(name, tokenizer) for name, tokenizer in carried.items() if tokenizer is not None]
-    for name, other in known[1:] if task.vocab_size is None else []:
-        if not same_tokenizer(known[0][1], other):
-            raise ManticoreError(
-                f"compare: {known[0][0]} and {name} have different tokenizers, so {name} cannot read the tokens of "
-                f"task {task.name!r}. Fix: leave it out, or give it re-embedded: combine([…], tokenizer=…).component(k)"
-            )
-
-
 def add_ensemble(sources: dict[str, Source], task: Task) -> None:
     """Beside the models that are no hybrids, the mean of their logits: a routed hybrid whose routes stay apart."""
-    parents = {name: source for name, source in sources.items() if not _is_hybrid(source)}
+    parents = plain_models(sources)
     if len(parents) < 2 or ENSEMBLE in sources:
         return
 
@@ -130,10 +164,19 @@ def averaged(
     return hybrid
 
 
-def _is_hybrid(source: Source) -> bool:
+def plain_models(sources: Mapping[str, Source]) -> dict[str, PreTrainedModel | str | Path]:
+    """Those given as models, folders or hub ids that are no hybrids."""
+    return {
+        name: source
+        for name, source in sources.items()
+        if isinstance(source, PreTrainedModel | str | Path) and not _is_hybrid(source)
+    }
+
+
+def _is_hybrid(source: PreTrainedModel | str | Path) -> bool:
     if isinstance(source, str | Path):
         return isinstance(load_config(str(source)), ManticoreConfig)
-    return not isinstance(source, PreTrainedModel) or isinstance(source.config, ManticoreConfig)
+    return isinstance(source.config, ManticoreConfig)
 
 
 def weights_fingerprint(source: Source) -> str | None:

@@ -36,3 +36,22 @@ def test_a_compiled_supernet_computes_the_same_in_one_graph_at_any_weights():
         changed = compiled(ids).logits
     assert torch.equal(changed, supernet(ids).logits)
     assert not torch.equal(changed, expected)
+
+
+@pytest.mark.usefixtures("compiling")
+@torch.no_grad()
+def test_a_compiled_hybrid_takes_left_padding_and_is_not_silent_about_what_it_would_have_to_rearrange():
+    parents = [tiny_model("gpt_neox", num_hidden_layers=2), tiny_model("llama", seed=1, num_hidden_layers=2)]
+    hybrid = manticore.combine(parents, num_blocks=2)
+    compiled = torch.compile(hybrid, backend="eager", fullgraph=True)
+    ids, mask = torch.arange(10).reshape(2, 5), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]])
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    for given in ({"attention_mask": mask}, {"attention_mask": mask, "position_ids": positions}):
+        got = compiled(ids, **given).logits[mask.bool()]
+        torch.testing.assert_close(got, hybrid(ids, **given).logits[mask.bool()], atol=1e-6, rtol=0)
+    for given in (
+        {"attention_mask": torch.tensor([[1, 0, 1, 1, 1]] * 2)},
+        {"position_ids": torch.tensor([[0, 1, 0, 1, 2]] * 2)},
+    ):
+        with pytest.raises(RuntimeError, match="left-padded rows of one document only"):
+            compiled(ids, **given)

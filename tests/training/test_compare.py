@@ -17,7 +17,7 @@ from manticore.hybrid.discretize import discretize
 from manticore.training.budget import count_parameters, flops_per_step
 from manticore.training.compare import compare
 from manticore.training.contestants import add_ensemble, build, named
-from manticore.training.finetune import finetune
+from manticore.training.finetune import evaluate, finetune
 from manticore.training.intervals import mean_interval, t_quantile
 
 BATCH = 8
@@ -88,6 +88,43 @@ def test_everyone_spends_the_same_flops_and_the_given_models_stay_as_they_are(gp
     assert steps["supernet (soft)"] <= steps["ensemble"] < min(steps["gpt"], steps["mamba"])
     assert table.row("hybrid").flops_per_token < table.row("supernet (soft)").flops_per_token
     json.dumps(table.to_dict())
+
+
+def test_a_dear_step_is_not_off_the_budget(gpt, mamba):
+    """Whole steps leave up to one step of a budget over; that is told by the record, and is no mismatch."""
+    budget = budget_for(gpt, 1.8)
+    row = compare({"gpt": gpt}, copying_task(), budget_flops=budget, seeds=[0], batch_size=BATCH, cpu=True).rows[0]
+    (entry,) = row.seeds
+    assert entry["flops"] == row.step_flops == flops_per_step(gpt, BATCH, LENGTH)
+    assert entry["flops"] < 0.6 * budget
+    assert not row.mismatch
+
+
+def test_parents_are_scored_as_downloaded_unless_the_task_gives_them_another_head(gpt, hybrid, tmp_path):
+    options = {"budget_flops": 6_000_000, "seeds": [0], "ensemble": False, "cpu": True, "test_examples": 5}
+    other = copying_task(vocab_size=20)
+    table = compare({"gpt": gpt, "hybrid": hybrid}, other, batch_size=BATCH, **options)
+    (reason,) = table.untrained
+    assert (reason.model, reason.metrics) == ("gpt", {})
+    assert "its own vocabulary" in reason.left_out
+    kept, options = copying_task(vocab_size=None), options | {"batch_size": BATCH, "out": tmp_path / "kept"}
+    table = compare({"gpt": gpt, "hybrid": hybrid}, kept, **options)
+    (untrained,) = table.untrained
+    assert (untrained.model, untrained.left_out) == ("gpt", "")
+    assert untrained.metrics == evaluate(gpt, kept, max_examples=5)
+    assert compare({"gpt": gpt, "hybrid": hybrid}, kept, resume=True, **options) == table
+
+
+def test_names_are_given_in_a_list_too(tmp_path):
+    (tmp_path / "lr=0.1").mkdir()
+    path = str(tmp_path / "lr=0.1")
+    found = named(["a", "first=x/a", "b/a", path, "hub=org/name"])
+    assert found == {"a": "a", "first": "x/a", "a-2": "b/a", "lr=0.1": path, "hub": "org/name"}
+    # a name that was given is kept wherever it stands, and a path with the sign in a folder's name is a path
+    assert named(["x/a", "a=y"]) == {"a-2": "x/a", "a": "y"}
+    assert named(["runs/lr=1/model"]) == {"model": "runs/lr=1/model"}
+    with pytest.raises(ManticoreError, match="two models are called 'a'"):
+        named(["a=x", "a=y"])
 
 
 def test_a_run_is_what_finetune_gives(gpt):

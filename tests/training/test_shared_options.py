@@ -5,6 +5,7 @@ import json
 
 import pytest
 from copying_task import copying_task
+from transformers import AutoModelForCausalLM
 
 import manticore
 from manticore.runs import pipeline
@@ -95,6 +96,30 @@ def test_a_recipe_compares_with_everything_that_it_fine_tunes_with(tmp_path, mon
     (options,) = caught.value.args
     assert {name: options[name] for name in UNUSUAL} == UNUSUAL
     assert options["test_examples"] == 5
+
+
+def test_entries_of_a_recipe_start_from_weights_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("MANTICORE_CACHE", str(tmp_path / "cache"))
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"line {n} of a text that is long enough to be split" for n in range(400)))
+    entry = {"family": "gpt_neo", "layers": 1, "width": 8, "length": 16, "steps": 0, "text": str(text)}
+    names = ("one", "other")
+
+    class Folder:
+        path = tmp_path
+        recipe = Recipe.model_validate(
+            {
+                "name": "run",
+                "pretrain": [{"name": name, "vocab_size": 270, **entry} for name in names],
+                "components": [{"name": name, "source": name} for name in names],
+                "task": {"name": "text"},
+            }
+        )
+
+    first, second = (AutoModelForCausalLM.from_pretrained(made) for made in pipeline.Pipeline(Folder()).sources)
+    tables = [model.get_input_embeddings().weight for model in (first, second)]
+    assert tables[0].shape == tables[1].shape
+    assert not (tables[0] == tables[1]).any()
 
 
 def test_what_changes_a_run_is_what_resuming_compares(gpt, hybrid, tmp_path):

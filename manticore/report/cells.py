@@ -1,0 +1,66 @@
+"""What a cell of the table of scores says, the same on the page, in the terminal and in the model card."""
+
+from __future__ import annotations
+
+from manticore.report import spending, units
+from manticore.report.results import Compare, Results, Row, TaskInfo
+
+BY_BYTES = "bits_per_byte"
+
+
+def below(row: Row, task: TaskInfo) -> list[str]:
+    """What stands below a score: its interval, and for text how many bits a byte costs."""
+    found = []
+    if row.bounds is not None:
+        found.append(units.interval(row.bounds))
+    elif len(row.seeds) == 1:
+        found.append("one seed")
+    bits = row.mean_of(BY_BYTES)
+    if bits is not None and task.primary_metric != BY_BYTES:
+        found.append(f"{units.score(bits)} bits per byte")
+    return found
+
+
+def as_downloaded(compare: Compare, model: str, task: TaskInfo) -> list[str]:
+    """The score of a model before any training, and what stands below it; an n-dash where there is none."""
+    found = [units.score(compare.before(model, task.primary_metric))]
+    bits = compare.before(model, BY_BYTES)
+    if bits is not None and task.primary_metric != BY_BYTES:
+        found.append(f"{units.score(bits)} bits per byte")
+    return found
+
+
+def has_downloaded(compare: Compare) -> bool:
+    """Whether any model was scored before training."""
+    return any(found.metrics for found in compare.untrained)
+
+
+def notes(results: Results) -> list[str]:
+    """Sentences below the table: what it cannot be read without, and which scores are not there."""
+    compare, task = results.compare, results.task or TaskInfo()
+    if compare is None:
+        return []
+    found = list(compare.notes)
+    reasons = list(dict.fromkeys(entry.left_out for entry in compare.untrained if entry.left_out))
+    found += [f"Not scored as downloaded: {reason}." for reason in reasons]
+    if said := scored(task):
+        found.append(f"Scores are of {said}.")
+    return found
+
+
+def scored(task: TaskInfo) -> str:
+    """How many examples of the test split scores are of; empty where the record does not say."""
+    whole = task.examples.get("test")
+    if task.scored is None or whole is None:
+        return ""
+    return f"{task.scored:,} of the {whole:,} test examples" if task.scored < whole else f"all {whole:,} test examples"
+
+
+def equal_compute(compare: Compare) -> str:
+    """The sentence on what the rows of each budget cost."""
+    said = [
+        f"{words} (“{units.shorten(compare.budgets[budget].name, 60)}”)" if len(compare.budgets) > 1 else words
+        for budget in range(len(compare.budgets))
+        if (words := spending.spread(compare, [row for row in compare.rows if row.budget == budget]))
+    ]
+    return f"Every model had the same budget and used, in whole steps, {'; '.join(said)}." if said else ""
