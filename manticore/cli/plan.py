@@ -74,6 +74,7 @@ def plan(
         flops_per_second=flops_per_second,
         # whoever names a device's memory means another machine's
         accelerator=True if memory is not None else None,
+        process_bytes=process_bytes() if memory is None else 0,
     )
     for part in render_plan(found):
         console.print(part, width=None if console.is_terminal else _PIPED_WIDTH)
@@ -93,7 +94,7 @@ def _load(names: list[str], overrides: list[str]) -> LoadedRecipe | _Given:
     if not names:
         raise ManticoreError("plan: no recipe and no models. Fix: manticore plan quickstart")
     if len(names) == 1:
-        return load_recipe(names[0], overrides, here=True)
+        return load_recipe(names[0], overrides)
     return _Given(names, overrides)
 
 
@@ -115,6 +116,16 @@ class _Given:
             # JSON is YAML
             file.write_text(json.dumps(recipe), encoding="utf-8")
             self.recipe: Recipe = load_recipe(str(file), overrides).recipe
+
+
+def process_bytes() -> int:
+    """What this process holds after its imports, where a model would share its memory: as much as a run's holds."""
+    import torch
+
+    statm = Path("/proc/self/statm")
+    if torch.accelerator.is_available() or not statm.is_file():
+        return 0
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _own_memory() -> int:

@@ -62,7 +62,8 @@ def pretrain(
             folder = manticore.pretrain(family, **settings, out=out, cpu=cpu, progress=progress)
     except KeyboardInterrupt as stop:
         again = shlex.join(["manticore", *sys.argv[1:]])
-        say(f"stopped; checkpoints are kept in the cache, the same command goes on from them\nnext: {again}")
+        say("stopped; checkpoints are kept in the cache, the same command goes on from them")
+        say(f"next: {again}")
         raise SystemExit(exit_code_of(stop)) from None
     record = read_record(folder)
     if record["heldout"]:

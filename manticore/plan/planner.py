@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -115,6 +115,7 @@ def plan(
     device_memory: float,
     flops_per_second: float | None = None,
     accelerator: bool | None = None,
+    process_bytes: float = 0,
 ) -> Plan:
     """Lay out everything a recipe does on tensors without data, and count.
 
@@ -124,6 +125,8 @@ def plan(
         device_memory: bytes of each.
         flops_per_second: what each reaches in training, for the time.
         accelerator: whether the devices are accelerators that compute in bfloat16; None: whether this machine has one.
+        process_bytes: what a process holds beside its tensors, where both share the device's memory, as on a CPU: the
+            interpreter and the libraries.
 
     Raises:
         ManticoreError: a configuration that is not here or makes no model, or more blocks than layers.
@@ -134,7 +137,9 @@ def plan(
     task = task_shape(recipe.task)
     if accelerator is None:
         accelerator = torch.accelerator.is_available()
-    return _Planner(recipe, sources, task, devices, device_memory, accelerator).plan(flops_per_second)
+    found = _Planner(recipe, sources, task, devices, device_memory - process_bytes, accelerator).plan(flops_per_second)
+    resident = [replace(s, bytes=None if s.bytes is None else s.bytes + process_bytes) for s in found.stages]
+    return replace(found, stages=resident, device_memory=device_memory)
 
 
 def shape_of(recipe: Recipe, sources: Sequence[Source]) -> Shape:
@@ -187,7 +192,7 @@ class _Planner:
         paths = self._ends(own)
         tuned = [self._measure("finetune", own, path) for path in (None, paths["costliest"], paths["cheapest"])]
         fits: dict[str, list[Fit]] = {}
-        stages = self._pretraining()
+        stages = [*self._pretraining(), self._combine()]
         if recipe.align is not None:
             stages.append(self._align(recipe.align))
         searched = None
@@ -352,6 +357,16 @@ class _Planner:
                 StagePlan("pretrain", what, case.held.trained, case.flops, entry.steps, total, case.peak(), verdict)
             )
         return stages
+
+    def _combine(self) -> StagePlan:
+        """All components, and the file of the largest while it is read."""
+        size = self.shape.dtype.itemsize
+        weights = [count * size for count in self.skeleton.own_parameters]
+        peak = float(sum(weights) + max(weights))
+        verdict = "fits" if peak <= self.memory else "does not fit: larger devices, or combine.dtype=bfloat16"
+        if verdict != "fits":
+            self.problems.append(f"combine {verdict}")
+        return StagePlan("combine", "loading included", None, None, None, 0, peak, verdict)
 
     def _align(self, section: Align) -> StagePlan:
         """The components alone up to the last boundary that is read, the sums of the regressions, the steps."""

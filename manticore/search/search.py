@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from manticore.errors import ManticoreError, require_hybrid
 from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.discretize import best_path
+from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.kernels.mamba import fast_scan
 from manticore.registry import resolve
 from manticore.search.joint import Order
@@ -195,6 +196,9 @@ def search(
     elif not isinstance(start, str):
         hybrid.set_mixture_weights(start)
     with ExitStack() as stack:
+        if isinstance(hybrid, ComponentGenerationMixin):
+            # last of all, when the mixture weights are numbers again
+            stack.callback(hybrid.update_ends)
         stack.enter_context(kept_modes(hybrid))
         stack.enter_context(fast_scan(hybrid))
         stack.enter_context(_learning(hybrid.mixing.mixture_parameters()))

@@ -114,6 +114,23 @@ class StackForAutoEncoding(StackPreTrainedModel):
         assert hidden is not None
         return hidden.mean(1) if self.config.pooling == "mean" else hidden[:, -1]
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load an auto-encoder; see transformers for the arguments.
+
+        Raises:
+            ManticoreError: it was saved when the stack still had a last norm, without which it computes something else.
+        """
+        asked = kwargs.pop("output_loading_info", False)
+        # transformers' annotation knows the model alone
+        found: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        if any(name.startswith("model.norm.") for name in found[1]["unexpected_keys"]):
+            raise ManticoreError(
+                f"auto-encoder {pretrained_model_name_or_path}: was saved with a norm after the stack's last layer, "
+                "which auto-encoders no longer have. Fix: train it again"
+            )
+        return found if asked else found[0]
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if module is self and self.cls is not None:

@@ -1,7 +1,7 @@
 """What a pack of text begins with: the token for the beginning of a text (BOS) where the tokenizer adds one.
 
 Models that were trained with it use it as a place to look at when there is nothing to look at; without it some score
-far worse than they are (Gemma 3 270M: 5.8 nats instead of 4.4).
+far worse than they are.
 """
 
 from __future__ import annotations

@@ -27,6 +27,11 @@ def test_models_are_planned_without_weights(shelf: Path, tmp_path: Path) -> None
     assert "finetune" in result.stdout
     assert result.stdout.splitlines()[-1].startswith("next: manticore combine ")
     assert json.loads(file.read_text())["runnable"] is True
+    # what cannot go through is not suggested to be gone on with
+    left_out = ["align=null", "search=null", "compare=null", "discretize.path=[0,0]"]
+    result = CliRunner().invoke(app, [*words[:-1], *left_out, "--device-memory", "1MB"])
+    assert "This run cannot go through as it is:" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("next: change that, then manticore plan ")
 
 
 @pytest.mark.parametrize(

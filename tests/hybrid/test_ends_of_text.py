@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_tokenizers import with_prefixes
+from small_tokenizers import CODE, PROSE, byte_level, with_prefixes
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -16,6 +16,7 @@ from benchmarks.tiny_families import tiny_model
 from manticore.components.generation_settings import as_ends, ends_of
 from manticore.errors import ManticoreError
 from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.tasks.text import text
 
 SETTINGS: list[dict[str, Any]] = [
     {"eos_token_id": [2, 7], "do_sample": True, "temperature": 0.7, "top_k": 9, "repetition_penalty": 1.3},
@@ -196,3 +197,17 @@ def test_settings_of_a_damaged_configuration_are_refused(hybrid: ManticoreForCau
 def test_ends_as_transformers_writes_them() -> None:
     assert [ends_of(value) for value in (None, 3, [4, 5])] == [[], [3], [4, 5]]
     assert [as_ends(value) for value in ([], [3, 3], [4, 5, 4])] == [None, 3, [4, 5]]
+
+
+def test_a_search_leaves_the_ends_of_what_it_found() -> None:
+    tokenizer = byte_level()
+    parents = [tiny_model(family, vocab_size=len(tokenizer)) for family in ("gpt2", "mamba")]
+    for model, end in zip(parents, (7, 5)):
+        model.generation_config.eos_token_id = end
+    hybrid = manticore.combine(parents, num_blocks=2, tokenizer=tokenizer, check=False)
+    hybrid.set_mixture_weights([1, 1])
+    assert ends(hybrid) == {5}
+    task = text(tokenizer, source=[*CODE, *PROSE] * 20, length=16)
+    manticore.search(hybrid, task, steps=1, batch_size=2, cpu=True)
+    # read before anything else asks for the ends
+    assert hybrid.config.eos_token_id == [7, 5]

@@ -176,7 +176,7 @@ def test_families_are_those_of_the_installed_transformers() -> None:
 
 def test_the_verb_says_it_too(folders: Path) -> None:
     (folders / "mine.yaml").write_text(two("bare", "gpt"))
-    for verb in ("check", "run", "plan"):
+    for verb in ("check", "run"):
         result = CliRunner().invoke(app, [verb, "mine.yaml"])
         assert result.exit_code == 2
         assert "carries no tokenizer" in result.stderr

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_stacks import POSITIONS, VOCABULARY, assert_older_start, tiny_config, tokens
 from twins import TWINS
 
@@ -149,3 +150,13 @@ def test_what_it_refuses() -> None:
         model(tokens(2, 5), attention_mask=mask)
     with pytest.raises(ManticoreError, match="hidden_size is 7"):
         StackForAutoEncoding(StackConfig(layers=["mlp"], hidden_size=7))
+
+
+def test_one_saved_with_a_last_norm_is_refused(tmp_path: Path) -> None:
+    """As they were before: without it the same weights give other logits."""
+    model = autoencoder()
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({**weights, "model.norm.weight": torch.ones(16)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ManticoreError, match=r"saved with a norm after the stack's last layer.*Fix: train it again"):
+        StackForAutoEncoding.from_pretrained(tmp_path)
