@@ -353,7 +353,16 @@ def test_data(place: Path) -> None:
         else:
             path.write_bytes(content)
         try:
-            run("evaluate", "sound/gpt", "--task", "text", "--task-option", f"text={path}", "--task-option", "length=8")
+            run(
+                "evaluate",
+                "sound/gpt",
+                "--task",
+                "text",
+                "--task-option",
+                f"source={path}",
+                "--task-option",
+                "length=8",
+            )
         finally:
             path.unlink()
 
@@ -376,7 +385,7 @@ def test_data(place: Path) -> None:
             "\x1b[31m",
             "hf:",
         ):
-            words = ("--task", "text", "--task-option", f"text={name}", "--task-option", "max_bytes=1000")
+            words = ("--task", "text", "--task-option", f"source={name}", "--task-option", "max_bytes=1000")
             yield f"text {name[:9]!r}", functools.partial(run, "evaluate", "sound/gpt", *words)
 
     report(chosen(cases(), 40))

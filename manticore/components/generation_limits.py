@@ -42,7 +42,10 @@ def check_generation_limits(name: str, revision: str | None) -> None:
     """
     for file in ("generation_config.json", "config.json"):
         path = file_of(name, file, revision=revision)
-        values = None if path is None else read_object(path, "download the checkpoint again")
+        try:
+            values = None if path is None else read_object(path, "download the checkpoint again")
+        except ManticoreError as error:
+            raise ManticoreError(f"{name}: {error}") from error
         for key, value in (values or {}).items():
             expected = None if value is None else _expected(key, value)
             if expected is not None:

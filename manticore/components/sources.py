@@ -36,8 +36,10 @@ def refuse_unreadable(name: str) -> None:
     folder = Path(name)
     if not folder.is_dir():
         return
+    effective = os.access in os.supports_effective_ids
     try:
-        closed = next((path for path in sorted(folder.iterdir()) if not os.access(path, os.R_OK)), None)
+        files = sorted(folder.iterdir())
+        closed = next((path for path in files if not os.access(path, os.R_OK, effective_ids=effective)), None)
     except PermissionError:
         closed = folder
     if closed is not None and not (closed.is_symlink() and not closed.exists()):

@@ -15,6 +15,26 @@ from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
 
 from manticore.errors import ManticoreError
 
+try:
+    from transformers.cache_utils import DummyLayer as EmptyLayer
+except ImportError:
+
+    class EmptyLayer:  # type: ignore[no-redef]
+        """The place of a layer that caches nothing, as transformers has it from 5.23 on."""
+
+        supports_early_init = False
+        is_initialized = is_compileable = is_croppable = True
+        is_sliding = False
+        keys = values = None
+
+        def _nothing(self, *args: Any) -> None: ...
+
+        offload = prefetch = reset = crop = reorder_cache = batch_repeat_interleave = batch_select_indices = _nothing
+
+        def get_max_length(self) -> int:
+            """None."""
+            return -1
+
 
 class CountingCache(Cache):
     """A cache over given layers; whoever runs them adds to ``seen_tokens``."""

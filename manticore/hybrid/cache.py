@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, DynamicCache
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-from manticore.components.state_cache import CountingCache
+from manticore.components.state_cache import CountingCache, EmptyLayer
 
 
 class ComponentCache(Cache):
@@ -55,7 +55,7 @@ class HybridCache(CountingCache):
         for config, layers_kept in zip(components, kept):
             layers: list[Any] = DynamicCache(config=config).layers
             chosen = set(layers_kept)
-            layers = [layer if i in chosen else DummyLayer() for i, layer in enumerate(layers)]
+            layers = [layer if i in chosen else EmptyLayer() for i, layer in enumerate(layers)]
             flat.extend(layers)
             self.views.append(ComponentCache(layers, self))
         super().__init__(flat)

@@ -9,13 +9,14 @@ import copy
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.cache_utils import CacheLayerMixin, DummyLayer, DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from manticore.components.extra_outputs import ask_for_no_more
 from manticore.components.generation_settings import ends_of
 from manticore.components.loading import check_family
 from manticore.components.positions import context_length
+from manticore.components.state_cache import EmptyLayer
 from manticore.errors import ManticoreError
 
 
@@ -251,7 +252,7 @@ class ManticoreConfig(PreTrainedConfig):
         if component is None:
             return False
         return any(
-            isinstance(layer, CacheLayerMixin) and not isinstance(layer, DummyLayer)
+            isinstance(layer, CacheLayerMixin) and not isinstance(layer, EmptyLayer)
             for layer in DynamicCache(config=component).layers
         )
 

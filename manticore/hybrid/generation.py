@@ -135,8 +135,10 @@ class ComponentGenerationMixin(OwnCacheGenerationMixin):
             cached: tokens that went through already, padding included.
             tokens: all of them, the new ones included.
         """
-        if not cached:
-            return None
+        # by itself: torch.compile cannot return from a function before all that its inner ones read is set
+        return self._switching(attention_mask, cached, tokens) if cached else None
+
+    def _switching(self, attention_mask: Tensor | None, cached: int, tokens: int) -> int | None:
         limits = [(k, self.runners[k].switch) for k in self.mixing.route().used]
         switches = {k: limit for k, limit in limits if limit is not None and limit < tokens}
         if not switches:

@@ -32,7 +32,7 @@ from manticore.hybrid.verdicts import Verdict
 from manticore.seeding import derive_seed
 
 # past windows, chunks and switches of the twin, from a prompt that is shorter than all of them when padding is left out
-_TOKENS, _PADDED, _PROMPT = 10, 3, 6
+_TOKENS, _PADDED, _PROMPT = 10, 3, 8
 _KIND = "components"
 
 

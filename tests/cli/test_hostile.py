@@ -54,7 +54,7 @@ def file(name: str, content: str | bytes) -> Change:
     return change
 
 
-def sharded(target: str) -> Change:
+def sharded(target: Any) -> Change:
     """Weights that are found through an index which leads to `target`."""
 
     def change(folder: Path) -> None:
@@ -109,6 +109,34 @@ HOSTILE: dict[str, tuple[str, Change, str]] = {
         "gpt",
         file("adapter_config.json", '{"peft_type": "LORA", "base_model_name_or_path": "/etc"}'),
         "it holds an adapter",
+    ),
+    "an index of numbers": ("gpt", sharded(5), "leads to 5"),
+    "classes that are numbers": ("gpt", settings(architectures=[5]), "names no classes in architectures"),
+    "one class that is a number": ("gpt", settings(architectures=5), ""),
+    "weights of whole numbers": (
+        "gpt",
+        weights(lambda t: t.update({"transformer.ln_f.weight": t["transformer.ln_f.weight"].long()})),
+        "transformer.ln_f.weight holds whole numbers (I64; expected floating point)",
+    ),
+    "complex weights": (
+        "gpt",
+        weights(lambda t: t.update({"transformer.ln_f.bias": t["transformer.ln_f.bias"].to(torch.complex64)})),
+        "transformer.ln_f.bias holds complex numbers (C64; expected floating point)",
+    ),
+    "a search wider than memory": (
+        "gpt",
+        file("generation_config.json", '{"num_beams": 100000}'),
+        "generation_config.json: num_beams is 100000 (expected a whole number up to 1000)",
+    ),
+    "a hybrid with a search wider than memory": (
+        "hybrid",
+        file("generation_config.json", '{"num_return_sequences": 100000}'),
+        "num_return_sequences is 100000",
+    ),
+    "settings of generation that are a list": (
+        "gpt",
+        file("generation_config.json", "[]"),
+        "a list, expected an object",
     ),
     "truncated weights": ("gpt", truncated, "a weights file is damaged"),
     "a truncated hybrid": ("hybrid", truncated, "a weights file is damaged"),
