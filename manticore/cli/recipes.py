@@ -126,7 +126,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     Example: manticore check mine.yaml search.steps=40
     """
     loaded = load_recipe(recipe, overrides, here=True)
-    console.print(f"{loaded.source}: ok", markup=False, highlight=False)
+    console.print(f"{loaded.source}: ok", markup=False, highlight=False, soft_wrap=True)
     command = join(["manticore", "run", recipe, *(overrides or [])])
     console.print(f"next: {command}", markup=False, highlight=False, soft_wrap=True)
 

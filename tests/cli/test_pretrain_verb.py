@@ -43,7 +43,8 @@ def test_the_verb_trains_prints_the_held_out_loss_and_suggests_what_runs(desk: P
     assert said[-2] == "wrote gpt"
     options = "--task-option 'source=my text.jsonl' --task-option text_column=body --task-option length=16"
     assert said[-1] == f"next: manticore evaluate gpt --task text {options}"
-    assert verb(*shlex.split(said[-1].removeprefix("next: manticore ")))[1].startswith("loss ")
+    scores = verb(*shlex.split(said[-1].removeprefix("next: manticore ")))
+    assert any(line.startswith("loss ") for line in scores)
     # the verb is the function
     assert manticore.pretrain is pretrain
     settings = {"layers": 1, "width": 32, "batch_size": 2, "length": 16, "vocab_size": 280}
