@@ -26,6 +26,8 @@ _MODES = {
     GenerationMode.ASSISTED_GENERATION,
 }
 
+_FOR_STOPPING = {"tokenizer", "assistant_tokenizer"}
+
 
 def new_cache_wanted(model: nn.Module, use_cache: bool) -> bool:
     """``use_cache``, but never where gradient checkpointing runs layers again: that would extend a cache twice."""
@@ -88,6 +90,16 @@ class OwnCacheGenerationMixin(GenerationMixin):
             given = self.new_cache()
         if given is not None:
             model_kwargs[CACHE_ARGUMENT] = given
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As transformers does, without the tokenizers that it hands on to every forward pass for stop strings."""
+        # transformers looks for inputs_embeds in the signature; forward says why it is refused
+        kwargs["inputs_embeds"] = inputs_embeds
+        given: Any = input_ids
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(given, *args, **kwargs)  # type: ignore[misc]
+        return {name: value for name, value in inputs.items() if name not in _FOR_STOPPING}
 
     def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The column that is added to the mask is all ones: the next forward pass need not look."""

@@ -113,7 +113,7 @@ class ComponentGenerationMixin(OwnCacheGenerationMixin):
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
-    ) -> Any:
+    ) -> dict[str, Any]:
         """As transformers does; where a component's rotary embedding changes, the whole text is read anew.
 
         What is cached was turned in the old way. Phi-3 and PhiMoE do so too.
@@ -123,9 +123,7 @@ class ComponentGenerationMixin(OwnCacheGenerationMixin):
         mask = kwargs.get("attention_mask")
         if whole and self.switching(mask, cache.seen_tokens, input_ids.shape[1]) is not None:
             kwargs = {**kwargs, CACHE_ARGUMENT: self.new_cache(), "next_sequence_length": None}
-        # transformers looks for this name in the signature; forward says why it is refused
-        kwargs["inputs_embeds"] = inputs_embeds
-        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc, arg-type]
+        return super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
 
     def switching(self, attention_mask: Tensor | None, cached: int, tokens: int) -> int | None:
         """The component whose rotary embedding changes between what is cached and the end of the text, if one does.

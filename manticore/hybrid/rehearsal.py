@@ -59,7 +59,22 @@ def _what_it_depends_on(model: PreTrainedModel) -> dict[str, Any]:
     kinds = {type(module) for module in (model, *model.modules())}
     return {
         "configuration": settings,
+        # chosen when a model is loaded, so a configuration does not say them
+        "implementations": [model.config._attn_implementation, model.config._experts_implementation],
         "code": sorted(f"{kind.__module__}.{kind.__qualname__} {_code(kind)}" for kind in kinds),
+    }
+
+
+def _implementations(hybrid: ManticoreForCausalLM) -> dict[str, dict[str, str]]:
+    """What a hybrid runs, as ``from_pretrained`` takes it: files do not say it."""
+    kinds = ("attn_implementation", "experts_implementation")
+    return {
+        kind: {
+            name: chosen
+            for name in hybrid.config.sub_configs
+            if (chosen := getattr(getattr(hybrid.config, name), f"_{kind}")) is not None
+        }
+        for kind in kinds
     }
 
 
@@ -76,7 +91,7 @@ def _rehearse(model: PreTrainedModel) -> None:
     expected = rehearsal.compare(rehearsal.hybrid, "")
     with tempfile.TemporaryDirectory(prefix="manticore-") as folder, refusing_crashes(model):
         rehearsal.hybrid.save_pretrained(folder)
-        reloaded = ManticoreForCausalLM.from_pretrained(folder)
+        reloaded = ManticoreForCausalLM.from_pretrained(folder, **_implementations(rehearsal.hybrid))
         rehearsal.same(reloaded, expected, "after saving and loading")
     try:
         small = discretize(reloaded, [0, *[1] * (reloaded.config.num_blocks - 1)])

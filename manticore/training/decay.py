@@ -20,13 +20,20 @@ STATE_PARAMETERS = frozenset({"A_log", "D", "dt_bias"})
 def decayed(model: nn.Module, candidates: Iterable[str]) -> list[str]:
     """Those of the parameters named ``candidates`` that decay falls on.
 
-    Left out are parameters of fewer than two dimensions (biases, the weights of norms, gains, rates), the recurrent
-    families' state parameters, and what is marked by an attribute ``_no_weight_decay``: true on a parameter, true on a
-    module for all that it holds, or on a module the names of its own parameters.
+    Left out are parameters of fewer than two dimensions (biases, the weights of norms, gains, rates), those of a norm
+    per head or a bias per expert too, the recurrent families' state parameters, and what is marked by an attribute
+    ``_no_weight_decay``: true on a parameter, true on a module for all that it holds, or on a module the names of its
+    own parameters.
     """
     spared = set(_marked(model))
     kept = {name for name, parameter in model.named_parameters() if parameter.dim() > 1 and name not in spared}
-    return [name for name in candidates if name in kept and name.rpartition(".")[2] not in STATE_PARAMETERS]
+    return [name for name in candidates if name in kept and not _sets_a_scale_or_a_start(model, name)]
+
+
+def _sets_a_scale_or_a_start(model: nn.Module, name: str) -> bool:
+    """Whether a parameter of two dimensions or more is no map, by its name or by what holds it."""
+    holder, _, own = name.rpartition(".")
+    return own in STATE_PARAMETERS or own.endswith("bias") or "Norm" in type(model.get_submodule(holder)).__name__
 
 
 def _marked(model: nn.Module) -> Iterator[str]:

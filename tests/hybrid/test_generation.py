@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_tokenizers import byte_level
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
@@ -141,6 +142,18 @@ def test_streaming_stopping_and_lengths(hybrid: ManticoreForCausalLM, tokenizer:
     with redirect_stdout(said):
         hybrid.generate(ids[:1], streamer=TextStreamer(tokenizer, skip_prompt=True), max_length=12, eos_token_id=None)
     assert said.getvalue().split() == tokenizer.decode(stopped[0, 9:]).split()
+
+
+def test_stop_strings(hybrid: ManticoreForCausalLM) -> None:
+    bytes_first = byte_level()
+    given: dict[str, Any] = {"max_length": 14, "eos_token_id": None, "tokenizer": bytes_first}
+    ids = prompt()[:1]
+    whole = hybrid.generate(ids, **given)
+    assert torch.equal(whole, hybrid.generate(ids, max_length=14, eos_token_id=None))
+    stopped = hybrid.generate(ids, stop_strings=[bytes_first.decode(whole[0, 11])], **given)
+    assert 9 < stopped.shape[1] <= 12
+    assert torch.equal(stopped, whole[:, : stopped.shape[1]])
+    assert hybrid.generate(ids, stop_strings=["never"], num_beams=2, **given).shape == (1, 14)
 
 
 def test_a_pipeline_of_two_texts_at_once(hybrid: ManticoreForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:

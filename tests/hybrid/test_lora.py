@@ -10,9 +10,11 @@ import peft
 import pytest
 import torch
 from hybrids import Build, at_random_weights
+from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 import manticore
 from benchmarks.tiny_families import tiny_model
@@ -24,6 +26,11 @@ from manticore.stacks.modeling import StackForCausalLM
 
 DOCS = Path(__file__).parents[2] / "docs"
 UNSAFE = r"adapter: .*dt_proj.*MambaMixer reads its weight as a tensor.*Fix: target_modules=manticore\.lora_targets"
+
+models_own_methods = pytest.mark.skipif(
+    Version(peft.__version__) < Version(MIN_PEFT_VERSION),
+    reason=f"add_adapter of this transformers refuses peft below {MIN_PEFT_VERSION}",
+)
 
 
 def config(model: PreTrainedModel, **changes: object) -> LoraConfig:
@@ -94,6 +101,7 @@ def test_the_table_of_given_and_of_existing_adapters(build: Build) -> None:
     assert gpt2["c_attn 96×32"] == 4
 
 
+@models_own_methods
 @pytest.mark.parametrize(
     "targets", [["dt_proj", "q_proj"], "all-linear", r".*\.mixer\..*_proj"], ids=["list", "all-linear", "regex"]
 )
@@ -191,6 +199,7 @@ def test_saved_loaded_and_merged_adapters_are_the_same_model(
     assert torch.equal(again, generated)
 
 
+@models_own_methods
 def test_the_models_own_adapter_methods(hybrid: ManticoreForCausalLM, ids: Tensor, tmp_path: Path) -> None:
     hybrid.save_pretrained(tmp_path / "base")
     hybrid.add_adapter(config(hybrid))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, MambaForCausalLM, MistralForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, MambaForCausalLM, MistralForCausalLM, PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 from transformers.models.mamba import modeling_mamba
@@ -290,3 +290,14 @@ def test_rows_on_both_sides_of_a_rotary_switch_are_refused() -> None:
         hybrid(ids[:, :8], attention_mask=mask[:, 4:])
         mask[0, 2:] = 1
         hybrid(ids, attention_mask=mask)
+
+
+@pytest.mark.parametrize("chosen", [{"attn_implementation": "eager"}, {"experts_implementation": "eager"}])
+def test_implementations_that_a_parent_was_loaded_with_are_those_rehearsed(
+    chosen: dict[str, str], tmp_path: Path, own_cache: Path
+) -> None:
+    tiny_model("mixtral", use_cache=False).save_pretrained(tmp_path)
+    rehearse(AutoModelForCausalLM.from_pretrained(tmp_path, **chosen))
+    # another implementation is another verdict
+    rehearse(AutoModelForCausalLM.from_pretrained(tmp_path))
+    assert len(list(own_cache.iterdir())) == 2
