@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from manticore import __version__
 from manticore.cli import doctor, mad, plan, recipes, runs, sharing, stages
@@ -28,6 +28,13 @@ class _Verbs(TyperGroup):
     def make_context(self, *arguments: Any, **named: Any) -> Any:
         with usage_reported():
             return super().make_context(*arguments, **named)
+
+
+class _Verb(TyperCommand):
+    """Helps in plain lines: typer's table cuts the names of long options off on a narrow terminal."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named | {"rich_markup_mode": None})
 
 
 app = typer.Typer(
@@ -87,7 +94,7 @@ _VERBS: dict[str, tuple[Callable[..., None], ...]] = {
 
 for panel, verbs in _VERBS.items():
     for verb in verbs:
-        app.command(rich_help_panel=panel)(verb)
+        app.command(rich_help_panel=panel, cls=_Verb)(verb)
 
 
 def main() -> None:

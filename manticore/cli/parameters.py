@@ -164,9 +164,17 @@ def task_words(task: str, options: Mapping[str, Any]) -> str:
     """A task and its options as they stand in a command, quoted for a shell."""
     words = ["--task", task]
     for name, value in options.items():
-        plain = isinstance(value, str) and read_value(value) == value
+        plain = isinstance(value, str) and _reads_back(value)
         words += ["--task-option", f"{name}={value if plain else json.dumps(value)}"]
     return shlex.join(words)
+
+
+def _reads_back(text: str) -> bool:
+    """Whether a text without quotes is read as itself."""
+    try:
+        return bool(read_value(text) == text)
+    except (YAMLError, ValueError):
+        return False
 
 
 def _value(text: str, flag: str) -> Any:

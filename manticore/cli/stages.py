@@ -21,7 +21,8 @@ from manticore.processes import is_first
 from manticore.runs.notes import ALIGNED, SEARCHED, TUNED
 from manticore.runs.records import task_record
 from manticore.schema.consistency import options
-from manticore.schema.sections import Align, Combine, CompareModels, Discretize, Finetune, Pretrain, Search
+from manticore.schema.sections import Align, Combine, CompareModels, Discretize, Finetune, Pretrain, Search, TaskChoice
+from manticore.schema.validation import findings
 from manticore.tasks.text_sources import STDLIB
 from manticore.writing import new_folder, refuse_existing, write_json
 
@@ -98,6 +99,7 @@ def combine(
     import manticore
     from manticore.hybrid.vocabularies import matched_tokens
     from manticore.tasks.task import load_task
+    from manticore.training.prepare import positions
 
     quiet_libraries()
     vocab_size = load_task(task, seed=seed, **chosen).vocab_size if task and chosen is not None else None
@@ -113,9 +115,11 @@ def combine(
         words = task_words(task, chosen) if task is not None and chosen is not None else f"--task {FROM_SCRATCH}"
         done(out, f"manticore search {quote(out)} {words} -o {quote(out + '-searched')}")
     elif hybrid.config.released:
-        done(out, f"manticore search {quote(out)} --task text -o {quote(out + '-searched')}")
+        done(out, f"manticore search {quote(out)} {_text_words(hybrid)} -o {quote(out + '-searched')}")
     else:
-        done(out, f"manticore align {quote(out)} -o {quote(out + '-aligned')}")
+        limit, default = positions(hybrid), Align().length
+        shorter = f" --length {limit}" if limit is not None and limit < default else ""
+        done(out, f"manticore align {quote(out)}{shorter} -o {quote(out + '-aligned')}")
 
 
 @takes(Align)
@@ -139,8 +143,7 @@ def align(hybrid: Hybrid, out: Out, seed: Seed = 0, *, settings: dict[str, Any])
     say(f"loss at equal weights {report.loss_before:.3f} before, {report.loss_after:.3f} after")
     words = f"--task {FROM_SCRATCH}"
     if model.tokenizer is not None:
-        given = {"source": settings["text"], "text_column": settings["text_column"]}
-        words = task_words("text", {name: value for name, value in given.items() if value not in (None, STDLIB)})
+        words = _text_words(model, source=settings["text"], text_column=settings["text_column"], bos=settings["bos"])
     done(out, f"manticore search {quote(out)} {words} -o {quote(out + '-searched')}")
 
 
@@ -201,7 +204,7 @@ def discretize(hybrid: Hybrid, out: Out, *, settings: dict[str, Any]) -> None:
     with new_folder(out) as folder:
         small.save_pretrained(folder)
     say(f"path {small.config.path}")
-    words = _searched_on(hybrid) or f"--task {FROM_SCRATCH if small.tokenizer is None else 'text'}"
+    words = _task_of(hybrid, SEARCHED) or (f"--task {FROM_SCRATCH}" if small.tokenizer is None else _text_words(small))
     done(out, f"manticore finetune {quote(out)} {words} -o {quote(out + '-tuned')}")
 
 
@@ -387,7 +390,7 @@ def generate(
     )
     say_text(str(tokenizer.decode(tokens[0], skip_special_tokens=True)))
     say_text("")
-    say(f"next: manticore evaluate {quote(model)} --task text")
+    say(f"next: manticore evaluate {quote(model)} {_task_of(model, TUNED) or _text_words(loaded)}")
 
 
 def checked_task(task: str, task_option: list[str] | None) -> dict[str, Any]:
@@ -401,16 +404,35 @@ def checked_task(task: str, task_option: list[str] | None) -> dict[str, Any]:
     if task not in registry.entries("task"):
         raise ManticoreError(f"--task: {registry.unknown_name('task', task)}")
     chosen = pairs(task_option or [], "--task-option")
+    _, found = findings(TaskChoice, {"name": task, "options": chosen})
+    if found:
+        raise SeveralErrors([f"--task-option {path[-1]}: {text}" for path, text in found])
     _check_options("--task-option", "task", task, chosen)
     return chosen
 
 
-def _searched_on(hybrid: str) -> str | None:
-    """The task that a hybrid was searched on, as words of a command; None where it was not."""
+def _text_words(model: PreTrainedModel, **given: Any) -> str:
+    """The task `text` as words of a command, with packs that the model has positions for.
+
+    Args:
+        given: options of the task, so far as they are not its defaults.
+    """
+    from manticore.tasks.text import LENGTH
+    from manticore.training.prepare import positions
+
+    limit = positions(model)
+    given["length"] = limit if limit is not None and limit < LENGTH else None
+    return task_words("text", {name: value for name, value in given.items() if value not in (None, STDLIB, "auto")})
+
+
+def _task_of(model: str, record: str) -> str | None:
+    """The task that a model's folder has in one of its records, as words of a command; None where it has none."""
     try:
-        task = json.loads((Path(hybrid) / SEARCHED).read_text(encoding="utf-8"))["task"]
-        return task_words(task["name"], task["options"])
-    except (OSError, ValueError, LookupError, TypeError):
+        task = json.loads((Path(model) / record).read_text(encoding="utf-8"))["task"]
+        # the record of a fine-tuning holds them as text
+        options = task["options"] if record == SEARCHED else pairs([f"{n}={v}" for n, v in task["options"].items()], "")
+        return task_words(task["name"], options)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ManticoreError):
         # a suggestion is not worth an error
         return None
 

@@ -131,6 +131,14 @@ def rearranged(
     return None
 
 
+def holds_documents(attention_mask: Tensor | None, position_ids: Tensor | None, batch: int, tokens: int) -> bool:
+    """Whether positions ``[B or 1, T]`` start anew inside a row; ``attention_mask`` ``[B, T]`` is 0 on padding."""
+    if position_ids is None or tokens < 2 or (attention_mask is not None and attention_mask.dim() != 2):
+        return False
+    real = None if attention_mask is None else attention_mask.bool()
+    return decided(_begin_anew(position_ids.expand(batch, -1), real).any())[0]
+
+
 def continued_mask(
     attention_mask: Tensor | None, cache: CountingCache | None, batch: int, tokens: int
 ) -> Tensor | None:

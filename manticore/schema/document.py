@@ -114,9 +114,13 @@ def read_document(data: bytes, source: str) -> Document:
 def read_value(text: str) -> Any:
     """The value of an override, written as in YAML: ``3``, ``1e-3``, ``[1, 0]``, ``null``, ``text``.
 
+    What begins with a character that no YAML value begins with is text as it stands: ``*.jsonl``.
+
     Raises:
         yaml.YAMLError: not valid YAML, or something a recipe may not hold.
     """
+    if text[:1] in set("*@`%"):
+        return text
     document = Document(places={(): Place("")})
     loader = _Loader(text)
     try:

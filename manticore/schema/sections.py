@@ -7,10 +7,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from manticore.schema.names import Mixing, Projector, Scalar, SearchMethod, TaskName
 from manticore.tasks.beginning import Bos
+
+
+def _distinct(values: list[int]) -> list[int]:
+    if len(set(values)) < len(values):
+        text = f"{values} holds one twice. Fix: give different ones"
+        raise PydanticCustomError("held_twice", "{text}", {"text": text})
+    return values
+
 
 Count = Annotated[int, Field(ge=1)]
 Amount = Annotated[int, Field(ge=0)]
@@ -25,6 +34,7 @@ TextColumn = Annotated[
     Field(description="Of a table, the column that holds the documents; else text, or the only column of strings."),
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
 Trainable = Literal["all", "frozen", "projectors", "lora"]
 Schedule = Literal["constant", "linear", "cosine"]
 TrainingDtype = Literal["auto", "float32", "bfloat16"]
@@ -249,7 +259,7 @@ class Finetune(Training):
 class Compare(Section):
     """Fine-tune parents, ensemble, soft supernet and hybrid at the same training FLOPs, with finetune's settings."""
 
-    seeds: Annotated[list[Amount], Field(min_length=1)] = [0, 1, 2]
+    seeds: Seeds = [0, 1, 2]
     """One fine-tuning per seed and model; three or more show a spread worth the name."""
     learning_rates: Annotated[list[Positive], Field(min_length=1)] | None = None
     """Each model takes the one that scores best on the validation split; left out, finetune's."""
@@ -264,7 +274,7 @@ class CompareModels(Training):
 
     budget_flops: Positive | None = None
     """Training FLOPs of fine-tuning; left out, what 300 steps of the costliest model take."""
-    seeds: Annotated[list[Amount], Field(min_length=1)] = [0, 1, 2]
+    seeds: Seeds = [0, 1, 2]
     """One fine-tuning per seed and model; three or more show a spread worth the name."""
     learning_rates: Annotated[list[Positive], Field(min_length=1)] = [1e-3]
     """Each model takes the one that scores best on the validation split."""

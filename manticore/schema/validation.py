@@ -37,7 +37,7 @@ def _text(model: type[BaseModel], details: ErrorDetails) -> str:
         return f"unknown key{did_you_mean(str(path[-1]), _keys(model, path[:-1]))}"
     if kind == "missing":
         return f"missing. Fix: add {path[-1]!r}{_hint(model, path)}"
-    if kind == "unknown_name":
+    if "text" in context:
         return str(context["text"])
     if kind in _EXPECTED:
         return _got(value, _EXPECTED[kind])

@@ -29,7 +29,7 @@ from manticore.components.generation import (
     refuse_cache_in_checkpointing,
 )
 from manticore.components.state_cache import CountingCache, has_states
-from manticore.components.token_layout import continued_mask, continued_positions, put_back, rearranged
+from manticore.components.token_layout import continued_mask, continued_positions, holds_documents, put_back, rearranged
 from manticore.errors import ManticoreError
 from manticore.stacks.catalogue import build_mixer
 from manticore.stacks.configuration import StackConfig
@@ -170,7 +170,8 @@ class StackModel(StackPreTrainedModel):
                 anew, another document begins.
             past_key_values: the cache of the tokens before these; transformers calls it ``cache`` from 5.24 on.
             inputs_embeds: ``[B, T, D]`` in place of ids.
-            use_cache: whether to return a cache; None follows the configuration, but never in training.
+            use_cache: whether to return a cache; None follows the configuration, but never in training and never of
+                packed documents.
             output_hidden_states: whether to return what enters each layer, and the result.
             return_dict: False returns a tuple.
             cache: another name for ``past_key_values``.
@@ -185,9 +186,13 @@ class StackModel(StackPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ManticoreError("stack: it takes either input_ids or inputs_embeds. Fix: give one of them")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        cache = self._cache(one_cache(past_key_values, cache), use_cache)
+        given = one_cache(past_key_values, cache)
+        cache = self._cache(given, use_cache)
         batch, tokens = hidden.shape[:2]
         position_ids = positions_of_documents(kwargs, position_ids, hidden.shape, hidden.device)
+        by_default = cache is not None and given is None and use_cache is None
+        if by_default and holds_documents(attention_mask, position_ids, batch, tokens):
+            cache = None
         pieces = None
         # within a hybrid, which has arranged the tokens, the cache is the hybrid's
         if cache is None or isinstance(cache, StackCache):

@@ -29,6 +29,8 @@ from manticore.tasks.roundtrip import check_round_trip
 from manticore.tasks.task import Task
 from manticore.tasks.text_sources import STDLIB
 
+LENGTH = 256
+"""Tokens per example, where nothing else is asked for."""
 HOLDOUT = 0.05
 """Share of the text that goes to validation, and as much again to test."""
 
@@ -38,7 +40,7 @@ def text(
     *,
     source: str | Path | Sequence[str] | Dataset = STDLIB,
     text_column: str | None = None,
-    length: int = 256,
+    length: int = LENGTH,
     max_bytes: int | None = None,
     data_seed: int = 0,
     bos: Bos = "auto",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -82,6 +83,17 @@ def test_every_verb_has_help_with_an_example(verb: str) -> None:
     result = CliRunner().invoke(app, [verb, "--help"])
     assert result.exit_code == 0
     assert f"Example: manticore {verb}" in result.output
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_is_whole_on_a_narrow_terminal(verb: str) -> None:
+    narrow, wide = (
+        CliRunner(env={"COLUMNS": columns, "TERMINAL_WIDTH": columns}).invoke(app, [verb, "--help"]).output
+        for columns in ("80", "300")
+    )
+    names = [set(re.findall(r"(?<!\S)--[a-z][a-z-]+", text)) for text in (narrow, wide)]
+    assert names[0] == names[1] >= {"--help"}
+    assert max(map(len, narrow.splitlines())) <= 80
 
 
 def test_stage_options_are_those_of_the_recipe_with_their_defaults() -> None:

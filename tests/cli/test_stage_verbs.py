@@ -31,7 +31,7 @@ def test_the_stages_lead_from_checkpoints_to_a_scored_hybrid(
     Path("words.txt").write_text("\n".join(f"w{i % 40} w{(7 * i) % 46}" for i in range(4000)))
 
     said = do("combine", "gpt", "mamba", "--num-blocks", "2", "-o", "hybrid")
-    assert said[-2:] == ["wrote hybrid", "next: manticore align hybrid -o hybrid-aligned"]
+    assert said[-2:] == ["wrote hybrid", "next: manticore align hybrid --length 64 -o hybrid-aligned"]
     do("align", "hybrid", "--text", "words.txt", "--tokens", "1024", "--length", "16", "-o", "aligned")
     assert len(json.loads(Path("aligned/alignment.json").read_text())["translations"]) == 4
     do("search", "aligned", *TASK, "--method", "gaea", "--steps", "3", "--batch-size", "4", "-o", "searched")

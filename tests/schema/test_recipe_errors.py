@@ -273,3 +273,8 @@ def test_the_small_tier_in_the_header_of_an_arena_recipe_is_correct(name: str) -
     recipe = load_recipe(name, words[3:]).recipe
     assert recipe.finetune.steps <= 300
     assert all(entry.width == 64 and entry.steps == 0 for entry in recipe.pretrain)
+
+
+def test_one_seed_twice_is_no_spread() -> None:
+    with pytest.raises(ManticoreError, match=r"compare.seeds: \[0, 1, 0\] holds one twice. Fix: give different ones"):
+        load_recipe("quickstart", ["compare.seeds=[0, 1, 0]"])

@@ -19,7 +19,7 @@ UNUSUAL = {
     "batch_size": 12,
     "weight_decay": 0.07,
     "decay": "all",
-    "adam_betas": (0.8, 0.95),
+    "adam_betas": [0.8, 0.95],
     "adam_eps": 1e-7,
     "schedule": "linear",
     "warmup_steps": 3,
