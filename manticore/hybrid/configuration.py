@@ -232,11 +232,14 @@ class ManticoreConfig(PreTrainedConfig):
     def per_component(self, wanted: str | dict[str, Any] | None, what: str) -> dict[str, Any] | None:
         """An implementation of attention or experts as transformers takes it: ``""`` for the hybrid, then by component.
 
-        One for all reaches the components that have attention layers; a Mamba would refuse it.
+        One for all reaches the components that have attention layers; a Mamba would refuse it. ``""`` alone is one for
+        all, since a hybrid has no layers beside theirs.
 
         Raises:
             ManticoreError: a component that there is not.
         """
+        if isinstance(wanted, dict) and wanted.keys() == {""}:
+            wanted = wanted[""]
         if wanted is None or (isinstance(wanted, dict) and wanted.keys() <= {"", *self.sub_configs}):
             return wanted
         if isinstance(wanted, dict):

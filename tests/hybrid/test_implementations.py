@@ -38,6 +38,7 @@ def runs(hybrid: Any, what: str = "attn") -> list[str]:
     ("asked", "of_all", "expected"),
     [
         ("eager", "eager", ["eager", "eager", "eager"]),
+        ({"": "eager"}, "eager", ["eager", "eager", "eager"]),
         ("flex_attention", "flex_attention", ["flex_attention", "eager", "flex_attention"]),
         ({"component_0": "eager"}, "sdpa", ["eager", "eager", "sdpa"]),
         ({"": "eager", "component_2": "sdpa"}, "eager", ["sdpa", "eager", "sdpa"]),
