@@ -121,7 +121,7 @@ class Pipeline:
         }
         stages.append(self._stage("discretize", "one component per block", inputs, self._discretize))
         plan = f"{_amount(recipe.finetune)} on {recipe.task.name}{self._vocabulary()}"
-        stages.append(self._stage("finetune", plan, recipe.finetune, self._finetune))
+        stages.append(self._stage("finetune", plan, recipe.finetune, self._finetune, self.path / MODEL))
         if recipe.compare is not None:
             plan = f"parents and hybrids at equal compute, seeds {', '.join(map(str, recipe.compare.seeds))}"
             stages.append(self._stage("compare", plan, recipe.compare, self._compare))
@@ -131,10 +131,12 @@ class Pipeline:
         """What becomes of the components' vocabulary, where it does not stay."""
         return "" if reads_tokenizer(self.recipe.task.name) else " (its own vocabulary: fresh embeddings and heads)"
 
-    def _stage(self, name: str, plan: str, inputs: Section | Mapping[str, Any], work: Any) -> Stage:
+    def _stage(
+        self, name: str, plan: str, inputs: Section | Mapping[str, Any], work: Any, product: Path | None = None
+    ) -> Stage:
         asked = inputs.model_dump(mode="json") if isinstance(inputs, Section) else inputs
         determined = {"asked": asked, "seed": self.recipe.seed, "version": manticore.__version__}
-        return Stage(name, plan, determined, work)
+        return Stage(name, plan, determined, work, product)
 
     # What stages share
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from manticore.cache import file_digest
 from manticore.reading import damaged, read_object
 from manticore.runs.reporter import Reporter
 from manticore.writing import write_json
+
+logger = logging.getLogger(__name__)
 
 STATE = "state.json"
 
@@ -43,6 +47,8 @@ class Stage:
     """What determines its result, beside the stages before it; JSON values."""
     work: Callable[[Path], Outcome]
     """Does it, in the stage's own folder. If the folder holds an interrupted attempt, it goes on from there."""
+    product: Path | None = None
+    """The folder of the model that it leaves behind, beside its own folder; it is checked before it is believed."""
 
 
 def run_stages(
@@ -65,7 +71,12 @@ def run_stages(
         chain = _hash({"before": chain, "stage": stage.name, "inputs": stage.inputs})
         own = folder / stage.name
         state = stage_state(own)
-        if state.get("inputs") == chain and state.get("status") == "finished":
+        finished = state.get("inputs") == chain and state.get("status") == "finished"
+        # folders of older versions name no weights
+        whole = not finished or state.get("weights") in (None, _weights(stage.product))
+        if not whole:
+            logger.warning("%s: weights in %s are damaged or missing; it is done again", stage.name, stage.product)
+        if finished and whole:
             outcome, seconds = Outcome(state["results"], state["summary"]), state["seconds"]
             reporter.skipped(stage.name, seconds, outcome.summary)
         else:
@@ -86,6 +97,7 @@ def run_stages(
                     "seconds": seconds,
                     "summary": outcome.summary,
                     "results": outcome.results,
+                    "weights": _weights(stage.product),
                 },
             )
             reporter.finished(stage.name, seconds, outcome.summary)
@@ -105,6 +117,13 @@ def _merge(results: dict[str, Any], more: Mapping[str, Any]) -> None:
             results[key].update(value)
         else:
             results[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _weights(product: Path | None) -> dict[str, str] | None:
+    """File name → digest of the weights of a stage's product."""
+    if product is None:
+        return None
+    return {file.name: file_digest(file) for file in sorted(product.glob("*.safetensors")) if file.is_file()}
 
 
 def _hash(value: Any) -> str:

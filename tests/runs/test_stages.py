@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,3 +154,34 @@ def test_a_file_is_replaced_whole_or_stays(tmp_path: Path) -> None:
         write_text(file, "new \ud800")
     assert file.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("how", ["whole", "cut off", "flipped", "missing", "folder missing", "one more"])
+def test_a_product_is_checked_before_it_is_believed(tmp_path: Path, how: str) -> None:
+    product = tmp_path / "model"
+    weights = product / "model.safetensors"
+
+    def work(own: Path) -> Outcome:
+        shutil.rmtree(product, ignore_errors=True)
+        product.mkdir()
+        weights.write_bytes(b"weights")
+        return Outcome({"all": {"a": 1}}, "done")
+
+    def events() -> list[str]:
+        watcher = Watcher()
+        run_stages(tmp_path, [Stage("a", "plan", {}, work, product)], watcher, lambda so_far: None)
+        return watcher.events
+
+    assert events() == ["a started", "a finished"]
+    if how == "cut off":
+        weights.write_bytes(b"wei")
+    elif how == "flipped":
+        weights.write_bytes(b"weighty")
+    elif how == "missing":
+        weights.unlink()
+    elif how == "folder missing":
+        shutil.rmtree(product)
+    elif how == "one more":
+        (product / "another.safetensors").write_bytes(b"")
+    assert events() == (["a skipped"] if how == "whole" else ["a started", "a finished"])
+    assert [file.read_bytes() for file in product.iterdir()] == [b"weights"]
