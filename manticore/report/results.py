@@ -186,7 +186,7 @@ class Row:
     seeds: tuple[SeedRun, ...] = ()
     mean: float | None = None
     interval: tuple[float | None, ...] | None = None
-    mismatch: bool = False
+    mismatch: bool = False  # of records from before each row told what a step costs
     diverged: tuple[float, ...] = ()
     """Learning rates with which a training ended in NaN or infinity."""
     step_flops: float | None = None

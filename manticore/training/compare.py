@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
     from manticore.tasks.task import Task
 
-MISMATCH = 0.05
-"""Share of a budget by which a run may miss it before it is flagged."""
-
 
 @dataclass(frozen=True)
 class Budget:
@@ -62,8 +59,6 @@ class ComparisonRow:
     """Of the primary metric over seeds."""
     interval: tuple[float, float] | None
     """95 % confidence interval of the mean; None for a single seed."""
-    mismatch: bool
-    """Whether a run missed the budget by more than 5 % and by a whole step or more."""
     diverged: list[float]
     """Learning rates with which a training of this model ended in NaN or infinity."""
     step_flops: int
@@ -265,7 +260,6 @@ def _row(runs: ComparisonRuns, name: str, index: int, budget: Budget, spent: int
         seeds=seeds,
         mean=mean,
         interval=interval,
-        mismatch=any(abs(entry["flops"] - budget.flops) > max(MISMATCH * budget.flops, step) for entry in seeds),
         diverged=diverged,
         step_flops=step,
     )
