@@ -34,6 +34,12 @@ class NotFiniteError(ManticoreError):
     """A loss, gradient, weight or score is NaN or infinite: a training diverged, or a checkpoint is damaged."""
 
 
+def in_brief(error: object, most: int = 200) -> str:
+    """What an exception says, on one line, at most ``most`` characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def require_hybrid(model: object, stage: str) -> None:
     """Refuse what is no hybrid, in a call from Python.
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief
 
 
 def read_object(path: Path, fix: str) -> dict[str, Any] | None:
@@ -29,7 +29,7 @@ def read_object(path: Path, fix: str) -> dict[str, Any] | None:
     except PermissionError as error:
         raise ManticoreError(f"{path}: may not be read (permission denied). Fix: ask its owner, or chmod it") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise damaged(path, " ".join(str(error).split())[:100], fix) from error
+        raise damaged(path, in_brief(error, 100), fix) from error
     if not isinstance(value, dict):
         raise damaged(path, f"a {type(value).__name__}, expected an object", fix)
     return value

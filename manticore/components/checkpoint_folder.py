@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from manticore._auto import CONFIGURATIONS
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief
 
 REFUSED_FAMILIES = {
     "rwkv": "it rescales its weights in place while it runs",
@@ -90,7 +90,7 @@ def raw_configuration(folder: Path) -> Mapping[str, Any]:
         if not isinstance(raw, dict) or not raw:
             raise ValueError("it holds no settings")
     except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_brief(error)
         raise ManticoreError(f"config.json cannot be read ({reason}). Fix: give the folder of a checkpoint") from error
     family = raw.get("model_type")
     if not isinstance(family, str):

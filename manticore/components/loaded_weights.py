@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from manticore.components.quiet import quiet_loading
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief
 
 _INITIALISE = "_initialize_missing_keys"
 """The method with which transformers initialises what no file held, after all files are read."""
@@ -104,7 +104,7 @@ def in_precision(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         raise
     except Exception as error:
         # families raise many classes
-        why = " ".join(str(error).split())[:200]
+        why = in_brief(error)
         raise ManticoreError(
             f"component {name}: it cannot be taken in {dtype}: {why}. Fix: save it, and load the folder in that dtype"
         ) from error

@@ -23,7 +23,7 @@ from manticore.components.quiet import quiet_loading
 from manticore.components.rebuilding import copied
 from manticore.components.sources import file_of, nearest_folder, refuse_missing_folder, refuse_unreadable, unreachable
 from manticore.components.weight_files import check_files, refuse_absurd_depth
-from manticore.errors import ManticoreError, NotFiniteError
+from manticore.errors import ManticoreError, NotFiniteError, in_brief
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def load_weights(
     except Exception as error:
         # families and file formats raise many classes; each means that these files make no model
         raise ManticoreError(
-            f"{name}: its weights cannot be loaded: {one_line(error)}. Fix: give a complete safetensors checkpoint"
+            f"{name}: its weights cannot be loaded: {in_brief(error)}. Fix: give a complete safetensors checkpoint"
         ) from error
     model, info = loaded
     mismatched = sorted(info.get("mismatched_keys", []), key=str)
@@ -178,10 +178,10 @@ def load_config(name: str, *, revision: str | None = None) -> PreTrainedConfig:
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         if path.exists():
             raise ManticoreError(
-                f"{name}: config.json cannot be read ({one_line(error)}). Fix: give the folder of a checkpoint"
+                f"{name}: config.json cannot be read ({in_brief(error)}). Fix: give the folder of a checkpoint"
             ) from error
         fix = nearest_folder(name) or "Fix: check the id, or go online"
-        why = "the hub cannot be reached" if unreachable(error) else f"the hub has no such model ({one_line(error)})"
+        why = "the hub cannot be reached" if unreachable(error) else f"the hub has no such model ({in_brief(error)})"
         raise ManticoreError(f"{name}: no such folder here, and {why}. {fix}") from error
     family = raw.get("model_type")
     known = isinstance(family, str) and family in CONFIG_MAPPING
@@ -202,7 +202,7 @@ def load_config(name: str, *, revision: str | None = None) -> PreTrainedConfig:
     except Exception as error:
         # strict configurations raise many classes; each means that config.json is wrong
         raise ManticoreError(
-            f"{name}: config.json is not valid: {one_line(error)}. Fix: give the one that belongs to the checkpoint"
+            f"{name}: config.json is not valid: {in_brief(error)}. Fix: give the one that belongs to the checkpoint"
         ) from error
     check_family(config, name)
     return config
@@ -256,7 +256,7 @@ def load_tokenizer(
     except Exception as error:
         # the tokenizers library raises plain exceptions for files it cannot read
         raise ManticoreError(
-            f"{name}: its tokenizer cannot be loaded: {one_line(error)}. Fix: save the tokenizer there again"
+            f"{name}: its tokenizer cannot be loaded: {in_brief(error)}. Fix: save the tokenizer there again"
         ) from error
 
 
@@ -277,12 +277,6 @@ def align_memory(model: PreTrainedModel) -> None:
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % _CACHE_LINE_BYTES:
             tensor.data = tensor.data.clone()
-
-
-def one_line(error: Any) -> str:
-    """The first sentence of an exception, on one line, at most 200 characters."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:199] + "…"
 
 
 def _check_object(model: PreTrainedModel) -> None:

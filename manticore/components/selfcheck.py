@@ -15,9 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
 
-from manticore.components.loading import one_line
 from manticore.components.runner import Runner, not_reproducible
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief
 from manticore.seeding import derive_seed
 
 _BATCH, _TOKENS, _PADDED = 2, 9, 3
@@ -118,7 +117,7 @@ def _refuse_side_effects(runner: Runner, input_ids: Tensor, tolerance: float) ->
         try:
             outputs.append(runner.run(recording, recording.hidden, middle, runner.num_layers))
         except (AttributeError, LookupError, TypeError) as error:
-            raise ManticoreError(not_reproducible(runner.model, f"{why} ({one_line(error)})")) from error
+            raise ManticoreError(not_reproducible(runner.model, f"{why} ({in_brief(error)})")) from error
     if not float((outputs[0] - outputs[1]).abs().max()) <= tolerance:
         raise ManticoreError(not_reproducible(runner.model, why))
 
@@ -210,7 +209,7 @@ def refusing_crashes(model: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ManticoreError(not_reproducible(model, one_line(f"{type(error).__name__}: {error}"))) from error
+        raise ManticoreError(not_reproducible(model, in_brief(f"{type(error).__name__}: {error}"))) from error
 
 
 def _rows(model: PreTrainedModel) -> int:

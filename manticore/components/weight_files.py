@@ -20,7 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from manticore.components.checkpoint_folder import refuse_no_weights
 from manticore.components.generation_limits import check_generation_limits
 from manticore.components.sources import file_of
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief
 
 MOST_LAYERS = 10_000
 """More layers than any model has; to build so many would take minutes before a file is read."""
@@ -64,7 +64,7 @@ def check_files(name: str, build: Callable[[], nn.Module], *, revision: str | No
     except Exception as error:
         # families check their sizes each in its own way
         raise ManticoreError(
-            f"{name}: config.json describes no model: {type(error).__name__}: {' '.join(str(error).split())[:200]}. "
+            f"{name}: config.json describes no model: {type(error).__name__}: {in_brief(error)}. "
             "Fix: give the one that belongs to the checkpoint"
         ) from error
     _refuse_no_weights(name, model, {key: kind for tensors in kinds for key, (_, kind) in tensors.items()})

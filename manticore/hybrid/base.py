@@ -18,13 +18,13 @@ from manticore.components.adapters import AdapterGuard
 from manticore.components.cache_argument import CACHE_NAMES
 from manticore.components.generation_settings import SPECIAL
 from manticore.components.loaded_weights import keeping_loaded_weights
-from manticore.components.loading import align_memory, load_tokenizer, one_line
+from manticore.components.loading import align_memory, load_tokenizer
 from manticore.components.pruning import prune_component
 from manticore.components.resizing import resize_vocabulary
 from manticore.components.runner import Recording, Runner
 from manticore.components.transformers_version import is_known
 from manticore.components.vocabulary import with_vocabulary
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief
 from manticore.hybrid.cache import HybridCache
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.generation import ComponentGenerationMixin
@@ -101,7 +101,7 @@ class ManticorePreTrainedModel(AdapterGuard):
         except (ImportError, ValueError) as error:
             # such as an implementation of attention that the family has not, or that is not installed
             raise ManticoreError(
-                f"{self._named(k)} cannot be built: {one_line(error)} Fix: choose for each component, such as "
+                f"{self._named(k)} cannot be built: {in_brief(error)} Fix: choose for each component, such as "
                 f'attn_implementation={{"component_{k}": "eager"}}'
             ) from error
 
@@ -131,7 +131,7 @@ class ManticorePreTrainedModel(AdapterGuard):
             for config, name in zip(configs, before):
                 config._attn_implementation_internal = name
             raise ManticoreError(
-                f"set_attn_implementation: {one_line(error)} Fix: choose for each component, such as "
+                f"set_attn_implementation: {in_brief(error)} Fix: choose for each component, such as "
                 '{"component_0": "eager"}'
             ) from error
 

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCau
 from manticore.components.quiet import quiet_loading
 from manticore.components.runner import Runner
 from manticore.components.transformers_version import END, FIRST, is_known
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief
 from manticore.hybrid.building import build
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.modeling import ManticoreForCausalLM
@@ -46,7 +46,7 @@ def check_transformers() -> None:
             error = _error_of_decoding()
     except Exception as fault:
         # a version that nobody has seen may fail in any way
-        why = f"a hybrid cannot generate with it ({type(fault).__name__}: {' '.join(str(fault).split())[:160]})"
+        why = f"a hybrid cannot generate with it ({type(fault).__name__}: {in_brief(fault, 160)})"
     else:
         if error <= _ROUNDING:
             verdict.keep()

@@ -17,9 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from manticore.components.loading import check_family, one_line
+from manticore.components.loading import check_family
 from manticore.components.runner import Runner
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.hybrid.path import PathMixing
@@ -86,7 +86,7 @@ class Skeleton:
                 raise
             except BUILD_ERRORS as error:
                 raise ManticoreError(
-                    f"plan: {name}: transformers can lay out no such model ({one_line(error)}). "
+                    f"plan: {name}: transformers can lay out no such model ({in_brief(error)}). "
                     "Fix: give the config.json that belongs to the checkpoint"
                 ) from error
             self.own_parameters.append(parameters)

@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from manticore.components.loading import load_config, load_tokenizer, one_line
+from manticore.components.loading import load_config, load_tokenizer
 from manticore.components.sources import file_of
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief
 from manticore.paths import expanded
 from manticore.plan.known import KNOWN, known
 from manticore.registry import did_you_mean
@@ -124,7 +124,7 @@ def tokenizer_verdict(sources: Sequence[Source], own_vocabulary: bool) -> tuple[
     try:
         read: list[Any] = [load_tokenizer(source.folder) if source.folder else None for source in sources]
     except ManticoreError as error:
-        return False, one_line(error)
+        return False, in_brief(error)
     if all(tokenizer is not None for tokenizer in read):
         first = read[0]
         same = all(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from manticore.cache import file_digest
 from manticore.components.sources import model_folder, stated_license
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def model_lineage(source: str, revision: str | None = None) -> dict[str, Any]:
     files: dict[str, str] = {}
     if folder is not None:
         names = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
-        files = {path.name: _sha256(path) for path in names}
+        files = {path.name: file_digest(path) for path in names}
     whole = hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in files.items()).encode())
     return {
         "source": source,
@@ -43,11 +44,3 @@ def data_lineage(task: Task) -> dict[str, str]:
                     digest.update(np.asarray(example, dtype=np.int64).tobytes())
         digests[str(split)] = digest.hexdigest()
     return digests
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import datasets
 from datasets import Dataset
 
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief
 from manticore.tasks.text_sources import STDLIB, TextSource, find_text, table_kind
 from manticore.tasks.text_tables import column_documents, is_unicode, read_file, table_documents
 
@@ -174,7 +174,7 @@ def _hub(identifier: str, text_column: str | None) -> list[str]:
         rows = datasets.load_dataset(name, configuration or None, split="train")
     except Exception as error:
         # datasets raises dozens of classes, its own and its dependencies'; each means that there is no such data here.
-        reason = " ".join(str(error).split())[:200]
+        reason = in_brief(error)
         raise ManticoreError(
             f"text {identifier}: no such file, folder or readable data set ({type(error).__name__}: {reason}). "
             "Fix: check the id, or go online"
@@ -186,7 +186,7 @@ def _saved(folder: Path, name: str, text_column: str | None) -> list[str]:
     try:
         rows = datasets.load_from_disk(str(folder))
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_brief(error)
         raise ManticoreError(
             f"text {name}: a saved data set that cannot be read ({reason}). Fix: save it again"
         ) from error

@@ -20,7 +20,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_da
 from tqdm.auto import tqdm
 
 from manticore.cache import file_digest
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief
 from manticore.paths import expanded
 from manticore.tasks import listops, lra_images, lra_text, pathfinder
 from manticore.tasks.stored_rows import stored_rows
@@ -274,7 +274,7 @@ def _hub_source(name: str) -> _Source:
         rows = {split: datasets.load_dataset(identifier, split=split) for split in ("train", "test")}
     except Exception as error:
         # datasets raises dozens of classes, its own and its dependencies'; each means that there is no such data here
-        reason = " ".join(str(error).split())[:200]
+        reason = in_brief(error)
         raise ManticoreError(
             f"{where}: cannot be had from the hub ({type(error).__name__}: {reason}). "
             f"Fix: go online, or pass data_dir, the folder {'aclImdb' if name == 'text' else 'cifar-10-batches-bin'}"

@@ -20,7 +20,7 @@ from typing import Any
 import fsspec
 from datasets import Dataset
 
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief
 from manticore.registry import did_you_mean
 from manticore.tasks.text_sources import compression, table_kind
 
@@ -52,7 +52,7 @@ def read_file(path: Path, name: str) -> bytes:
         ) from error
     except _DAMAGED as error:
         raise ManticoreError(
-            f"text {name}: cannot be unpacked as {kind} ({_one_line(error)}). Fix: give an undamaged file"
+            f"text {name}: cannot be unpacked as {kind} ({in_brief(error)}). Fix: give an undamaged file"
         ) from error
 
 
@@ -118,7 +118,7 @@ def _json(text: str, name: str) -> list[tuple[str, Mapping[str, Any]]]:
     except (ValueError, RecursionError) as error:
         first = text.lstrip().partition("\n")[0]
         if not (first.startswith("{") and first.rstrip().endswith("}")):
-            raise ManticoreError(f"text {name}: no JSON ({_one_line(error)}). Fix: mend it") from error
+            raise ManticoreError(f"text {name}: no JSON ({in_brief(error)}). Fix: mend it") from error
         return _json_lines(text, name)
     rows = value if isinstance(value, list) else [value]
     return [(f"row {index}", _row(row, f"row {index}", name)) for index, row in enumerate(rows, 1)]
@@ -128,7 +128,7 @@ def _parsed(line: str, where: str, name: str) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ManticoreError(f"text {name}: {where} is no JSON ({_one_line(error)}). Fix: mend that line") from error
+        raise ManticoreError(f"text {name}: {where} is no JSON ({in_brief(error)}). Fix: mend that line") from error
 
 
 def _row(value: Any, where: str, name: str) -> Mapping[str, Any]:
@@ -192,7 +192,7 @@ def _parquet(content: bytes, name: str, text_column: str | None) -> list[str]:
         values = file.read().column(file.schema_arrow.get_field_index(column)).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise ManticoreError(
-            f"text {name}: cannot be read as Parquet ({_one_line(error)}). Fix: give an undamaged file"
+            f"text {name}: cannot be read as Parquet ({in_brief(error)}). Fix: give an undamaged file"
         ) from error
     return _strings(values, column, name)
 
@@ -311,7 +311,3 @@ def _feature_kind(feature: Any) -> str:
     if dtype in ("string", "large_string", "string_view"):
         return STRINGS
     return _NOTHING if dtype == "null" else {"list": "lists", "dict": "nested fields"}.get(str(dtype), str(dtype))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from manticore.components.cache_argument import cache_in
 from manticore.components.positions import context_length
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief
 from manticore.flops import counted_flops
 from manticore.kernels.mamba import use_selective_scan
 from manticore.training.modes import kept_modes
@@ -214,7 +214,7 @@ def _measure(model: PreTrainedModel, measure: Callable[[PreTrainedModel], _T]) -
         logger.warning(
             "%s does not run without data (%s): it is measured with data, which takes the time of one step",
             type(model).__name__,
-            " ".join(str(error).split())[:200],
+            in_brief(error),
         )
         devices = [_device(model)] if _device(model).type != "cpu" else []
         with torch.random.fork_rng(devices), kept_modes(model):

@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig,
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from manticore.components.loading import check_family
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief
 from manticore.registry import did_you_mean
 
 _HEAD_WIDTH = 32
@@ -57,7 +57,7 @@ def small_config(
         with torch.device("meta"):
             build(shape)
     except (StrictDataclassError, ValueError, RuntimeError, TypeError, AssertionError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_brief(error)
         rest = f" and {dict(options)}" if options else ""
         raise ManticoreError(
             f"pretrain: {family} cannot have {layers} layers of width {width}{rest} ({reason}). Fix: other sizes"

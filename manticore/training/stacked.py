@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, vmap
 
+from manticore.errors import in_brief
 from manticore.tasks.metrics import IGNORE
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def why_not_stacked(model: PreTrainedModel, input_ids: Tensor) -> str | None:
         logits = stacked.logits(input_ids)
         torch.autograd.grad(logits.sum(), list(stacked.parameters.values()), allow_unused=True)
     except _CANNOT_BE_MAPPED as error:
-        return " ".join(str(error).split())[:160]
+        return in_brief(error, 160)
     with torch.no_grad():
         alone = model(input_ids=input_ids, use_cache=False).logits
     worst = (logits - alone).abs().max().item() / max(alone.abs().max().item(), 1e-9)

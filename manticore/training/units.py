@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief
 from manticore.paths import refuse_links_out
 from manticore.reading import damaged
 
@@ -81,7 +81,7 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
         text = path.read_text()
         lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     except (OSError, ValueError, RecursionError) as error:
-        raise damaged(path, " ".join(str(error).split())[:100], fix) from error
+        raise damaged(path, in_brief(error, 100), fix) from error
     for number, line in enumerate(lines):
         keys = ("unit", "result") if number else ("settings",)
         if not isinstance(line, dict) or any(key not in line for key in keys):
