@@ -30,7 +30,7 @@ from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.mixing import Features, Mixing, check_weights
 from manticore.hybrid.path import PathMixing
-from manticore.hybrid.placement import hold_mixture
+from manticore.hybrid.placement import forget_addresses, hold_mixture
 from manticore.hybrid.released import fresh_tables
 from manticore.projectors.projector import Projector
 from manticore.registry import resolve
@@ -417,6 +417,7 @@ class ManticorePreTrainedModel(AdapterGuard):
         hybrid = loaded[0] if isinstance(loaded, tuple) else loaded
         align_memory(hybrid)
         hold_mixture(hybrid.mixing)
+        forget_addresses(hybrid)
         # transformers lets all that it loads train; probabilities that do would leave the simplex, and run every branch
         for parameter in hybrid.mixing.mixture_parameters():
             parameter.requires_grad_(False)

@@ -78,3 +78,19 @@ def test_an_explicit_map_may_put_any_part_on_disk(saved, ids, tmp_path):
         device_map = {name: "disk" if name == part else "cpu" for name in kept}
         with torch.no_grad():
             assert torch.equal(load(folder, device_map=device_map, offload_folder=tmp_path)(ids).logits, logits)
+
+
+def test_no_weight_is_known_by_the_address_it_had_while_it_was_placed(saved, tmp_path):
+    """Otherwise a part read from disk that lands there is given the tied table in its place, now and then."""
+    folder, hybrid, _ = saved
+    spread = load(folder, device_map="auto", max_memory={"cpu": size(hybrid) // 2}, offload_folder=tmp_path)
+    hooks = [module._hf_hook for module in spread.modules() if hasattr(module, "_hf_hook")]
+    hooks += [inner for hook in hooks for inner in getattr(hook, "hooks", ())]
+    known = [hook.tied_params_map for hook in hooks if getattr(hook, "tied_params_map", None) is not None]
+    assert known, "accelerate keeps them elsewhere now: look there"
+    assert all(
+        tensor.data_ptr() == address
+        for addresses in known
+        for address, on in addresses.items()
+        for tensor in on.values()
+    )
