@@ -24,7 +24,7 @@ import manticore
 from manticore.components.loading import load_component
 from manticore.stacks.modeling import StackForCausalLM
 from manticore.stacks.presets import preset_config
-from manticore.tasks.listops import OPERATORS, SYMBOLS
+from manticore.tasks.lra.listops import OPERATORS, SYMBOLS
 from manticore.tasks.task import Task, load_task
 from manticore.training.budget import flops_per_step
 from manticore.training.prepare import fit_to_task

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from measure import write_json
 
-from manticore.tasks import listops, lra_images, pathfinder
+from manticore.tasks.lra import images, listops, pathfinder
 
 LISTOPS_ROWS = 10_000
 IMAGES = [(32, "easy", 2000), (32, "intermediate", 2000), (32, "hard", 2000), (128, "easy", 100), (128, "hard", 100)]
@@ -137,13 +137,13 @@ def measure_pathfinder(side: int, level: str, count: int) -> dict[str, Any]:
 
 def layout_reads_back() -> bool:
     """Whether images written in the release's layout are read back equal, with their labels."""
-    images = list(pathfinder.examples("train", 200, level="easy"))
+    pictures = list(pathfinder.examples("train", 200, level="easy"))
     with tempfile.TemporaryDirectory() as root:
-        folder = lra_images.write_pathfinder(root, images, "easy", batch=64)
-        rows = list(lra_images.picture_rows(lra_images.pathfinder_pictures(folder), 32))
-    return len(rows) == len(images) and all(
+        folder = images.write_pathfinder(root, pictures, "easy", batch=64)
+        rows = list(images.picture_rows(images.pathfinder_pictures(folder), 32))
+    return len(rows) == len(pictures) and all(
         np.array_equal(row["input_ids"], image.pixels.reshape(-1)) and row["label"] == image.label
-        for row, image in zip(rows, images)
+        for row, image in zip(rows, pictures)
     )
 
 

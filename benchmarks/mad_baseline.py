@@ -17,12 +17,12 @@ from dataclasses import replace
 from measure import write_json
 
 from manticore.cli.terminal import console, progress_bar, quiet_libraries, say
+from manticore.experiments.mad.models import candidates
+from manticore.experiments.mad.run import MadFolder
 from manticore.report.mad_scores import render_scores
-from manticore.runs.mad import MadFolder
-from manticore.runs.mad_models import candidates
-from manticore.tasks.mad_grid import EXAMPLES, Setting
-from manticore.tasks.mad_protocol import choose_protocol, tier_settings
-from manticore.tasks.mad_score import ModelScore, rank_correlation
+from manticore.tasks.mad.grid import EXAMPLES, Setting
+from manticore.tasks.mad.protocol import choose_protocol, tier_settings
+from manticore.tasks.mad.score import ModelScore, rank_correlation
 
 TASKS = (
     *("compression", "fuzzy-in-context-recall", "in-context-recall"),

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from measure import write_json
 
-from manticore.runs.mad_models import Candidate
-from manticore.tasks.mad import generate
-from manticore.tasks.mad_protocol import PROTOCOLS, Hyper
-from manticore.training.mad_runs import train_runs
+from manticore.experiments.mad.models import Candidate
+from manticore.experiments.mad.training import train_runs
+from manticore.tasks.mad.examples import generate
+from manticore.tasks.mad.protocol import PROTOCOLS, Hyper
 from manticore.writing import write_json as write_whole
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from measure import interleaved, paired_ratio, write_json
 
-from manticore.tasks.fuzzy_recall import fuzzy_recall_example
-from manticore.tasks.mad_grid import EXAMPLES, Setting, settings
+from manticore.tasks.mad.fuzzy_recall import fuzzy_recall_example
+from manticore.tasks.mad.grid import EXAMPLES, Setting, settings
 from manticore.tasks.metrics import IGNORE
 
 PUBLISHED = {

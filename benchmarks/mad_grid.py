@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
+from manticore.experiments.mad.models import Candidate
+from manticore.experiments.mad.training import Outcome, losses_and_gradients, train_runs
 from manticore.kernels.mamba import fast_scan
-from manticore.runs.mad_models import Candidate
-from manticore.tasks.mad import generate
-from manticore.tasks.mad_protocol import PROTOCOLS
-from manticore.training.mad_runs import Outcome, losses_and_gradients, train_runs
+from manticore.tasks.mad.examples import generate
+from manticore.tasks.mad.protocol import PROTOCOLS
 from manticore.training.stacked import StackedAdamW, StackedModel, why_not_stacked
 
 MODELS = ("transformer", "striped-mh-hyena-swiglu", "mamba")

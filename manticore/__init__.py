@@ -11,7 +11,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from manticore import _auto
+from manticore import _auto, _moved
 
 __version__ = "0.1.0"
 
@@ -30,7 +30,7 @@ _PUBLIC = {
     "StackForTokenClassification": "manticore.stacks.classification",
     "align": "manticore.projectors.alignment",
     "combine": "manticore.hybrid.combine",
-    "compare": "manticore.training.compare",
+    "compare": "manticore.experiments.compare",
     "discretize": "manticore.hybrid.discretize",
     "evaluate": "manticore.training.finetune",
     "finetune": "manticore.training.finetune",
@@ -45,6 +45,7 @@ __all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:
     from manticore.errors import ManticoreError as ManticoreError
+    from manticore.experiments.compare import compare as compare
     from manticore.hybrid.classification import (
         ManticoreForSequenceClassification as ManticoreForSequenceClassification,
     )
@@ -67,7 +68,6 @@ if TYPE_CHECKING:
     from manticore.stacks.configuration import StackConfig as StackConfig
     from manticore.stacks.modeling import StackForCausalLM as StackForCausalLM
     from manticore.stacks.pair_classification import StackForPairClassification as StackForPairClassification
-    from manticore.training.compare import compare as compare
     from manticore.training.finetune import evaluate as evaluate
     from manticore.training.finetune import finetune as finetune
     from manticore.training.pretrain import pretrain as pretrain
@@ -95,3 +95,4 @@ class _Package(ModuleType):
 
 sys.modules[__name__].__class__ = _Package
 _auto.announce_when_imported()
+_moved.install()

@@ -102,9 +102,13 @@ _ENTRIES: dict[str, dict[str, Entry]] = {
         "low-rank": Entry("manticore.projectors.kinds:LowRank", "pad or cut, plus a map of low rank"),
     },
     "search": {
-        "darts": Entry("manticore.search.methods:Darts", "softmax of logits, gradient descent on the logits"),
-        "dash": Entry("manticore.search.methods:Dash", "one Gumbel-softmax sample per step, annealed temperature"),
-        "gaea": Entry("manticore.search.methods:Gaea", "exponentiated gradient, always on the simplex"),
+        "darts": Entry(
+            "manticore.search.differentiable.methods:Darts", "softmax of logits, gradient descent on the logits"
+        ),
+        "dash": Entry(
+            "manticore.search.differentiable.methods:Dash", "one Gumbel-softmax sample per step, annealed temperature"
+        ),
+        "gaea": Entry("manticore.search.differentiable.methods:Gaea", "exponentiated gradient, always on the simplex"),
     },
     "stack": {
         "transformer": Entry("manticore.stacks.presets:TRANSFORMER", "mh-attention and swiglu, twice"),
@@ -129,34 +133,34 @@ _ENTRIES: dict[str, dict[str, Entry]] = {
     },
     "task": {
         "mad/in-context-recall": Entry(
-            "manticore.tasks.mad_tasks:in_context_recall", "MAD: recall values by their keys"
+            "manticore.tasks.mad.tasks:in_context_recall", "MAD: recall values by their keys"
         ),
         "mad/noisy-in-context-recall": Entry(
-            "manticore.tasks.mad_tasks:noisy_in_context_recall", "MAD: the same with noise between the pairs"
+            "manticore.tasks.mad.tasks:noisy_in_context_recall", "MAD: the same with noise between the pairs"
         ),
         "mad/fuzzy-in-context-recall": Entry(
-            "manticore.tasks.mad_tasks:fuzzy_in_context_recall", "MAD: the same with keys and values of several tokens"
+            "manticore.tasks.mad.tasks:fuzzy_in_context_recall", "MAD: the same with keys and values of several tokens"
         ),
         "mad/selective-copying": Entry(
-            "manticore.tasks.mad_tasks:selective_copying", "MAD: repeat the tokens between the blanks"
+            "manticore.tasks.mad.tasks:selective_copying", "MAD: repeat the tokens between the blanks"
         ),
         "mad/compression": Entry(
-            "manticore.tasks.mad_tasks:compression", "MAD: restore a sequence from one vector; for auto-encoders"
+            "manticore.tasks.mad.tasks:compression", "MAD: restore a sequence from one vector; for auto-encoders"
         ),
-        "mad/memorization": Entry("manticore.tasks.mad_tasks:memorization", "MAD: learn facts by heart"),
-        "lra/listops": Entry("manticore.tasks.lra_tasks:listops", "LRA: the value of a nested operation on digits"),
-        "lra/text": Entry("manticore.tasks.lra_tasks:text", "LRA: the sentiment of a film review, byte by byte"),
-        "lra/retrieval": Entry("manticore.tasks.lra_tasks:retrieval", "LRA: whether one of two papers cites the other"),
-        "lra/image": Entry("manticore.tasks.lra_tasks:image", "LRA: grey CIFAR-10, pixel by pixel"),
+        "mad/memorization": Entry("manticore.tasks.mad.tasks:memorization", "MAD: learn facts by heart"),
+        "lra/listops": Entry("manticore.tasks.lra.tasks:listops", "LRA: the value of a nested operation on digits"),
+        "lra/text": Entry("manticore.tasks.lra.tasks:text", "LRA: the sentiment of a film review, byte by byte"),
+        "lra/retrieval": Entry("manticore.tasks.lra.tasks:retrieval", "LRA: whether one of two papers cites the other"),
+        "lra/image": Entry("manticore.tasks.lra.tasks:image", "LRA: grey CIFAR-10, pixel by pixel"),
         "lra/pathfinder32": Entry(
-            "manticore.tasks.lra_tasks:pathfinder32", "LRA: whether a dashed path joins two discs, 32 x 32 pixels"
+            "manticore.tasks.lra.tasks:pathfinder32", "LRA: whether a dashed path joins two discs, 32 x 32 pixels"
         ),
-        "lra/pathfinder128": Entry("manticore.tasks.lra_tasks:pathfinder128", "LRA: Path-X, the same on 128 x 128"),
+        "lra/pathfinder128": Entry("manticore.tasks.lra.tasks:pathfinder128", "LRA: Path-X, the same on 128 x 128"),
         "listops-short": Entry(
-            "manticore.tasks.lra_tasks:listops_short", "ListOps with short trees, for small models; not LRA"
+            "manticore.tasks.lra.tasks:listops_short", "ListOps with short trees, for small models; not LRA"
         ),
         "digits-64": Entry(
-            "manticore.tasks.lra_tasks:digits_64", "handwritten digits, 64 pixels; a proxy for LRA's Image"
+            "manticore.tasks.lra.tasks:digits_64", "handwritten digits, 64 pixels; a proxy for LRA's Image"
         ),
         "text": Entry("manticore.tasks.text:text", "next-token prediction on a file, a folder or a datasets id"),
     },

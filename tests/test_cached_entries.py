@@ -16,10 +16,10 @@ from PIL import Image
 
 from manticore.cache import Entry, cache_folder
 from manticore.errors import ManticoreError
-from manticore.tasks.lra import load
-from manticore.tasks.lra_images import write_pathfinder
-from manticore.tasks.mad import generate
-from manticore.tasks.pathfinder import examples
+from manticore.tasks.lra.examples import load
+from manticore.tasks.lra.images import write_pathfinder
+from manticore.tasks.lra.pathfinder import examples
+from manticore.tasks.mad.examples import generate
 from manticore.tasks.stored_rows import stored_rows
 from manticore.training.pretrain import pretrain
 from manticore.writing import new_folder, write_bytes

@@ -31,8 +31,8 @@ from typer.testing import CliRunner
 import manticore
 from manticore.cli.app import app
 from manticore.schema.recipe import Recipe
-from manticore.tasks.lra_images import write_pathfinder
-from manticore.tasks.pathfinder import examples
+from manticore.tasks.lra.images import write_pathfinder
+from manticore.tasks.lra.pathfinder import examples
 from manticore.training.tokenizers import train_tokenizer
 
 WANTED = os.environ.get("MANTICORE_FUZZ", "")

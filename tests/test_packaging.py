@@ -90,10 +90,10 @@ def test_every_public_name_leads_to_something() -> None:
 
 def test_a_function_keeps_its_name_whatever_is_imported_before() -> None:
     python(
-        "from manticore.search.methods import Darts\n"
+        "from manticore.search.differentiable.methods import Darts\n"
         "import manticore\n"
         "from manticore import search\n"
         "assert manticore.search is search and callable(search), search\n"
-        "from manticore.search.halves import AlternatingHalves\n"
+        "from manticore.search.differentiable.halves import AlternatingHalves\n"
         "assert manticore.search is search"
     )

@@ -1,14 +1,12 @@
-"""README and docs/files.md stay true: the trees name what is there, and the commands exist."""
+"""The README stays true: its tree names what is there, and its commands exist."""
 
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-FILES = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
 
 
 def tree(page: str) -> dict[str, str]:
@@ -26,22 +24,10 @@ def tree(page: str) -> dict[str, str]:
     return found
 
 
-def tracked() -> set[str]:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return {line for line in listed.splitlines() if (ROOT / line).exists()}
-
-
 def test_every_entry_of_the_tree_exists_and_has_a_phrase() -> None:
-    for name, phrase in {**tree(README), **tree(FILES)}.items():
+    for name, phrase in tree(README).items():
         assert (ROOT / name).exists(), name
         assert phrase, name
-
-
-def test_the_tree_leaves_out_no_module_of_the_package() -> None:
-    named = tree(FILES)
-    for path in tracked():
-        if path.endswith(".py") and path.split("/")[0] in {"manticore", "projectors", "kernels"}:
-            assert path in named or path.endswith("__init__.py"), f"{path} is missing in docs/files.md"
 
 
 def test_make_targets_of_the_readme_exist() -> None:

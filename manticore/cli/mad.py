@@ -63,8 +63,8 @@ def mad(
 
     if mixing not in registry.entries("mixing"):
         raise ManticoreError(f"--mixing: {registry.unknown_name('mixing', mixing)}")
-    from manticore.runs.mad_models import candidates
-    from manticore.tasks.mad_protocol import choose_protocol, tier_settings
+    from manticore.experiments.mad.models import candidates
+    from manticore.tasks.mad.protocol import choose_protocol, tier_settings
 
     chosen = choose_protocol(protocol, tier=tier, selection=select, linear_init=linear_init)  # type: ignore[arg-type]
     if epochs is not None:
@@ -77,8 +77,8 @@ def mad(
         f"each: {_many(runs, 'run')} of at most {_many(chosen.epochs, 'epoch')}, protocol {chosen.name}"
     )
     quiet_libraries()
+    from manticore.experiments.mad.run import METRICS, MadFolder
     from manticore.report.mad_scores import render_scores
-    from manticore.runs.mad import METRICS, MadFolder
 
     folder = MadFolder(out, scored, settings, chosen, tier=tier, seed=seed, resume=resume)
     same = ["--protocol", protocol] if protocol != "published" else []

@@ -275,12 +275,12 @@ def compare(
     chosen = checked_task(task, task_option)
     say(f"compare: {', '.join(models)} on {task}")
     import manticore
+    from manticore.experiments.models import named
     from manticore.report import render_comparison
     from manticore.report.results import as_results
     from manticore.report.rounding import rounding_notes
     from manticore.runs.models import load_model
     from manticore.tasks.task import load_task
-    from manticore.training.contestants import named
 
     quiet_libraries()
     sources = {name: str(source) for name, source in named(models).items()}

@@ -23,10 +23,10 @@ from manticore.components.runner import Recording
 from manticore.hybrid.mixing import Features, Mixing
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.hybrid.path import PathMixing
+from manticore.modes import recomputed_activations
 from manticore.plan.bytes_alive import BytesAlive, tensor_bytes
 from manticore.plan.skeleton import path_mixing
 from manticore.training.budget import copy_without_data
-from manticore.training.modes import recomputed_activations
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def task_shape(choice: TaskChoice) -> TaskShape:
     """
     options = {**_defaults(choice.name), **choice.options}
     if choice.name.startswith("mad/"):
-        from manticore.tasks.mad import generate
+        from manticore.tasks.mad.examples import generate
 
         kind = choice.name.removeprefix("mad/")
         left_out = ("num_train_examples", "num_test_examples", "num_validation_examples", "data_seed")
@@ -42,7 +42,7 @@ def task_shape(choice: TaskChoice) -> TaskShape:
         inputs, _ = generate(kind, num_train_examples=2, num_test_examples=1, cache=False, **settings)["train"]
         return TaskShape(choice.name, int(settings["vocab_size"]), inputs.shape[1], int(options["num_test_examples"]))
     if choice.name.startswith("lra/"):
-        from manticore.tasks.lra import ARENAS
+        from manticore.tasks.lra.examples import ARENAS
 
         arena = ARENAS.get(choice.name.removeprefix("lra/"))
         if arena is not None:

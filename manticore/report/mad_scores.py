@@ -12,8 +12,8 @@ from rich.text import Text
 from manticore.report import units
 from manticore.report.block_picture import WIDTH
 from manticore.report.palette import FAINT, INK, MUTED, component_colour
-from manticore.tasks.mad import KINDS
-from manticore.tasks.mad_score import ModelScore
+from manticore.tasks.mad.examples import KINDS
+from manticore.tasks.mad.score import ModelScore
 
 _SHORT = {
     "in-context-recall": "recall",

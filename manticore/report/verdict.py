@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from manticore.experiments.intervals import t_quantile
 from manticore.report import spending, units
 from manticore.report.results import MISMATCH_LIMIT, Compare, Results, Row, TaskInfo
 from manticore.report.rounding import rounding_notes
-from manticore.training.intervals import t_quantile
 
 HYBRID = "hybrid"
 NOT_PARENTS = ("ensemble", "supernet (soft)", HYBRID)

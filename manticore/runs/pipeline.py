@@ -17,6 +17,7 @@ from datasets import Dataset
 import manticore
 from manticore.components.loading import load_tokenizer
 from manticore.components.sources import model_folder
+from manticore.experiments.models import ENSEMBLE, averaged
 from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.report import write_model_card, write_report
@@ -32,7 +33,6 @@ from manticore.schema.sections import Section, Training
 from manticore.tasks.task import Task, load_task
 from manticore.training.batches import Collator
 from manticore.training.classifiers import loading_class
-from manticore.training.contestants import ENSEMBLE, averaged
 from manticore.training.prepare import fit_to_task
 from manticore.training.pretrain import pretrain, read_record
 from manticore.writing import new_folder, write_json

@@ -17,17 +17,17 @@ from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.discretize import best_path
 from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.kernels.mamba import fast_scan
+from manticore.modes import kept_modes
 from manticore.registry import resolve
-from manticore.search.joint import Order
-from manticore.search.methods import SearchMethod
-from manticore.search.mixture_log import LOGGED_WEIGHTS, MixtureWeightsCsv
-from manticore.search.trainer import MixturePlan, SearchTrainer
+from manticore.search.differentiable.joint import Order
+from manticore.search.differentiable.methods import SearchMethod
+from manticore.search.differentiable.mixture_log import LOGGED_WEIGHTS, MixtureWeightsCsv
+from manticore.search.differentiable.trainer import MixturePlan, SearchTrainer
 from manticore.seeding import derive_seed
 from manticore.training.budget import flops_per_step, steps_within
 from manticore.training.callbacks import Progress
 from manticore.training.checkpoints import open_folder
 from manticore.training.finetune import data_fingerprint, recomputed_activations
-from manticore.training.modes import kept_modes
 from manticore.training.precision import Precision
 from manticore.training.prepare import check_numbers, fit_to_task, resolve_task
 from manticore.training.tracking import trackers
@@ -115,7 +115,7 @@ def search(
 
     A task with a vocabulary of its own gives the components fresh embeddings and heads first, unless they have them
     already. A task with classes makes a classifier of the hybrid, which itself stays as it is. Arguments left at None
-    take the default of the method (``manticore.search.methods``).
+    take the default of the method (``manticore.search.differentiable.methods``).
 
     Args:
         hybrid: a supernet; changed in place.

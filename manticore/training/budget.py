@@ -28,7 +28,7 @@ from manticore.components.positions import context_length
 from manticore.errors import ManticoreError, in_brief
 from manticore.flops import counted_flops
 from manticore.kernels.mamba import use_selective_scan
-from manticore.training.modes import kept_modes
+from manticore.modes import kept_modes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

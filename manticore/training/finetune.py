@@ -16,13 +16,13 @@ import torch
 from manticore.components.loading import refuse_not_finite
 from manticore.errors import ManticoreError, NotFiniteError
 from manticore.kernels.mamba import fast_scan
+from manticore.modes import kept_modes, recomputed_activations
 from manticore.seeding import derive_seed
 from manticore.training.batches import batches
 from manticore.training.budget import flops_per_step, steps_within
 from manticore.training.callbacks import Progress
 from manticore.training.checkpoints import open_folder
 from manticore.training.classifiers import suits
-from manticore.training.modes import kept_modes, recomputed_activations
 from manticore.training.precision import Precision, differing
 from manticore.training.prepare import check_numbers, fit_to_task, resolve_task
 from manticore.training.tracking import trackers

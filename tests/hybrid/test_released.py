@@ -19,7 +19,7 @@ from transformers import (
 
 import manticore
 from manticore.errors import ManticoreError
-from manticore.tasks.mad_tasks import in_context_recall
+from manticore.tasks.mad.tasks import in_context_recall
 
 V, T = 37, 9
 

@@ -13,6 +13,7 @@ from transformers.initialization import no_init_weights
 import manticore
 from manticore.errors import ManticoreError
 from manticore.kernels.mamba import use_selective_scan
+from manticore.modes import recomputed_activations
 from manticore.plan.bytes_alive import tensor_bytes
 from manticore.plan.cases import Cases, Setting
 from manticore.plan.fit import parse_bytes
@@ -23,7 +24,6 @@ from manticore.plan.sources import find_sources
 from manticore.schema.loading import load_recipe
 from manticore.schema.recipe import Recipe
 from manticore.training.budget import cache_cost, count_parameters, flops_per_step
-from manticore.training.modes import recomputed_activations
 from manticore.training.precision import Precision
 from manticore.training.shapes import small_config
 from manticore.training.trainable import set_trainable

@@ -4,8 +4,8 @@ from rich.console import Console
 
 from manticore.report.mad_scores import render_scores, scores_figure
 from manticore.report.svg import house_style, to_svg
-from manticore.tasks.mad import KINDS
-from manticore.tasks.mad_score import Run, model_scores
+from manticore.tasks.mad.examples import KINDS
+from manticore.tasks.mad.score import Run, model_scores
 
 
 def run(model, task, value, setting="baseline"):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from manticore.experiments.intervals import mean_interval
 from manticore.report import spending
 from manticore.report.results import parse_results
 from manticore.report.verdict import Outcome, comparisons, verdict, warnings
-from manticore.training.intervals import mean_interval
 
 
 def _set(record, model, budget, mean, interval):

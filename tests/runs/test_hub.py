@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from local_hub import local_hub
 
 import manticore
 from manticore.runs.sharing import LOADER
-from tests.local_hub import local_hub
 
 ROOT = Path(__file__).resolve().parents[2]
 PRELUDE = """

@@ -13,7 +13,7 @@ from tiny_stacks import POSITIONS, VOCABULARY, assert_older_start, tiny_config, 
 from twins import TWINS
 
 from manticore.errors import ManticoreError
-from manticore.runs.mad_models import Candidate
+from manticore.experiments.mad.models import Candidate
 from manticore.stacks.autoencoder import StackForAutoEncoding, positions
 from manticore.stacks.configuration import StackConfig
 

@@ -9,11 +9,11 @@ from transformers import AutoModelForCausalLM, Trainer
 import manticore
 from benchmarks.tiny_families import tiny_config
 from manticore.components.rebuilding import copied
+from manticore.experiments.compare import compare
 from manticore.hybrid.discretize import discretize
 from manticore.registry import entries
 from manticore.stacks.configuration import StackConfig
 from manticore.stacks.modeling import StackForCausalLM
-from manticore.training.compare import compare
 from manticore.training.decay import decayed
 from manticore.training.finetune import finetune
 from manticore.training.pretrain import pretrain

@@ -12,11 +12,11 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from manticore.errors import ManticoreError
+from manticore.experiments.compare import compare
 from manticore.hybrid.discretize import discretize
 from manticore.kernels.mamba import use_selective_scan
 from manticore.training.batches import Collator
 from manticore.training.budget import flops_per_step
-from manticore.training.compare import compare
 from manticore.training.finetune import evaluate, finetune
 from manticore.training.prepare import positions
 from manticore.training.trainer import default_warmup

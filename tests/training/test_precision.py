@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM
 import manticore
 from manticore.components.masters import floating, is_half
 from manticore.errors import ManticoreError
+from manticore.experiments.compare import compare
+from manticore.experiments.mad.training import train_runs
 from manticore.hybrid.discretize import discretize
-from manticore.tasks.mad_protocol import Hyper, Protocol
+from manticore.tasks.mad.protocol import Hyper, Protocol
 from manticore.training.checkpoints import last_checkpoint
-from manticore.training.compare import compare
 from manticore.training.finetune import evaluate, finetune
-from manticore.training.mad_runs import train_runs
 from manticore.training.precision import Precision
 
 QUICK = {"steps": 6, "batch_size": 8, "lr": 1e-3, "warmup_steps": 0, "cpu": True}

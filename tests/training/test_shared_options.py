@@ -8,11 +8,11 @@ from copying_task import copying_task
 from transformers import AutoModelForCausalLM
 
 import manticore
+from manticore.experiments import comparison_runs
+from manticore.experiments.compare import compare
 from manticore.runs import pipeline
 from manticore.schema.recipe import Recipe
 from manticore.schema.sections import Training
-from manticore.training import comparison_runs
-from manticore.training.compare import compare
 from manticore.training.finetune import finetune
 
 UNUSUAL = {

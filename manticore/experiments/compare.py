@@ -1,0 +1,282 @@
+"""Compare models at equal compute: each is fine-tuned on the same data with the same number of training FLOPs.
+
+Two budgets are compared. "Fine-tuning alone": every model gets the same FLOPs from where it stands. "Everything the
+hybrid cost": what was spent before on a model (aligning and searching the hybrid) is taken off its share, so that
+parents train for as much longer. Every (model, budget, learning rate, seed) is one run whose result is kept, so that
+a comparison that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from manticore.errors import ManticoreError
+from manticore.experiments.comparison_runs import ComparisonRuns
+from manticore.experiments.intervals import mean_interval
+from manticore.experiments.models import Source, add_ensemble, named, own_tasks, plain_models, weights_fingerprint
+from manticore.experiments.side_by_side import useful_workers
+from manticore.training.finetune import DEFAULT_STEPS, data_fingerprint
+from manticore.training.prepare import check_numbers
+from manticore.training.units import UnitLog
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from manticore.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Training FLOPs that every model of a table may spend."""
+
+    name: str
+    flops: int
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One model at one budget."""
+
+    model: str
+    budget: int
+    """Index into :attr:`Comparison.budgets`."""
+    parameters: int
+    flops_per_token: float
+    """Forward, averaged over an example."""
+    cache_bytes_per_token: int
+    state_bytes: int
+    seeds: list[dict[str, Any]]
+    """Per seed: ``seed``, ``lr``, ``steps``, ``flops`` (those spent before included), ``seconds``, test ``metrics`` and
+    ``metrics_float32``, as fine-tuning gives them."""
+    mean: float
+    """Of the primary metric over seeds."""
+    interval: tuple[float, float] | None
+    """95 % confidence interval of the mean; None for a single seed."""
+    diverged: list[float]
+    """Learning rates with which a training of this model ended in NaN or infinity."""
+    step_flops: int
+    """Training FLOPs of one step: no run can come nearer to its budget."""
+
+
+@dataclass(frozen=True)
+class UntrainedRow:
+    """A parent as it was downloaded, scored before any training."""
+
+    model: str
+    metrics: dict[str, float]
+    """Empty where there is no score."""
+    left_out: str
+    """Why there is none."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models fine-tuned at equal compute."""
+
+    task: str
+    primary_metric: str
+    higher_is_better: bool
+    budgets: list[Budget]
+    rows: list[ComparisonRow]
+    untrained: list[UntrainedRow]
+    """The models that are no hybrids and were given as models or folders, as they were."""
+    notes: list[str]
+    """Sentences that the table cannot be read without."""
+
+    def row(self, model: str, budget: int = 0) -> ComparisonRow:
+        """The row of a model at a budget."""
+        return next(row for row in self.rows if (row.model, row.budget) == (model, budget))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def compare(
+    models: Mapping[str, Source] | Sequence[Source],
+    task: str | Task,
+    *,
+    budget_flops: int | None = None,
+    spent_flops: Mapping[str, int] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    learning_rates: Sequence[float] = (1e-3,),
+    ensemble: bool = True,
+    batch_size: int = 32,
+    weight_decay: float = 0.01,
+    decay: str = "maps",
+    adam_betas: Sequence[float] = (0.9, 0.999),
+    adam_eps: float = 1e-8,
+    schedule: str = "constant",
+    warmup_steps: int | None = None,
+    accumulation: int = 1,
+    max_grad_norm: float = 1.0,
+    trainable: str = "all",
+    lora_rank: int = 8,
+    gradient_checkpointing: bool = False,
+    dtype: str = "auto",
+    bf16: bool = False,
+    cpu: bool = False,
+    test_examples: int | None = None,
+    workers: int = 1,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool | Callable[[int, int, str], None] = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Comparison:
+    """Fine-tune every model with the same FLOPs, data, seeds and learning rates; none of the given ones is changed.
+
+    Args:
+        models: name → model, or models alone; folders and hub ids are loaded, a function gets the seed. In a list,
+            ``"name=folder"`` gives a name. Where their tokenizers differ and `task` is a name, each reads the text with
+            its own, and bits per byte decide.
+        task: a task, or the name of a registered one.
+        budget_flops: training FLOPs of fine-tuning; None: what 300 steps of the costliest model take.
+        spent_flops: name → training FLOPs spent on that model before (align, search). Where given, a second budget
+            counts them: the largest of them on top of `budget_flops`, for every model.
+        seeds: of data order, dropout and fresh parameters; three or more show a spread worth the name.
+        learning_rates: with more than one, each model at each budget uses the one that scores best on the
+            validation split with the first seed. A rate that diverges with any seed counts as the worst.
+        ensemble: add the average of the logits of all models that are no hybrids, where two or more are given as
+            models or folders.
+        batch_size, weight_decay, decay, adam_betas, adam_eps, schedule, warmup_steps, accumulation, max_grad_norm,
+            trainable, lora_rank, gradient_checkpointing, dtype, bf16, cpu: as in :func:`manticore.finetune`, for all.
+        test_examples: score only so many examples of the test split (and of the validation split).
+        workers: on a CPU, runs made at the same time, each in a process with one thread: many cores do more that
+            way than as threads of one run. Where there is an accelerator, runs go one after another.
+        out: folder for results and checkpoints, from which a killed comparison resumes.
+        resume: go on with the results in `out`, if there are any.
+        progress: True for a bar over runs, or a function of (runs done, runs in all, what runs next; with several
+            workers, what has ended last).
+        tokenizer: for tasks that read text; None takes that of the first model that has one.
+
+    Raises:
+        ManticoreError: no models or seeds, an unknown name in `spent_flops`, a budget below one step, other settings
+            than those of the comparison in `out`, a model that diverges with every learning rate.
+    """
+    sources = named(models)
+    spent = dict(spent_flops or {})
+    for name in spent:
+        if name not in sources:
+            raise ManticoreError(
+                f"compare: spent_flops names {name!r} (the models are {', '.join(sources)}). Fix: use their names"
+            )
+    if not seeds or not learning_rates:
+        raise ManticoreError("compare: seeds or learning_rates is empty. Fix: seeds=[0, 1, 2], learning_rates=[1e-3]")
+    for lr in learning_rates:
+        counts = {
+            "batch_size": batch_size,
+            "accumulation": accumulation,
+            "test_examples": test_examples,
+            "workers": workers,
+        }
+        check_numbers("compare", counts=counts, rates={"lr": lr})
+    if len(set(seeds)) < len(seeds):
+        raise ManticoreError(f"compare: seeds {list(seeds)} hold one twice. Fix: give different seeds")
+    parents = plain_models(sources)
+    tasks, differ = own_tasks(task, sources, tokenizer)
+    task, notes = next(iter(tasks.values())), []
+    if differ:
+        notes.append(
+            "Tokenizers differ: each model reads the text with its own, bits per byte decide, and losses per token do "
+            "not compare. There is no ensemble."
+        )
+    elif ensemble:
+        add_ensemble(sources, task)
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "weight_decay": weight_decay,
+        "decay": decay,
+        "adam_betas": list(adam_betas),
+        "adam_eps": adam_eps,
+        "schedule": schedule,
+        "warmup_steps": warmup_steps,
+        "accumulation": accumulation,
+        "max_grad_norm": max_grad_norm,
+        "trainable": trainable,
+        "lora_rank": lora_rank,
+        "gradient_checkpointing": gradient_checkpointing,
+        "dtype": dtype,
+        "bf16": bf16,
+        "test_examples": test_examples,
+    }
+    settings = {
+        **options,
+        # how a rate was chosen is part of a result
+        "learning_rates": list(learning_rates),
+        "task": task.name,
+        "data": data_fingerprint(task),
+        **{f"data of {name}": data_fingerprint(each) for name, each in tasks.items() if each is not task},
+        **{f"weights of {name}": weights_fingerprint(source) for name, source in sources.items()},
+    }
+    folder = None if out is None else Path(out)
+    log = UnitLog(None if folder is None else folder / "units.jsonl", settings, resume=resume, stage="compare")
+    processes = useful_workers(workers, cpu=cpu)
+    runs = ComparisonRuns(
+        sources, task, tasks, options | {"cpu": cpu}, list(seeds), list(learning_rates), folder, log, processes
+    )
+    if budget_flops is None:
+        budget_flops = DEFAULT_STEPS * max(runs.step_flops(name) for name in sources)
+    budgets = [Budget("fine-tuning alone", budget_flops)]
+    if any(spent.values()):
+        budgets.append(Budget("everything the hybrid cost", budget_flops + max(spent.values())))
+    shares = [
+        (name, index, budget, spent.get(name, 0) if index else 0)
+        for index, budget in enumerate(budgets)
+        for name in sources
+    ]
+    trainings = list(dict.fromkeys((name, budget.flops - cost) for name, _, budget, cost in shares))
+    with _watched(progress, len(trainings) * runs.per_row) as runs.report:
+        runs.make(trainings)
+        rows = [_row(runs, *share) for share in shares]
+    untrained = [UntrainedRow(name, **runs.untrained(name)) for name in parents]
+    return Comparison(task.name, task.primary_metric, task.higher_is_better, budgets, rows, untrained, notes)
+
+
+def _row(runs: ComparisonRuns, name: str, index: int, budget: Budget, spent: int) -> ComparisonRow:
+    results, diverged = runs.of(name, budget.flops - spent)
+    seeds = [
+        {"seed": seed, "flops": result["flops"] + spent}
+        | {key: result[key] for key in ("lr", "steps", "seconds", "metrics", "metrics_float32")}
+        for seed, result in results.items()
+    ]
+    mean, interval = mean_interval([entry["metrics"][runs.task.primary_metric] for entry in seeds])
+    facts = next(iter(results.values()))
+    # a run without a step raises
+    step = facts["flops"] // facts["steps"]
+    return ComparisonRow(
+        model=name,
+        budget=index,
+        parameters=facts["parameters"],
+        flops_per_token=facts["flops_per_token"],
+        cache_bytes_per_token=facts["cache_bytes_per_token"],
+        state_bytes=facts["state_bytes"],
+        seeds=seeds,
+        mean=mean,
+        interval=interval,
+        diverged=diverged,
+        step_flops=step,
+    )
+
+
+@contextmanager
+def _watched(progress: bool | Callable[[int, int, str], None], runs: int) -> Iterator[Callable[[str], None]]:
+    """A function to call with the name of each run before it starts."""
+    started = itertools.count()
+    if callable(progress):
+        yield lambda name: progress(next(started), runs, name)
+        return
+    with tqdm(total=runs, desc="compare", unit="run", disable=not progress) as bar:
+
+        def show(name: str) -> None:
+            bar.set_postfix_str(name)
+            bar.update(next(started) - bar.n)
+
+        yield show
+        bar.update(runs - bar.n)

@@ -1,0 +1,1 @@
+"""Architectures trained side by side on the MAD benchmark."""

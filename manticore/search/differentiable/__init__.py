@@ -1,0 +1,1 @@
+"""Searches that train the supernet and its mixture weights together."""

@@ -1,0 +1,243 @@
+"""The Long Range Arena as tasks that models are trained, searched and compared on, and two small ones of its kind.
+
+Each is a choice among a few classes, scored by accuracy. The validation split is for choosing (learning rates), the
+test split is read for the final score only. Names of tasks that depart from the published setting say so.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict, Features, List, Value
+
+from manticore.errors import ManticoreError
+from manticore.tasks.lra import digits, examples
+from manticore.tasks.lra import listops as trees
+from manticore.tasks.lra.examples import ARENAS, SPLITS
+from manticore.tasks.metrics import ClassMetrics
+from manticore.tasks.stored_rows import stored_rows
+from manticore.tasks.task import Task
+
+
+def listops(
+    *,
+    data_dir: str | Path | None = None,
+    num_train: int | None = None,
+    num_validation: int | None = None,
+    num_test: int | None = None,
+    data_seed: int = 0,
+) -> Task:
+    """The value of a nested operation on digits: 501 to 1,999 symbols, ten classes.
+
+    Args:
+        data_dir: the release's folder; left out, examples are made by the official rules.
+        num_train: the first examples of the split only; left out, all.
+        num_validation: likewise.
+        num_test: likewise.
+        data_seed: of examples that are made.
+    """
+    return _arena("listops", data_dir, num_train, num_validation, num_test, seed=data_seed)
+
+
+def text(
+    *,
+    data_dir: str | Path | None = None,
+    num_train: int | None = None,
+    num_validation: int | None = None,
+    num_test: int | None = None,
+) -> Task:
+    """Whether a film review is positive: its first 4,000 bytes, two classes.
+
+    The benchmark validates on its test split; here a tenth of the training split is held out for that.
+
+    Args:
+        data_dir: the folder aclImdb, or one that holds it; left out, the reviews come from the hub.
+        num_train: the first examples of the split only; left out, all.
+        num_validation: likewise.
+        num_test: likewise.
+    """
+    return _arena("text", data_dir, num_train, num_validation, num_test)
+
+
+def retrieval(
+    *,
+    data_dir: str | Path | None = None,
+    num_train: int | None = None,
+    num_validation: int | None = None,
+    num_test: int | None = None,
+) -> Task:
+    """Whether one of two papers cites the other: 4,000 bytes of each, two classes.
+
+    Args:
+        data_dir: the release's folder; the papers cannot be had otherwise.
+        num_train: the first examples of the split only; left out, all.
+        num_validation: likewise.
+        num_test: likewise.
+    """
+    return _arena("retrieval", data_dir, num_train, num_validation, num_test)
+
+
+def image(
+    *,
+    data_dir: str | Path | None = None,
+    num_train: int | None = None,
+    num_validation: int | None = None,
+    num_test: int | None = None,
+) -> Task:
+    """What a picture of CIFAR-10 shows: 1,024 grey pixels, ten classes.
+
+    Args:
+        data_dir: the folder cifar-10-batches-bin, or one that holds it; left out, the pictures come from the hub.
+        num_train: the first examples of the split only; left out, all.
+        num_validation: likewise.
+        num_test: likewise.
+    """
+    return _arena("image", data_dir, num_train, num_validation, num_test)
+
+
+def pathfinder32(
+    *,
+    level: str = "hard",
+    data_dir: str | Path | None = None,
+    num_train: int | None = None,
+    num_validation: int | None = None,
+    num_test: int | None = None,
+    data_seed: int = 0,
+) -> Task:
+    """Whether a dashed path joins two discs: 1,024 pixels, two classes.
+
+    Args:
+        level: easy, intermediate or hard, the benchmark's.
+        data_dir: the release's folder; left out, pictures are drawn by the generator's rules.
+        num_train: the first examples of the split only; left out, all.
+        num_validation: likewise.
+        num_test: likewise.
+        data_seed: of pictures that are drawn.
+    """
+    return _arena("pathfinder32", data_dir, num_train, num_validation, num_test, seed=data_seed, level=level)
+
+
+def pathfinder128(
+    *,
+    level: str = "hard",
+    data_dir: str | Path | None = None,
+    num_train: int | None = None,
+    num_validation: int | None = None,
+    num_test: int | None = None,
+    data_seed: int = 0,
+) -> Task:
+    """Path-X: whether a dashed path joins two discs, 16,384 pixels, two classes.
+
+    Args:
+        level: easy, intermediate or hard, the benchmark's.
+        data_dir: the release's folder; left out, pictures are drawn by the generator's rules.
+        num_train: the first examples of the split only; left out, all.
+        num_validation: likewise.
+        num_test: likewise.
+        data_seed: of pictures that are drawn.
+    """
+    return _arena("pathfinder128", data_dir, num_train, num_validation, num_test, seed=data_seed, level=level)
+
+
+def listops_short(
+    *,
+    min_length: int = 10,
+    max_length: int = 100,
+    num_train: int = 20_000,
+    num_validation: int = 1_000,
+    num_test: int = 2_000,
+    data_seed: int = 0,
+) -> Task:
+    """ListOps with shorter trees than the benchmark's 501 to 1,999 symbols, for small models. It is not LRA.
+
+    Args:
+        min_length: symbols of a tree, at least.
+        max_length: symbols of a tree, at most.
+        num_train: training examples.
+        num_validation: validation examples.
+        num_test: test examples.
+        data_seed: of the examples.
+    """
+    counts = dict(zip(SPLITS, (num_train, num_validation, num_test)))
+    numbers = {f"num_{split}": count for split, count in counts.items()}
+    for option, number in {"min_length": min_length, "max_length": max_length, **numbers}.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ManticoreError(f"listops-short: {option} is {number!r} (expected a whole number). Fix: 1 or more")
+    _check_data_seed("listops-short", data_seed)
+    if not min_length <= max_length <= trees.LONGEST:
+        raise ManticoreError(
+            f"listops-short: lengths from {min_length} to {max_length} (expected an interval up to {trees.LONGEST}). "
+            "Fix: min_length=10, max_length=100"
+        )
+    if max_length < 4:
+        raise ManticoreError(f"listops-short: max_length is {max_length}, an operation has 4 symbols. Fix: 4 or more")
+    features = Features({"input_ids": List(Value("uint8")), "label": Value("int64")})
+    data = DatasetDict()
+    for split, count in counts.items():
+        content = {"format": 1, "shortest": min_length, "longest": max_length, "seed": data_seed, "split": split}
+        rows = partial(_short_rows, split, count, data_seed, min_length, max_length)
+        data[split] = stored_rows("lra", f"listops-short-{split}", {**content, "count": count}, features, rows)
+    arena, name = ARENAS["listops"], f"listops-short ({min_length} to {max_length} symbols)"
+    return _task(name, data, arena.vocab_size, max_length, arena.num_classes, pad=0)
+
+
+def digits_64() -> Task:
+    """Which digit was written: 64 pixels with values to 16, ten classes; 1,297 training examples."""
+    return _task(digits.NAME, digits.load(), digits.VOCABULARY, digits.LENGTH, digits.CLASSES)
+
+
+def _check_data_seed(name: str, data_seed: object) -> None:
+    if isinstance(data_seed, bool) or not isinstance(data_seed, int) or data_seed < 0:
+        raise ManticoreError(f"{name}: data_seed is {data_seed!r} (expected a whole number). Fix: 0 or more")
+
+
+def _arena(
+    name: str,
+    data_dir: str | Path | None,
+    num_train: int | None,
+    num_validation: int | None,
+    num_test: int | None,
+    **options: Any,
+) -> Task:
+    _check_data_seed(f"lra/{name}", options.get("seed", 0))
+    data = examples.load(
+        name, data_dir, num_train=num_train, num_validation=num_validation, num_test=num_test, **options
+    )
+    arena = ARENAS[name]
+    level = options.get("level", "hard")
+    shown = f"lra/{name}" if level == "hard" else f"lra/{name} ({level})"
+    # every pixel value means something, black too, and all pictures have one size
+    pad = None if name.startswith(("image", "pathfinder")) else 0
+    return _task(shown, data, arena.vocab_size, arena.length, arena.num_classes, pad=pad, documents=arena.sequences)
+
+
+def _task(
+    name: str,
+    data: DatasetDict,
+    vocab_size: int,
+    length: int,
+    num_classes: int,
+    *,
+    pad: int | None = None,
+    documents: int = 1,
+) -> Task:
+    return Task(
+        name=name,
+        vocab_size=vocab_size,
+        length=length,
+        data=data,
+        primary_metric="accuracy",
+        higher_is_better=True,
+        metric_state=ClassMetrics,
+        chance=1 / num_classes,
+        num_classes=num_classes,
+        documents=documents,
+        pad_token_id=pad,
+    )
+
+
+def _short_rows(split: str, count: int, seed: int, shortest: int, longest: int) -> Any:
+    made = trees.examples(split, count, seed=seed, shortest=shortest, longest=longest)
+    return ({"input_ids": ids, "label": label} for ids, label in made)
