@@ -16,9 +16,10 @@ from manticore.errors import ManticoreError, require_hybrid
 from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.discretize import best_path
 from manticore.hybrid.generation import ComponentGenerationMixin
-from manticore.kernels.mamba import fast_scan
+from manticore.kernels.mamba import fast_scan, has_selective_scan
 from manticore.modes import kept_modes
 from manticore.registry import resolve
+from manticore.runs.lineage import training_inputs
 from manticore.search.differentiable.joint import Order
 from manticore.search.differentiable.methods import SearchMethod
 from manticore.search.differentiable.mixture_log import LOGGED_WEIGHTS, MixtureWeightsCsv
@@ -27,7 +28,7 @@ from manticore.seeding import derive_seed
 from manticore.training.budget import flops_per_step, steps_within
 from manticore.training.callbacks import Progress
 from manticore.training.checkpoints import open_folder
-from manticore.training.finetune import data_fingerprint, recomputed_activations
+from manticore.training.finetune import recomputed_activations
 from manticore.training.precision import Precision
 from manticore.training.prepare import check_numbers, fit_to_task, resolve_task
 from manticore.training.tracking import trackers
@@ -216,7 +217,6 @@ def search(
         if out is not None:
             settings = {
                 "task": task.name,
-                "data": data_fingerprint(task),
                 "method": method,
                 "order": order,
                 "steps": steps,
@@ -244,7 +244,14 @@ def search(
                 "dtype": dtype,
                 "bf16": precision.autocast,
             }
-            checkpoint = open_folder(folder / "checkpoints", settings, resume=resume, stage="search")
+            checkpoint = open_folder(
+                folder / "checkpoints",
+                settings,
+                resume=resume,
+                stage="search",
+                inputs=training_inputs(hybrid, task),
+                scan=has_selective_scan(hybrid),
+            )
         args = training_arguments(
             folder / "checkpoints",
             steps=steps,

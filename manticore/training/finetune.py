@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import tempfile
 from collections.abc import Sequence
@@ -15,8 +14,9 @@ import torch
 
 from manticore.components.loading import refuse_not_finite
 from manticore.errors import ManticoreError, NotFiniteError
-from manticore.kernels.mamba import fast_scan
+from manticore.kernels.mamba import fast_scan, has_selective_scan
 from manticore.modes import kept_modes, recomputed_activations
+from manticore.runs.lineage import training_inputs
 from manticore.seeding import derive_seed
 from manticore.training.batches import batches
 from manticore.training.budget import flops_per_step, steps_within
@@ -171,7 +171,6 @@ def finetune(
         if out is not None:
             settings = {
                 "task": task.name,
-                "data": data_fingerprint(task),
                 "steps": steps,
                 "batch_size": batch_size,
                 "lr": lr,
@@ -189,7 +188,14 @@ def finetune(
                 "dtype": dtype,
                 "bf16": precision.autocast,
             }
-            checkpoint = open_folder(folder / "checkpoints", settings, resume=resume, stage="finetune")
+            checkpoint = open_folder(
+                folder / "checkpoints",
+                settings,
+                resume=resume,
+                stage="finetune",
+                inputs=training_inputs(model, task),
+                scan=has_selective_scan(model),
+            )
         args = training_arguments(
             folder / "checkpoints",
             steps=steps,
@@ -300,10 +306,3 @@ def evaluate(
                 "Fix: a higher precision (float32), or examples that have targets"
             )
     return scores
-
-
-def data_fingerprint(task: Task) -> str:
-    """Tells training splits apart by their size and their first and last rows."""
-    train = task.data["train"]
-    ends = [train[i] for i in {0, len(train) - 1} if len(train)]
-    return hashlib.sha256(repr((len(train), task.length, task.bos, ends)).encode()).hexdigest()[:16]
