@@ -16,6 +16,7 @@ MOVED = {
     "manticore.runs.mad": "manticore.experiments.mad.run",
     "manticore.runs.mad_models": "manticore.experiments.mad.models",
     **{f"manticore.search.{name}": f"manticore.search.differentiable.{name}" for name in _IN_DIFFERENTIABLE},
+    "manticore.schema.names": "manticore.settings",
     "manticore.tasks.compression": "manticore.tasks.mad.compression",
     "manticore.tasks.copying": "manticore.tasks.mad.copying",
     "manticore.tasks.digits": "manticore.tasks.lra.digits",

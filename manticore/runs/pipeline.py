@@ -29,7 +29,7 @@ from manticore.runs.records import component_record, task_record, write_history
 from manticore.runs.reporter import LogReporter, Reporter
 from manticore.runs.stages import Outcome, Stage, results_of, run_stages
 from manticore.schema.options import reads_tokenizer
-from manticore.schema.sections import Section, Training
+from manticore.settings import Settings, Training
 from manticore.tasks.task import Task, load_task
 from manticore.training.batches import Collator
 from manticore.training.classifiers import loading_class
@@ -132,9 +132,9 @@ class Pipeline:
         return "" if reads_tokenizer(self.recipe.task.name) else " (its own vocabulary: fresh embeddings and heads)"
 
     def _stage(
-        self, name: str, plan: str, inputs: Section | Mapping[str, Any], work: Any, product: Path | None = None
+        self, name: str, plan: str, inputs: Settings | Mapping[str, Any], work: Any, product: Path | None = None
     ) -> Stage:
-        asked = inputs.model_dump(mode="json") if isinstance(inputs, Section) else inputs
+        asked = inputs.model_dump(mode="json") if isinstance(inputs, Settings) else inputs
         determined = {"asked": asked, "seed": self.recipe.seed, "version": manticore.__version__}
         return Stage(name, plan, determined, work, product)
 

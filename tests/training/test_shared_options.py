@@ -12,7 +12,7 @@ from manticore.experiments import comparison_runs
 from manticore.experiments.compare import compare
 from manticore.runs import pipeline
 from manticore.schema.recipe import Recipe
-from manticore.schema.sections import Training
+from manticore.settings import Training
 from manticore.training.finetune import finetune
 
 UNUSUAL = {
