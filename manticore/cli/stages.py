@@ -15,6 +15,7 @@ from manticore.cli.faults import exit_code_of
 from manticore.cli.launching import Processes, share
 from manticore.cli.parameters import Out, Seed, Task, TaskOptions, pairs, takes, task_words
 from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say, say_text
+from manticore.cli.unfinished import Resume, refuse_begun, unfinished
 from manticore.errors import ManticoreError, SeveralErrors
 from manticore.paths import expanded
 from manticore.processes import is_first
@@ -156,6 +157,7 @@ def search(
     task_option: TaskOptions = None,
     seed: Seed = 0,
     processes: Processes = None,
+    resume: Resume = False,
     *,
     settings: dict[str, Any],
 ) -> None:
@@ -163,7 +165,7 @@ def search(
 
     Example: manticore search aligned --task text --steps 120 -o searched
     """
-    refuse_existing(out)
+    refuse_begun(out, resume)
     chosen = checked_task(task, task_option)
     share(processes)
     say(f"search: {settings['method']} on {task} in {hybrid}")
@@ -175,10 +177,10 @@ def search(
     model = load_hybrid(hybrid, supernet=True)
     loaded = load_task(task, tokenizer=model.tokenizer, seed=seed, **chosen)
     _say_replaced(hybrid, model, model.tokenizer, loaded)
-    with new_folder(out) as folder:
+    with unfinished(out, resume) as (kept, folder):
         with progress_bar("search") as progress:
             result = manticore.search(
-                model, loaded, seed=seed, out=folder / "search", progress=progress, **whole_flops(settings)
+                model, loaded, seed=seed, out=kept / "search", resume=resume, progress=progress, **whole_flops(settings)
             )
         if is_first():
             result.model.save_pretrained(folder)
@@ -216,6 +218,7 @@ def finetune(
     task_option: TaskOptions = None,
     seed: Seed = 0,
     processes: Processes = None,
+    resume: Resume = False,
     *,
     settings: dict[str, Any],
 ) -> None:
@@ -223,7 +226,7 @@ def finetune(
 
     Example: manticore finetune small --task text --steps 240 -o tuned
     """
-    refuse_existing(out)
+    refuse_begun(out, resume)
     chosen = checked_task(task, task_option)
     share(processes)
     say(f"finetune: {model} on {task}")
@@ -238,10 +241,16 @@ def finetune(
     loaded, tokenizer = load_model(model)
     problem = load_task(task, tokenizer=tokenizer, seed=seed, **chosen)
     _say_replaced(model, loaded, tokenizer, problem)
-    with new_folder(out) as folder:
+    with unfinished(out, resume) as (kept, folder):
         with progress_bar("finetune") as progress:
             result = manticore.finetune(
-                loaded, problem, seed=seed, out=folder / "finetune", progress=progress, **whole_flops(settings)
+                loaded,
+                problem,
+                seed=seed,
+                out=kept / "finetune",
+                resume=resume,
+                progress=progress,
+                **whole_flops(settings),
             )
         save_model(result.model, folder, result.dtypes)
         if is_first():
@@ -263,6 +272,7 @@ def compare(
     task: Task,
     out: Out,
     task_option: TaskOptions = None,
+    resume: Resume = False,
     *,
     settings: dict[str, Any],
 ) -> None:
@@ -270,7 +280,7 @@ def compare(
 
     Example: manticore compare ./gpt ./mamba hybrid=small --task text -o comparison
     """
-    refuse_existing(out)
+    refuse_begun(out, resume)
     chosen = checked_task(task, task_option)
     say(f"compare: {', '.join(models)} on {task}")
     import manticore
@@ -288,11 +298,13 @@ def compare(
     problem = load_task(task, tokenizer=own, **chosen)
     for name, (model, tokenizer) in loaded.items():
         _say_replaced(name, model, tokenizer, problem)
-    with new_folder(out) as folder:
+    with unfinished(out, resume) as (kept, folder):
         with progress_bar("compare") as progress:
             comparison = manticore.compare(
                 {name: model for name, (model, _) in loaded.items()},
                 problem,
+                out=kept / "compare",
+                resume=resume,
                 progress=lambda done, runs, what: progress(done, runs, {}),
                 **whole_flops(settings),
             )

@@ -109,12 +109,22 @@ def say_changed(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -
 def refuse_changed(before: Mapping[str, Any], now: Mapping[str, Any], where: str, fix: str) -> None:
     """Refuse inputs that are not what they were; what was not noted before, by an older version, is taken.
 
+    Args:
+        before: name → digest; names begin with ``data`` or ``weights``.
+        now: the same of what is there now.
+        where: begins the message.
+        fix: the way out beside what was there before.
+
     Raises:
         ManticoreError: they differ; the message names the first difference.
     """
     for name in sorted({*before} & {*now}):
         if before[name] != now[name]:
-            raise ManticoreError(f"{where}: {name} changed since this was started. Fix: put it back as it was, or {fix}")
+            raise ManticoreError(
+                f"{where} is of {'other data' if name.startswith('data') else 'another model'}: it was started with "
+                f"{name}={str(before[name])[:12]} (sha256, got {str(now[name])[:12]}). "
+                f"Fix: put them back as they were, or {fix}"
+            )
 
 
 class Digests:
@@ -221,7 +231,7 @@ def _whole_lines(path: Path, stage: str) -> list[dict[str, Any]]:
         found = [_parsed(line) for line in path.read_bytes().split(b"\n")[:-1]]
     except OSError as error:
         raise damaged(path, str(error), fix) from error
-    lines = []
+    lines: list[dict[str, Any]] = []
     for number, line in enumerate(found, 1):
         names = ("unit", "result") if lines else (SETTINGS,)
         if line is None and lines:

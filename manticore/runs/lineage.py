@@ -57,7 +57,7 @@ def weights_digest(model: PreTrainedModel) -> str:
 
 def training_inputs(model: PreTrainedModel, task: Task) -> dict[str, str]:
     """Digests of what a training starts from and reads."""
-    return {"model": weights_digest(model), **task_inputs(task)}
+    return {"weights": weights_digest(model), **task_inputs(task)}
 
 
 def task_inputs(task: Task) -> dict[str, str]:
