@@ -15,6 +15,7 @@ from typing import Any
 from datasets import Dataset
 
 import manticore
+from manticore.cache import content_key
 from manticore.components.loading import load_tokenizer
 from manticore.components.sources import model_folder
 from manticore.experiments.models import ENSEMBLE, averaged
@@ -22,22 +23,23 @@ from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.report import write_model_card, write_report
 from manticore.runs.folder import RunFolder
+from manticore.runs.ledger import Digests
 from manticore.runs.lineage import data_lineage, model_lineage
 from manticore.runs.lock import locked
 from manticore.runs.models import load_hybrid
 from manticore.runs.records import component_record, task_record, write_history
 from manticore.runs.reporter import LogReporter, Reporter
-from manticore.runs.stages import Outcome, Stage, results_of, run_stages
+from manticore.runs.stages import DIGESTS, MODEL, Outcome, Stage, results_of, run_stages
 from manticore.schema.options import reads_tokenizer
 from manticore.settings import Settings, Training
 from manticore.tasks.task import Task, load_task
+from manticore.tasks.text_sources import find_text
 from manticore.training.batches import Collator
 from manticore.training.classifiers import loading_class
 from manticore.training.prepare import fit_to_task
 from manticore.training.pretrain import pretrain, read_record
 from manticore.writing import new_folder, write_json
 
-MODEL = "model"
 SUPERNET = "supernet (soft)"
 HYBRID = "hybrid"
 
@@ -66,7 +68,8 @@ def execute(folder: RunFolder, reporter: Reporter | None = None) -> dict[str, An
             write_history(folder.path, found)
 
         try:
-            run_stages(folder.path, Pipeline(folder, reporter).stages(), reporter, keep)
+            pipeline = Pipeline(folder, reporter)
+            run_stages(folder.path, pipeline.stages(), reporter, keep, pipeline.digests)
         except KeyboardInterrupt:
             keep({}, "interrupted")
             raise
@@ -136,7 +139,31 @@ class Pipeline:
     ) -> Stage:
         asked = inputs.model_dump(mode="json") if isinstance(inputs, Settings) else inputs
         determined = {"asked": asked, "seed": self.recipe.seed, "version": manticore.__version__}
-        return Stage(name, plan, determined, work, product)
+        reads = self._read if name != "pretrain" else dict
+        return Stage(name, plan, determined, work, product, reads)
+
+    def _lineages(self) -> list[dict[str, Any]]:
+        components = self.recipe.components
+        return [model_lineage(s, c.revision, self.digests.of) for s, c in zip(self.sources, components)]
+
+    def _read(self) -> dict[str, str | None]:
+        """Digests of the components' files, of the task's data and of the text to align on."""
+        names = [component.name for component in self.recipe.components]
+        read = {f"weights of {name}": lineage["sha256"] for name, lineage in zip(names, self._lineages())}
+        read |= {f"data, {split}": digest for split, digest in self._data.items()}
+        if self.recipe.align is not None and self.recipe.align.text != "task":
+            files = find_text(self.recipe.align.text).files
+            read["data, text to align on"] = content_key([self.digests.of(file) for file in files])
+        return read
+
+    @cached_property
+    def _data(self) -> dict[str, str]:
+        return data_lineage(self.task)
+
+    @cached_property
+    def digests(self) -> Digests:
+        """Of files."""
+        return Digests(self.path / DIGESTS)
 
     # What stages share
 
@@ -263,10 +290,8 @@ class Pipeline:
             seed=recipe.seed,
             **{**recipe.combine.model_dump(), "tokenizer": self._tokenizer_component},
         )
-        lineages = [
-            model_lineage(source, component.revision) for source, component in zip(self.sources, recipe.components)
-        ]
-        write_json(self.path / "lineage.json", {"models": lineages, "data": data_lineage(self.task)})
+        lineages = self._lineages()
+        write_json(self.path / "lineage.json", {"models": lineages, "data": self._data})
         _save(hybrid, own)
         components = [
             component_record(component, hybrid.component(k), lineages[k])

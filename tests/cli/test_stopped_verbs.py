@@ -68,8 +68,8 @@ def files(folder: Path) -> dict[str, Any]:
 
 def stop(command: Command, how: str) -> None:
     if how == "full disk":
-        # from here on the system refuses every write, as it does when a disk is full
-        resource.prlimit(command.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+        # from here on the system refuses to write more than what is printed, as it does when a disk is full
+        resource.prlimit(command.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
     else:
         os.kill(command.pid, getattr(signal, how))
 
