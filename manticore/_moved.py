@@ -15,6 +15,7 @@ _IN_DIFFERENTIABLE = ("halves", "joint", "logits", "methods", "mixture_log", "tr
 MOVED = {
     "manticore.runs.mad": "manticore.experiments.mad.run",
     "manticore.runs.mad_models": "manticore.experiments.mad.models",
+    "manticore.runs.pipeline": "manticore.stages.pipeline",
     **{f"manticore.search.{name}": f"manticore.search.differentiable.{name}" for name in _IN_DIFFERENTIABLE},
     "manticore.tasks.compression": "manticore.tasks.mad.compression",
     "manticore.tasks.copying": "manticore.tasks.mad.copying",
