@@ -13,6 +13,9 @@ from typing import Any
 
 _IN_DIFFERENTIABLE = ("halves", "joint", "logits", "methods", "mixture_log", "trainer")
 MOVED = {
+    "manticore.hybrid.base": "manticore.hybrid.pretrained",
+    "manticore.hybrid.building": "manticore.hybrid.modeling",
+    "manticore.hybrid.cache": "manticore.hybrid.decoding",
     "manticore.runs.mad": "manticore.experiments.mad.run",
     "manticore.runs.mad_models": "manticore.experiments.mad.models",
     **{f"manticore.search.{name}": f"manticore.search.differentiable.{name}" for name in _IN_DIFFERENTIABLE},

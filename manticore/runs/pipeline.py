@@ -18,8 +18,8 @@ import manticore
 from manticore.components.loading import load_tokenizer
 from manticore.components.sources import model_folder
 from manticore.experiments.models import ENSEMBLE, averaged
-from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.report import write_model_card, write_report
 from manticore.runs.folder import RunFolder
 from manticore.runs.lineage import data_lineage, model_lineage
