@@ -27,6 +27,7 @@ from rich.table import Table
 
 import manticore
 from manticore.components.loading import load_tokenizer
+from manticore.experiments.landscapes import Landscape, landscape
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.tasks.corpus import read_corpus
 from manticore.tasks.task import Task, load_task
@@ -75,20 +76,14 @@ class Trial:
         """Metrics on held-out data."""
         return manticore.evaluate(model, self.task, split="test", max_examples=EVALUATION)
 
-    def vertices(self) -> dict[str, dict[str, float]]:
+    def landscape(self) -> Landscape:
         """Every path, fine-tuned at the same compute: the ground truth."""
-        supernet = self.supernet("translated")
-        found = {}
-        for path in itertools.product(range(2), repeat=BLOCKS):
-            small = manticore.discretize(supernet, path)
-            manticore.finetune(
-                small, self.task, budget_flops=self.budget, batch_size=self.arguments.batch_size,
-                lr=self.arguments.lr, seed=self.seed, test_examples=EVALUATION,
-            )  # fmt: skip
-            found[name(path)] = self.score(small)
-        return found
+        return landscape(
+            self.supernet("translated"), self.task, budget_flops=self.budget, batch_size=self.arguments.batch_size,
+            lr=self.arguments.lr, seed=self.seed, test_examples=EVALUATION,
+        )  # fmt: skip
 
-    def search(self, options: dict[str, Any], vertices: dict[str, dict[str, float]]) -> dict[str, Any]:
+    def search(self, options: dict[str, Any], truth: Landscape) -> dict[str, Any]:
         """One search."""
         settings = dict(options)
         supernet = self.supernet(settings.pop("mixing", "translated"))
@@ -96,16 +91,13 @@ class Trial:
             supernet, self.task, steps=self.arguments.search_steps, batch_size=self.arguments.batch_size,
             lr=self.arguments.lr, seed=self.seed, **settings,
         )  # fmt: skip
-        chosen = name(result.path)
-        metric, sign = self.task.primary_metric, 1 if self.task.higher_is_better else -1
-        scores = {path: sign * figures[metric] for path, figures in vertices.items()}
         return {
-            "path": chosen,
+            "path": name(result.path),
             "weights": result.weights.tolist(),
             "soft": self.score(supernet),
             "discretized": self.score(manticore.discretize(supernet)),
-            "finetuned": vertices[chosen],
-            "regret": max(scores.values()) - scores[chosen],
+            "finetuned": truth.metrics[tuple(result.path)],
+            "regret": truth.shortfall(result.path),
             "seconds": result.seconds,
         }
 
@@ -121,11 +113,11 @@ def run(task_name: str, seed: int, arguments: argparse.Namespace) -> dict[str, A
     task = load_task(task_name, tokenizer=load_tokenizer(pair[0]), **TASKS[task_name])
     trial = Trial(task, seed, arguments)
     # at a vertex the translated and the routed mixing are the same hybrid
-    vertices = trial.vertices()
-    searches = {label: trial.search(options, vertices) for label, options in SEARCHES.items()}
+    truth = trial.landscape()
+    searches = {label: trial.search(options, truth) for label, options in SEARCHES.items()}
     return {
         "task": task_name, "seed": seed, "metric": task.primary_metric, "higher": task.higher_is_better,
-        "vertices": vertices, "searches": searches,
+        "vertices": {name(path): metrics for path, metrics in truth.metrics.items()}, "searches": searches,
     }  # fmt: skip
 
 
@@ -139,7 +131,6 @@ def finished(settings: dict[str, Any]) -> list[dict[str, Any]]:
 def tables(task: str, seeds: list[dict[str, Any]]) -> list[Table]:
     """The ground truth, and the methods with their regret."""
     metric = seeds[0]["metric"]
-    sign = 1 if seeds[0]["higher"] else -1
     truth = Table("path", *(f"seed {trial['seed']}" for trial in seeds), title=f"{task}: {metric} of every path")
     for path in seeds[0]["vertices"]:
         truth.add_row(path, *(f"{seed['vertices'][path][metric]:.3f}" for seed in seeds))
@@ -158,10 +149,7 @@ def tables(task: str, seeds: list[dict[str, Any]]) -> list[Table]:
             f"{statistics.fmean(regrets):.3f}", f"{max(regrets):.3f}",
             f"{statistics.fmean(row['seconds'] for row in rows):.0f}",
         )  # fmt: skip
-    blind = []
-    for seed in seeds:
-        scores = [sign * figures[metric] for figures in seed["vertices"].values()]
-        blind.append(max(scores) - statistics.fmean(scores))
+    blind = [Landscape(seed["vertices"], metric, seed["higher"]).blind_shortfall for seed in seeds]
     methods.add_row("a path drawn blindly", "", "", "", "", f"{statistics.fmean(blind):.3f}", "", "")
     return [truth, methods]
 

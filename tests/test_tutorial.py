@@ -1,4 +1,4 @@
-"""The tutorial runs from top to bottom, as a reader would paste it."""
+"""The tutorial runs from top to bottom, as a reader would paste it, and after it what the README shows."""
 
 from __future__ import annotations
 
@@ -10,10 +10,40 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
+BETWEEN = """
+import os
+from manticore.tasks.text import text
+from transformers import AutoTokenizer
 
-def test_the_tutorial_runs(tmp_path: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/tutorial.md").read_text(encoding="utf-8"), re.DOTALL)
-    (tmp_path / "tutorial.py").write_text("\n".join(blocks))
+os.symlink(gpt, "path-or-hub-id-a")
+os.symlink(mamba, "path-or-hub-id-b")
+
+
+def smaller(function, **settings):
+    def call(model, *arguments, **given):
+        if "task" in given:
+            given["task"] = text(AutoTokenizer.from_pretrained(gpt), source="library", length=32)
+        return function(model, *arguments, **{**given, **settings})
+
+    return call
+
+
+manticore.align = smaller(manticore.align, tokens=2048)
+manticore.search = smaller(manticore.search, steps=2, batch_size=2)
+manticore.finetune = smaller(manticore.finetune, steps=2, batch_size=2)
+manticore.evaluate = smaller(manticore.evaluate, max_examples=8)
+"""
+"""Two parents by the names that the README gives them, and fewer steps and examples for the calls that it shows."""
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_tutorial_and_the_readme_run(tmp_path: Path) -> None:
+    shown = blocks("README.md")
+    assert len(shown) == 2
+    (tmp_path / "tutorial.py").write_text("\n".join([*blocks("docs/tutorial.md"), BETWEEN, *shown]))
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "MANTICORE_CACHE": str(tmp_path / "cache"),

@@ -10,16 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
-from pydantic import BaseModel, create_model
 from pydantic.fields import FieldInfo
 from yaml import YAMLError
 
 from manticore import registry
 from manticore.errors import ManticoreError
 from manticore.schema.document import read_value
-from manticore.schema.names import Named
-from manticore.schema.sections import Section
 from manticore.schema.validation import findings, literals
+from manticore.settings import Named, Settings
 
 Out = Annotated[str, typer.Option("--out", "-o", help="Folder to write; must not exist yet.", metavar="DIR")]
 Task = Annotated[str, typer.Option("--task", "-t", help="Name of the task; see `manticore ls tasks`.")]
@@ -34,14 +32,9 @@ TaskOptions = Annotated[
 Seed = Annotated[int, typer.Option(help="Every random stream is derived from it.", min=0)]
 
 
-def takes(section: type[BaseModel], *, without: tuple[str, ...] = ()) -> Callable[[Callable], Callable]:
-    """Give a verb one option per field of ``section``; it receives them, checked, as ``settings``.
-
-    Args:
-        section: the schema of the options.
-        without: fields that make no sense on the command line.
-    """
-    fields = {name: field for name, field in section.model_fields.items() if name not in without}
+def takes(kind: type[Settings]) -> Callable[[Callable], Callable]:
+    """Give a verb one option per field of ``kind``; it receives them, checked, as ``settings``."""
+    fields = kind.model_fields
 
     def decorate(verb: Callable) -> Callable:
         own = [
@@ -52,7 +45,7 @@ def takes(section: type[BaseModel], *, without: tuple[str, ...] = ()) -> Callabl
 
         def command(**values: Any) -> Any:
             given = {name: values.pop(name) for name in fields}
-            return verb(settings=_checked(section, fields, given), **values)
+            return verb(settings=_checked(kind, given), **values)
 
         options = [_option(name, field) for name, field in fields.items()]
         # A signature of its own, and no __wrapped__: typer reads both.
@@ -120,9 +113,9 @@ def _kind(field: FieldInfo) -> tuple[type, str | None]:
             return annotation, None
 
 
-def _checked(section: type[BaseModel], fields: dict[str, FieldInfo], given: dict[str, Any]) -> dict[str, Any]:
-    """The values of the section's fields after its checks; unset ones get their defaults."""
-    values: dict[str, Any] = {}
+def _checked(settings: type[Settings], given: dict[str, Any]) -> dict[str, Any]:
+    """The settings after their checks; unset ones get their defaults."""
+    fields, values = settings.model_fields, {}
     for name, value in given.items():
         if value is None:
             continue
@@ -132,15 +125,14 @@ def _checked(section: type[BaseModel], fields: dict[str, FieldInfo], given: dict
             values[name] = pairs(value, flag)
         else:
             values[name] = _value(f"[{value}]", flag) if kind is list else value
-    # without the fields that the command line does not have, some of which are required
-    definitions: dict[str, Any] = {name: (field.annotation, field) for name, field in fields.items()}
-    model, found = findings(create_model(section.__name__, __base__=Section, **definitions), values)
+    model, found = findings(settings, values)
     if model is None:
-        flags = {name: _flag(name, field) for name, field in fields.items()}
         lines = []
         for path, text in found:
-            flag = flags[str(path[0])]
-            lines.append(f"{flag}: {text.replace(f'add {path[0]!r}', f'add {flag}')}")
+            if path:
+                flag = _flag(str(path[0]), fields[str(path[0])])
+                text = f"{flag}: {text.replace(f'add {path[0]!r}', f'add {flag}')}"
+            lines.append(text)
         raise ManticoreError("\n".join(lines))
     return {name: getattr(model, name) for name in fields}
 

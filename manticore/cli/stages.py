@@ -21,8 +21,9 @@ from manticore.processes import is_first
 from manticore.runs.notes import ALIGNED, SEARCHED, TUNED
 from manticore.runs.records import task_record
 from manticore.schema.consistency import options
-from manticore.schema.sections import Align, Combine, CompareModels, Discretize, Finetune, Pretrain, Search, TaskChoice
+from manticore.schema.sections import TaskChoice
 from manticore.schema.validation import findings
+from manticore.settings import Align, Combine, Compare, Discretize, Finetune, Pretrain, Search
 from manticore.tasks.text_sources import STDLIB
 from manticore.writing import new_folder, refuse_existing, write_json
 
@@ -40,7 +41,7 @@ Hybrid = Annotated[str, typer.Argument(metavar="HYBRID", help="A folder that `ma
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of a model or a hybrid.")]
 
 
-@takes(Pretrain, without=("name", "family"))
+@takes(Pretrain)
 def pretrain(
     family: Annotated[str, typer.Argument(metavar="FAMILY", help="A model_type of transformers: gpt_neo, mamba, …")],
     out: Out,
@@ -164,7 +165,6 @@ def search(
     """
     refuse_existing(out)
     chosen = checked_task(task, task_option)
-    _refuse_two_budgets(settings)
     share(processes)
     say(f"search: {settings['method']} on {task} in {hybrid}")
     import manticore
@@ -208,7 +208,7 @@ def discretize(hybrid: Hybrid, out: Out, *, settings: dict[str, Any]) -> None:
     done(out, f"manticore finetune {quote(out)} {words} -o {quote(out + '-tuned')}")
 
 
-@takes(Finetune, without=("start",))
+@takes(Finetune)
 def finetune(
     model: Model,
     task: Task,
@@ -225,7 +225,6 @@ def finetune(
     """
     refuse_existing(out)
     chosen = checked_task(task, task_option)
-    _refuse_two_budgets(settings)
     share(processes)
     say(f"finetune: {model} on {task}")
     import manticore
@@ -255,7 +254,7 @@ def finetune(
     done(out, f"manticore evaluate {quote(out)} {task_words(task, chosen)}")
 
 
-@takes(CompareModels)
+@takes(Compare)
 def compare(
     models: Annotated[
         list[str],
@@ -441,12 +440,6 @@ def whole_flops(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with the FLOPs budget, written like 1e12, as the whole number that functions take."""
     budget = settings.get("budget_flops")
     return settings if budget is None else {**settings, "budget_flops": int(budget)}
-
-
-def _refuse_two_budgets(settings: dict[str, Any]) -> None:
-    """Before the data of the task are read, which can take long."""
-    if settings["steps"] is not None and settings["budget_flops"] is not None:
-        raise ManticoreError("--steps and --budget-flops are both given. Fix: give one of them")
 
 
 def _check_options(flag: str, kind: str, name: str, given: dict[str, Any]) -> None:

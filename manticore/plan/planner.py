@@ -21,7 +21,7 @@ from manticore.plan.skeleton import Shape, Skeleton
 from manticore.plan.sources import Source, find_sources, tokenizer_verdict
 from manticore.plan.task_shape import TaskShape, task_shape
 from manticore.schema.recipe import Recipe
-from manticore.schema.sections import Align, Training
+from manticore.settings import Align, Training
 from manticore.training.precision import computes_in_bfloat16
 
 DEFAULT_STEPS = {"search": 120, "finetune": 300}

@@ -12,9 +12,9 @@ from typing import Any
 from manticore.errors import ManticoreError
 from manticore.paths import expanded
 from manticore.registry import did_you_mean
-from manticore.schema.names import Scalar
 from manticore.schema.options import expected_type, options_of, reads_tokenizer
 from manticore.schema.problems import Path, shown
+from manticore.settings import Scalar
 
 Finding = tuple[Path, str]
 
@@ -42,7 +42,8 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
             sections["combine"].projector_options,
         )
         yield from _tokenizer(sections["combine"].tokenizer, [component.name for component in components])
-        yield from _released(sections)
+        if sections["combine"].released and sections.get("align") is not None:
+            yield ("combine", "released"), "fresh embeddings have nothing to be aligned to. Fix: align: null"
     yield from _new_tokenizers(sections)
     align = sections.get("align")
     if align is not None and align.text == "task" and align.text_column is not None:
@@ -51,12 +52,6 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
         yield from options(("task", "options"), "task", sections["task"].name, sections["task"].options)
     if sections.get("search") is not None:
         yield from _method_options(sections["search"])
-    for name in ("search", "finetune"):
-        section = sections.get(name)
-        if section is not None and section.steps is not None and section.budget_flops is not None:
-            yield (name,), "steps and budget_flops are both given. Fix: give one of them"
-        if section is not None and section.bf16 and section.dtype == "bfloat16":
-            yield (name, "bf16"), "dtype=bfloat16 has no float32 weights to compute beside. Fix: leave one of them out"
     if "discretize" in sections and "combine" in sections and components:
         yield from _path(sections, len(components))
 
@@ -143,15 +138,6 @@ def _depths(num_blocks: int, pretrain: list[Any], components: list[Any]) -> Iter
                 f"more blocks than layers (got {num_blocks}, {component.name} has {layers} layers). "
                 f"Fix: set it to at most {layers}",
             )
-
-
-def _released(sections: dict[str, Any]) -> Iterator[Finding]:
-    """The released gated function has no other mixing, and nothing to align."""
-    combine = sections["combine"]
-    if combine.released and combine.mixing != "gated":
-        yield ("combine", "released"), f"expected with gated mixing only, got mixing {combine.mixing!r}. Fix: gated"
-    if combine.released and sections.get("align") is not None:
-        yield ("combine", "released"), "fresh embeddings have nothing to be aligned to. Fix: align: null"
 
 
 def _tokenizer(chosen: str | None, components: list[str]) -> Iterator[Finding]:

@@ -8,22 +8,17 @@ from pydantic import Field
 
 from manticore.schema.sections import (
     Align,
-    Combine,
     Compare,
     Component,
-    Discretize,
     Finetune,
-    Name,
     Pretrain,
     Report,
-    Search,
-    Section,
-    Seed,
     TaskChoice,
 )
+from manticore.settings import Combine, Discretize, Name, Search, Seed, Settings
 
 
-class Recipe(Section):
+class Recipe(Settings):
     """What `manticore run` does. Sections have defaults; `null` skips align, search, compare or report."""
 
     name: Name

@@ -27,7 +27,13 @@ def findings(model: type[BaseModel], values: Any) -> tuple[BaseModel | None, lis
     try:
         return model.model_validate(values), []
     except ValidationError as error:
-        return None, [(details["loc"], _text(model, details)) for details in error.errors(include_url=False)]
+        return None, [(place(details), _text(model, details)) for details in error.errors(include_url=False)]
+
+
+def place(details: ErrorDetails) -> Path:
+    """Where an error is; that of a check of whole settings is where it says."""
+    at = details.get("ctx", {}).get("at")
+    return details["loc"] if at is None else (*details["loc"], at)
 
 
 def _text(model: type[BaseModel], details: ErrorDetails) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 import manticore
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
-from manticore.schema.sections import Training
 from manticore.stages.run import Run
 from manticore.stages.stage import MODEL, Stage
 
@@ -43,7 +42,7 @@ class Compare(Stage):
             resume=True,
             progress=lambda done, runs, what: run.reporter.progress(what.split(" · ")[0], done, runs, None),
             # as the hybrid was trained, to the last option
-            **{name: getattr(tuning, name) for name in Training.model_fields},
+            **tuning.shared(),
         )
         metric = comparison.primary_metric
         scores = ", ".join(f"{row.model} {row.mean:.3f}" for row in comparison.rows if row.budget == 0)

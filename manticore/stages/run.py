@@ -19,7 +19,7 @@ from manticore.stages.stage import MODEL
 from manticore.writing import new_folder
 
 if TYPE_CHECKING:
-    from manticore.hybrid.base import ManticorePreTrainedModel
+    from manticore.hybrid.pretrained import ManticorePreTrainedModel
     from manticore.runs.folder import RunFolder
     from manticore.tasks.task import Task
 

@@ -6,15 +6,13 @@ far worse than they are.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 from manticore.errors import ManticoreError
+from manticore.settings import Bos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Bos = Literal["auto", "always", "never"]
-"""``"auto"``: where the tokenizer adds one on encoding."""
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:

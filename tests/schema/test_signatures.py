@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 import manticore
+from manticore import settings
 from manticore.schema import sections
 from manticore.training.pretrain import pretrain
 
@@ -26,21 +27,21 @@ ELSEWHERE = {"seed", "tokenizer", "out", "resume", "cpu", "progress"}
             id="pretrain",
         ),
         pytest.param(
-            sections.Combine,
+            settings.Combine,
             manticore.combine,
             ELSEWHERE - {"tokenizer"} | {"vocab_size", "revisions", "check"},
             set(),
             id="combine",
         ),
         pytest.param(sections.Align, manticore.align, ELSEWHERE, {"text"}, id="align"),
-        pytest.param(sections.Search, manticore.search, ELSEWHERE, set(), id="search"),
+        pytest.param(settings.Search, manticore.search, ELSEWHERE, set(), id="search"),
         pytest.param(sections.Finetune, manticore.finetune, ELSEWHERE, {"start"}, id="finetune"),
-        pytest.param(sections.CompareModels, manticore.compare, ELSEWHERE | {"spent_flops"}, set(), id="compare"),
-        pytest.param(sections.Discretize, manticore.discretize, set(), {"path"}, id="discretize"),
+        pytest.param(settings.Compare, manticore.compare, ELSEWHERE | {"spent_flops"}, set(), id="compare"),
+        pytest.param(settings.Discretize, manticore.discretize, set(), {"path"}, id="discretize"),
     ],
 )
 def test_a_section_has_the_arguments_and_defaults_of_its_function(
-    section: type[sections.Section], function: Callable, only_python: set[str], only_recipe: set[str]
+    section: type[settings.Settings], function: Callable, only_python: set[str], only_recipe: set[str]
 ) -> None:
     arguments = {
         name: argument.default
@@ -60,7 +61,7 @@ def test_a_section_has_the_arguments_and_defaults_of_its_function(
 
 
 def test_every_field_has_a_help_text() -> None:
-    for section in (*sections.Section.__subclasses__(),):
+    for section in (*settings.Settings.__subclasses__(),):
         for name, field in section.model_fields.items():
             described = field.description or name in ("combine", "align", "search", "discretize")
             assert described or name in ("finetune", "compare", "report"), f"{section.__name__}.{name}"

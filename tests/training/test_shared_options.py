@@ -11,7 +11,7 @@ import manticore
 from manticore.experiments import comparison_runs
 from manticore.experiments.compare import compare
 from manticore.schema.recipe import Recipe
-from manticore.schema.sections import Training
+from manticore.settings import Training
 from manticore.stages.compare import Compare
 from manticore.stages.run import Run
 from manticore.training.finetune import finetune

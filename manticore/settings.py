@@ -1,0 +1,392 @@
+"""Every option once: of the Python functions, of the verbs, of recipes, of what resuming compares and of the plan.
+
+A field has the option's type, range and default; the text under it is its help, in ``help(manticore.finetune)``, in
+``manticore show schema`` and in ``manticore <verb> --help`` alike. Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+from typing_extensions import Self
+
+from manticore import registry
+
+
+class Named:
+    """Marks a field as the name of a registered thing, for checks and for help texts."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __call__(self, name: str) -> str:
+        if name not in registry.entries(self.kind):
+            raise wrong(registry.unknown_name(self.kind, name))
+        return name
+
+
+class Wanted(NamedTuple):
+    """Marks a type with what an error of a Python function says: ``lr is 0 (expected …). Fix: …``."""
+
+    expected: str
+    fix: str
+
+
+class InPython(NamedTuple):
+    """Marks a field that takes more in Python than in text: what is no text is handed on as it is."""
+
+    annotation: str
+    """What it takes there, for signatures and stubs."""
+
+
+def wrong(text: str, at: str | None = None) -> PydanticCustomError:
+    """An error with a text of its own.
+
+    Args:
+        text: one line.
+        at: the field that it is about, where the whole of the settings is checked.
+    """
+    return PydanticCustomError("wrong", "{text}", {"text": text} if at is None else {"text": text, "at": at})
+
+
+def _named(kind: str) -> Any:
+    marker = Named(kind)
+    return Annotated[str, AfterValidator(marker), marker]
+
+
+def _scalar(value: Any) -> Any:
+    # a union of the types would report once for each of them
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise PydanticCustomError("scalar_type", "no single value")
+    return value
+
+
+def _distinct(values: list[int]) -> list[int]:
+    if len(set(values)) < len(values):
+        raise wrong(f"{values} holds one twice. Fix: give different ones")
+    return values
+
+
+if TYPE_CHECKING:
+    # a type checker cannot look into the function, and takes a variable for a type in some orders of modules only
+    Mixing: TypeAlias = str
+    Projector: TypeAlias = str
+    SearchMethod: TypeAlias = str
+    TaskName: TypeAlias = str
+    Scalar: TypeAlias = bool | int | float | str | None
+else:
+    Mixing = _named("mixing")
+    Projector = _named("projector")
+    SearchMethod = _named("search")
+    TaskName = _named("task")
+    Scalar = Annotated[Any, AfterValidator(_scalar)]
+
+Count = Annotated[int, Field(ge=1), Wanted("a whole number", "give 1 or more")]
+Amount = Annotated[int, Field(ge=0), Wanted("a whole number", "give 0 or more")]
+Pair = Annotated[int, Field(ge=2), Wanted("a whole number", "give 2 or more")]
+Positive = Annotated[float, Field(gt=0), Wanted("a positive number", "for instance 1e-3")]
+NotNegative = Annotated[float, Field(ge=0), Wanted("0 or a positive number", "for instance 0.01")]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, lt=1), Wanted("", "give a share between 0 and 1")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
+Text = Annotated[str, Field(min_length=1)]
+Options = dict[str, Scalar]
+Seed = Annotated[int, Field(ge=0, lt=2**32), Wanted("a whole number", "give 0 or more")]
+Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
+Rates = Annotated[list[Positive], Field(min_length=1)]
+Trainable = Literal["all", "frozen", "projectors", "lora"]
+Schedule = Literal["constant", "linear", "cosine"]
+TrainingDtype = Literal["auto", "float32", "bfloat16"]
+Bos = Literal["auto", "always", "never"]
+"""Whether every sequence begins with the tokenizer's BOS token; ``"auto"``: where it adds one on encoding."""
+Trackers = Annotated[
+    list[Text],
+    BeforeValidator(lambda names: [names] if isinstance(names, str) else names),
+]
+
+
+def plain(value: Any) -> Any:
+    """A value as YAML would hold it: sequences as lists, mappings as such, numbers of numpy as Python's."""
+    if isinstance(value, bool | str | int | float) or value is None:
+        return value
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, Sequence):
+        return [plain(item) for item in value]
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
+
+
+class Settings(BaseModel):
+    """Options that belong together: unknown names are errors, values are not bent into shape."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    unkeyed: ClassVar[frozenset[str]] = frozenset()
+    """Fields that no number of a run depends on, or that are found in it in another form."""
+
+    def key(self, **found: Any) -> dict[str, Any]:
+        """What a run is resumed by, as JSON values.
+
+        Args:
+            found: values that were left open, and what else determines the run.
+        """
+        return {**self.model_dump(mode="json", exclude={*self.unkeyed, *found}), **found}
+
+
+class Reading(Settings):
+    """What every reading of text has."""
+
+    text: Annotated[Text, InPython("Text")] = "stdlib"
+    """Text files, tables, a folder, a datasets id, or stdlib: the sources of Python's standard library."""
+    text_column: Text | None = None
+    """Of a table, the column that holds the documents; else text, or the only column of strings."""
+    bos: Bos = "auto"
+    """Whether every sequence begins with the tokenizer's BOS token; auto: where it adds one. A new one adds none."""
+
+
+class Pretrain(Reading):
+    """A small model pretrained on the spot, kept in the cache and used as a component."""
+
+    layers: Count
+    """Depth."""
+    width: Count
+    """Width of the hidden states."""
+    config: Options = {}
+    """Further fields of the family's configuration; the rest is scaled to the width."""
+    max_bytes: Count | None = None
+    """Read so much of the text only."""
+    tokenizer: Annotated[Text, InPython("str | Path | PreTrainedTokenizerBase")] = "train"
+    """Folder or hub id of a tokenizer, or train: a new one, shared by all models with this text and vocab_size."""
+    tokenizer_texts: Annotated[Annotated[list[Text], Field(min_length=1)] | None, InPython("Sequence[Text] | None")] = (
+        None
+    )
+    """Texts that a new tokenizer is trained on, so that models with different texts share it; left out, the text."""
+    vocab_size: Count = 1024
+    """Tokens of a new tokenizer."""
+    length: Count = 128
+    """Tokens per sequence."""
+    steps: Amount = 300
+    """Optimizer steps; 0 leaves the first weights, for models that the task trains from scratch."""
+    batch_size: Count = 16
+    """Sequences per step."""
+    lr: Positive = 3e-3
+    """Peak learning rate: warm-up over a tenth of the steps, then a cosine to zero."""
+    weight_decay: NotNegative = 0.01
+    """AdamW's weight decay."""
+    dtype: TrainingDtype = "auto"
+    """What it is trained and saved in; auto is float32."""
+    seed: Seed = 0
+    """Of the first weights, drawn anew for every entry, and the order of the data; not the run's, so that runs share
+    the model."""
+    data_seed: Seed = 0
+    """Which documents are held out."""
+
+
+class Combine(Settings):
+    """Put the components side by side, block by block, into one hybrid."""
+
+    num_blocks: Count = 4
+    """Segments each component is cut into."""
+    mixing: Mixing = "translated"
+    """How blocks mix the components' features."""
+    released: bool = False
+    """With gated mixing: the function of the published method's released code, with fresh embeddings tied to heads."""
+    projector: Projector = "linear"
+    """Kind of map between the components' feature spaces."""
+    projector_options: Options = {}
+    """Options of that kind, such as rank for low-rank."""
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, InPython("torch.dtype | str | None")] = None
+    """Type of the weights; left out, the one they were saved in."""
+    tokenizer: Annotated[Text | None, InPython("PreTrainedTokenizerBase | str | Path | int | None")] = None
+    """Where tokenizers differ: the component whose tokenizer is kept; the others are re-embedded for it."""
+    min_coverage: Annotated[float, Field(ge=0, le=1), Wanted("a share", "give 0 to 1")] = 0.25
+    """Refuse to re-embed a component that has less than this share of the kept tokenizer's tokens."""
+
+    @model_validator(mode="after")
+    def _released_is_gated(self) -> Self:
+        if self.released and self.mixing != "gated":
+            text = f"expected with gated mixing only, got mixing {self.mixing!r}. Fix: gated"
+            raise wrong(text, at="released")
+        return self
+
+
+class Align(Reading):
+    """Fit the projectors in closed form on calibration text."""
+
+    tokens: Pair = 65536
+    """Calibration tokens, held-out ones included."""
+    holdout: Share = 0.1
+    """Share of the tokens that is never fitted on."""
+    ridge: NotNegative = 1e-4
+    """Strength of the ridge, relative to the mean variance of a source channel."""
+    batch_size: Count = 16
+    """Sequences per forward pass, and per gradient step."""
+    length: Pair = 128
+    """Tokens per sequence, where text is packed."""
+    steps: Amount = 0
+    """Gradient steps on the projectors after the closed form."""
+    lr: Positive = 1e-3
+    """Their first learning rate; it falls linearly to zero."""
+
+
+class Training(Settings):
+    """What every training on a task shares, so that a comparison trains as fine-tuning does."""
+
+    batch_size: Count = 32
+    """Examples per optimizer step."""
+    weight_decay: NotNegative = 0.01
+    """AdamW's weight decay."""
+    decay: Literal["maps", "all"] = "maps"
+    """What it falls on: maps and tables, so no bias, no norm and nothing that sets a recurrence (A_log, D); or all."""
+    adam_betas: Annotated[
+        list[Decay],
+        Field(min_length=2, max_length=2),
+        Wanted("two numbers from 0 to below 1", "for instance 0.9 and 0.999"),
+    ] = [0.9, 0.999]
+    """AdamW's decay rates of the first and second moment."""
+    adam_eps: Annotated[Positive, Wanted("a number above 0", "for instance 1e-8")] = 1e-8
+    """AdamW's epsilon."""
+    schedule: Schedule = "constant"
+    """Course of the learning rate after warm-up."""
+    warmup_steps: Amount | None = None
+    """Steps over which the learning rate rises from zero; left out, a tenth of the steps, at least 10."""
+    accumulation: Count = 1
+    """Micro-batches that one optimizer step is cut into."""
+    max_grad_norm: NotNegative = 1.0
+    """Longer gradients are scaled down to this norm; 0: none are."""
+    trainable: Trainable = "all"
+    """What trains: everything, only what the hybrid adds, projectors and heads, or LoRA."""
+    lora_rank: Count = 8
+    """Rank of the LoRA updates."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more FLOPs."""
+    dtype: TrainingDtype = "auto"
+    """auto trains in float32, on accelerators with bfloat16 as autocast for half-precision weights, and saves in the
+    type that the weights came in; float32 and bfloat16 train and save in that type alone."""
+    bf16: bool = False
+    """Compute in bfloat16 where that is safe (autocast), on every device."""
+
+    @model_validator(mode="after")
+    def _one_type(self) -> Self:
+        if self.bf16 and self.dtype == "bfloat16":
+            text = "dtype=bfloat16 has no float32 weights to compute beside. Fix: leave one of them out"
+            raise wrong(text, at="bf16")
+        return self
+
+    def shared(self) -> dict[str, Any]:
+        """The options that every training has: another one that takes them trains in the same way."""
+        return {name: getattr(self, name) for name in Training.model_fields}
+
+
+class OneTraining(Training):
+    """A training with a length of its own."""
+
+    steps: Count | None = None
+    """Optimizer steps; without steps and budget_flops, 120 in a search and 300 in fine-tuning."""
+    budget_flops: Positive | None = None
+    """Training FLOPs to spend, instead of steps: as many whole steps are made as they pay for."""
+    lr: Positive = 1e-3
+    """Peak learning rate; in a search, of the network."""
+    save_steps: Count | None = None
+    """Steps between checkpoints that a killed run resumes from; left out, ten per run."""
+    report_to: Trackers | None = None
+    """Experiment trackers told every logged row, by transformers' names: tensorboard, trackio, wandb, …"""
+
+    default_steps: ClassVar[int]
+    unkeyed = frozenset({"budget_flops", "save_steps", "report_to", "gradient_checkpointing"})
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.steps is not None and self.budget_flops is not None:
+            raise wrong("steps and budget_flops are both given. Fix: give one of them")
+        return self
+
+
+class Search(OneTraining):
+    """Learn which component each block should use."""
+
+    method: SearchMethod = "darts"
+    """How the mixture weights are learned."""
+    order: Literal["simultaneous", "alternating", "bilevel"] = "simultaneous"
+    """When they are: with the network, in turns on the same data, or in turns on a held-out half."""
+    warmup_steps: Amount = 0
+    """Steps over which the network's learning rate rises from zero."""
+    mixture_lr: Positive | None = None
+    """Learning rate of the mixture weights; left out, the method's own."""
+    mixture_weight_decay: NotNegative | None = None
+    """Weight decay of their logits, where the method has logits."""
+    mixture_schedule: Schedule = "constant"
+    """Course of their learning rate after warm-up."""
+    mixture_warmup_steps: Amount = 0
+    """Steps over which it rises from zero."""
+    temperature: Positive | None = None
+    """dash: temperature of the first sample."""
+    final_temperature: Positive | None = None
+    """dash: temperature of the last sample."""
+    start: Annotated[
+        Literal["current"] | None, InPython("str | Tensor | Sequence[Sequence[float]] | Sequence[int] | None")
+    ] = None
+    """current keeps the hybrid's mixture weights; left out, the mixing's own start."""
+    start_floor: Share | None = None
+    """Smallest probability to start from."""
+
+    default_steps = 120
+
+
+class Discretize(Settings):
+    """Keep one component per block, drop the rest."""
+
+    path: list[Amount] | None = None
+    """One component index per block; left out, what the search found."""
+
+
+class Finetune(OneTraining):
+    """Train the discretized hybrid end to end."""
+
+    log_steps: Count | None = None
+    """Steps between logged losses; left out, about two hundred per run."""
+    test_examples: Count | None = None
+    """Score only so many examples of the test split; left out, all."""
+
+    default_steps = 300
+    unkeyed = OneTraining.unkeyed | {"log_steps", "test_examples"}
+
+
+class Comparing(Settings):
+    """What every comparison has."""
+
+    seeds: Seeds = [0, 1, 2]
+    """One fine-tuning per seed and model; three or more show a spread worth the name."""
+    ensemble: bool = True
+    """Add the average of the logits of all models that are no hybrids."""
+    workers: Count = 1
+    """On a CPU, runs made at the same time, each in a process with one thread."""
+
+
+class Compare(Training, Comparing):
+    """Fine-tune models at the same training FLOPs."""
+
+    budget_flops: Positive | None = None
+    """Training FLOPs of fine-tuning; left out, what 300 steps of the costliest model take."""
+    learning_rates: Rates = [1e-3]
+    """Each model takes the one that scores best on the validation split."""
+    test_examples: Count | None = None
+    """Score only so many examples of the test split, and of the validation split; left out, all."""
+
+    # a run of a comparison says in its name how long it is and which seed it has
+    unkeyed = frozenset({"budget_flops", "seeds", "ensemble", "workers"})
+
+
+class Evaluate(Settings):
+    """Score a model on a split of a task."""
+
+    batch_size: Count = 64
+    """Examples per forward pass; it does not change the result."""
+    max_examples: Count | None = None
+    """Score only the first ones."""
