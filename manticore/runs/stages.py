@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 STATE = "state.json"
 DIGESTS = ".digests.json"
 MODEL = "model"
-"""Folder in a stage's own folder with the model that it has made."""
+"""The folder of a model, in a stage's folder and in the run's."""
 
 
 @dataclass(frozen=True)
