@@ -42,7 +42,7 @@ class Command:
     def __init__(self, words: Sequence[str], folder: Path, **environment: str) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(
-            ["manticore.runs.pipeline", "manticore.cli.app", "manticore.experiments.mad.run"]
+            ["manticore.stages.pipeline", "manticore.cli.app", "manticore.experiments.mad.run"]
         )
         self._said = folder / f"said-{time.monotonic_ns()}.txt"
         self._process: Any = context.Process(target=_work, args=(words, str(self._said), str(folder), environment))
