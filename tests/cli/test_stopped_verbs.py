@@ -139,7 +139,7 @@ def test_another_process_is_told_apart_and_what_was_stopped_early_leaves_nothing
 
 def test_a_model_that_changed_meanwhile_is_refused(desk: Path) -> None:
     words, half_done = VERBS["finetune"]
-    shutil.copytree(desk / "hybrid", desk / "other")
+    shutil.copytree(desk / "gpt", desk / "other")
     words = [words[0], "other", *words[2:], "-o", "changed"]
     command = Command(words, desk)
     command.wait_for(desk / "changed", half_done)
@@ -147,7 +147,9 @@ def test_a_model_that_changed_meanwhile_is_refused(desk: Path) -> None:
     command.end()
     weights = desk / "other" / "model.safetensors"
     content = bytearray(weights.read_bytes())
-    content[-2] ^= 1
+    begin = 8 + int.from_bytes(content[:8], "little")
+    # the last bit of a number in the middle
+    content[begin + (len(content) - begin) // 8 * 4] ^= 1
     weights.write_bytes(content)
     code, said = Command([*words, "--resume"], desk).end()
     assert code == 2

@@ -11,6 +11,10 @@ from manticore.tasks.task import Task
 
 @pytest.fixture
 def gpt():
+    return gpt_model()
+
+
+def gpt_model():
     torch.manual_seed(1)
     config = GPTNeoConfig(
         vocab_size=VOCABULARY,
