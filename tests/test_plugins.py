@@ -19,8 +19,9 @@ from manticore.cli.app import app
 from manticore.errors import ManticoreError
 from manticore.experiments.mad.models import candidates
 from manticore.runs.folder import create_run
-from manticore.runs.pipeline import MODEL, execute
 from manticore.schema.loading import load_recipe
+from manticore.stages.pipeline import execute
+from manticore.stages.stage import MODEL
 from manticore.tasks.task import load_task
 
 PACKAGES = {
