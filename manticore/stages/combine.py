@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import manticore
 from manticore.runs.records import component_record, task_record
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
 from manticore.stages.run import Run
-from manticore.stages.stage import Stage
+from manticore.stages.stage import Stage, StagePlan
 from manticore.writing import write_json
+
+if TYPE_CHECKING:
+    from manticore.plan.costing import Costing
 
 
 class Combine(Stage):
@@ -28,6 +31,13 @@ class Combine(Stage):
             "task": recipe.task.model_dump(mode="json"),
             "combine": recipe.combine.model_dump(mode="json"),
         }
+
+    def cost(self, costing: Costing) -> Iterator[StagePlan]:
+        # all components, and the file of the largest while it is read
+        weights = [count * costing.shape.dtype.itemsize for count in costing.skeleton.own_parameters]
+        costing.save_model(costing.tuned["supernet"].held)
+        fix = "larger devices, or combine.dtype=bfloat16"
+        yield costing.judged(self.name, "loading included", float(sum(weights) + max(weights)), fix)
 
     def work(self, run: Run, folder: Path) -> Outcome:
         from manticore.runs.lineage import data_lineage, model_lineage

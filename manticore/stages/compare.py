@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import manticore
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
 from manticore.stages.run import Run
-from manticore.stages.stage import MODEL, Stage
+from manticore.stages.stage import MODEL, Stage, StagePlan
 
 SUPERNET = "supernet (soft)"
 HYBRID = "hybrid"
+
+if TYPE_CHECKING:
+    from manticore.plan.costing import Costing
 
 
 class Compare(Stage):
@@ -20,6 +24,29 @@ class Compare(Stage):
 
     def plan_line(self, recipe: Recipe) -> str:
         return f"parents and hybrids at equal compute, seeds {', '.join(map(str, self.settings(recipe).seeds))}"
+
+    def cost(self, costing: Costing) -> Iterator[StagePlan]:
+        section, tuning = self.settings(costing.recipe), costing.recipe.finetune
+        flops = {stage.name: stage.flops for stage in costing.stages}
+        budget, spent = flops["finetune"], sum(flops.get(stage, 0) for stage in ("align", "search"))
+        parents, ensemble = len(costing.sources), int(section.ensemble and len(costing.sources) > 1)
+        per_row = len(section.seeds) + len(section.learning_rates or [tuning.lr]) - 1
+        # with fine-tuning's FLOPs each; with all that the hybrid cost, those that had no search train longer
+        trainings = (parents + ensemble + 2) * budget + (parents + ensemble) * (budget + spent) * (spent > 0)
+        supernet = costing.tuned["supernet"]
+        found = costing.fit(costing.tuning, supernet)
+        costing.fits[self.name] = [found]
+        costing.save_checkpoints(supernet.held)
+        verdict = "fits" if found.fits is not None else "does not fit (the supernet): finetune's ways out"
+        if found.fits is None:
+            costing.problems.append(
+                "compare: the soft supernet does not fit: compare=null, or other settings of finetune"
+            )
+        yield StagePlan(
+            self.name, f"{parents + ensemble + 2} models × {per_row}",
+            max(case.held.trained for case in costing.tuned.values()), supernet.flops * supernet.accumulation, None,
+            trainings * per_row, found.smaller, verdict,
+        )  # fmt: skip
 
     def work(self, run: Run, folder: Path) -> Outcome:
         section, tuning = self.settings(run.recipe), run.recipe.finetune

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import manticore
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
 from manticore.stages.run import Run
-from manticore.stages.stage import MODEL, Stage, amount, whole_flops
+from manticore.stages.stage import MODEL, Stage, StagePlan, amount, whole_flops
+
+if TYPE_CHECKING:
+    from manticore.plan.costing import Costing
 
 
 class Finetune(Stage):
@@ -19,6 +24,12 @@ class Finetune(Stage):
 
     def product(self, run: Run) -> Path | None:
         return run.path / MODEL
+
+    def cost(self, costing: Costing) -> Iterator[StagePlan]:
+        case = costing.tuned["costliest"]
+        costing.save_model(case.held)
+        costing.save_checkpoints(case.held)
+        yield costing.training(self.name, "costliest path", case, costing.paths["costliest"])
 
     def work(self, run: Run, folder: Path) -> Outcome:
         from manticore.runs.models import load_hybrid

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import manticore
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
 from manticore.stages.run import Run
-from manticore.stages.stage import Stage, amount, whole_flops
+from manticore.stages.stage import Stage, StagePlan, amount, whole_flops
+
+if TYPE_CHECKING:
+    from manticore.plan.costing import Costing
 
 
 class Search(Stage):
@@ -17,6 +22,12 @@ class Search(Stage):
     def plan_line(self, recipe: Recipe) -> str:
         section = self.settings(recipe)
         return f"{section.method}, {amount(section, recipe)}"
+
+    def cost(self, costing: Costing) -> Iterator[StagePlan]:
+        case = costing.measure(self.name, costing.setting(self.settings(costing.recipe)), None)
+        costing.save_model(costing.tuned["supernet"].held)
+        costing.save_checkpoints(case.held)
+        yield costing.training(self.name, "supernet", case, None)
 
     def work(self, run: Run, folder: Path) -> Outcome:
         section = self.settings(run.recipe)
