@@ -3,19 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import manticore
+from manticore.runs.files import MODEL
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
+from manticore.stages.records import Record
 from manticore.stages.run import Run
-from manticore.stages.stage import MODEL, Stage, StagePlan
+from manticore.stages.stage import Stage, StagePlan
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from manticore.plan.costing import Costing
+
+
+@dataclass(frozen=True)
+class Translation(Record):
+    name: str = ""
+    source: int | None = None
+    target: int | None = None
+    boundary: int | None = None
+    r2: float | None = None
+    r2_heldout: float | None = None
+
+
+@dataclass(frozen=True)
+class AlignRecord(Record):
+    text: str = ""
+    """What the projectors were fitted on."""
+    tokens: int | None = None
+    heldout_tokens: int | None = None
+    steps: int | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    loss_before: float | None = None
+    loss_closed_form: float | None = None
+    loss_after: float | None = None
+    bos: str | None = None
+    """The token that every pack of text began with, empty for none; None where nothing is known of it."""
+    translations: tuple[Translation, ...] = ()
 
 
 class Align(Stage):
@@ -67,7 +97,7 @@ class Align(Stage):
             settings["text"] = task_text(run)
         report = manticore.align(hybrid, seed=run.recipe.seed, progress=run.progress(self.name), **settings)
         run.save(hybrid, folder)
-        found = {"text": section.text, **report.to_dict()}
+        found = AlignRecord.written(text=section.text, **report.to_dict())
         return Outcome({"align": found}, f"loss {report.loss_before:.3f} before, {report.loss_after:.3f} after")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import manticore
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
 from manticore.settings import Evaluate
+from manticore.stages.records import Record
 from manticore.stages.run import Run
 from manticore.stages.stage import Stage, StagePlan
 
@@ -17,6 +19,17 @@ if TYPE_CHECKING:
     from manticore.plan.costing import Costing
 
 EVALUATION_BATCH = Evaluate().batch_size
+
+
+@dataclass(frozen=True)
+class DiscretizeRecord(Record):
+    path: tuple[int, ...] = ()
+    loss_before: float | None = None
+    loss_after: float | None = None
+    loss_finetuned: float | None = None
+    metric_before: float | None = None
+    metric_after: float | None = None
+    metric_finetuned: float | None = None
 
 
 class Discretize(Stage):
@@ -49,12 +62,12 @@ class Discretize(Stage):
         before = manticore.evaluate(searched, run.task, max_examples=scored)
         after = manticore.evaluate(manticore.discretize(searched, path), run.task, max_examples=scored)
         metric = run.task.primary_metric
-        found = {
-            "path": path,
-            "loss_before": before["loss"],
-            "loss_after": after["loss"],
-            "metric_before": before[metric],
-            "metric_after": after[metric],
-        }
+        found = DiscretizeRecord.written(
+            path=path,
+            loss_before=before["loss"],
+            loss_after=after["loss"],
+            metric_before=before[metric],
+            metric_after=after[metric],
+        )
         summary = f"{run.path_text(path)}, loss {before['loss']:.3f} soft, {after['loss']:.3f} discrete"
         return Outcome({"discretize": found}, summary)

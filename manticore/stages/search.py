@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import manticore
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
+from manticore.stages.records import Record, Step, Weights
 from manticore.stages.run import Run
 from manticore.stages.stage import Stage, StagePlan, amount, whole_flops
 
 if TYPE_CHECKING:
     from manticore.plan.costing import Costing
+
+
+@dataclass(frozen=True)
+class SearchRecord(Record):
+    method: str = ""
+    order: str = ""
+    steps: int | None = None
+    tokens: int | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    history: tuple[Step, ...] = ()
+    weights: Weights = ()
+    path: tuple[int, ...] = ()
 
 
 class Search(Stage):
@@ -41,5 +56,5 @@ class Search(Stage):
             **whole_flops(section.model_dump()),
         )
         run.save(result.model, folder)
-        found = {"method": section.method, "order": section.order, **result.to_dict()}
+        found = SearchRecord.written(method=section.method, order=section.order, **result.to_dict())
         return Outcome({"search": found}, f"path {run.path_text(result.path)}")

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from manticore.plan.costing import Costing
     from manticore.stages.run import Run
 
-MODEL = "model"
-"""The folder of a model, in a stage's folder and in the run's."""
-
 
 @dataclass(frozen=True)
 class StagePlan:
