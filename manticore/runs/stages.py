@@ -19,6 +19,7 @@ from typing import Any
 from manticore.cache import file_digest
 from manticore.errors import ManticoreError
 from manticore.reading import damaged
+from manticore.runs.files import MODEL
 from manticore.runs.ledger import Digests, read_record, refuse_changed, write_record
 from manticore.runs.reporter import Reporter
 
@@ -26,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 STATE = "state.json"
 DIGESTS = ".digests.json"
-MODEL = "model"
-"""The folder of a model, in a stage's folder and in the run's."""
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import manticore
 from manticore.cache import content_key
+from manticore.runs.files import MODEL
 from manticore.runs.ledger import Digests
 from manticore.runs.reporter import LogReporter, Reporter
 from manticore.runs.stages import DIGESTS, results_of
-from manticore.stages.stage import MODEL
 from manticore.writing import new_folder
 
 if TYPE_CHECKING:
