@@ -29,7 +29,7 @@ from manticore.runs.records import component_record, task_record, write_history
 from manticore.runs.reporter import LogReporter, Reporter
 from manticore.runs.stages import Outcome, Stage, results_of, run_stages
 from manticore.schema.options import reads_tokenizer
-from manticore.settings import Settings, Training
+from manticore.settings import Compare, Settings
 from manticore.tasks.task import Task, load_task
 from manticore.training.batches import Collator
 from manticore.training.classifiers import loading_class
@@ -320,11 +320,11 @@ class Pipeline:
         result = manticore.search(
             self.aligned(self.recipe.seed),
             self.task,
+            section,
             seed=self.recipe.seed,
             out=own,
             resume=True,
             progress=self._progress("search"),
-            **_whole(section),
         )
         _save(result.model, own)
         found = {"method": section.method, "order": section.order, **result.to_dict()}
@@ -354,11 +354,11 @@ class Pipeline:
         result = manticore.finetune(
             load_hybrid(self.path / "discretize" / MODEL),
             self.task,
+            section,
             seed=self.recipe.seed,
             out=own,
             resume=True,
             progress=self._progress("finetune"),
-            **_whole(section, "start"),
         )
         _save(result.model, own)
         self.folder.replace(MODEL, own / MODEL)
@@ -383,18 +383,17 @@ class Pipeline:
         comparison = manticore.compare(
             models,
             self.task,
-            budget_flops=found["finetune"]["flops"],
+            # as the hybrid was trained, to the last option
+            Compare(
+                **tuning.shared(),
+                **{**dict(section), "learning_rates": section.learning_rates or [tuning.lr]},
+                budget_flops=found["finetune"]["flops"],
+                test_examples=tuning.test_examples,
+            ),
             spent_flops={SUPERNET: searching, HYBRID: searching},
-            seeds=section.seeds,
-            learning_rates=section.learning_rates or [tuning.lr],
-            ensemble=section.ensemble,
-            workers=section.workers,
-            test_examples=tuning.test_examples,
             out=own,
             resume=True,
             progress=lambda done, runs, what: self.reporter.progress(what.split(" · ")[0], done, runs, None),
-            # as the hybrid was trained, to the last option
-            **{name: getattr(tuning, name) for name in Training.model_fields},
         )
         metric = comparison.primary_metric
         scores = ", ".join(f"{row.model} {row.mean:.3f}" for row in comparison.rows if row.budget == 0)
@@ -415,14 +414,6 @@ def _save(model: Any, own: Path) -> None:
     shutil.rmtree(own / MODEL, ignore_errors=True)
     with new_folder(own / MODEL) as folder:
         model.save_pretrained(folder)
-
-
-def _whole(section: Any, *without: str) -> dict[str, Any]:
-    """A section as arguments; a FLOPs budget, written like 1e12, as a whole number."""
-    settings = section.model_dump(exclude=set(without))
-    if settings["budget_flops"] is not None:
-        settings["budget_flops"] = int(settings["budget_flops"])
-    return settings
 
 
 def _amount(section: Any) -> str:

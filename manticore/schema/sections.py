@@ -60,6 +60,9 @@ class _Started(Settings):
 class Finetune(settings.Finetune, _Started):
     __doc__ = settings.Finetune.__doc__
 
+    # its weights are what a run is given
+    unkeyed = settings.Finetune.unkeyed | {"start"}
+
 
 class Compare(Comparing):
     """Fine-tune parents, ensemble, soft supernet and hybrid at the same training FLOPs, with finetune's settings."""
