@@ -13,8 +13,12 @@ from typing import Any
 
 _IN_DIFFERENTIABLE = ("halves", "joint", "logits", "methods", "mixture_log", "trainer")
 MOVED = {
+    "manticore.hybrid.base": "manticore.hybrid.pretrained",
+    "manticore.hybrid.building": "manticore.hybrid.modeling",
+    "manticore.hybrid.cache": "manticore.hybrid.decoding",
     "manticore.runs.mad": "manticore.experiments.mad.run",
     "manticore.runs.mad_models": "manticore.experiments.mad.models",
+    "manticore.runs.pipeline": "manticore.stages.pipeline",
     **{f"manticore.search.{name}": f"manticore.search.differentiable.{name}" for name in _IN_DIFFERENTIABLE},
     "manticore.schema.names": "manticore.settings",
     "manticore.tasks.compression": "manticore.tasks.mad.compression",

@@ -177,9 +177,7 @@ def search(
     _say_replaced(hybrid, model, model.tokenizer, loaded)
     with new_folder(out) as folder:
         with progress_bar("search") as progress:
-            result = manticore.search(
-                model, loaded, seed=seed, out=folder / "search", progress=progress, **whole_flops(settings)
-            )
+            result = manticore.search(model, loaded, seed=seed, out=folder / "search", progress=progress, **settings)
         if is_first():
             result.model.save_pretrained(folder)
             about = {"seed": seed, "task": {"name": task, "options": chosen}, "method": settings["method"]}
@@ -241,7 +239,7 @@ def finetune(
     with new_folder(out) as folder:
         with progress_bar("finetune") as progress:
             result = manticore.finetune(
-                loaded, problem, seed=seed, out=folder / "finetune", progress=progress, **whole_flops(settings)
+                loaded, problem, seed=seed, out=folder / "finetune", progress=progress, **settings
             )
         save_model(result.model, folder, result.dtypes)
         if is_first():
@@ -294,7 +292,7 @@ def compare(
                 {name: model for name, (model, _) in loaded.items()},
                 problem,
                 progress=lambda done, runs, what: progress(done, runs, {}),
-                **whole_flops(settings),
+                **settings,
             )
         about = task_record(problem, chosen, test_examples=settings["test_examples"])
         if comparison.primary_metric != problem.primary_metric:
@@ -434,12 +432,6 @@ def _task_of(model: str, record: str) -> str | None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ManticoreError):
         # a suggestion is not worth an error
         return None
-
-
-def whole_flops(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the FLOPs budget, written like 1e12, as the whole number that functions take."""
-    budget = settings.get("budget_flops")
-    return settings if budget is None else {**settings, "budget_flops": int(budget)}
 
 
 def _check_options(flag: str, kind: str, name: str, given: dict[str, Any]) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.discretize import discretize
+from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.tasks.task import Task
 from manticore.training.finetune import finetune
 

@@ -30,10 +30,10 @@ from manticore.components.rebuilding import named_tensors, rebuilt
 from manticore.components.runner import Runner
 from manticore.components.selfcheck import self_check
 from manticore.components.token_layout import put_back, rearranged
-from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.discretize import copied_config
 from manticore.hybrid.inputs import check_inputs, require_ids
+from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.hybrid.rehearsal import rehearse
 from manticore.hybrid.released import refuse_released
 from manticore.seeding import derive_seed

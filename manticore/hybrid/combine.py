@@ -19,9 +19,8 @@ from manticore.components.runner import Runner
 from manticore.components.selfcheck import continues_by_one_token_only, self_check
 from manticore.components.sources import origin
 from manticore.errors import ManticoreError
-from manticore.hybrid.building import build
 from manticore.hybrid.configuration import ManticoreConfig
-from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.hybrid.modeling import ManticoreForCausalLM, build
 from manticore.hybrid.rehearsal import rehearse
 from manticore.hybrid.released import check_released, fresh_tables, released_vocabulary, tie_heads
 from manticore.hybrid.unknown_version import check_transformers

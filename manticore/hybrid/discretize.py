@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from manticore.components.rebuilding import named_tensors, rebuilt
 from manticore.errors import ManticoreError, require_hybrid
-from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.mixing import check_path
+from manticore.hybrid.pretrained import ManticorePreTrainedModel
 
 logger = logging.getLogger(__name__)
 

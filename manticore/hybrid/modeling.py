@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from manticore.components.cache_argument import CACHE_ARGUMENT, named, one_cache
@@ -20,11 +22,12 @@ from manticore.components.runner import Recording
 from manticore.components.state_cache import has_states
 from manticore.components.token_layout import continued_mask, continued_positions, put_back, rearranged
 from manticore.errors import ManticoreError
-from manticore.hybrid.base import ManticorePreTrainedModel
-from manticore.hybrid.cache import HybridCache
+from manticore.hybrid.configuration import ManticoreConfig
+from manticore.hybrid.decoding import HybridCache
 from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.inputs import check_inputs, check_outputs, require_ids
 from manticore.hybrid.mixing import Features
+from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.hybrid.released import released_logits
 
 
@@ -308,3 +311,13 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, ComponentGenerationMixin):
 def _last(logits: Tensor, logits_to_keep: int | Tensor) -> Tensor:
     """``[B, T, V]`` at the last so many positions, or at those of a tensor; 0 keeps all."""
     return logits[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
+
+
+def build(config: ManticoreConfig, components: Sequence[PreTrainedModel]) -> ManticoreForCausalLM:
+    """A hybrid around loaded components; only projectors and weights are initialised."""
+    with no_init_weights():
+        hybrid = ManticoreForCausalLM(config, components)
+    for projector in hybrid.mixing.projectors.values():
+        projector.to(components[0].dtype).reset_parameters()  # type: ignore[operator]
+    hybrid.mixing.reset_mixture()
+    return hybrid

@@ -24,10 +24,9 @@ from manticore.components.runner import Runner, not_reproducible
 from manticore.components.selfcheck import refuse_difference, refusing_crashes, rounding_of_its_own
 from manticore.components.stunted import FAR, NEAR, stunted
 from manticore.errors import ManticoreError
-from manticore.hybrid.building import build
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.discretize import discretize
-from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.hybrid.modeling import ManticoreForCausalLM, build
 from manticore.hybrid.verdicts import Verdict
 from manticore.seeding import derive_seed
 

@@ -16,9 +16,8 @@ from manticore.components.quiet import quiet_loading
 from manticore.components.runner import Runner
 from manticore.components.transformers_version import END, FIRST, is_known
 from manticore.errors import ManticoreError, in_brief
-from manticore.hybrid.building import build
 from manticore.hybrid.configuration import ManticoreConfig
-from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.hybrid.modeling import ManticoreForCausalLM, build
 from manticore.hybrid.verdicts import Verdict
 from manticore.seeding import derive_seed
 

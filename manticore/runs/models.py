@@ -9,8 +9,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from manticore.components.loading import load_config, load_tokenizer
 from manticore.errors import ManticoreError
-from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.configuration import ManticoreConfig
+from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.training.classifiers import load_saved
 
 if TYPE_CHECKING:

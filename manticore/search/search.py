@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 
 from manticore.errors import ManticoreError, require_hybrid
-from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.discretize import best_path
 from manticore.hybrid.generation import ComponentGenerationMixin
+from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.kernels.mamba import fast_scan
 from manticore.keywords import takes
 from manticore.modes import kept_modes

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from manticore.components.loading import load_component, load_config, load_weights
 from manticore.errors import ManticoreError
-from manticore.hybrid.base import ManticorePreTrainedModel
 from manticore.hybrid.classification import (
     ManticoreClassifier,
     ManticoreForSequenceClassification,
@@ -16,6 +15,7 @@ from manticore.hybrid.classification import (
 )
 from manticore.hybrid.mixing import check_weights
 from manticore.hybrid.pair_classification import ManticoreForPairClassification
+from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.stacks.classification import (
     StackClassifier,
     StackForSequenceClassification,

@@ -15,7 +15,7 @@ from manticore.components.loading import own_tokenizer
 from manticore.components.positions import context_length, tabulated_positions
 from manticore.components.vocabulary import with_vocabulary
 from manticore.errors import ManticoreError
-from manticore.hybrid.base import ManticorePreTrainedModel
+from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.tasks.task import Task, load_task
 from manticore.training.classifiers import with_head_for
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import manticore
 from manticore.errors import ManticoreError
-from manticore.hybrid.cache import HybridCache
+from manticore.hybrid.decoding import HybridCache
 from manticore.hybrid.modeling import ManticoreForCausalLM
 
 IDS = torch.randint(3, 97, (2, 11), generator=torch.Generator().manual_seed(0))

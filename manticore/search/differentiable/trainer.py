@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, get_scheduler
 
 from manticore.errors import ManticoreError
-from manticore.hybrid.base import ManticorePreTrainedModel
+from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.search.differentiable.halves import AlternatingHalves
 from manticore.search.differentiable.joint import JointOptimizer, Order
 from manticore.search.differentiable.methods import SearchMethod

@@ -25,8 +25,8 @@ from manticore.components.runner import Recording, Runner
 from manticore.components.transformers_version import is_known
 from manticore.components.vocabulary import with_vocabulary
 from manticore.errors import ManticoreError, in_brief
-from manticore.hybrid.cache import HybridCache
 from manticore.hybrid.configuration import ManticoreConfig
+from manticore.hybrid.decoding import HybridCache
 from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.mixing import Features, Mixing, check_weights
 from manticore.hybrid.path import PathMixing
