@@ -202,6 +202,9 @@ class Pretrain(Reading):
     data_seed: Seed = 0
     """Which documents are held out."""
 
+    # the digests of what is read stand for these
+    unkeyed = frozenset({"text_column", "max_bytes", "tokenizer_texts", "vocab_size", "bos"})
+
 
 class Combine(Settings):
     """Put the components side by side, block by block, into one hybrid."""

@@ -43,6 +43,8 @@ class _Made(Settings):
 class Pretrain(settings.Pretrain, _Made):
     __doc__ = settings.Pretrain.__doc__
 
+    unkeyed = settings.Pretrain.unkeyed | {"name"}
+
 
 class Align(settings.Align):
     __doc__ = settings.Align.__doc__

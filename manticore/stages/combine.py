@@ -37,10 +37,11 @@ class Combine(Stage):
         fresh = align is None or align.text == "task"
         hybrid = manticore.combine(
             run.sources,
+            recipe.combine,
+            tokenizer=run.tokenizer_component,
             revisions=[component.revision for component in recipe.components],
             vocab_size=run.task.vocab_size if fresh else None,
             seed=recipe.seed,
-            **{**recipe.combine.model_dump(), "tokenizer": run.tokenizer_component},
         )
         lineages = [
             model_lineage(source, component.revision) for source, component in zip(run.sources, recipe.components)
