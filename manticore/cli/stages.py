@@ -398,8 +398,8 @@ def checked_task(task: str, task_option: list[str] | None) -> dict[str, Any]:
     """
     from manticore import registry
 
-    if task not in registry.entries("task"):
-        raise ManticoreError(f"--task: {registry.unknown_name('task', task)}")
+    if (refused := registry.refusal("task", task)) is not None:
+        raise ManticoreError(f"--task: {refused}")
     chosen = pairs(task_option or [], "--task-option")
     _, found = findings(TaskChoice, {"name": task, "options": chosen})
     if found:
