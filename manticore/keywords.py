@@ -17,8 +17,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from manticore.errors import ManticoreError, SeveralErrors
-from manticore.registry import did_you_mean
-from manticore.settings import InPython, Settings, Wanted, plain
+from manticore.registry import did_you_mean, resolve
+from manticore.settings import InPython, Named, Settings, Wanted, plain
 
 R = TypeVar("R")
 S = TypeVar("S", bound=Settings)
@@ -121,6 +121,10 @@ def _marks(annotation: Any) -> Iterator[Any]:
 def _said(kind: type[Settings], options: Mapping[str, Any], details: ErrorDetails, stage: str) -> str:
     """What is wrong with an option of a Python function, in one line."""
     context, path = details.get("ctx", {}), details["loc"]
+    named = marker(kind.model_fields[str(path[0])], Named) if path else None
+    if named is not None and isinstance(options[str(path[0])], str):
+        # says it in its own words, a package that may be missing too
+        resolve(named.kind, options[str(path[0])])
     if "text" in context:
         at = path[0] if path else context.get("at")
         return ": ".join(str(part) for part in (stage, at, context["text"]) if part is not None)
