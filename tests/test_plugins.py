@@ -18,10 +18,10 @@ from manticore import StackConfig, StackForCausalLM, registry
 from manticore.cli.app import app
 from manticore.errors import ManticoreError
 from manticore.experiments.mad.models import candidates
+from manticore.runs.files import MODEL
 from manticore.runs.folder import create_run
 from manticore.schema.loading import load_recipe
 from manticore.stages.pipeline import execute
-from manticore.stages.stage import MODEL
 from manticore.tasks.task import load_task
 
 PACKAGES = {
