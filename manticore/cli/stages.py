@@ -182,7 +182,7 @@ def search(
     with unfinished(out, resume) as (kept, folder):
         with progress_bar("search") as progress:
             result = manticore.search(
-                model, loaded, seed=seed, out=kept / "search", resume=resume, progress=progress, **whole_flops(settings)
+                model, loaded, seed=seed, out=kept / "search", resume=resume, progress=progress, **settings
             )
         if is_first():
             result.model.save_pretrained(folder)
@@ -246,13 +246,7 @@ def finetune(
     with unfinished(out, resume) as (kept, folder):
         with progress_bar("finetune") as progress:
             result = manticore.finetune(
-                loaded,
-                problem,
-                seed=seed,
-                out=kept / "finetune",
-                resume=resume,
-                progress=progress,
-                **whole_flops(settings),
+                loaded, problem, seed=seed, out=kept / "finetune", resume=resume, progress=progress, **settings
             )
         save_model(result.model, folder, result.dtypes)
         if is_first():
@@ -308,7 +302,7 @@ def compare(
                 out=kept / "compare",
                 resume=resume,
                 progress=lambda done, runs, what: progress(done, runs, {}),
-                **whole_flops(settings),
+                **settings,
             )
         about = TaskInfo.of(problem, chosen, test_examples=settings["test_examples"])
         if comparison.primary_metric != problem.primary_metric:
@@ -448,12 +442,6 @@ def _task_of(model: str, record: str) -> str | None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ManticoreError):
         # a suggestion is not worth an error
         return None
-
-
-def whole_flops(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the FLOPs budget, written like 1e12, as the whole number that functions take."""
-    budget = settings.get("budget_flops")
-    return settings if budget is None else {**settings, "budget_flops": int(budget)}
 
 
 def _check_options(flag: str, kind: str, name: str, given: dict[str, Any]) -> None:

@@ -154,10 +154,11 @@ class Combine(Stage):
         fresh = align is None or align.text == "task"
         hybrid = manticore.combine(
             run.sources,
+            recipe.combine,
+            tokenizer=run.tokenizer_component,
             revisions=[component.revision for component in recipe.components],
             vocab_size=run.task.vocab_size if fresh else None,
             seed=recipe.seed,
-            **{**recipe.combine.model_dump(), "tokenizer": run.tokenizer_component},
         )
         lineages = run.lineages()
         write_json(run.path / LINEAGE, {"models": lineages, "data": run.data_lineage})

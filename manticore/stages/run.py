@@ -73,8 +73,7 @@ class Run:
         made: dict[str, str] = {}
         for index, entry in enumerate(self.recipe.pretrain):
             # in the cache since the first stage, and made again if it was emptied
-            settings = entry.model_dump(exclude={"name"})
-            folder = manticore.pretrain(**settings, index=index, progress=self.progress(entry.name))
+            folder = manticore.pretrain(entry.family, entry, index=index, progress=self.progress(entry.name))
             made[entry.name] = str(folder)
         return made
 

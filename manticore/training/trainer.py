@@ -13,10 +13,10 @@ Letters: B batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -28,7 +28,9 @@ from transformers.trainer_callback import TrainerState
 
 from manticore.errors import ManticoreError, NotFiniteError
 from manticore.processes import refuse_lost_processes
+from manticore.settings import OneTraining
 from manticore.training.batches import IGNORED, Collator
+from manticore.training.budget import steps_within
 from manticore.training.callbacks import LogAtCheckpoints, MetricsFile, Progress, ProgressBar, Stopwatch
 from manticore.training.checkpoints import CLOCK, PARTIAL, TENSORS, checkpoint_step, publish
 from manticore.training.decay import decayed
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
     from manticore.tasks.task import Task
 
 _KEPT_CHECKPOINTS = 2
+_CHECKPOINTS_PER_RUN = 10
+
+T = TypeVar("T", bound=OneTraining)
 
 
 class TaskTrainer(Trainer):
@@ -90,8 +95,6 @@ class TaskTrainer(Trainer):
         self.stage = stage
         self.task = task
         self.stopwatch = Stopwatch()
-        if decay not in ("maps", "all"):
-            raise ManticoreError(f"{stage}: decay is {decay!r} (expected 'maps' or 'all'). Fix: decay='maps'")
         self._decay = decay
         self._checkpoint = checkpoint
         self._saving = False
@@ -258,21 +261,30 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
     return tuple(tensors[name].shape) if name in tensors else None
 
 
+def with_length(settings: T, step_flops: int, *, stage: str) -> T:
+    """Settings with the steps that they or their budget give, and the warm-up that is theirs.
+
+    Args:
+        settings: of a search or a fine-tuning.
+        step_flops: what a step costs.
+        stage: the verb that error messages begin with.
+
+    Raises:
+        ManticoreError: a budget below one step.
+    """
+    steps = settings.steps or settings.default_steps
+    if settings.budget_flops is not None:
+        steps = steps_within(settings.budget_flops, step_flops, stage=stage)
+    warmup = default_warmup(steps) if settings.warmup_steps is None else settings.warmup_steps
+    return settings.model_copy(update={"steps": steps, "budget_flops": None, "warmup_steps": warmup})
+
+
 def training_arguments(
     folder: Path,
+    settings: OneTraining,
     *,
-    steps: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
-    schedule: str,
-    warmup_steps: int,
-    accumulation: int,
-    max_grad_norm: float,
-    adam_betas: Sequence[float] = (0.9, 0.999),
-    adam_eps: float = 1e-8,
     log_steps: int,
-    save_steps: int | None,
+    saves: bool,
     seed: int,
     data_seed: int,
     bf16: bool,
@@ -282,40 +294,31 @@ def training_arguments(
 
     Args:
         folder: where checkpoints go.
-        steps: optimizer steps.
-        batch_size: examples per optimizer step, over all processes.
-        schedule: "constant", "linear" or "cosine", each after `warmup_steps` of linear warm-up.
-        accumulation: micro-batches per optimizer step.
-        max_grad_norm: 0 leaves gradients as they are.
-        adam_betas: AdamW's decay rates of the first and second moment, from 0 to below 1.
-        adam_eps: AdamW's epsilon, above 0.
-        save_steps: optimizer steps between checkpoints; None writes none.
+        settings: with steps and warm-up (:func:`with_length`).
+        log_steps: optimizer steps between logged rows.
+        saves: whether checkpoints are written.
         seed: of dropout and everything else drawn during training.
         data_seed: of the order of the data.
+        bf16: whether autocast is on.
         cpu: stay on the CPU where an accelerator is present.
     """
-    if len(adam_betas) != 2 or not all(0 <= beta < 1 for beta in adam_betas):
-        raise ManticoreError(
-            f"adam_betas: {list(adam_betas)} (expected two numbers from 0 to below 1). Fix: for instance 0.9 and 0.999"
-        )
-    if not (math.isfinite(adam_eps) and adam_eps > 0):
-        raise ManticoreError(f"adam_eps: {adam_eps} (expected a number above 0). Fix: for instance 1e-8")
+    steps = settings.steps or settings.default_steps
     args = TrainingArguments(
         output_dir=str(folder),
-        adam_beta1=adam_betas[0],
-        adam_beta2=adam_betas[1],
-        adam_epsilon=adam_eps,
+        adam_beta1=settings.adam_betas[0],
+        adam_beta2=settings.adam_betas[1],
+        adam_epsilon=settings.adam_eps,
         max_steps=steps,
-        gradient_accumulation_steps=accumulation,
-        learning_rate=lr,
-        weight_decay=weight_decay,
-        lr_scheduler_type=scheduler_name(schedule),
-        warmup_steps=warmup_steps,
-        max_grad_norm=max_grad_norm,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.lr,
+        weight_decay=settings.weight_decay,
+        lr_scheduler_type=scheduler_name(settings.schedule),
+        warmup_steps=settings.warmup_steps or 0,
+        max_grad_norm=settings.max_grad_norm,
         logging_steps=log_steps,
         logging_nan_inf_filter=False,
-        save_strategy="no" if save_steps is None else "steps",
-        save_steps=save_steps or steps,
+        save_strategy="steps" if saves else "no",
+        save_steps=settings.save_steps or max(1, steps // _CHECKPOINTS_PER_RUN),
         # this class rotates after the renaming
         save_total_limit=None,
         seed=seed,
@@ -337,13 +340,13 @@ def training_arguments(
     refuse_lost_processes(args.world_size)
     # several devices in one process would multiply the batch: more devices are torchrun's business
     args._n_gpu = min(args.n_gpu, 1)
-    micro_batches = accumulation * args.world_size
-    if batch_size % micro_batches:
+    micro_batches = settings.accumulation * args.world_size
+    if settings.batch_size % micro_batches:
         raise ManticoreError(
-            f"batch_size: {batch_size} cannot be cut into {micro_batches} equal parts "
-            f"(accumulation={accumulation}, {args.world_size} processes). Fix: choose a multiple"
+            f"batch_size: {settings.batch_size} cannot be cut into {micro_batches} equal parts "
+            f"(accumulation={settings.accumulation}, {args.world_size} processes). Fix: choose a multiple"
         )
-    args.per_device_train_batch_size = batch_size // micro_batches
+    args.per_device_train_batch_size = settings.batch_size // micro_batches
     return args
 
 
@@ -357,6 +360,4 @@ def default_warmup(steps: int) -> int:
 
 def scheduler_name(schedule: str) -> str:
     """transformers' name of the schedule "constant", "linear" or "cosine"; all of them warm up first."""
-    if schedule not in ("constant", "linear", "cosine"):
-        raise ManticoreError(f"schedule: got {schedule!r} (expected constant, linear or cosine). Fix: choose one")
     return "constant_with_warmup" if schedule == "constant" else schedule
