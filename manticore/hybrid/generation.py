@@ -11,11 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from manticore.components.cache_argument import CACHE_ARGUMENT, cache_in
 from manticore.components.generation import OwnCacheGenerationMixin
 from manticore.components.generation_settings import SPECIAL, Settings, as_ends, ends_of
 from manticore.errors import ManticoreError
@@ -110,41 +108,6 @@ class ComponentGenerationMixin(OwnCacheGenerationMixin):
         self._generation_config = copy.deepcopy(other.generation_config)
         self._follows, self._ends = other._follows, other._ends
         self.update_ends()
-
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
-        """As transformers does; where a component's rotary embedding changes, the whole text is read anew.
-
-        What is cached was turned in the old way. Phi-3 and PhiMoE do so too.
-        """
-        cache = cache_in(kwargs)
-        whole = cache is not None and input_ids.shape[1] > cache.seen_tokens
-        mask = kwargs.get("attention_mask")
-        if whole and self.switching(mask, cache.seen_tokens, input_ids.shape[1]) is not None:
-            kwargs = {**kwargs, CACHE_ARGUMENT: self.new_cache(), "next_sequence_length": None}
-        return super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
-
-    def switching(self, attention_mask: Tensor | None, cached: int, tokens: int) -> int | None:
-        """The component whose rotary embedding changes between what is cached and the end of the text, if one does.
-
-        Args:
-            attention_mask: ``[B, tokens]`` or None.
-            cached: tokens that went through already, padding included.
-            tokens: all of them, the new ones included.
-        """
-        # by itself: torch.compile cannot return from a function before all that its inner ones read is set
-        return self._switching(attention_mask, cached, tokens) if cached else None
-
-    def _switching(self, attention_mask: Tensor | None, cached: int, tokens: int) -> int | None:
-        limits = [(k, self.runners[k].switch) for k in self.mixing.route().used]
-        switches = {k: limit for k, limit in limits if limit is not None and limit < tokens}
-        if not switches:
-            return None
-        before, after = cached, tokens
-        if attention_mask is not None:
-            before, after = (int(attention_mask[:, :end].sum(-1).max()) for end in (cached, tokens))
-        return next((k for k, limit in switches.items() if before <= limit < after), None)
 
     def update_ends(self) -> None:
         """Write the ends that the mixture weights ask for into both configurations, unless a person has set others."""

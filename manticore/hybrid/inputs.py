@@ -5,13 +5,39 @@ Letters: B batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
 from manticore.errors import ManticoreError
+
+if TYPE_CHECKING:
+    from manticore.hybrid.decoding import HybridCache
+
+
+class Part(NamedTuple):
+    """Tokens that are read in one pass."""
+
+    input_ids: Tensor
+    """``[n, L]``."""
+    attention_mask: Tensor | None
+    """``[n, cached + L]``."""
+    position_ids: Tensor | None
+    """``[n, L]``."""
+
+    def for_each(self, components: Iterable[int], cache: HybridCache | None = None) -> dict[int, dict[str, Any]]:
+        """What each component's forward takes."""
+        return {
+            k: {
+                **self._asdict(),
+                "cache": cache.views[k] if cache is not None else None,
+                "use_cache": cache is not None,
+            }
+            for k in components
+        }
 
 
 def require_ids(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
