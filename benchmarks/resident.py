@@ -63,13 +63,14 @@ def make_parents(folder: Path) -> None:
 def run_stage(run: str, name: str) -> None:
     """One stage of a run, and what this process held at most."""
     from manticore.runs.folder import open_run
-    from manticore.runs.pipeline import Pipeline
+    from manticore.stages import STAGES
+    from manticore.stages.run import Run
 
     folder = open_run(run)
-    stage = next(stage for stage in Pipeline(folder).stages() if stage.name == name)
+    stage = next(stage for stage in STAGES if stage.name == name)
     own = folder.path / name
     own.mkdir(exist_ok=True)
-    stage.work(own)
+    stage.work(Run(folder), own)
     print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 
 

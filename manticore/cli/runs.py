@@ -15,6 +15,8 @@ from manticore.cli.recipes import Overrides, RecipeName
 from manticore.cli.terminal import RunReporter, console, done, quiet_libraries, say
 from manticore.errors import ManticoreError
 from manticore.schema.loading import load_recipe
+from manticore.stages import stages_of
+from manticore.stages.stage import MODEL
 
 if TYPE_CHECKING:
     from manticore.runs.folder import RunFolder
@@ -96,11 +98,11 @@ def _forget_if_nothing_is_done(path: Path, error: ManticoreError, recipe: str, o
 
 def _go(folder: RunFolder) -> None:
     from manticore.report import render_comparison, render_summary
-    from manticore.runs.pipeline import Pipeline, execute
+    from manticore.stages.pipeline import execute
 
     say(f"folder: {folder.path}")
     quiet_libraries()
-    reporter = RunReporter([stage.name for stage in Pipeline(folder).stages()])
+    reporter = RunReporter([stage.name for stage in stages_of(folder.recipe)])
     try:
         results = execute(folder, reporter)
     except KeyboardInterrupt as stop:
@@ -119,4 +121,4 @@ def _go(folder: RunFolder) -> None:
 def _scoring(folder: RunFolder) -> str:
     """The command that scores a run's model once more."""
     task = folder.recipe.task
-    return f"manticore evaluate {quote(str(folder.path / 'model'))} {task_words(task.name, task.options)}"
+    return f"manticore evaluate {quote(str(folder.path / MODEL))} {task_words(task.name, task.options)}"

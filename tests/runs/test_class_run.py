@@ -12,8 +12,11 @@ import manticore
 from manticore.report.loading_code import loading_code
 from manticore.report.results import read_results
 from manticore.runs.folder import create_run
-from manticore.runs.pipeline import MODEL, Pipeline, execute
 from manticore.schema.loading import load_recipe
+from manticore.stages.align import task_text
+from manticore.stages.pipeline import execute
+from manticore.stages.run import Run
+from manticore.stages.stage import MODEL
 from manticore.tasks.task import load_task
 
 OPTIONS = {"min_length": 4, "max_length": 12, "num_train": 64, "num_validation": 16, "num_test": 16}
@@ -48,8 +51,8 @@ def test_without_a_search_a_given_path_is_tuned(mini_recipe: Path, tmp_path: Pat
 
 def test_rows_to_align_on_are_filled_up_and_masked(mini_recipe: Path, tmp_path: Path) -> None:
     loaded = load_recipe(str(mini_recipe), [TASK, "align.text=task", "align.tokens=120"])
-    pipeline = Pipeline(create_run(loaded, str(tmp_path / "run")))
-    pipeline.sources = [str(tmp_path)] * 2
-    rows = pipeline._task_text()
+    run = Run(create_run(loaded, str(tmp_path / "run")))
+    run.sources = [str(tmp_path)] * 2
+    rows = task_text(run)
     assert rows["input_ids"][:].shape == rows["attention_mask"][:].shape == (10, 12)
     assert 0 < rows["attention_mask"][:].sum() < 120

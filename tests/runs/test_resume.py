@@ -33,8 +33,8 @@ def _work(recipe: str, out: str, cache: str) -> None:
 
     from manticore.cli.terminal import quiet_libraries
     from manticore.runs.folder import create_run, open_run
-    from manticore.runs.pipeline import execute
     from manticore.schema.loading import load_recipe
+    from manticore.stages.pipeline import execute
 
     torch.set_num_threads(1)
     quiet_libraries()
@@ -43,7 +43,7 @@ def _work(recipe: str, out: str, cache: str) -> None:
 
 def _start(recipe: Path, out: Path, cache: Path) -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["manticore.runs.pipeline", "manticore.cli.terminal"])
+    context.set_forkserver_preload(["manticore.stages.pipeline", "manticore.cli.terminal"])
     process = context.Process(target=_work, args=(str(recipe), str(out), str(cache)))
     process.start()
     return process

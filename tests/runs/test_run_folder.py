@@ -9,8 +9,9 @@ import pytest
 
 from manticore.errors import ManticoreError
 from manticore.runs.folder import create_run, open_run
-from manticore.runs.pipeline import Pipeline, execute
 from manticore.schema.loading import load_recipe
+from manticore.stages import stages_of
+from manticore.stages.pipeline import execute
 
 
 def test_the_recipe_is_kept_as_given_and_resolved(mini_recipe: Path, tmp_path: Path) -> None:
@@ -20,7 +21,7 @@ def test_the_recipe_is_kept_as_given_and_resolved(mini_recipe: Path, tmp_path: P
     assert again.recipe == run.recipe
     assert again.recipe.search.lr == 5e-4
     assert again.recipe.compare is None
-    assert [stage.name for stage in Pipeline(again).stages()] == [
+    assert [stage.name for stage in stages_of(again.recipe)] == [
         *("pretrain", "combine", "align", "search", "discretize", "finetune")
     ]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.runs.folder import create_run
-from manticore.runs.pipeline import execute
 from manticore.schema.loading import load_recipe
+from manticore.stages.pipeline import execute
 
 
 def test_a_run_on_text_compares_what_reads_the_same_tokens(mini_recipe: Path, tmp_path: Path) -> None:

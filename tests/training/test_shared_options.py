@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM
 import manticore
 from manticore.experiments import comparison_runs
 from manticore.experiments.compare import compare
-from manticore.runs import pipeline
 from manticore.schema.recipe import Recipe
 from manticore.settings import Training
+from manticore.stages.compare import Compare
+from manticore.stages.run import Run
 from manticore.training.finetune import finetune
 
 UNUSUAL = {
@@ -91,11 +92,11 @@ def test_a_recipe_compares_with_everything_that_it_fine_tunes_with(tmp_path, mon
         path = tmp_path
 
     Folder.recipe = recipe
-    run = pipeline.Pipeline(Folder())
+    run = Run(Folder())
     monkeypatch.setattr(manticore, "compare", asked)
-    monkeypatch.setattr(run, "_found", lambda stage: {"path": [0, 1], "flops": 7})
+    monkeypatch.setattr(run, "results_of", lambda stage: {"path": [0, 1], "flops": 7})
     with pytest.raises(Given) as caught:
-        run._compare(tmp_path)
+        Compare().work(run, tmp_path)
     (options,) = caught.value.args
     assert {name: options[name] for name in UNUSUAL} == UNUSUAL
     assert options["test_examples"] == 5
@@ -119,7 +120,7 @@ def test_entries_of_a_recipe_start_from_weights_of_their_own(tmp_path, monkeypat
             }
         )
 
-    first, second = (AutoModelForCausalLM.from_pretrained(made) for made in pipeline.Pipeline(Folder()).sources)
+    first, second = (AutoModelForCausalLM.from_pretrained(made) for made in Run(Folder()).sources)
     tables = [model.get_input_embeddings().weight for model in (first, second)]
     assert tables[0].shape == tables[1].shape
     assert not (tables[0] == tables[1]).any()

@@ -1,0 +1,62 @@
+"""A run: the stages that its recipe asks for, one after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import manticore
+from manticore.runs.folder import RunFolder
+from manticore.runs.lock import locked
+from manticore.runs.records import write_history
+from manticore.runs.reporter import LogReporter, Reporter
+from manticore.runs.stages import Stage as GuardedStage
+from manticore.runs.stages import run_stages
+from manticore.stages import stages_of
+from manticore.stages.report import write_pages
+from manticore.stages.run import Run
+from manticore.stages.stage import Stage
+
+
+def execute(folder: RunFolder, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Do all stages of a run that are not done yet.
+
+    Args:
+        folder: new, or left by an interrupted run.
+        reporter: told about every stage; None sends that to the log.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        ManticoreError: the folder is in use, or a stage cannot do its work.
+    """
+    reporter = reporter or LogReporter()
+    run = Run(folder, reporter)
+    with locked(folder.path):
+        folder.begin_session()
+        found: dict[str, Any] = {}
+
+        def keep(parts: dict[str, Any], status: str = "running") -> None:
+            found.update(parts)
+            folder.write_results(found, status)
+            write_history(folder.path, found)
+
+        try:
+            run_stages(folder.path, [_guarded(stage, run) for stage in stages_of(folder.recipe)], reporter, keep)
+        except KeyboardInterrupt:
+            keep({}, "interrupted")
+            raise
+        except BaseException:
+            keep({}, "failed")
+            raise
+        results = folder.write_results(found, "complete")
+        write_pages(folder, results)
+        return results
+
+
+def _guarded(stage: Stage, run: Run) -> GuardedStage:
+    """The stage with what decides whether it is done already."""
+    recipe = run.recipe
+    inputs = {"asked": stage.inputs(recipe), "seed": recipe.seed, "version": manticore.__version__}
+    work = lambda folder: stage.work(run, folder)  # noqa: E731
+    return GuardedStage(stage.name, stage.plan_line(recipe), inputs, work, stage.product(run))

@@ -1,0 +1,135 @@
+"""What the stages of one run share: the recipe, the run folder, and models from the folders of earlier stages.
+
+Every stage reads models from there, never from memory, so that a resumed run and an uninterrupted one see the same
+bytes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import manticore
+from manticore.runs.reporter import LogReporter, Reporter
+from manticore.runs.stages import results_of
+from manticore.stages.stage import MODEL
+from manticore.writing import new_folder
+
+if TYPE_CHECKING:
+    from manticore.hybrid.pretrained import ManticorePreTrainedModel
+    from manticore.runs.folder import RunFolder
+    from manticore.tasks.task import Task
+
+
+class Run:
+    """One run, as its stages see it.
+
+    Args:
+        folder: the run folder, with the recipe.
+        reporter: told about every step; None sends that to the log.
+    """
+
+    def __init__(self, folder: RunFolder, reporter: Reporter | None = None) -> None:
+        self.folder = folder
+        self.path = folder.path
+        self.recipe = folder.recipe
+        self.reporter = reporter or LogReporter()
+
+    @cached_property
+    def pretrained(self) -> dict[str, str]:
+        """Folder of each model that the recipe pretrains."""
+        made: dict[str, str] = {}
+        for index, entry in enumerate(self.recipe.pretrain):
+            # in the cache since the first stage, and made again if it was emptied
+            settings = entry.model_dump(exclude={"name"})
+            folder = manticore.pretrain(**settings, index=index, progress=self.progress(entry.name))
+            made[entry.name] = str(folder)
+        return made
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """Folder or hub id of each component."""
+        made = self.pretrained
+        return [made.get(component.source, component.source) for component in self.recipe.components]
+
+    @cached_property
+    def task(self) -> Task:
+        """The task, read with the tokenizer that the hybrid keeps."""
+        from manticore.components.loading import load_tokenizer
+        from manticore.tasks.task import load_task
+
+        owner = self.tokenizer_component or 0
+        tokenizer = load_tokenizer(self.sources[owner], revision=self.recipe.components[owner].revision)
+        choice = self.recipe.task
+        return load_task(choice.name, tokenizer=tokenizer, seed=self.recipe.seed, **choice.options)
+
+    @property
+    def tokenizer_component(self) -> int | None:
+        """The component that the recipe takes the tokenizer from."""
+        chosen = self.recipe.combine.tokenizer
+        return None if chosen is None else [component.name for component in self.recipe.components].index(chosen)
+
+    def aligned(self, seed: int) -> ManticorePreTrainedModel:
+        """The supernet before any training on the task, with the vocabulary and the heads that the task needs.
+
+        Args:
+            seed: of fresh embeddings and heads.
+        """
+        from manticore.runs.models import load_hybrid
+        from manticore.training.prepare import fit_to_task
+
+        stage = "combine" if self.recipe.align is None else "align"
+        return fit_to_task(load_hybrid(self.path / stage / MODEL), self.task, seed)  # type: ignore[return-value]
+
+    def searched(self) -> ManticorePreTrainedModel:
+        """The supernet after the search; where there was none, before."""
+        from manticore.runs.models import load_hybrid
+
+        if self.recipe.search is None:
+            return self.aligned(self.recipe.seed)
+        return load_hybrid(self.path / "search" / MODEL)
+
+    def discrete(self, path: list[int], seed: int) -> ManticorePreTrainedModel:
+        """The hybrid of a path before its fine-tuning.
+
+        Args:
+            path: one component index per block.
+            seed: of fresh embeddings and heads, where it starts from aligned weights.
+        """
+        return manticore.discretize(self.soft(seed), path)
+
+    def soft(self, seed: int) -> ManticorePreTrainedModel:
+        """The supernet before its fine-tuning: the weights that the search found, on what it started from or left.
+
+        Args:
+            seed: of fresh embeddings and heads, where it starts from aligned weights.
+        """
+        searched = self.searched()
+        if self.recipe.finetune.start == "searched":
+            return searched
+        hybrid = self.aligned(seed)
+        hybrid.mixing.adopt_mixture(searched.mixing)
+        return hybrid
+
+    def progress(self, what: str) -> Callable[[int, int, dict[str, Any]], None]:
+        """What a training tells about its steps, for the reporter."""
+        return lambda step, steps, row: self.reporter.progress(what, step, steps, row.get("loss"))
+
+    def results_of(self, stage: str) -> dict[str, Any]:
+        """What a stage that is done has put into the results; empty if the recipe leaves it out."""
+        found: dict[str, Any] = results_of(self.path / stage).get(stage, {})
+        return found
+
+    def path_text(self, path: list[int]) -> str:
+        """The components that the blocks of a path keep, by name."""
+        return " → ".join(self.recipe.components[index].name for index in path)
+
+    @staticmethod
+    def save(model: Any, folder: Path) -> None:
+        """Write a stage's model, over what an interrupted attempt may have left."""
+        shutil.rmtree(folder / MODEL, ignore_errors=True)
+        with new_folder(folder / MODEL) as made:
+            model.save_pretrained(made)

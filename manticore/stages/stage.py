@@ -1,0 +1,69 @@
+"""What a stage knows: its settings, what it will do in a phrase, its work, its cost, the command that comes next.
+
+A stage's file imports nothing heavy at its top, so that checking a recipe and ``manticore --help`` stay quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from manticore.runs.stages import Outcome
+from manticore.schema.recipe import Recipe
+
+if TYPE_CHECKING:
+    from manticore.stages.run import Run
+
+MODEL = "model"
+"""The folder of a model, in a stage's folder and in the run's."""
+
+
+class Stage:
+    """One step of a run. A recipe has a section of its name, and leaves the stage out where that is empty."""
+
+    name: ClassVar[str]
+
+    def settings(self, recipe: Recipe) -> Any:
+        """The recipe's section for this stage; empty or None: it is left out."""
+        return getattr(recipe, self.name)
+
+    def plan_line(self, recipe: Recipe) -> str:
+        """What it will do, in a few words."""
+        raise NotImplementedError
+
+    def inputs(self, recipe: Recipe) -> Mapping[str, Any]:
+        """What determines its result, beside the seed and the stages before it; JSON values."""
+        found: Mapping[str, Any] = self.settings(recipe).model_dump(mode="json")
+        return found
+
+    def product(self, run: Run) -> Path | None:
+        """The folder of a model that it leaves behind, beside its own folder."""
+        return None
+
+    def work(self, run: Run, folder: Path) -> Outcome:
+        """Do it, and return its parts of ``results.json``.
+
+        Args:
+            run: the recipe, and what earlier stages have left.
+            folder: the stage's own. If it holds an interrupted attempt, that is continued.
+        """
+        raise NotImplementedError
+
+
+def amount(training: Any, recipe: Recipe) -> str:
+    """How long a training on the recipe's task lasts, and what becomes of a vocabulary that does not stay."""
+    from manticore.schema.options import reads_tokenizer
+
+    if training.budget_flops is not None:
+        length = f"{training.budget_flops:.3g} FLOPs"
+    else:
+        length = f"{training.steps} steps" if training.steps is not None else "the default number of steps"
+    fresh = "" if reads_tokenizer(recipe.task.name) else " (its own vocabulary: fresh embeddings and heads)"
+    return f"{length} on {recipe.task.name}{fresh}"
+
+
+def whole_flops(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the FLOPs budget, written like 1e12, as the whole number that functions take."""
+    budget = settings.get("budget_flops")
+    return {**settings, "budget_flops": None if budget is None else int(budget)}
