@@ -351,18 +351,18 @@ class Runner:
 def _find_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
     """The module that owns the decoder layers and the attribute they are under."""
     depth = model.config.num_hidden_layers
-    found: list[tuple[nn.Module, str]] = []
+    lists: list[tuple[nn.Module, str]] = []
     inner: set[int] = set()
     # modules() goes from the outside in, so a list inside a layer is seen after the list of layers
     for owner in model.base_model.modules():
         for name, child in owner.named_children():
             if isinstance(child, nn.ModuleList) and len(child) == depth and id(owner) not in inner:
-                found.append((owner, name))
+                lists.append((owner, name))
                 inner.update(id(module) for module in child.modules())
-    if len(found) != 1:
-        what = "no list" if not found else f"{len(found)} lists"
+    if len(lists) != 1:
+        what = "no list" if not lists else f"{len(lists)} lists"
         raise ManticoreError(not_reproducible(model, f"it has {what} of {depth} decoder layers"))
-    return found[0]
+    return lists[0]
 
 
 def _mask_of_new_tokens(mask: Tensor | None, tokens: int) -> Tensor | None:

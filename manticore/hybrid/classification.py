@@ -5,7 +5,7 @@
 The components' own heads are left out. A family's scaling or capping of language-model logits does not apply, as in
 transformers' own classes for classification.
 
-Letters: B batch, T tokens, D width, C classes, K components.
+Shapes: B batch, T tokens, D width, C classes, K components.
 """
 
 from __future__ import annotations

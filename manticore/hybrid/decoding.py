@@ -204,10 +204,10 @@ class CachedGenerationMixin(ComponentGenerationMixin):
         # the last token is not read again
         if limit is not None and generation_config.max_length - 1 > limit:
             by_default = has_default_max_length and generation_config.max_new_tokens is None
-            if (own := self.generation_config) is not None:
+            if (settings := self.generation_config) is not None:
                 # a length that a parent is configured to is nobody's wish here
                 name = "max_length" if generation_config.max_new_tokens is None else "max_new_tokens"
-                by_default |= getattr(own, name) is not None and getattr(generation_config, name) == getattr(own, name)
+                by_default |= (kept := getattr(settings, name)) is not None and getattr(generation_config, name) == kept
             if not by_default or input_ids_length > limit:
                 raise ManticoreError(
                     f"generate: prompt and new tokens make {generation_config.max_length}, but {self._named(k)} has "

@@ -83,19 +83,19 @@ class ComponentGenerationMixin(OwnCacheGenerationMixin):
         """
         self.config.generation = [dict(each) for each in settings]
         self.config.generation_component = owner
-        own = GenerationConfig(**{name: value for name, value in settings[owner].items() if name not in SPECIAL})
+        kept = GenerationConfig(**{name: value for name, value in settings[owner].items() if name not in SPECIAL})
         for name in SPECIAL:
             said = {each[name] for each in settings if name in each} if name != "eos_token_id" else set()
             agreed = said.pop() if len(said) == 1 else None
             known = getattr(tokenizer, name, None)
-            setattr(own, name, agreed if known is None else known)
-            setattr(self.config, name, getattr(own, name))
+            setattr(kept, name, agreed if known is None else known)
+            setattr(self.config, name, getattr(kept, name))
         # a temperature without do_sample, as many checkpoints have it, is saved only where nobody has set anything
-        own._original_object_hash = hash(own)
-        self._generation_config = own
+        kept._original_object_hash = hash(kept)
+        self._generation_config = kept
         self._follows = True
         # a tokenizer's end counts where no component names one
-        self._ends = own.eos_token_id if any("eos_token_id" in each for each in settings) else None
+        self._ends = kept.eos_token_id if any("eos_token_id" in each for each in settings) else None
         self.update_ends()
 
     def follow_components(self) -> None:
@@ -117,12 +117,12 @@ class ComponentGenerationMixin(OwnCacheGenerationMixin):
         if ends == before:
             return
         self._ends = ends
-        own = self._generation_config
-        if own is not None and own.eos_token_id == before:
-            as_given = own._original_object_hash == hash(own)
-            own.eos_token_id = ends
+        kept = self._generation_config
+        if kept is not None and kept.eos_token_id == before:
+            as_given = kept._original_object_hash == hash(kept)
+            kept.eos_token_id = ends
             if as_given:
-                own._original_object_hash = hash(own)
+                kept._original_object_hash = hash(kept)
         if self.config.eos_token_id == before:
             self.config.eos_token_id = ends
 
@@ -134,22 +134,22 @@ class ComponentGenerationMixin(OwnCacheGenerationMixin):
     @contextmanager
     def _as_its_component(self) -> Iterator[None]:
         """For a while the settings of the one component in use, where there is one."""
-        own, settings, used = self.generation_config, self.config.generation, self.mixing.route().used
-        if own is None or settings is None or not self._follows or len(used) > 1:
+        kept, settings, used = self.generation_config, self.config.generation, self.mixing.route().used
+        if kept is None or settings is None or not self._follows or len(used) > 1:
             yield
             return
         theirs, ours = settings[used[0]], dict(settings[self.config.generation_component])
         for name in ("bos_token_id", "pad_token_id"):
             ours[name] = getattr(self.config, name)
-        effective = copy.deepcopy(own)
+        effective = copy.deepcopy(kept)
         for name in (ours.keys() | theirs.keys()) - {"eos_token_id"}:
-            if getattr(own, name) == ours.get(name):
+            if getattr(kept, name) == ours.get(name):
                 setattr(effective, name, theirs.get(name))
         self._generation_config = effective
         try:
             yield
         finally:
-            self._generation_config = own
+            self._generation_config = kept
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Write on; see transformers for the arguments.

@@ -1,6 +1,6 @@
 """What a hybrid's forward takes, checked before anything runs: a wrong shape ends in one line, not inside a layer.
 
-Letters: B batch, T tokens, V vocabulary.
+Shapes: B batch, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def check_inputs(
         vocab_size: V.
 
     Raises:
-        ManticoreError: another shape, no tokens at all, ids that are no whole numbers from 0 to V - 1.
+        ManticoreError: another shape, no tokens at all, ids that are not whole numbers from 0 to V - 1.
     """
     if input_ids.dim() != 2:
         fix = "input_ids[None] for one sequence" if input_ids.dim() == 1 else "one row of ids per sequence"

@@ -1,6 +1,6 @@
 """The hybrid: components cut into blocks that run side by side, joined by projectors and mixture weights.
 
-Letters: B batch, T tokens, D width, V vocabulary, K components, N blocks.
+Shapes: B batch, T tokens, D width, V vocabulary, K components, N blocks.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ class ManticorePreTrainedModel(AdapterGuard):
         raise ManticoreError("set_output_embeddings: a hybrid has one per component. Fix: use with_vocabulary")
 
     def get_decoder(self) -> nn.Module:
-        """Refused: what is below the heads is no module of its own, and ``last_hidden_state`` has several widths.
+        """Refused: what is below the heads is not a module of its own, and ``last_hidden_state`` has several widths.
 
         Raises:
             ManticoreError: always.

@@ -1,6 +1,6 @@
 """Gated mixing as the published method's released code computes it, whole.
 
-Letters as in :mod:`manticore.hybrid.gated`, D = max d, E_k the table of component k, ``[V, d_k]``:
+Shapes as in :mod:`manticore.hybrid.gated`, D = max d, E_k the table of component k, ``[V, d_k]``:
 
 - ``h = sum_k a(0)_k pad(E_k[ids])``, tables alone: no positions, no dropout;
 - every block as in the gated formula; but before its first layers a component does to what it reads what its family
@@ -116,7 +116,7 @@ def tie_heads(name: str, component: PreTrainedModel) -> None:
     width = component.config.hidden_size
     why = None
     if not isinstance(head, nn.Linear) or getattr(embeddings, "weight", torch.empty(0)).shape[-1:] != (width,):
-        why = "its embeddings and head are no tables of the width of its layers"
+        why = "its embeddings and head are not tables of the width of its layers"
     elif head.bias is not None:
         why = "its head has a bias"
     if why is None:
@@ -151,8 +151,8 @@ def released_vocabulary(
     if given is not None:
         return Vocabulary(len(given), given)
     if owner is None:
-        found = common_vocabulary(names, components, carried, given)
-        return found if found.tokenizer is None else replace(found, size=len(found.tokenizer))
+        shared = common_vocabulary(names, components, carried, given)
+        return shared if shared.tokenizer is None else replace(shared, size=len(shared.tokenizer))
     kept = carried[owner]
     if kept is None:
         raise ManticoreError(
@@ -176,8 +176,8 @@ def check_released(hybrid: ManticoreForCausalLM, names: Sequence[str]) -> None:
         for k, name in enumerate(names):
             component = hybrid.component(k)
             hybrid.set_mixture_weights([k] * hybrid.config.num_blocks)
-            own = component(input_ids=ids, use_cache=False).logits[..., : hybrid.config.vocab_size]
-            if not torch.allclose(hybrid(input_ids=ids).logits, own, rtol=1e-4, atol=1e-5):
+            alone = component(input_ids=ids, use_cache=False).logits[..., : hybrid.config.vocab_size]
+            if not torch.allclose(hybrid(input_ids=ids).logits, alone, rtol=1e-4, atol=1e-5):
                 raise ManticoreError(_refused(name, component, "it changes embeddings or logits in ways of its own"))
     finally:
         hybrid.set_mixture_weights(before)
