@@ -1,17 +1,21 @@
 """The one list of everything that has a name: layers and stacks, projectors, mixings, search methods, tasks.
 
 Entries point at code by ``"module:attribute"`` and are imported on first use, so that ``manticore check``
-and ``--help`` can name them without importing torch.
+and ``--help`` can name them without importing torch. Other packages add to them: :mod:`manticore.plugins`.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from importlib import import_module
 from typing import Any
 
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief
+from manticore.plugins import KINDS, misnamed, package, plugins
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class Entry:
     target: Any
     """``"module:attribute"``, or the object itself."""
     summary: str
+    package: str | None = None
+    """The package whose plug-in it is; None for Manticore's own and for what ``register`` added."""
 
 
 _ENTRIES: dict[str, dict[str, Entry]] = {
@@ -197,33 +203,67 @@ def kinds() -> list[str]:
 
 
 def entries(kind: str) -> dict[str, Entry]:
-    """Name → entry for one kind, in order of registration."""
-    return dict(_ENTRIES[kind])
+    """Name → entry for one kind, in order of registration, those of plug-ins last; no plug-in is imported."""
+    added = {
+        name: Entry(points[0].value, f"plug-in of package {package(points[0])}", package(points[0]))
+        for name, points in plugins(kind).items()
+    }
+    return {**added, **_ENTRIES[kind]} if added.keys() & _ENTRIES[kind] else {**_ENTRIES[kind], **added}
+
+
+def refusal(kind: str, name: str) -> str | None:
+    """Why a name cannot be used: nothing has it, or several things have; None where it can."""
+    rivals = [f"package {package(point)}" for point in plugins(kind).get(name, [])]
+    if name in _ENTRIES[kind]:
+        rivals = ["Manticore", *rivals]
+    if len(rivals) > 1:
+        return f"{kind} {name!r} is the name of things of {' and '.join(rivals)}. Fix: uninstall all but one"
+    if rivals:
+        return None
+    hint = next((f" (the plug-in {each} has no kind, {', '.join(KINDS)})" for each in misnamed() if name in each), "")
+    return f"unknown {kind} {name!r}{hint}{did_you_mean(name, list(entries(kind)))}"
 
 
 def resolve(kind: str, name: str) -> Any:
     """The object registered as ``name``.
 
     Raises:
-        ManticoreError: no such name; the message suggests the nearest ones.
+        ManticoreError: no such name, with the nearest one; two things of that name; a plug-in that cannot be loaded.
     """
-    known = _ENTRIES[kind]
-    if name not in known:
-        raise ManticoreError(unknown_name(kind, name))
-    target = known[name].target
-    if isinstance(target, str):
-        module, attribute = target.split(":")
-        return getattr(import_module(module), attribute)
-    return target
+    refused = refusal(kind, name)
+    if refused is not None:
+        choose = " Fix: choose it" if refused.endswith("?") else ""
+        plug_in = f", or install the package of the plug-in '{kind}.{name}'" if kind in KINDS else ""
+        raise ManticoreError(f"{refused}{choose}{plug_in}" if refused.startswith("unknown") else refused)
+    target = entries(kind)[name].target
+    if not isinstance(target, str):
+        return target
+    module, _, attribute = target.partition(":")
+    with blaming(kind, name):
+        return reduce(getattr, attribute.split("."), import_module(module))
 
 
-def unknown_name(kind: str, name: str) -> str:
-    """The text of the error for a name that is not registered."""
-    return f"unknown {kind} {name!r}{did_you_mean(name, list(_ENTRIES[kind]))}"
+@contextmanager
+def blaming(kind: str, name: str) -> Iterator[None]:
+    """Says of an error of a plug-in, in one line, whose it is; errors of Manticore's own things stay as they are."""
+    try:
+        yield
+    except ManticoreError:
+        raise
+    except Exception as error:
+        owner = entries(kind)[name].package
+        if owner is None:
+            raise
+        raise ManticoreError(
+            f"{kind} {name!r}: the plug-in of package {owner} fails ({type(error).__name__}: {in_brief(error)}). "
+            "Fix: mend that package, or uninstall it"
+        ) from error
 
 
 def did_you_mean(word: str, choices: list[str]) -> str:
     """``". Did you mean 'x'?"`` if something is near, else the choices."""
+    if not choices:
+        return " (it has none)"
     # one wrong letter out of two leaves a ratio of 0.5
     near = difflib.get_close_matches(word, choices, n=1, cutoff=0.5 if len(word) < 4 else 0.6)
     return (

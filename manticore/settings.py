@@ -24,8 +24,8 @@ class Named:
         self.kind = kind
 
     def __call__(self, name: str) -> str:
-        if name not in registry.entries(self.kind):
-            raise wrong(registry.unknown_name(self.kind, name))
+        if (refused := registry.refusal(self.kind, name)) is not None:
+            raise wrong(refused)
         return name
 
 

@@ -11,21 +11,20 @@ any affine map exactly, because gelu(z) - gelu(-z) = z: units in pairs of opposi
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manticore import registry
 from manticore.errors import ManticoreError
-from manticore.projectors.projector import InputMoments, Projector, check_positive, resize
+from manticore.making import make
+from manticore.projectors.projector import Init, InputMoments, Projector, resize
+from manticore.settings import Count
 
 
 class Linear(Projector):
     """``W x + b``. The identity is a rectangular eye."""
 
-    def __init__(self, d_in: int, d_out: int, *, init: str = "identity") -> None:
+    def __init__(self, d_in: Count, d_out: Count, *, init: Init = "identity") -> None:
         super().__init__(d_in, d_out, init)
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
         self.bias = nn.Parameter(torch.empty(d_out))
@@ -34,7 +33,7 @@ class Linear(Projector):
     def forward(self, x: Tensor) -> Tensor:
         return _affine(x, self.weight, self.bias).to(x.dtype)
 
-    def initial_values(self, init: str) -> dict[str, Tensor]:
+    def initial_values(self, init: Init) -> dict[str, Tensor]:
         if init == "identity":
             return {"weight": _eye_like(self.weight), "bias": torch.zeros_like(self.bias)}
         return _learned_part(self.weight, self.bias, random=init == "default")
@@ -48,7 +47,7 @@ class Linear(Projector):
 class LinearSkip(Projector):
     """``S x + W x + b``: the identity is W = 0, and exact in any dtype."""
 
-    def __init__(self, d_in: int, d_out: int, *, init: str = "identity") -> None:
+    def __init__(self, d_in: Count, d_out: Count, *, init: Init = "identity") -> None:
         super().__init__(d_in, d_out, init)
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
         self.bias = nn.Parameter(torch.empty(d_out))
@@ -57,7 +56,7 @@ class LinearSkip(Projector):
     def forward(self, x: Tensor) -> Tensor:
         return resize(x, self.d_out) + _affine(x, self.weight, self.bias).to(x.dtype)
 
-    def initial_values(self, init: str) -> dict[str, Tensor]:
+    def initial_values(self, init: Init) -> dict[str, Tensor]:
         return _learned_part(self.weight, self.bias, random=init == "default")
 
     def set_affine(self, weight: Tensor, bias: Tensor, moments: InputMoments | None = None) -> tuple[Tensor, Tensor]:
@@ -76,9 +75,8 @@ class LowRank(Projector):
         rank: r. More than min(d_in, d_out) holds nothing more, so r is cut to that.
     """
 
-    def __init__(self, d_in: int, d_out: int, *, rank: int = 16, init: str = "identity") -> None:
+    def __init__(self, d_in: Count, d_out: Count, *, rank: Count = 16, init: Init = "identity") -> None:
         super().__init__(d_in, d_out, init)
-        check_positive("projector 'low-rank'", "rank", rank)
         self.rank = min(rank, d_in, d_out)
         self.down = nn.Parameter(torch.empty(self.rank, d_in))
         self.up = nn.Parameter(torch.empty(d_out, self.rank))
@@ -93,7 +91,7 @@ class LowRank(Projector):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.rank}"
 
-    def initial_values(self, init: str) -> dict[str, Tensor]:
+    def initial_values(self, init: Init) -> dict[str, Tensor]:
         # V stays random where U is zero: with both at zero neither would ever receive a gradient
         return {"down": _uniform(self.down), "scale": torch.ones_like(self.scale)} | _learned_part(
             self.up, self.bias, random=init == "default", names=("up", "bias")
@@ -122,20 +120,14 @@ class TwoLayer(Projector):
 
     def __init__(
         self,
-        d_in: int,
-        d_out: int,
+        d_in: Count,
+        d_out: Count,
         *,
-        hidden: int | None = None,
+        hidden: Count | None = None,
         skip: bool = False,
-        init: str = "identity",
+        init: Init = "identity",
     ) -> None:
         super().__init__(d_in, d_out, init)
-        if hidden is not None:
-            check_positive("projector 'two-layer'", "hidden", hidden)
-        if not isinstance(skip, bool):
-            raise ManticoreError(
-                f"projector 'two-layer': skip must be true or false (got {skip!r}). Fix: set skip=true"
-            )
         self.skip = skip
         self.hidden = hidden if hidden is not None else 2 * min(d_in, d_out)
         self.weight_in = nn.Parameter(torch.empty(self.hidden, d_in))
@@ -152,7 +144,7 @@ class TwoLayer(Projector):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, hidden={self.hidden}, skip={self.skip}"
 
-    def initial_values(self, init: str) -> dict[str, Tensor]:
+    def initial_values(self, init: Init) -> dict[str, Tensor]:
         if init == "identity" and not self.skip:
             kept = min(self.hidden // 2, self.d_in, self.d_out)
             down = torch.eye(kept, self.d_in, dtype=self.weight_in.dtype, device=self.weight_in.device)
@@ -185,12 +177,12 @@ class TwoLayer(Projector):
         return {"weight_in": weight_in, "bias_in": bias_in, "weight_out": weight_out}
 
 
-def make_projector(kind: str, d_in: int, d_out: int, **options: object) -> Projector:
+def make_projector(kind: str, d_in: Count, d_out: Count, **options: object) -> Projector:
     """The projector registered as ``kind``.
 
     Args:
-        kind: ``"linear"``, ``"linear-skip"``, ``"two-layer"``, ``"low-rank"``, or a name added with
-            ``manticore.registry.register("projector", ...)``.
+        kind: ``"linear"``, ``"linear-skip"``, ``"two-layer"``, ``"low-rank"``, or a name that a
+            plug-in or ``manticore.registry.register("projector", ...)`` has added.
         d_in: width of the source features.
         d_out: width of the target features.
         options: keyword arguments of that kind, such as ``init`` or ``rank``.
@@ -198,14 +190,8 @@ def make_projector(kind: str, d_in: int, d_out: int, **options: object) -> Proje
     Raises:
         ManticoreError: unknown kind or option, or a value that the kind refuses.
     """
-    cls = registry.resolve("projector", kind)
-    known = list(inspect.signature(cls).parameters)[2:]
-    for option in options:
-        if option not in known:
-            hint = registry.did_you_mean(option, known)
-            fix = f" Fix: its options are {', '.join(known)}" if hint.endswith("?") else ""
-            raise ManticoreError(f"projector {kind!r}: unknown option {option!r}{hint}{fix}")
-    return cls(d_in, d_out, **options)
+    projector: Projector = make("projector", kind, d_in, d_out, options=options)
+    return projector
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -61,8 +61,8 @@ def mad(
 
     from manticore import registry
 
-    if mixing not in registry.entries("mixing"):
-        raise ManticoreError(f"--mixing: {registry.unknown_name('mixing', mixing)}")
+    if (refused := registry.refusal("mixing", mixing)) is not None:
+        raise ManticoreError(f"--mixing: {refused}")
     from manticore.experiments.mad.models import candidates
     from manticore.tasks.mad.protocol import choose_protocol, tier_settings
 

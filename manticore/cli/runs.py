@@ -14,9 +14,9 @@ from manticore.cli.parameters import task_words
 from manticore.cli.recipes import Overrides, RecipeName
 from manticore.cli.terminal import RunReporter, console, done, quiet_libraries, say
 from manticore.errors import ManticoreError
+from manticore.runs.files import MODEL, PAGE
 from manticore.schema.loading import load_recipe
 from manticore.stages import stages_of
-from manticore.stages.stage import MODEL
 
 if TYPE_CHECKING:
     from manticore.runs.folder import RunFolder
@@ -115,7 +115,7 @@ def _go(folder: RunFolder) -> None:
     if "compare" in results:
         console.print(render_comparison(results))
     console.print(render_summary(results))
-    done(folder.path / "report.html", _scoring(folder))
+    done(folder.path / PAGE, _scoring(folder))
 
 
 def _scoring(folder: RunFolder) -> str:

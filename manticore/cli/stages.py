@@ -18,12 +18,13 @@ from manticore.cli.terminal import console, done, progress_bar, quiet_libraries,
 from manticore.errors import ManticoreError, SeveralErrors
 from manticore.paths import expanded
 from manticore.processes import is_first
+from manticore.runs.files import RESULTS, SCHEMA_VERSION
 from manticore.runs.notes import ALIGNED, SEARCHED, TUNED
-from manticore.runs.records import task_record
 from manticore.schema.consistency import options
 from manticore.schema.sections import TaskChoice
 from manticore.schema.validation import findings
 from manticore.settings import Align, Combine, Compare, Discretize, Finetune, Pretrain, Search
+from manticore.stages.combine import TaskInfo
 from manticore.tasks.text_sources import STDLIB
 from manticore.writing import new_folder, refuse_existing, write_json
 
@@ -246,10 +247,10 @@ def finetune(
         save_model(result.model, folder, result.dtypes)
         if is_first():
             _keep_tokenizer(tokenizer if problem.vocab_size is None else None, folder)
-            about = task_record(problem, chosen, test_examples=settings["test_examples"])
+            about = TaskInfo.of(problem, chosen, test_examples=settings["test_examples"])
             write_json(folder / TUNED, {"seed": seed, "task": about, **result.to_dict()})
     _say_metrics(result.metrics)
-    for note in rounding_notes(as_results({"schema_version": 1, "finetune": result.to_dict()})):
+    for note in rounding_notes(as_results({"schema_version": SCHEMA_VERSION, "finetune": result.to_dict()})):
         say(note)
     done(out, f"manticore evaluate {quote(out)} {task_words(task, chosen)}")
 
@@ -296,11 +297,11 @@ def compare(
                 progress=lambda done, runs, what: progress(done, runs, {}),
                 **whole_flops(settings),
             )
-        about = task_record(problem, chosen, test_examples=settings["test_examples"])
+        about = TaskInfo.of(problem, chosen, test_examples=settings["test_examples"])
         if comparison.primary_metric != problem.primary_metric:
             about |= {"primary_metric": comparison.primary_metric, "higher_is_better": False, "chance": None}
-        results = {"schema_version": 1, "task": about, "compare": comparison.to_dict()}
-        write_json(folder / "results.json", results)
+        results = {"schema_version": SCHEMA_VERSION, "task": about, "compare": comparison.to_dict()}
+        write_json(folder / RESULTS, results)
     console.print(render_comparison(results))
     for note in rounding_notes(as_results(results)):
         say(note)
@@ -400,8 +401,8 @@ def checked_task(task: str, task_option: list[str] | None) -> dict[str, Any]:
     """
     from manticore import registry
 
-    if task not in registry.entries("task"):
-        raise ManticoreError(f"--task: {registry.unknown_name('task', task)}")
+    if (refused := registry.refusal("task", task)) is not None:
+        raise ManticoreError(f"--task: {refused}")
     chosen = pairs(task_option or [], "--task-option")
     _, found = findings(TaskChoice, {"name": task, "options": chosen})
     if found:

@@ -17,6 +17,7 @@ from manticore.components.loading import load_config, load_tokenizer, own_tokeni
 from manticore.components.rebuilding import copied
 from manticore.components.token_matching import same_tokenizer
 from manticore.errors import ManticoreError
+from manticore.experiments.rows import ENSEMBLE
 from manticore.hybrid.combine import combine
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.tasks.beginning import adds_bos
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 Source = PreTrainedModel | str | Path | Callable[[int], PreTrainedModel]
 """A model (copied for every run), its folder or hub id, or a function of the seed that makes one."""
 
-ENSEMBLE = "ensemble"
 _BY_BYTES = "bits_per_byte"
 
 

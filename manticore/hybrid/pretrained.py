@@ -31,8 +31,8 @@ from manticore.hybrid.mixing import Mixing, check_weights
 from manticore.hybrid.path import PathMixing
 from manticore.hybrid.placement import forget_addresses, hold_mixture
 from manticore.hybrid.released import fresh_tables
+from manticore.making import make
 from manticore.projectors.projector import Projector
-from manticore.registry import resolve
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class ManticorePreTrainedModel(AdapterGuard):
                 )
         limits = {k: runner.positions for k, runner in enumerate(self.runners) if runner is not None}
         self._limits = {k: limit for k, limit in limits.items() if limit is not None}
-        self.mixing: Mixing = resolve("mixing", config.mixing)(config) if config.path is None else PathMixing(config)
+        self.mixing: Mixing = make("mixing", config.mixing, config) if config.path is None else PathMixing(config)
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._add_heads()
         self.post_init()

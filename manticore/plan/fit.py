@@ -48,6 +48,11 @@ class Fit:
     least_devices: int | None
     """The smallest number of devices on which it fits; None: on no number up to 1024."""
 
+    @property
+    def smaller(self) -> float:
+        """Bytes on each device by the way that takes fewer."""
+        return min(size for size in (self.data_parallel, self.sharded) if size is not None)
+
 
 def fit(setting: Setting, case: Case, devices: int, device_memory: float, *, shardable: bool) -> Fit:
     """Compare a case's peaks with what a device has.

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from manticore.errors import ManticoreError
 from manticore.kernels.mamba import fast_scan
-from manticore.plan.planner import shape_of
+from manticore.plan.costing import shape_of
 from manticore.plan.skeleton import Skeleton
 from manticore.plan.sources import find_sources
 from manticore.plan.task_shape import task_shape

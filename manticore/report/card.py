@@ -13,13 +13,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from manticore.errors import ManticoreError
+from manticore.experiments.rows import HYBRID
 from manticore.report import cells, spending, units
 from manticore.report.block_picture import block_picture
 from manticore.report.licences import strictest
 from manticore.report.loading_code import code_for, has_tokenizer
-from manticore.report.results import Compare, Component, Results, Row, TaskInfo, as_results, beginning
+from manticore.report.results import Results, as_results
 from manticore.report.svg import house_style, to_png
-from manticore.report.verdict import HYBRID, score_row, verdict, warnings
+from manticore.report.verdict import score_row, verdict, warnings
+from manticore.stages.combine import ComponentRecord, TaskInfo, beginning
+from manticore.stages.compare import CompareRecord, Row
 from manticore.writing import write_bytes
 
 PICTURE = "blocks.png"
@@ -90,7 +93,7 @@ def _pipeline(results: Results) -> str:
     return _PIPELINES.get(results.model.loads_with if results.model else "", "text-generation")
 
 
-def _on_hub(component: Component) -> bool:
+def _on_hub(component: ComponentRecord) -> bool:
     return bool(_HUB_ID.fullmatch(component.source)) and not os.path.exists(component.source)
 
 
@@ -165,7 +168,7 @@ def _body(results: Results, licence_note: str, folder: Path, has_picture: bool) 
     )
 
 
-def _parent(name: str, component: Component) -> dict[str, str]:
+def _parent(name: str, component: ComponentRecord) -> dict[str, str]:
     return {
         "name": name,
         "family": component.family or units.MISSING,
@@ -211,7 +214,7 @@ def _data(task: TaskInfo) -> str:
     return ", ".join(parts)
 
 
-def _model_row(compare: Compare, task: TaskInfo, model: str, rows: list[Row | None]) -> dict[str, Any]:
+def _model_row(compare: CompareRecord, task: TaskInfo, model: str, rows: list[Row | None]) -> dict[str, Any]:
     first = next(row for row in rows if row is not None)
     return {
         "name": Markup("**hybrid**") if model == HYBRID else model,
@@ -224,6 +227,6 @@ def _model_row(compare: Compare, task: TaskInfo, model: str, rows: list[Row | No
     }
 
 
-def _score(compare: Compare, row: Row, task: TaskInfo) -> str:
+def _score(compare: CompareRecord, row: Row, task: TaskInfo) -> str:
     said = [units.score(row.mean), *cells.below(row, task), spending.mark(compare, row)]
     return ", ".join(part for part in said if part)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from manticore.report import spending, units
-from manticore.report.results import Compare, Results, Row, TaskInfo
+from manticore.report.results import Results
+from manticore.stages.combine import TaskInfo
+from manticore.stages.compare import CompareRecord, Row
 
 BY_BYTES = "bits_per_byte"
 
@@ -21,7 +23,7 @@ def below(row: Row, task: TaskInfo) -> list[str]:
     return found
 
 
-def as_downloaded(compare: Compare, model: str, task: TaskInfo) -> list[str]:
+def as_downloaded(compare: CompareRecord, model: str, task: TaskInfo) -> list[str]:
     """The score of a model before any training, and what stands below it; an n-dash where there is none."""
     found = [units.score(compare.before(model, task.primary_metric))]
     bits = compare.before(model, BY_BYTES)
@@ -30,7 +32,7 @@ def as_downloaded(compare: Compare, model: str, task: TaskInfo) -> list[str]:
     return found
 
 
-def has_downloaded(compare: Compare) -> bool:
+def has_downloaded(compare: CompareRecord) -> bool:
     """Whether any model was scored before training."""
     return any(found.metrics for found in compare.untrained)
 
@@ -56,7 +58,7 @@ def scored(task: TaskInfo) -> str:
     return f"{task.scored:,} of the {whole:,} test examples" if task.scored < whole else f"all {whole:,} test examples"
 
 
-def equal_compute(compare: Compare) -> str:
+def equal_compute(compare: CompareRecord) -> str:
     """The sentence on what the rows of each budget cost."""
     said = [
         f"{words} (“{units.shorten(compare.budgets[budget].name, 60)}”)" if len(compare.budgets) > 1 else words

@@ -25,9 +25,13 @@ from manticore.report.palette import (
     model_colour,
     tint,
 )
-from manticore.report.results import Results, Row, Step, TaskInfo, Translation
+from manticore.report.results import Results
 from manticore.report.svg import house_style, to_svg
 from manticore.report.verdict import score_row
+from manticore.stages.align import Translation
+from manticore.stages.combine import TaskInfo
+from manticore.stages.compare import Row
+from manticore.stages.records import Step
 
 _POINTS = 400
 """Drawn points per curve: more cannot be seen, and would only make the page heavy."""

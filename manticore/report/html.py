@@ -17,18 +17,22 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from manticore.errors import ManticoreError
+from manticore.experiments.rows import HYBRID
 from manticore.paths import refuse_links_out
 from manticore.report import cells, spending, units
 from manticore.report.block_picture import layer_words
 from manticore.report.figures import FIGURE_NAMES, Drawing, draw_figures
 from manticore.report.loading_code import loading_code
 from manticore.report.palette import component_colour, model_colour
-from manticore.report.results import Compare, Results, TaskInfo, beginning, printable, read_results
+from manticore.report.results import Results, printable, read_results
 from manticore.report.svg import inline
-from manticore.report.verdict import HYBRID, score_row, verdict, warnings
+from manticore.report.verdict import score_row, verdict, warnings
+from manticore.runs.files import ENVIRONMENT, LINEAGE, PAGE
+from manticore.stages.combine import TaskInfo, beginning
+from manticore.stages.compare import CompareRecord
 from manticore.writing import write_bytes
 
-_FACTS = (("Environment", "environment.json"), ("Lineage", "lineage.json"))
+_FACTS = (("Environment", ENVIRONMENT), ("Lineage", LINEAGE))
 _MOST_FACTS = 200
 _LONGEST_FACT = 400
 
@@ -68,12 +72,12 @@ def write_report(run_folder: str | Path) -> Path:
                 write_bytes(target, drawings[name].svg.encode("utf-8"))
             else:
                 target.unlink(missing_ok=True)
-        write_bytes(folder / "report.html", page.encode("utf-8"))
+        write_bytes(folder / PAGE, page.encode("utf-8"))
     except OSError as error:
         raise ManticoreError(
             f"{folder}: the report cannot be written ({error.strerror}). Fix: free space or change permissions"
         ) from error
-    return folder / "report.html"
+    return folder / PAGE
 
 
 def stage_costs(results: Results) -> list[Cost]:
@@ -164,7 +168,7 @@ def _compare_table(results: Results) -> dict[str, Any] | None:
     }
 
 
-def _compare_row(results: Results, compare: Compare, model: str, budgets: range) -> dict[str, Any]:
+def _compare_row(results: Results, compare: CompareRecord, model: str, budgets: range) -> dict[str, Any]:
     rows = [score_row(compare, model, b) for b in budgets]
     first = next(row for row in rows if row is not None)
     return {

@@ -7,13 +7,14 @@ import os
 from pathlib import Path
 
 from manticore.report.results import Results
+from manticore.runs.files import MODEL
 
 _DEFAULT_CLASS = "AutoModelForCausalLM"
 
 
 def loading_code(results: Results, folder: Path) -> str:
     """Code that loads the run's model, to be run inside ``folder``."""
-    path = (results.model.path if results.model else "") or "model"
+    path = (results.model.path if results.model else "") or MODEL
     return code_for(results, path, with_tokenizer=has_tokenizer(folder / path))
 
 

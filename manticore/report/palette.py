@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from manticore.experiments.rows import HYBRID
 from manticore.report.results import Results
-from manticore.report.verdict import HYBRID
 
 COMPONENTS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))

@@ -18,236 +18,14 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from manticore.errors import ManticoreError
-
-SCHEMA_VERSION = 1
-MISMATCH_LIMIT = 0.05
-"""Training FLOPs of a seed may differ from the budget by this share."""
-
-Weights = tuple[tuple[float | None, ...], ...]
-"""[N, K], rows on the simplex."""
-
-
-@dataclass(frozen=True)
-class Component:
-    name: str = ""
-    source: str = ""
-    revision: str | None = None
-    """Commit on the hub, or what was asked for there."""
-    family: str = ""
-    parameters: int | None = None
-    layers: int | None = None
-    width: int | None = None
-    license: str | None = None
-    sha256: str | None = None
-
-
-@dataclass(frozen=True)
-class TaskInfo:
-    name: str = ""
-    primary_metric: str = "loss"
-    higher_is_better: bool = False
-    chance: float | None = None
-    """What a uniform guess scores on the primary metric."""
-    options: dict[str, str] = dataclasses.field(default_factory=dict)
-    """What was chosen, as it would stand in a command."""
-    examples: dict[str, int | None] = dataclasses.field(default_factory=dict)
-    """Split → number of examples."""
-    scored: int | None = None
-    """Examples of the test split that scores are of; None: the record does not say."""
-    length: int | None = None
-    """Tokens per example, padding included."""
-    bos: str | None = None
-    """The token that every example of text begins with, empty for none; None for other tasks and older runs."""
-
-    @property
-    def beginning(self) -> str:
-        """What an example of text begins with, in words; empty for other tasks and older runs."""
-        return beginning(self.bos)
-
-
-@dataclass(frozen=True)
-class Reembedded:
-    tokens: int | None = None
-    exact: int | None = None
-    role: int | None = None
-    pieces: int | None = None
-    none: int | None = None
-    coverage: float | None = None
-
-
-@dataclass(frozen=True)
-class Combine:
-    num_blocks: int | None = None
-    mixing: str = ""
-    projector: str = ""
-    boundaries: tuple[tuple[int, ...], ...] = ()
-    """Per component N+1 layer indices: block n holds layers ``boundaries[k][n]`` to ``boundaries[k][n+1] - 1``."""
-    tokenizer: str = ""
-    """The component whose tokenizer was kept, where they differ."""
-    reembedded: tuple[Reembedded | None, ...] = ()
-    """Per component what the kept tokenizer's rows were made of; None where nothing was to be done."""
-
-
-@dataclass(frozen=True)
-class Translation:
-    name: str = ""
-    source: int | None = None
-    target: int | None = None
-    boundary: int | None = None
-    r2: float | None = None
-    r2_heldout: float | None = None
-
-
-@dataclass(frozen=True)
-class Align:
-    text: str = ""
-    """What the projectors were fitted on."""
-    tokens: int | None = None
-    steps: int | None = None
-    flops: float | None = None
-    seconds: float | None = None
-    loss_before: float | None = None
-    loss_after: float | None = None
-    bos: str | None = None
-    """The token that every pack of text began with, empty for none; None where nothing is known of it."""
-    translations: tuple[Translation, ...] = ()
-
-
-@dataclass(frozen=True)
-class Step:
-    """One logged step; ``weights`` and ``entropy`` only during a search."""
-
-    step: int = 0
-    loss: float | None = None
-    entropy: float | None = None
-    weights: Weights = ()
-
-
-@dataclass(frozen=True)
-class Search:
-    method: str = ""
-    order: str = ""
-    steps: int | None = None
-    tokens: int | None = None
-    flops: float | None = None
-    seconds: float | None = None
-    history: tuple[Step, ...] = ()
-    weights: Weights = ()
-    path: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Discretize:
-    path: tuple[int, ...] = ()
-    loss_before: float | None = None
-    loss_after: float | None = None
-    loss_finetuned: float | None = None
-    metric_before: float | None = None
-    metric_after: float | None = None
-    metric_finetuned: float | None = None
-
-
-@dataclass(frozen=True)
-class Finetune:
-    steps: int | None = None
-    tokens: int | None = None
-    flops: float | None = None
-    seconds: float | None = None
-    metrics: dict[str, float | None] = dataclasses.field(default_factory=dict)
-    metrics_float32: dict[str, float | None] | None = None
-    history: tuple[Step, ...] = ()
-
-
-@dataclass(frozen=True)
-class Budget:
-    name: str = ""
-    flops: float | None = None
-
-
-@dataclass(frozen=True)
-class SeedRun:
-    seed: int | None = None
-    flops: float | None = None
-    steps: int | None = None
-    metrics: dict[str, float | None] = dataclasses.field(default_factory=dict)
-    metrics_float32: dict[str, float | None] | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model trained with one budget; ``mean`` and ``interval`` (95 %) are of the task's primary metric."""
-
-    model: str = ""
-    budget: int = 0
-    parameters: int | None = None
-    flops_per_token: float | None = None
-    cache_bytes_per_token: float | None = None
-    state_bytes: float | None = None
-    seeds: tuple[SeedRun, ...] = ()
-    mean: float | None = None
-    interval: tuple[float | None, ...] | None = None
-    mismatch: bool = False  # of records from before each row told what a step costs
-    diverged: tuple[float, ...] = ()
-    """Learning rates with which a training ended in NaN or infinity."""
-    step_flops: float | None = None
-    """Training FLOPs of one step: no run can come nearer to its budget."""
-
-    def mean_of(self, metric: str) -> float | None:
-        """The mean over seeds of any metric; None where a seed has no finite one."""
-        found = [seed.metrics.get(metric) for seed in self.seeds]
-        finite = [value for value in found if value is not None]
-        return sum(finite) / len(finite) if finite and len(finite) == len(found) else None
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        """The 95 % interval, or None where there is none (one seed, or a value that is not finite)."""
-        if self.interval is None or len(self.interval) != 2:
-            return None
-        low, high = self.interval
-        return None if low is None or high is None else (low, high)
-
-
-@dataclass(frozen=True)
-class Untrained:
-    """A parent as it was downloaded, scored before any training."""
-
-    model: str = ""
-    metrics: dict[str, float | None] = dataclasses.field(default_factory=dict)
-    left_out: str = ""
-    """Why there is no score."""
-
-
-@dataclass(frozen=True)
-class Compare:
-    budgets: tuple[Budget, ...] = ()
-    rows: tuple[Row, ...] = ()
-    untrained: tuple[Untrained, ...] = ()
-    notes: tuple[str, ...] = ()
-    """Sentences that the table cannot be read without."""
-    seconds: float | None = None
-
-    def row(self, model: str, budget: int) -> Row | None:
-        return next((r for r in self.rows if r.model == model and r.budget == budget), None)
-
-    def before(self, model: str, metric: str) -> float | None:
-        """What a model scored as it was downloaded."""
-        return next((found.metrics.get(metric) for found in self.untrained if found.model == model), None)
-
-    @property
-    def models(self) -> list[str]:
-        """Names in order of first appearance."""
-        return list(dict.fromkeys(r.model for r in self.rows))
-
-
-@dataclass(frozen=True)
-class SavedModel:
-    path: str = ""
-    loads_with: str = ""
-
-
-def beginning(bos: str | None) -> str:
-    """What a pack of text begins with, in words; empty where nothing is known of it."""
-    return "" if bos is None else f"every pack begins with {bos}" if bos else "packs begin without BOS"
+from manticore.runs.files import RESULTS, SCHEMA_VERSION
+from manticore.stages.align import AlignRecord
+from manticore.stages.combine import CombineRecord, ComponentRecord, TaskInfo
+from manticore.stages.compare import CompareRecord
+from manticore.stages.discretize import DiscretizeRecord
+from manticore.stages.finetune import FinetuneRecord, SavedModel
+from manticore.stages.records import Weights
+from manticore.stages.search import SearchRecord
 
 
 @dataclass(frozen=True)
@@ -256,14 +34,14 @@ class Results:
     created: str = ""
     status: str = ""
     seed: int | None = None
-    components: tuple[Component, ...] = ()
+    components: tuple[ComponentRecord, ...] = ()
     task: TaskInfo | None = None
-    combine: Combine | None = None
-    align: Align | None = None
-    search: Search | None = None
-    discretize: Discretize | None = None
-    finetune: Finetune | None = None
-    compare: Compare | None = None
+    combine: CombineRecord | None = None
+    align: AlignRecord | None = None
+    search: SearchRecord | None = None
+    discretize: DiscretizeRecord | None = None
+    finetune: FinetuneRecord | None = None
+    compare: CompareRecord | None = None
     model: SavedModel | None = None
 
     @property
@@ -313,7 +91,7 @@ def read_results(path: str | Path) -> Results:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "results.json"
+        path = path / RESULTS
     try:
         # a pipe would be waited for
         if path.exists() and not path.is_file():
@@ -365,7 +143,7 @@ def _check_shapes(results: Results, where: str) -> None:
         for row in bounds:
             expect(len(row) == n + 1, "combine.boundaries", f"rows of {n + 1} numbers", f"{len(row)} numbers")
     tables = [("search.weights", results.search.weights)] if results.search else []
-    tables += [("search.history.weights", step.weights) for step in (results.search or Search()).history]
+    tables += [("search.history.weights", step.weights) for step in (results.search or SearchRecord()).history]
     for at, table in tables:
         if table:
             shape = f"{len(table)}x{len(table[0])}"
@@ -374,7 +152,7 @@ def _check_shapes(results: Results, where: str) -> None:
     for at, path in (("search.path", results.search and results.search.path), ("path", results.path)):
         if path:
             expect(len(path) == n and all(0 <= c < k for c in path), at, f"{n} indices below {k}", list(path))
-    compare = results.compare or Compare()
+    compare = results.compare or CompareRecord()
     known = range(max(1, len(compare.budgets)))
     for scored in compare.rows:
         expect(scored.budget in known, "compare.rows.budget", f"an index below {len(known)}", scored.budget)

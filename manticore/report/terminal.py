@@ -9,9 +9,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from manticore.experiments.rows import HYBRID
 from manticore.report import cells, spending, units
-from manticore.report.results import Compare, Results, Row, TaskInfo, as_results
-from manticore.report.verdict import HYBRID, Outcome, score_row, verdict, warnings
+from manticore.report.results import Results, as_results
+from manticore.report.verdict import Outcome, score_row, verdict, warnings
+from manticore.stages.combine import TaskInfo
+from manticore.stages.compare import CompareRecord, Row
 
 _TONES = {
     Outcome.BETTER: "green",
@@ -80,7 +83,7 @@ def render_summary(results: Results | Mapping[str, Any]) -> Group:
     return Group(*lines)
 
 
-def _score(compare: Compare, row: Row | None, task: TaskInfo) -> Text:
+def _score(compare: CompareRecord, row: Row | None, task: TaskInfo) -> Text:
     if row is None:
         return Text(units.MISSING)
     text = _lines([units.score(row.mean), *cells.below(row, task)])

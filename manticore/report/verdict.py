@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from enum import Enum
 
 from manticore.experiments.intervals import t_quantile
+from manticore.experiments.rows import HYBRID, NOT_PARENTS
 from manticore.report import spending, units
-from manticore.report.results import MISMATCH_LIMIT, Compare, Results, Row, TaskInfo
+from manticore.report.results import Results
 from manticore.report.rounding import rounding_notes
-
-HYBRID = "hybrid"
-NOT_PARENTS = ("ensemble", "supernet (soft)", HYBRID)
-"""Models of a comparison that are no single parent."""
+from manticore.stages.combine import TaskInfo
+from manticore.stages.compare import MISMATCH_LIMIT, CompareRecord, Row
 
 ENOUGH_SEEDS = 3
 
@@ -104,7 +103,7 @@ def _one_parent(results: Results) -> str:
     return f" Every block keeps {name}: this hybrid is that parent, cut and joined again."
 
 
-def _as_downloaded(compare: Compare, task: TaskInfo, match: Match) -> tuple[str, Outcome | None]:
+def _as_downloaded(compare: CompareRecord, task: TaskInfo, match: Match) -> tuple[str, Outcome | None]:
     """A sentence on the best parent before any training, and what the hybrid is against it."""
     scores = [(found.metrics.get(task.primary_metric), found.model) for found in compare.untrained]
     known = [(score, model) for score, model in scores if score is not None]
@@ -124,7 +123,7 @@ def _as_downloaded(compare: Compare, task: TaskInfo, match: Match) -> tuple[str,
     return words + ("." if ahead > 0 else ", which the hybrid does not reach."), outcome
 
 
-def _unequal(compare: Compare, rows: list[Row]) -> str:
+def _unequal(compare: CompareRecord, rows: list[Row]) -> str:
     return spending.spread(compare, rows) or "training FLOPs off the budget"
 
 
@@ -145,7 +144,7 @@ def comparisons(results: Results) -> list[Match]:
     return matches
 
 
-def score_row(compare: Compare, model: str, budget: int) -> Row | None:
+def score_row(compare: CompareRecord, model: str, budget: int) -> Row | None:
     """The row with a model's score at a budget.
 
     Align, search and fine-tuning together are what the hybrid cost, so where only its parents were trained with
@@ -195,7 +194,7 @@ def warnings(results: Results) -> list[str]:
     return found
 
 
-def _off(compare: Compare, row: Row) -> str:
+def _off(compare: CompareRecord, row: Row) -> str:
     share = spending.farthest(compare, row)
     if spending.by_whole_steps(compare, row):
         return (

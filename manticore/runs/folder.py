@@ -33,15 +33,12 @@ from manticore.errors import ManticoreError
 from manticore.paths import expanded, refuse_links_out
 from manticore.reading import damaged, read_object
 from manticore.runs.environment import environment
+from manticore.runs.files import ENVIRONMENT, RESOLVED, RESULTS, SCHEMA_VERSION
 from manticore.schema.loading import LoadedRecipe, load_recipe
 from manticore.schema.options import options_of
 from manticore.schema.recipe import Recipe
 from manticore.writing import new_folder, write_json, write_text
 
-SCHEMA_VERSION = 1
-RESULTS = "results.json"
-ENVIRONMENT = "environment.json"
-RESOLVED = "resolved.yaml"
 KEYWORDS = ("stdlib", "task")
 """Texts with a meaning of their own where a path may stand."""
 

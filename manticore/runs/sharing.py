@@ -10,6 +10,7 @@ from manticore.components.loading import load_config
 from manticore.errors import ManticoreError
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.report.card import PICTURE, write_model_card
+from manticore.runs.files import SCHEMA_VERSION
 from manticore.runs.notes import ALIGNED, SEARCHED, TUNED, read_note
 from manticore.stacks.configuration import StackConfig
 from manticore.writing import write_text
@@ -72,7 +73,7 @@ def folder_record(folder: Path, config: ManticoreConfig) -> dict[str, Any]:
     """What a hybrid's folder says of it, as a record for the report: its configuration, and the notes beside it."""
     parents = config.parents or [{}] * config.num_components
     record: dict[str, Any] = {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "name": folder.resolve().name,
         "components": [
             {

@@ -12,7 +12,7 @@ from typing import Any
 from manticore.errors import ManticoreError
 from manticore.paths import expanded
 from manticore.registry import did_you_mean
-from manticore.schema.options import expected_type, options_of, reads_tokenizer
+from manticore.schema.options import expected, options_of, reads_tokenizer
 from manticore.schema.problems import Path, shown
 from manticore.settings import Scalar
 
@@ -63,10 +63,10 @@ def options(path: Path, kind: str, name: str, given: dict[str, Scalar]) -> Itera
         return
     for key, value in given.items():
         if key not in known:
-            choices = did_you_mean(key, list(known)) if known else " (it has none)"
+            choices = did_you_mean(key, list(known))
             yield (*path, key), f"unknown option of {kind} {name!r}{choices}"
-        elif (expected := expected_type(known[key], value)) is not None:
-            yield (*path, key), f"wrong value (got {shown(value)}, expected {expected})"
+        elif (wanted := expected(known[key], value)) is not None:
+            yield (*path, key), f"wrong value (got {shown(value)}, expected {wanted}"
 
 
 _METHOD_OPTIONS = {

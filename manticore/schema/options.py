@@ -11,10 +11,13 @@ import importlib.util
 import inspect
 import re
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from manticore import registry
+from manticore import registry, settings
+from manticore.making import misfit, shown
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,9 @@ class Option:
 
     name: str
     annotation: str
-    """As written in the source; empty if there is none."""
+    """As written in the source, without ranges; empty if there is none."""
+    type: Any
+    """The same with its range, as an object; None where there is none, or that would import something."""
     default: str
     """As written in the source; a constant's name is replaced by its value."""
     help: str
@@ -34,7 +39,7 @@ def options_of(kind: str, name: str) -> dict[str, Option] | None:
     """Option name → option; None where anything is accepted (``**options``) or the source is not to be had."""
     target = registry.entries(kind)[name].target
     if isinstance(target, str):
-        module, attribute = target.split(":")
+        module, _, attribute = target.partition(":")
         source = _source(module)
         if source is None:
             return None
@@ -52,7 +57,7 @@ def reads_tokenizer(task: str) -> bool:
     target = registry.entries("task")[task].target
     if not isinstance(target, str):
         return "tokenizer" in inspect.signature(target).parameters
-    module, attribute = target.split(":")
+    module, _, attribute = target.partition(":")
     for node in ast.parse(_source(module) or "").body:
         if isinstance(node, ast.FunctionDef) and node.name == attribute:
             return any(argument.arg == "tokenizer" for argument in (*node.args.args, *node.args.kwonlyargs))
@@ -79,15 +84,18 @@ def _arguments(function: ast.FunctionDef, doc: str, module: ast.Module) -> dict[
     arguments = function.args
     if arguments.kwarg is not None:
         return None
-    return {
-        argument.arg: Option(
+    options = {}
+    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults):
+        written = argument.annotation and ast.unparse(argument.annotation)
+        type_ = argument.annotation and _type(_WrittenOut(module).visit(argument.annotation))
+        options[argument.arg] = Option(
             argument.arg,
-            ast.unparse(_value(argument.annotation, module)) if argument.annotation else "",
+            (written or "") if type_ is None else shown(type_),
+            type_,
             ast.unparse(_value(default, module)) if default is not None else "required",
             _help(argument.arg, doc),
         )
-        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults)
-    }
+    return options
 
 
 def _value(default: ast.expr, module: ast.Module) -> ast.expr:
@@ -102,14 +110,24 @@ def _value(default: ast.expr, module: ast.Module) -> ast.expr:
         if isinstance(node, ast.ImportFrom) and node.module is not None:
             for name in node.names:
                 if (name.asname or name.name) == default.id and (found := _source(node.module)) is not None:
-                    return _value(ast.Name(name.name), ast.parse(found))
+                    return _value(ast.Name(name.name), _parsed(found))
     return default
+
+
+@lru_cache
+def _parsed(source: str) -> ast.Module:
+    return ast.parse(source)
 
 
 def _source(module: str) -> str | None:
     """The source of a module, which is not imported; None where there is none."""
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
+    package, *inner = module.split(".")
+    spec = importlib.util.find_spec(package)
+    for part in inner:
+        if spec is not None:
+            # importlib.util would import the packages above, and a plug-in may import torch there
+            spec = PathFinder.find_spec(f"{spec.name}.{part}", spec.submodule_search_locations)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     return Path(spec.origin).read_text(encoding="utf-8")
 
@@ -120,22 +138,24 @@ def _help(name: str, doc: str) -> str:
     return " ".join(match.group(2).split()) if match else ""
 
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "str": (str,),
-    "bool": (bool,),
-    "None": (type(None),),
-}
-
-
-def expected_type(option: Option, value: Any) -> str | None:
+def expected(option: Option, value: Any) -> str | None:
     """What the option's annotation asks for, if the value is not that; None if it fits or cannot be judged."""
-    if option.annotation.startswith("Literal["):
-        choices = ast.literal_eval(option.annotation.removeprefix("Literal"))
-        return None if value in choices else f"one of {', '.join(choices)}"
-    parts = [part.strip() for part in option.annotation.split("|")]
-    if not all(part in _TYPES for part in parts):
+    return None if option.type is None else misfit(option.type, value)
+
+
+def _type(annotation: ast.expr) -> Any:
+    """The type that an annotation with its names written out stands for; None where that takes an import."""
+    try:
+        return eval(ast.unparse(annotation), dict(vars(settings)))
+    except (NameError, AttributeError, TypeError):
         return None
-    allowed = {type_ for part in parts for type_ in _TYPES[part]}
-    return None if type(value) in allowed else option.annotation
+
+
+class _WrittenOut(ast.NodeTransformer):
+    """Puts what names stand for in their place."""
+
+    def __init__(self, module: ast.Module) -> None:
+        self.module = module
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return _value(node, self.module)

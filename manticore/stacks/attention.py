@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from manticore.errors import ManticoreError
+from manticore.settings import Count, Positive
 from manticore.stacks.mixer import Mixer, Step, head_width, linear_flops, split_heads
 
 
@@ -99,9 +100,9 @@ def attention(
     width: int,
     positions: int,
     *,
-    num_heads: int = 1,
+    num_heads: Count = 1,
     rotary: bool = True,
-    rotary_base: float = 10000.0,
+    rotary_base: Positive = 10000.0,
     bias: bool = True,
 ) -> Attention:
     """Softmax attention with one head.
@@ -129,9 +130,9 @@ def mh_attention(
     width: int,
     positions: int,
     *,
-    num_heads: int = 16,
+    num_heads: Count = 16,
     rotary: bool = True,
-    rotary_base: float = 10000.0,
+    rotary_base: Positive = 10000.0,
     bias: bool = True,
 ) -> Attention:
     """Softmax attention with many heads.
@@ -151,10 +152,10 @@ def grouped_query_attention(
     width: int,
     positions: int,
     *,
-    num_heads: int = 16,
-    num_kv_heads: int = 4,
+    num_heads: Count = 16,
+    num_kv_heads: Count = 4,
     rotary: bool = True,
-    rotary_base: float = 10000.0,
+    rotary_base: Positive = 10000.0,
     bias: bool = True,
 ) -> Attention:
     """Attention whose query heads share keys and values in groups (Ainslie et al., 2023).
@@ -183,10 +184,10 @@ def sliding_attention(
     width: int,
     positions: int,
     *,
-    num_heads: int = 1,
-    window: int = 32,
+    num_heads: Count = 1,
+    window: Count = 32,
     rotary: bool = True,
-    rotary_base: float = 10000.0,
+    rotary_base: Positive = 10000.0,
     bias: bool = True,
 ) -> SlidingAttention:
     """Attention to the current token and a window before it, with one head.
@@ -215,10 +216,10 @@ def mh_sliding_attention(
     width: int,
     positions: int,
     *,
-    num_heads: int = 16,
-    window: int = 32,
+    num_heads: Count = 16,
+    window: Count = 32,
     rotary: bool = True,
-    rotary_base: float = 10000.0,
+    rotary_base: Positive = 10000.0,
     bias: bool = True,
 ) -> SlidingAttention:
     """Attention to the current token and a window before it, with many heads.

@@ -5,7 +5,6 @@ The names are those of :mod:`manticore.registry`; a name added there with ``regi
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
 from functools import lru_cache
@@ -13,8 +12,8 @@ from typing import Any
 
 import torch
 
-from manticore import registry
 from manticore.errors import ManticoreError
+from manticore.making import make
 from manticore.stacks.mixer import Mixer
 
 
@@ -30,20 +29,12 @@ def build_mixer(name: str, width: int, positions: int, options: Mapping[str, Any
     Raises:
         ManticoreError: unknown name or option, a value of the wrong type, heads that do not divide the width.
     """
-    make = registry.resolve("layer", name)
-    known = {
-        option: parameter
-        for option, parameter in inspect.signature(make).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    for option, value in (options or {}).items():
-        if option not in known:
-            hint = registry.did_you_mean(option, list(known)) if known else " (it has none)"
-            raise ManticoreError(f"layer {name!r}: unknown option {option!r}{hint}")
-        _check_value(name, option, value, known[option].default)
     try:
-        return make(width, positions, **(options or {}))
+        mixer: Mixer = make("layer", name, width, positions, options=options)
+        return mixer
     except ManticoreError as error:
+        if f"layer {name!r}" in str(error) or str(error).startswith("unknown"):
+            raise
         raise ManticoreError(f"layer {name!r}: {error}") from error
 
 
@@ -56,21 +47,3 @@ def measured(name: str, width: int, positions: int, options: Mapping[str, Any] |
 def _measured(name: str, width: int, positions: int, options: str) -> Mixer:
     with torch.device("meta"):
         return build_mixer(name, width, positions, json.loads(options))
-
-
-def _check_value(name: str, option: str, value: Any, default: Any) -> None:
-    """Options take what their defaults are; a default of None stands for a whole number that follows the width."""
-    if isinstance(default, bool):
-        fits, expected = isinstance(value, bool), "true or false"
-    elif isinstance(default, float):
-        fits, expected = (
-            isinstance(value, int | float) and not isinstance(value, bool) and value > 0,
-            "a number above 0",
-        )
-    elif isinstance(default, str):
-        fits, expected = isinstance(value, str), "text"
-    else:
-        whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        fits, expected = whole or (value is None and default is None), "a whole number above 0"
-    if not fits:
-        raise ManticoreError(f"layer {name!r}: {option} is {value!r} (expected {expected}). Fix: change {option}")

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from manticore.settings import Count
 from manticore.stacks.mixer import Mixer, Step, compute_dtype, head_width, linear_flops, merge_heads, split_heads
 from manticore.stacks.recurrences import delta_rule, delta_rule_flops
 from manticore.stacks.short_convolution import ShortConvolution
@@ -94,7 +95,7 @@ def reset_time_step_bias(bias: Tensor, least: float, most: float) -> None:
     init.copy_(bias, fresh + torch.log(-torch.expm1(-fresh)))
 
 
-def delta_net(width: int, positions: int, *, num_heads: int = 8, kernel_size: int = 4) -> DeltaNet:
+def delta_net(width: int, positions: int, *, num_heads: Count = 8, kernel_size: Count = 4) -> DeltaNet:
     """The delta rule without gates.
 
     Args:
@@ -106,7 +107,7 @@ def delta_net(width: int, positions: int, *, num_heads: int = 8, kernel_size: in
     return DeltaNet(width, num_heads=num_heads, kernel_size=kernel_size, gated=False)
 
 
-def gated_delta_net(width: int, positions: int, *, num_heads: int = 8, kernel_size: int = 4) -> DeltaNet:
+def gated_delta_net(width: int, positions: int, *, num_heads: Count = 8, kernel_size: Count = 4) -> DeltaNet:
     """The delta rule with a decaying state and an output gate.
 
     Args:

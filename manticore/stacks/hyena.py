@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from manticore.errors import ManticoreError
+from manticore.settings import Count
 from manticore.stacks.long_convolution import ImplicitFilter, long_convolution, long_convolution_flops
 from manticore.stacks.mixer import Mixer, Step, compute_dtype, head_width, linear_flops
-from manticore.stacks.moe import check_router, router_weights
+from manticore.stacks.moe import Router, check_experts, router_weights
 from manticore.stacks.short_convolution import ShortConvolution
 
 _SHORT_KERNEL = 3
@@ -76,7 +77,7 @@ class Hyena(Mixer):
     fixed_state: ClassVar[bool] = True
 
     def __init__(
-        self, width: int, positions: int, *, inner_factor: int = 4, proj_groups: int = 4, filter_order: int = 4
+        self, width: int, positions: int, *, inner_factor: Count = 4, proj_groups: Count = 4, filter_order: Count = 4
     ) -> None:
         super().__init__()
         self.inner = inner_factor * width
@@ -126,14 +127,14 @@ class HyenaExperts(Mixer):
         width: int,
         positions: int,
         *,
-        num_experts: int = 8,
-        expert_width: int = 16,
-        top_k: int = 2,
-        router: str = "mad_code",
-        filter_order: int = 16,
+        num_experts: Count = 8,
+        expert_width: Count = 16,
+        top_k: Count = 2,
+        router: Router = "mad_code",
+        filter_order: Count = 16,
     ) -> None:
         super().__init__()
-        check_router(router, top_k, num_experts)
+        check_experts(top_k, num_experts)
         self.num_experts, self.top_k, self.router_kind = num_experts, top_k, router
         self.inner = num_experts * expert_width
         self.in_proj = _Projections(width, self.inner, 1)
@@ -183,7 +184,7 @@ class MultiHeadHyena(Mixer):
     fixed_state: ClassVar[bool] = True
 
     def __init__(
-        self, width: int, positions: int, *, num_groups: int = 8, proj_groups: int = 4, filter_order: int = 2
+        self, width: int, positions: int, *, num_groups: Count = 8, proj_groups: Count = 4, filter_order: Count = 2
     ) -> None:
         super().__init__()
         self.num_groups, self.group_width = num_groups, head_width(width, num_groups, "groups")

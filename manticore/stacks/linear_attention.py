@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from manticore.settings import Count, Positive
 from manticore.stacks.mixer import (
     Mixer,
     Step,
@@ -54,7 +55,7 @@ class LinearAttention(Mixer):
     cache_type: ClassVar[str] = "linear_attention"
     fixed_state: ClassVar[bool] = True
 
-    def __init__(self, width: int, positions: int, *, num_heads: int = 1) -> None:
+    def __init__(self, width: int, positions: int, *, num_heads: Count = 1) -> None:
         super().__init__()
         self.num_heads, self.head_dim = num_heads, head_width(width, num_heads)
         self.q_proj = nn.Linear(width, width, bias=False)
@@ -92,7 +93,7 @@ class LinearAttention(Mixer):
         )
 
 
-def mh_linear_attention(width: int, positions: int, *, num_heads: int = 16) -> LinearAttention:
+def mh_linear_attention(width: int, positions: int, *, num_heads: Count = 16) -> LinearAttention:
     """Linear attention with many heads.
 
     Args:
@@ -116,7 +117,13 @@ class GatedLinearAttention(Mixer):
     fixed_state: ClassVar[bool] = True
 
     def __init__(
-        self, width: int, positions: int, *, num_heads: int = 1, gate_rank: int = 16, gate_normaliser: float = 16.0
+        self,
+        width: int,
+        positions: int,
+        *,
+        num_heads: Count = 1,
+        gate_rank: Count = 16,
+        gate_normaliser: Positive = 16.0,
     ) -> None:
         super().__init__()
         self.num_heads, self.head_dim = num_heads, head_width(width, num_heads)
@@ -164,7 +171,7 @@ class GatedLinearAttention(Mixer):
 
 
 def mh_gated_linear_attention(
-    width: int, positions: int, *, num_heads: int = 8, gate_rank: int = 16, gate_normaliser: float = 16.0
+    width: int, positions: int, *, num_heads: Count = 8, gate_rank: Count = 16, gate_normaliser: Positive = 16.0
 ) -> GatedLinearAttention:
     """Gated linear attention with many heads.
 

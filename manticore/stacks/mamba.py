@@ -19,6 +19,7 @@ from transformers import initialization as init
 
 from manticore.kernels.scan import selective_scan
 from manticore.kernels.scan_ops import forward_flops as scan_flops
+from manticore.settings import Count, Positive
 from manticore.stacks.delta import reset_time_step_bias
 from manticore.stacks.mixer import Mixer, Step, compute_dtype, head_width, linear_flops, merge_heads, split_heads
 from manticore.stacks.recurrences import scalar_decay, scalar_decay_flops
@@ -45,12 +46,12 @@ class Mamba(Mixer):
         width: int,
         positions: int,
         *,
-        expand: int = 2,
-        state_size: int = 4,
-        kernel_size: int = 4,
-        time_step_rank: int | None = None,
-        least_time_step: float = 1e-3,
-        most_time_step: float = 1e-1,
+        expand: Count = 2,
+        state_size: Count = 4,
+        kernel_size: Count = 4,
+        time_step_rank: Count | None = None,
+        least_time_step: Positive = 1e-3,
+        most_time_step: Positive = 1e-1,
     ) -> None:
         super().__init__()
         self.inner, self.state_width = expand * width, state_size
@@ -125,12 +126,12 @@ class Mamba2(Mixer):
         width: int,
         positions: int,
         *,
-        expand: int = 2,
-        state_size: int = 4,
-        num_heads: int = 8,
-        kernel_size: int = 4,
-        least_time_step: float = 1e-3,
-        most_time_step: float = 1e-1,
+        expand: Count = 2,
+        state_size: Count = 4,
+        num_heads: Count = 8,
+        kernel_size: Count = 4,
+        least_time_step: Positive = 1e-3,
+        most_time_step: Positive = 1e-1,
     ) -> None:
         super().__init__()
         self.inner, self.state_width, self.num_heads = expand * width, state_size, num_heads

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manticore.settings import Count
 from manticore.stacks.mixer import Mixer, Step, linear_flops
 
 _ROUND_TO = 16
@@ -23,7 +24,7 @@ class MLP(Mixer):
         inner_width: hidden units; None is 4 D.
     """
 
-    def __init__(self, width: int, positions: int, *, inner_width: int | None = None) -> None:
+    def __init__(self, width: int, positions: int, *, inner_width: Count | None = None) -> None:
         super().__init__()
         self.up_proj = nn.Linear(width, inner_width or 4 * width, bias=False)
         self.down_proj = nn.Linear(inner_width or 4 * width, width, bias=False)
@@ -42,7 +43,7 @@ class SwiGLU(Mixer):
         inner_width: hidden units; None is 8/3 D, rounded up to a multiple of 16.
     """
 
-    def __init__(self, width: int, positions: int, *, inner_width: int | None = None) -> None:
+    def __init__(self, width: int, positions: int, *, inner_width: Count | None = None) -> None:
         super().__init__()
         inner = inner_width or -(-(8 * width // 3) // _ROUND_TO) * _ROUND_TO
         self.gate_proj = nn.Linear(width, inner, bias=False)

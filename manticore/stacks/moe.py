@@ -11,31 +11,32 @@ Letters: B batch, T tokens, D width, E experts.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
 from manticore.errors import ManticoreError
-from manticore.registry import did_you_mean
+from manticore.settings import Count
 from manticore.stacks.mixer import Mixer, Step, linear_flops
 
-_LEFT_OUT = {"mad_code": 0.0, "sparse": float("-inf")}
+Router = Literal["mad_code", "sparse"]
+_LEFT_OUT: dict[Router, float] = {"mad_code": 0.0, "sparse": float("-inf")}
 
 
-def check_router(router: str, top_k: int, num_experts: int) -> None:
-    """Refuse an unknown router, and more chosen experts than there are.
+def check_experts(top_k: int, num_experts: int) -> None:
+    """Refuse more chosen experts than there are.
 
     Raises:
-        ManticoreError: either.
+        ManticoreError: they are.
     """
-    if router not in _LEFT_OUT:
-        raise ManticoreError(f"unknown router {router!r}{did_you_mean(router, list(_LEFT_OUT))}")
     if top_k > num_experts:
         raise ManticoreError(f"top_k is {top_k} (expected at most num_experts, {num_experts}). Fix: a smaller top_k")
 
 
-def router_weights(scores: Tensor, top_k: int, router: str) -> Tensor:
+def router_weights(scores: Tensor, top_k: int, router: Router) -> Tensor:
     """Weights of the experts, summing to 1.
 
     Args:
@@ -62,13 +63,13 @@ class MoEMLP(Mixer):
         width: int,
         positions: int,
         *,
-        num_experts: int = 8,
-        expert_width: int = 16,
-        top_k: int = 2,
-        router: str = "mad_code",
+        num_experts: Count = 8,
+        expert_width: Count = 16,
+        top_k: Count = 2,
+        router: Router = "mad_code",
     ) -> None:
         super().__init__()
-        check_router(router, top_k, num_experts)
+        check_experts(top_k, num_experts)
         self.num_experts, self.top_k, self.router_kind = num_experts, top_k, router
         units = num_experts * expert_width
         self.router = nn.Linear(width, num_experts)

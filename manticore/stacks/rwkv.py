@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from manticore.settings import Count, Positive
 from manticore.stacks.mixer import Mixer, Step, compute_dtype, head_width, linear_flops, split_heads
 from manticore.stacks.recurrences import channel_decay, channel_decay_flops
 
@@ -105,7 +106,7 @@ class RWKV5TimeMixer(_TimeMixer):
         divisor: of the heads' outputs before their norm.
     """
 
-    def __init__(self, width: int, positions: int, *, num_heads: int = 8, divisor: float = 8.0) -> None:
+    def __init__(self, width: int, positions: int, *, num_heads: Count = 8, divisor: Positive = 8.0) -> None:
         super().__init__(width, num_heads=num_heads, divisor=divisor)
         self.mixes = nn.ParameterDict({name: nn.Parameter(torch.empty(width)) for name in "kvrg"})
 
@@ -136,10 +137,10 @@ class RWKV6TimeMixer(_TimeMixer):
         width: int,
         positions: int,
         *,
-        num_heads: int = 8,
-        divisor: float = 8.0,
-        mix_rank: int = 32,
-        decay_rank: int = 64,
+        num_heads: Count = 8,
+        divisor: Positive = 8.0,
+        mix_rank: Count = 32,
+        decay_rank: Count = 64,
     ) -> None:
         super().__init__(width, num_heads=num_heads, divisor=divisor)
         self.mix_rank = mix_rank
@@ -186,7 +187,7 @@ class RWKVChannelMixer(Mixer):
 
     cache_type: ClassVar[str] = "conv"
 
-    def __init__(self, width: int, positions: int, *, inner_width: int = 512) -> None:
+    def __init__(self, width: int, positions: int, *, inner_width: Count = 512) -> None:
         super().__init__()
         self.key_mix = nn.Parameter(torch.empty(width))
         self.receptance_mix = nn.Parameter(torch.empty(width))

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from manticore.settings import Count
 from manticore.stacks.mixer import Mixer, Step, linear_flops
 
 
@@ -40,7 +41,7 @@ class ShortGatedConvolution(Mixer):
     cache_type: ClassVar[str] = "conv"
     fixed_state: ClassVar[bool] = True
 
-    def __init__(self, width: int, positions: int, *, kernel_size: int = 3, bias: bool = False) -> None:
+    def __init__(self, width: int, positions: int, *, kernel_size: Count = 3, bias: bool = False) -> None:
         super().__init__()
         self.in_proj = nn.Linear(width, 3 * width, bias=bias)
         self.conv = ShortConvolution(width, kernel_size, bias=bias)

@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import manticore
+from manticore.runs.files import MODEL
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
+from manticore.stages.records import Record
 from manticore.stages.run import Run
-from manticore.stages.stage import MODEL, Stage
+from manticore.stages.stage import Stage, StagePlan
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from manticore.plan.costing import Costing
+
+
+@dataclass(frozen=True)
+class Translation(Record):
+    name: str = ""
+    source: int | None = None
+    target: int | None = None
+    boundary: int | None = None
+    r2: float | None = None
+    r2_heldout: float | None = None
+
+
+@dataclass(frozen=True)
+class AlignRecord(Record):
+    text: str = ""
+    """What the projectors were fitted on."""
+    tokens: int | None = None
+    heldout_tokens: int | None = None
+    steps: int | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    loss_before: float | None = None
+    loss_closed_form: float | None = None
+    loss_after: float | None = None
+    bos: str | None = None
+    """The token that every pack of text began with, empty for none; None where nothing is known of it."""
+    translations: tuple[Translation, ...] = ()
 
 
 class Align(Stage):
@@ -21,6 +54,38 @@ class Align(Stage):
     def plan_line(self, recipe: Recipe) -> str:
         section = self.settings(recipe)
         return f"{section.tokens:,} tokens of {section.text}"
+
+    def cost(self, costing: Costing) -> Iterator[StagePlan]:
+        """The components alone up to the last boundary that is read, the sums of the regressions, the steps."""
+        section, task, skeleton = self.settings(costing.recipe), costing.task, costing.skeleton
+        length = task.length if section.text == "task" else section.length
+        packs = max(2, section.tokens // length)
+        fitted = packs - min(max(1, round(packs * section.holdout)), packs - 1)
+        if task.vocab_size is not None and section.text != "task":
+            skeleton = costing.lay_out(costing.sources, costing.shape, None)
+        batch = {"batch_size": min(section.batch_size, fitted), "length": length}
+        cases, case = costing.without_mixture(skeleton, "projectors", None, dtype=None, **batch)
+        config = skeleton.hybrid.config
+        translations = [t for t in skeleton.hybrid.mixing.translations() if t.source != t.target]
+        spaces = {space for t in translations for space in (t.source, t.target)}
+        parts = case.parts
+        flops = 0.0
+        for k in {k for k, _ in spaces}:
+            deepest = config.boundaries[k][max(n for m, n in spaces if m == k)]
+            layers = [p.piece.forward_flops for p in parts if p.unit.startswith(f"{k}.")]
+            flops += (sum(layers[:deepest]) + parts[k].piece.forward_flops) / case.micro_batch * fitted
+        widths = [c.hidden_size for c in config.components]
+        pairs = {(t.source, t.target) for t in translations}
+        products = sum(widths[k] ** 2 for k, _ in {source for source, _ in pairs})
+        products += sum(widths[a[0]] * widths[b[0]] for a, b in {tuple(sorted(pair)) for pair in pairs})
+        flops += 2 * products * fitted * length + case.flops * section.steps
+        sums = 8 * (products + sum(widths[k] for k, _ in spaces))
+        peak = max(cases.evaluation(None, **batch) + sums, case.peak() if section.steps else 0)
+        costing.save_model(costing.tuned["supernet"].held)
+        yield costing.judged(
+            self.name, f"{fitted * length:,} tokens", peak, "a smaller align.batch_size",
+            trained=case.held.trained, flops=flops,
+        )  # fmt: skip
 
     def work(self, run: Run, folder: Path) -> Outcome:
         from manticore.hybrid.modeling import ManticoreForCausalLM
@@ -32,7 +97,7 @@ class Align(Stage):
             settings["text"] = task_text(run)
         report = manticore.align(hybrid, seed=run.recipe.seed, progress=run.progress(self.name), **settings)
         run.save(hybrid, folder)
-        found = {"text": section.text, **report.to_dict()}
+        found = AlignRecord.written(text=section.text, **report.to_dict())
         return Outcome({"align": found}, f"loss {report.loss_before:.3f} before, {report.loss_after:.3f} after")
 
 

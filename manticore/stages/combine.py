@@ -2,17 +2,129 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import manticore
-from manticore.runs.records import component_record, task_record
+from manticore.runs.files import LINEAGE
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
+from manticore.stages.records import Record
 from manticore.stages.run import Run
-from manticore.stages.stage import Stage
+from manticore.stages.stage import Stage, StagePlan
 from manticore.writing import write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from manticore.plan.costing import Costing
+    from manticore.schema.sections import Component
+    from manticore.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class ComponentRecord(Record):
+    name: str = ""
+    source: str = ""
+    revision: str | None = None
+    """Commit on the hub, or what was asked for there."""
+    family: str = ""
+    parameters: int | None = None
+    layers: int | None = None
+    width: int | None = None
+    license: str | None = None
+    sha256: str | None = None
+
+    @classmethod
+    def of(cls, component: Component, model: PreTrainedModel, lineage: Mapping[str, Any]) -> dict[str, Any]:
+        """What a component of a recipe is."""
+        return cls.written(
+            name=component.name,
+            source=component.source,
+            revision=lineage["commit"] or component.revision,
+            family=model.config.model_type,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            layers=model.config.num_hidden_layers,
+            width=model.config.hidden_size,
+            license=lineage["license"],
+            sha256=lineage["sha256"],
+        )
+
+
+def beginning(bos: str | None) -> str:
+    """What a pack of text begins with, in words; empty where nothing is known of it."""
+    return "" if bos is None else f"every pack begins with {bos}" if bos else "packs begin without BOS"
+
+
+@dataclass(frozen=True)
+class TaskInfo(Record):
+    name: str = ""
+    primary_metric: str = "loss"
+    higher_is_better: bool = False
+    chance: float | None = None
+    """What a uniform guess scores on the primary metric."""
+    options: dict[str, str] = field(default_factory=dict)
+    """What was chosen, as it would stand in a command."""
+    examples: dict[str, int | None] = field(default_factory=dict)
+    """Split → number of examples."""
+    scored: int | None = None
+    """Examples of the test split that scores are of; None: the record does not say."""
+    length: int | None = None
+    """Tokens per example, padding included."""
+    bos: str | None = None
+    """The token that every example of text begins with, empty for none; None for other tasks and older runs."""
+
+    @property
+    def beginning(self) -> str:
+        """What an example of text begins with, in words; empty for other tasks and older runs."""
+        return beginning(self.bos)
+
+    @classmethod
+    def of(cls, task: Task, options: Mapping[str, Any], *, test_examples: int | None = None) -> dict[str, Any]:
+        """What a task is, how much data it has and how it is scored.
+
+        Args:
+            task: as it was loaded.
+            options: those it was loaded with.
+            test_examples: as many of the test split are scored; None: all.
+        """
+        examples = {str(split): len(rows) for split, rows in task.data.items()}
+        return cls.written(
+            name=task.name,
+            options={name: str(value) for name, value in options.items()},
+            examples=examples,
+            scored=min(examples["test"], test_examples or examples["test"]),
+            length=task.length,
+            bos=task.bos,
+            primary_metric=task.primary_metric,
+            higher_is_better=task.higher_is_better,
+            chance=task.chance,
+        )
+
+
+@dataclass(frozen=True)
+class Reembedded(Record):
+    tokens: int | None = None
+    exact: int | None = None
+    role: int | None = None
+    pieces: int | None = None
+    none: int | None = None
+    coverage: float | None = None
+
+
+@dataclass(frozen=True)
+class CombineRecord(Record):
+    num_blocks: int | None = None
+    mixing: str = ""
+    projector: str = ""
+    boundaries: tuple[tuple[int, ...], ...] = ()
+    """Per component N+1 layer indices: block n holds layers ``boundaries[k][n]`` to ``boundaries[k][n+1] - 1``."""
+    tokenizer: str = ""
+    """The component whose tokenizer was kept, where they differ."""
+    reembedded: tuple[Reembedded | None, ...] = ()
+    """Per component what the kept tokenizer's rows were made of; None where nothing was to be done."""
 
 
 class Combine(Stage):
@@ -28,6 +140,13 @@ class Combine(Stage):
             "task": recipe.task.model_dump(mode="json"),
             "combine": recipe.combine.model_dump(mode="json"),
         }
+
+    def cost(self, costing: Costing) -> Iterator[StagePlan]:
+        # all components, and the file of the largest while it is read
+        weights = [count * costing.shape.dtype.itemsize for count in costing.skeleton.own_parameters]
+        costing.save_model(costing.tuned["supernet"].held)
+        fix = "larger devices, or combine.dtype=bfloat16"
+        yield costing.judged(self.name, "loading included", float(sum(weights) + max(weights)), fix)
 
     def work(self, run: Run, folder: Path) -> Outcome:
         from manticore.runs.lineage import data_lineage, model_lineage
@@ -45,22 +164,18 @@ class Combine(Stage):
         lineages = [
             model_lineage(source, component.revision) for source, component in zip(run.sources, recipe.components)
         ]
-        write_json(run.path / "lineage.json", {"models": lineages, "data": data_lineage(run.task)})
+        write_json(run.path / LINEAGE, {"models": lineages, "data": data_lineage(run.task)})
         run.save(hybrid, folder)
         components = [
-            component_record(component, hybrid.component(k), lineages[k])
+            ComponentRecord.of(component, hybrid.component(k), lineages[k])
             for k, component in enumerate(recipe.components)
         ]
-        combined = {
-            "num_blocks": recipe.combine.num_blocks,
-            "mixing": recipe.combine.mixing,
-            "projector": recipe.combine.projector,
-            "boundaries": hybrid.config.boundaries,
-        }
-        if hybrid.config.reembedded is not None:
-            combined["tokenizer"] = recipe.combine.tokenizer
-            combined["reembedded"] = hybrid.config.reembedded
+        section, config = recipe.combine, hybrid.config
+        combined = {name: getattr(section, name) for name in ("num_blocks", "mixing", "projector")}
+        if config.reembedded is not None:
+            combined |= {"tokenizer": section.tokenizer, "reembedded": config.reembedded}
+        combined = CombineRecord.written(boundaries=config.boundaries, **combined)
         sizes = " + ".join(f"{record['parameters']:,}" for record in components)
-        task = task_record(run.task, recipe.task.options, test_examples=recipe.finetune.test_examples)
+        task = TaskInfo.of(run.task, recipe.task.options, test_examples=recipe.finetune.test_examples)
         results = {"components": components, "task": task, "combine": combined}
         return Outcome(results, f"{sizes} parameters")

@@ -2,17 +2,106 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import manticore
+from manticore.experiments.rows import ENSEMBLE, HYBRID, SUPERNET
+from manticore.runs.files import MODEL
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
+from manticore.stages.records import Record
 from manticore.stages.run import Run
-from manticore.stages.stage import MODEL, Stage
+from manticore.stages.stage import Stage, StagePlan
 
-SUPERNET = "supernet (soft)"
-HYBRID = "hybrid"
+MISMATCH_LIMIT = 0.05
+"""Training FLOPs of a seed may differ from the budget by this share."""
+
+if TYPE_CHECKING:
+    from manticore.plan.costing import Costing
+
+
+@dataclass(frozen=True)
+class Budget(Record):
+    name: str = ""
+    flops: float | None = None
+
+
+@dataclass(frozen=True)
+class SeedRun(Record):
+    seed: int | None = None
+    flops: float | None = None
+    steps: int | None = None
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    metrics_float32: dict[str, float | None] | None = None
+
+
+@dataclass(frozen=True)
+class Row(Record):
+    """One model trained with one budget; ``mean`` and ``interval`` (95 %) are of the task's primary metric."""
+
+    model: str = ""
+    budget: int = 0
+    parameters: int | None = None
+    flops_per_token: float | None = None
+    cache_bytes_per_token: float | None = None
+    state_bytes: float | None = None
+    seeds: tuple[SeedRun, ...] = ()
+    mean: float | None = None
+    interval: tuple[float | None, ...] | None = None
+    mismatch: bool = False  # of records from before each row told what a step costs
+    diverged: tuple[float, ...] = ()
+    """Learning rates with which a training ended in NaN or infinity."""
+    step_flops: float | None = None
+    """Training FLOPs of one step: no run can come nearer to its budget."""
+
+    def mean_of(self, metric: str) -> float | None:
+        """The mean over seeds of any metric; None where a seed has no finite one."""
+        found = [seed.metrics.get(metric) for seed in self.seeds]
+        finite = [value for value in found if value is not None]
+        return sum(finite) / len(finite) if finite and len(finite) == len(found) else None
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The 95 % interval, or None where there is none (one seed, or a value that is not finite)."""
+        if self.interval is None or len(self.interval) != 2:
+            return None
+        low, high = self.interval
+        return None if low is None or high is None else (low, high)
+
+
+@dataclass(frozen=True)
+class Untrained(Record):
+    """A parent as it was downloaded, scored before any training."""
+
+    model: str = ""
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    left_out: str = ""
+    """Why there is no score."""
+
+
+@dataclass(frozen=True)
+class CompareRecord(Record):
+    budgets: tuple[Budget, ...] = ()
+    rows: tuple[Row, ...] = ()
+    untrained: tuple[Untrained, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Sentences that the table cannot be read without."""
+    seconds: float | None = None
+
+    def row(self, model: str, budget: int) -> Row | None:
+        return next((r for r in self.rows if r.model == model and r.budget == budget), None)
+
+    def before(self, model: str, metric: str) -> float | None:
+        """What a model scored as it was downloaded."""
+        return next((found.metrics.get(metric) for found in self.untrained if found.model == model), None)
+
+    @property
+    def models(self) -> list[str]:
+        """Names in order of first appearance."""
+        return list(dict.fromkeys(r.model for r in self.rows))
 
 
 class Compare(Stage):
@@ -20,6 +109,29 @@ class Compare(Stage):
 
     def plan_line(self, recipe: Recipe) -> str:
         return f"parents and hybrids at equal compute, seeds {', '.join(map(str, self.settings(recipe).seeds))}"
+
+    def cost(self, costing: Costing) -> Iterator[StagePlan]:
+        section, tuning = self.settings(costing.recipe), costing.recipe.finetune
+        flops = {stage.name: stage.flops for stage in costing.stages}
+        budget, spent = flops["finetune"], sum(flops.get(stage, 0) for stage in ("align", "search"))
+        parents, ensemble = len(costing.sources), int(section.ensemble and len(costing.sources) > 1)
+        per_row = len(section.seeds) + len(section.learning_rates or [tuning.lr]) - 1
+        # with fine-tuning's FLOPs each; with all that the hybrid cost, those that had no search train longer
+        trainings = (parents + ensemble + 2) * budget + (parents + ensemble) * (budget + spent) * (spent > 0)
+        supernet = costing.tuned["supernet"]
+        found = costing.fit(costing.tuning, supernet)
+        costing.fits[self.name] = [found]
+        costing.save_checkpoints(supernet.held)
+        verdict = "fits" if found.fits is not None else "does not fit (the supernet): finetune's ways out"
+        if found.fits is None:
+            costing.problems.append(
+                "compare: the soft supernet does not fit: compare=null, or other settings of finetune"
+            )
+        yield StagePlan(
+            self.name, f"{parents + ensemble + 2} models × {per_row}",
+            max(case.held.trained for case in costing.tuned.values()), supernet.flops * supernet.accumulation, None,
+            trainings * per_row, found.smaller, verdict,
+        )  # fmt: skip
 
     def work(self, run: Run, folder: Path) -> Outcome:
         section, tuning = self.settings(run.recipe), run.recipe.finetune
@@ -47,7 +159,7 @@ class Compare(Stage):
         metric = comparison.primary_metric
         scores = ", ".join(f"{row.model} {row.mean:.3f}" for row in comparison.rows if row.budget == 0)
         table = comparison.to_dict()
-        kept = {name: table[name] for name in ("budgets", "rows", "untrained", "notes")}
+        kept = CompareRecord.written(**{name: table[name] for name in ("budgets", "rows", "untrained", "notes")})
         return Outcome({"compare": kept}, f"{metric}: {scores}")
 
 
@@ -58,7 +170,7 @@ def _parents(run: Run, ensemble: bool) -> dict[str, Any]:
         ensemble: add the average of their logits where ``compare`` could not, since tokenizers differ.
     """
     from manticore.components.sources import model_folder
-    from manticore.experiments.models import ENSEMBLE, averaged
+    from manticore.experiments.models import averaged
     from manticore.hybrid.modeling import ManticoreForCausalLM
 
     models: dict[str, Any] = {

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import manticore
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
+from manticore.settings import Evaluate
+from manticore.stages.records import Record
 from manticore.stages.run import Run
-from manticore.stages.stage import Stage
+from manticore.stages.stage import Stage, StagePlan
+
+if TYPE_CHECKING:
+    from manticore.plan.costing import Costing
+
+EVALUATION_BATCH = Evaluate().batch_size
+
+
+@dataclass(frozen=True)
+class DiscretizeRecord(Record):
+    path: tuple[int, ...] = ()
+    loss_before: float | None = None
+    loss_after: float | None = None
+    loss_finetuned: float | None = None
+    metric_before: float | None = None
+    metric_after: float | None = None
+    metric_finetuned: float | None = None
 
 
 class Discretize(Stage):
@@ -23,6 +42,18 @@ class Discretize(Stage):
         tuning = recipe.finetune
         return {"path": recipe.discretize.path, "start": tuning.start, "test_examples": tuning.test_examples}
 
+    def cost(self, costing: Costing) -> Iterator[StagePlan]:
+        """Scoring: of the supernet and the hybrid before fine-tuning, of the hybrid after it."""
+        task, tuned = costing.task, costing.tuned
+        examples = costing.recipe.finetune.test_examples or task.test_examples or 0
+        batch = min(EVALUATION_BATCH, examples or EVALUATION_BATCH)
+        forward = tuned["supernet"].forward_flops + 2 * tuned["costliest"].forward_flops
+        flops = examples * task.sequences * forward / tuned["supernet"].micro_batch
+        peak = costing.cases.evaluation(None, batch_size=batch * task.sequences, length=task.length)
+        costing.save_model(tuned["costliest"].held)
+        what = f"3 × {examples:,} examples" if examples else "as long as the text: not counted"
+        yield costing.judged("evaluate", what, peak, "larger devices", flops=flops)
+
     def work(self, run: Run, folder: Path) -> Outcome:
         searched = run.searched()
         path = run.recipe.discretize.path or manticore.discretize(searched).config.path
@@ -31,12 +62,12 @@ class Discretize(Stage):
         before = manticore.evaluate(searched, run.task, max_examples=scored)
         after = manticore.evaluate(manticore.discretize(searched, path), run.task, max_examples=scored)
         metric = run.task.primary_metric
-        found = {
-            "path": path,
-            "loss_before": before["loss"],
-            "loss_after": after["loss"],
-            "metric_before": before[metric],
-            "metric_after": after[metric],
-        }
+        found = DiscretizeRecord.written(
+            path=path,
+            loss_before=before["loss"],
+            loss_after=after["loss"],
+            metric_before=before[metric],
+            metric_after=after[metric],
+        )
         summary = f"{run.path_text(path)}, loss {before['loss']:.3f} soft, {after['loss']:.3f} discrete"
         return Outcome({"discretize": found}, summary)

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import manticore
+from manticore.runs.files import MODEL
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
+from manticore.stages.discretize import DiscretizeRecord
+from manticore.stages.records import Record, Step
 from manticore.stages.run import Run
-from manticore.stages.stage import MODEL, Stage, amount, whole_flops
+from manticore.stages.stage import Stage, StagePlan, amount, whole_flops
+
+if TYPE_CHECKING:
+    from manticore.plan.costing import Costing
+
+
+@dataclass(frozen=True)
+class FinetuneRecord(Record):
+    steps: int | None = None
+    tokens: int | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    metrics_float32: dict[str, float | None] | None = None
+    history: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class SavedModel(Record):
+    path: str = ""
+    loads_with: str = ""
 
 
 class Finetune(Stage):
@@ -19,6 +45,12 @@ class Finetune(Stage):
 
     def product(self, run: Run) -> Path | None:
         return run.path / MODEL
+
+    def cost(self, costing: Costing) -> Iterator[StagePlan]:
+        case = costing.tuned["costliest"]
+        costing.save_model(case.held)
+        costing.save_checkpoints(case.held)
+        yield costing.training(self.name, "costliest path", case, costing.paths["costliest"])
 
     def work(self, run: Run, folder: Path) -> Outcome:
         from manticore.runs.models import load_hybrid
@@ -37,8 +69,10 @@ class Finetune(Stage):
         run.folder.replace(MODEL, folder / MODEL)
         metric = run.task.primary_metric
         results = {
-            "finetune": result.to_dict(),
-            "discretize": {"loss_finetuned": result.metrics["loss"], "metric_finetuned": result.metrics[metric]},
-            "model": {"path": MODEL, "loads_with": loading_class(result.model)},
+            "finetune": FinetuneRecord.written(**result.to_dict()),
+            "discretize": DiscretizeRecord.written(
+                loss_finetuned=result.metrics["loss"], metric_finetuned=result.metrics[metric]
+            ),
+            "model": SavedModel.written(path=MODEL, loads_with=loading_class(result.model)),
         }
         return Outcome(results, f"{metric} {result.metrics[metric]:.3f} after {result.steps} steps")

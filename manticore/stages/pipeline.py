@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import manticore
 from manticore.runs.folder import RunFolder
 from manticore.runs.lock import locked
-from manticore.runs.records import write_history
 from manticore.runs.reporter import LogReporter, Reporter
 from manticore.runs.stages import Stage as GuardedStage
 from manticore.runs.stages import run_stages
-from manticore.stages import stages_of
+from manticore.stages import STAGES, stages_of
 from manticore.stages.report import write_pages
 from manticore.stages.run import Run
 from manticore.stages.stage import Stage
+from manticore.writing import write_text
 
 
 def execute(folder: RunFolder, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def execute(folder: RunFolder, reporter: Reporter | None = None) -> dict[str, An
         def keep(parts: dict[str, Any], status: str = "running") -> None:
             found.update(parts)
             folder.write_results(found, status)
-            write_history(folder.path, found)
+            _write_history(folder.path, found)
 
         try:
             run_stages(folder.path, [_guarded(stage, run) for stage in stages_of(folder.recipe)], reporter, keep)
@@ -52,6 +54,19 @@ def execute(folder: RunFolder, reporter: Reporter | None = None) -> dict[str, An
         results = folder.write_results(found, "complete")
         write_pages(folder, results)
         return results
+
+
+def _write_history(folder: Path, results: dict[str, Any]) -> None:
+    """``metrics.jsonl``: every logged step of every stage; ``mixture_weights.csv``: the course of the search."""
+    rows = [
+        json.dumps({"stage": stage.name, **row}, sort_keys=True) + "\n"
+        for stage in STAGES
+        for row in results.get(stage.name, {}).get("history", [])
+    ]
+    write_text(folder / "metrics.jsonl", "".join(rows))
+    source = folder / "search" / "mixture_weights.csv"
+    if "search" in results and source.is_file():
+        write_text(folder / "mixture_weights.csv", source.read_text(encoding="utf-8"))
 
 
 def _guarded(stage: Stage, run: Run) -> GuardedStage:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
 from manticore.stages.run import Run
-from manticore.stages.stage import Stage
+from manticore.stages.stage import Stage, StagePlan
+
+if TYPE_CHECKING:
+    from manticore.plan.costing import Costing
 
 
 class Pretrain(Stage):
@@ -20,6 +24,20 @@ class Pretrain(Stage):
 
     def inputs(self, recipe: Recipe) -> Mapping[str, Any]:
         return {"pretrain": [entry.model_dump(mode="json") for entry in recipe.pretrain]}
+
+    def cost(self, costing: Costing) -> Iterator[StagePlan]:
+        recipe = costing.recipe
+        for entry in recipe.pretrain:
+            used = next((k for k, c in enumerate(recipe.components) if c.source == entry.name), None)
+            if used is None:
+                continue
+            skeleton = costing.alone(replace(costing.sources[used], name=entry.name))
+            _, case = costing.without_mixture(skeleton, "all", [0], batch_size=entry.batch_size, length=entry.length)
+            yield costing.judged(
+                self.name, f"{entry.name}, unless cached", case.peak(), "a smaller batch_size",
+                trained=case.held.trained, step_flops=case.flops, steps=entry.steps, flops=case.flops * entry.steps,
+                subject=f"pretrain: {entry.name}",
+            )  # fmt: skip
 
     def work(self, run: Run, folder: Path) -> Outcome:
         from manticore.training.pretrain import read_record

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import manticore
+from manticore.runs.files import MODEL
 from manticore.runs.reporter import LogReporter, Reporter
 from manticore.runs.stages import results_of
-from manticore.stages.stage import MODEL
 from manticore.writing import new_folder
 
 if TYPE_CHECKING:

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import manticore
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
+from manticore.stages.records import Record, Step, Weights
 from manticore.stages.run import Run
-from manticore.stages.stage import Stage, amount, whole_flops
+from manticore.stages.stage import Stage, StagePlan, amount, whole_flops
+
+if TYPE_CHECKING:
+    from manticore.plan.costing import Costing
+
+
+@dataclass(frozen=True)
+class SearchRecord(Record):
+    method: str = ""
+    order: str = ""
+    steps: int | None = None
+    tokens: int | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    history: tuple[Step, ...] = ()
+    weights: Weights = ()
+    path: tuple[int, ...] = ()
 
 
 class Search(Stage):
@@ -17,6 +37,12 @@ class Search(Stage):
     def plan_line(self, recipe: Recipe) -> str:
         section = self.settings(recipe)
         return f"{section.method}, {amount(section, recipe)}"
+
+    def cost(self, costing: Costing) -> Iterator[StagePlan]:
+        case = costing.measure(self.name, costing.setting(self.settings(costing.recipe)), None)
+        costing.save_model(costing.tuned["supernet"].held)
+        costing.save_checkpoints(case.held)
+        yield costing.training(self.name, "supernet", case, None)
 
     def work(self, run: Run, folder: Path) -> Outcome:
         section = self.settings(run.recipe)
@@ -30,5 +56,5 @@ class Search(Stage):
             **whole_flops(section.model_dump()),
         )
         run.save(result.model, folder)
-        found = {"method": section.method, "order": section.order, **result.to_dict()}
+        found = SearchRecord.written(method=section.method, order=section.order, **result.to_dict())
         return Outcome({"search": found}, f"path {run.path_text(result.path)}")

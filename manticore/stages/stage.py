@@ -5,7 +5,8 @@ A stage's file imports nothing heavy at its top, so that checking a recipe and `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,10 +14,26 @@ from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
 
 if TYPE_CHECKING:
+    from manticore.plan.costing import Costing
     from manticore.stages.run import Run
 
-MODEL = "model"
-"""The folder of a model, in a stage's folder and in the run's."""
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage takes, with the recipe's settings."""
+
+    name: str
+    what: str
+    trained: int | None
+    """Parameters; the largest, where several models train."""
+    step_flops: float | None
+    """Per optimizer step, over all devices; the largest, where that depends on the path."""
+    steps: float | None
+    flops: float
+    """In all."""
+    bytes: float | None
+    """Peak on each device, by the way that fits, else by the smaller one."""
+    verdict: str
 
 
 class Stage:
@@ -40,6 +57,10 @@ class Stage:
     def product(self, run: Run) -> Path | None:
         """The folder of a model that it leaves behind, beside its own folder."""
         return None
+
+    def cost(self, costing: Costing) -> Iterator[StagePlan]:
+        """What it takes: rows of the plan. What it leaves on the disk, it tells ``costing``."""
+        raise NotImplementedError
 
     def work(self, run: Run, folder: Path) -> Outcome:
         """Do it, and return its parts of ``results.json``.

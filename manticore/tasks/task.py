@@ -12,6 +12,7 @@ from datasets import DatasetDict
 
 from manticore import registry
 from manticore.errors import ManticoreError
+from manticore.making import make
 from manticore.tasks.metrics import MetricState
 
 if TYPE_CHECKING:
@@ -92,14 +93,7 @@ def load_task(name: str, *, tokenizer: PreTrainedTokenizerBase | None = None, se
     Raises:
         ManticoreError: no such task, an option it does not have, or a value it cannot take.
     """
-    builder = registry.resolve("task", name)
-    accepted = inspect.signature(builder).parameters
-    choices = [option for option in accepted if option not in ("tokenizer", "seed")]
-    for option in options:
-        if option not in choices:
-            raise ManticoreError(f"task {name!r}: unknown option {option!r}{registry.did_you_mean(option, choices)}")
-    given = {"tokenizer": tokenizer, "seed": seed}
-    task: Task = builder(**{key: value for key, value in given.items() if key in accepted}, **options)
-    if "tokenizer" not in accepted:
+    task: Task = make("task", name, options=options, given={"tokenizer": tokenizer, "seed": seed})
+    if "tokenizer" not in inspect.signature(registry.resolve("task", name)).parameters:
         return task
     return replace(task, read_with=lambda other: load_task(name, tokenizer=other, seed=seed, **options))

@@ -11,12 +11,12 @@ from transformers import AutoModelForSequenceClassification
 import manticore
 from manticore.report.loading_code import loading_code
 from manticore.report.results import read_results
+from manticore.runs.files import MODEL
 from manticore.runs.folder import create_run
 from manticore.schema.loading import load_recipe
 from manticore.stages.align import task_text
 from manticore.stages.pipeline import execute
 from manticore.stages.run import Run
-from manticore.stages.stage import MODEL
 from manticore.tasks.task import load_task
 
 OPTIONS = {"min_length": 4, "max_length": 12, "num_train": 64, "num_validation": 16, "num_test": 16}

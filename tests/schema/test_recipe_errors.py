@@ -155,7 +155,7 @@ def test_what_is_no_recipe_is_one_line(text: str | bytes, expected: str, tmp_pat
         ),
         pytest.param(
             MINIMAL.replace("recall}", "recall, options: {vocab_size: many}}"),
-            "mine.yaml:5: task.options.vocab_size: wrong value (got 'many', expected int)",
+            "mine.yaml:5: task.options.vocab_size: wrong value (got 'many', expected a whole number)",
             id="task option value",
         ),
         pytest.param(

@@ -275,18 +275,18 @@ def test_half_precision_runs_and_stays_near(name: str) -> None:
     [
         ("mh-atention", {}, "Did you mean 'mh-attention'"),
         ("mamba", {"state_sise": 4}, "layer 'mamba': unknown option 'state_sise'. Did you mean 'state_size'"),
-        ("mamba", {"state_size": 0}, "state_size is 0 .expected a whole number above 0"),
+        ("mamba", {"state_size": 0}, "state_size is 0 .expected a whole number.. Fix: give 1 or more"),
         ("mamba", {"state_size": 4.5}, "state_size is 4.5"),
         ("mh-attention", {"num_heads": 3}, "layer 'mh-attention': 3 heads do not divide width 16"),
         ("mh-attention", {"num_heads": 16}, "heads of odd width 1 cannot be rotated"),
         ("grouped-query-attention", {"num_heads": 4, "num_kv_heads": 3}, "3 key heads do not divide 4 heads"),
         ("mh-hyena", {"num_groups": 5}, "5 groups do not divide width 16"),
         ("hyena", {"proj_groups": 7}, "7 groups do not divide 192 projected channels"),
-        ("moe-mlp", {"router": "spare"}, "unknown router 'spare'. Did you mean 'sparse'"),
+        ("moe-mlp", {"router": "spare"}, "router is 'spare' .expected one of mad_code, sparse.. Did you mean 'sparse'"),
         ("moe-mlp", {"top_k": 9}, "top_k is 9 .expected at most num_experts, 8"),
         ("rwkv5-time-mixer", {"divisor": -1}, "divisor is -1"),
         ("attention", {"bias": 1}, "bias is 1 .expected true or false"),
-        ("moe-mlp", {"router": 3}, "router is 3 .expected text"),
+        ("moe-mlp", {"router": 3}, "router is 3 .expected one of mad_code, sparse"),
     ],
 )
 def test_what_cannot_be_built_ends_in_one_line(name: str, options: dict[str, Any], words: str) -> None:

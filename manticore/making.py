@@ -1,0 +1,174 @@
+"""Makes registered things by name, with options that their parameters' annotations allow.
+
+A range is said once, where the option is: ``rank: Count = 16``, with :mod:`manticore.settings`' types.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache, wraps
+from importlib import import_module
+from typing import Any, Literal, TypeVar, get_args
+
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from manticore import registry
+from manticore.errors import ManticoreError, in_brief
+from manticore.registry import did_you_mean
+from manticore.settings import Wanted, plain
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MADE = {
+    "layer": "manticore.stacks.mixer:Mixer",
+    "mixing": "manticore.hybrid.mixing:Mixing",
+    "projector": "manticore.projectors.projector:Projector",
+    "task": "manticore.tasks.task:Task",
+}
+"""Kind → what its things make."""
+
+
+def make(
+    kind: str,
+    name: str,
+    *arguments: Any,
+    options: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Any:
+    """What the thing registered as ``name`` makes: a layer, mixing, projector or task.
+
+    Args:
+        kind: one of these.
+        name: its name.
+        arguments: what all things of the kind are given.
+        options: its own, which are its keyword-only arguments.
+        given: further keywords, handed over where it has them; no options.
+
+    Raises:
+        ManticoreError: no such name or option, or a plug-in that makes something else.
+    """
+    builder, options, given = registry.resolve(kind, name), options or {}, given or {}
+    with registry.blaming(kind, name):
+        parameters = inspect.signature(builder).parameters
+    how = {each.name: each.kind for each in parameters.values() if each.name not in given}
+    known = [option for option in how if how[option] is inspect.Parameter.KEYWORD_ONLY]
+    unknown = next((option for option in options if option not in known), None)
+    if unknown is not None and inspect.Parameter.VAR_KEYWORD not in how.values():
+        hint = did_you_mean(unknown, known)
+        fix = f" Fix: its options are {', '.join(known)}" if hint.endswith("?") else ""
+        raise ManticoreError(f"{kind} {name!r}: unknown option {unknown!r}{hint}{fix}")
+    refuse_misfits(f"{kind} {name!r}", builder, {**dict(zip(parameters, arguments)), **options})
+    with registry.blaming(kind, name):
+        made = builder(*arguments, **{each: value for each, value in given.items() if each in parameters}, **options)
+    module, expected = _MADE[kind].split(":")
+    if not isinstance(made, getattr(import_module(module), expected)):
+        raise ManticoreError(
+            f"{kind} {name!r}: {registry.entries(kind)[name].summary} makes a {type(made).__name__} (expected a "
+            f"{module}.{expected}). Fix: mend it"
+        )
+    return made
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def checked(where: str) -> Callable[[F], F]:
+    """Have a function refuse arguments that their annotations do not allow.
+
+    Args:
+        where: what messages begin with; ``{name}`` in it is the function's argument of that name.
+    """
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs).arguments
+            refuse_misfits(where.format(**given), function, given)
+            return function(*args, **kwargs)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+def refuse_misfits(where: str, function: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Refuse values that the annotations of a function's parameters, or of a configuration's fields, do not allow.
+
+    Raises:
+        ManticoreError: the first of them.
+    """
+    annotations = _annotations(function)
+    for name in [name for name in values if name in annotations]:
+        if (expected := misfit(annotations[name], values[name])) is not None:
+            fix = "" if "Fix" in expected or expected.endswith("?") else f". Fix: change {name}"
+            raise ManticoreError(f"{where}: {name} is {in_brief(repr(values[name]))} (expected {expected}{fix}")
+
+
+def misfit(annotation: Any, value: Any) -> str | None:
+    """What an annotation expects and how to mend it, ``"a whole number). Fix: give 1 or more"``; None where it fits.
+
+    What stands in brackets until then is the caller's.
+    """
+    adapter = _adapter(annotation)
+    if adapter is None:
+        return None
+    try:
+        adapter.validate_python(plain(value))
+    except ValidationError as error:
+        wanted = next(_marks(annotation), None)
+        if wanted is not None:
+            return f"{wanted.expected}). Fix: {wanted.fix}"
+        if error.errors()[0]["type"] == "literal_error":
+            choices = [str(each) for each in get_args(annotation)]
+            return f"one of {', '.join(choices)}){did_you_mean(str(value), choices)}"
+        return f"{_WORDS.get(annotation, shown(annotation))})"
+    return None
+
+
+def shown(annotation: Any) -> str:
+    """A type as a reader is told it, without its range: ``"int | None"``."""
+    if hasattr(annotation, "__metadata__"):
+        return shown(annotation.__origin__)
+    if isinstance(annotation, type):
+        return annotation.__name__.replace("NoneType", "None")
+    if getattr(annotation, "__origin__", None) is Literal:
+        return str(annotation).removeprefix("typing.")
+    return " | ".join(shown(part) for part in get_args(annotation)) or str(annotation)
+
+
+def _marks(annotation: Any) -> Iterator[Wanted]:
+    yield from (mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, Wanted))
+    for part in get_args(annotation):
+        yield from _marks(part)
+
+
+@cache
+def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
+    """Parameter → its annotation, of those that can be read."""
+    if isinstance(function, type) and hasattr(function, "__dataclass_fields__"):
+        written, names = dict(function.__annotations__), vars(sys.modules[function.__module__])
+    else:
+        code = inspect.unwrap(function.__init__ if isinstance(function, type) else function)  # type: ignore[misc]
+        written = {name: each.annotation for name, each in inspect.signature(code).parameters.items()}
+        names = getattr(code, "__globals__", {})
+    found = {}
+    for name, annotation in written.items():
+        # what is imported for type checkers alone cannot be judged
+        with suppress(NameError):
+            found[name] = eval(annotation, dict(names)) if isinstance(annotation, str) else annotation
+    return found
+
+
+@cache
+def _adapter(annotation: Any) -> TypeAdapter | None:
+    if annotation is inspect.Parameter.empty:
+        return None
+    try:
+        return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+    except PydanticUserError:
+        return None
