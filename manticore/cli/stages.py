@@ -15,6 +15,7 @@ from manticore.cli.faults import exit_code_of
 from manticore.cli.launching import Processes, share
 from manticore.cli.parameters import Out, Seed, Task, TaskOptions, pairs, takes, task_words
 from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say, say_text
+from manticore.cli.unfinished import Resume, refuse_begun, unfinished
 from manticore.errors import ManticoreError, SeveralErrors
 from manticore.paths import expanded
 from manticore.processes import is_first
@@ -47,6 +48,7 @@ def pretrain(
     family: Annotated[str, typer.Argument(metavar="FAMILY", help="A model_type of transformers: gpt_neo, mamba, …")],
     out: Out,
     cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU where an accelerator is present.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped one, as it does anyway.")] = False,
     *,
     settings: dict[str, Any],
 ) -> None:
@@ -157,6 +159,7 @@ def search(
     task_option: TaskOptions = None,
     seed: Seed = 0,
     processes: Processes = None,
+    resume: Resume = False,
     *,
     settings: dict[str, Any],
 ) -> None:
@@ -164,7 +167,7 @@ def search(
 
     Example: manticore search aligned --task text --steps 120 -o searched
     """
-    refuse_existing(out)
+    refuse_begun(out, resume)
     chosen = checked_task(task, task_option)
     share(processes)
     say(f"search: {settings['method']} on {task} in {hybrid}")
@@ -176,9 +179,11 @@ def search(
     model = load_hybrid(hybrid, supernet=True)
     loaded = load_task(task, tokenizer=model.tokenizer, seed=seed, **chosen)
     _say_replaced(hybrid, model, model.tokenizer, loaded)
-    with new_folder(out) as folder:
+    with unfinished(out, resume) as (kept, folder):
         with progress_bar("search") as progress:
-            result = manticore.search(model, loaded, seed=seed, out=folder / "search", progress=progress, **settings)
+            result = manticore.search(
+                model, loaded, seed=seed, out=kept / "search", resume=resume, progress=progress, **settings
+            )
         if is_first():
             result.model.save_pretrained(folder)
             about = {"seed": seed, "task": {"name": task, "options": chosen}, "method": settings["method"]}
@@ -215,6 +220,7 @@ def finetune(
     task_option: TaskOptions = None,
     seed: Seed = 0,
     processes: Processes = None,
+    resume: Resume = False,
     *,
     settings: dict[str, Any],
 ) -> None:
@@ -222,7 +228,7 @@ def finetune(
 
     Example: manticore finetune small --task text --steps 240 -o tuned
     """
-    refuse_existing(out)
+    refuse_begun(out, resume)
     chosen = checked_task(task, task_option)
     share(processes)
     say(f"finetune: {model} on {task}")
@@ -237,10 +243,10 @@ def finetune(
     loaded, tokenizer = load_model(model)
     problem = load_task(task, tokenizer=tokenizer, seed=seed, **chosen)
     _say_replaced(model, loaded, tokenizer, problem)
-    with new_folder(out) as folder:
+    with unfinished(out, resume) as (kept, folder):
         with progress_bar("finetune") as progress:
             result = manticore.finetune(
-                loaded, problem, seed=seed, out=folder / "finetune", progress=progress, **settings
+                loaded, problem, seed=seed, out=kept / "finetune", resume=resume, progress=progress, **settings
             )
         save_model(result.model, folder, result.dtypes)
         if is_first():
@@ -262,6 +268,7 @@ def compare(
     task: Task,
     out: Out,
     task_option: TaskOptions = None,
+    resume: Resume = False,
     *,
     settings: dict[str, Any],
 ) -> None:
@@ -269,7 +276,7 @@ def compare(
 
     Example: manticore compare ./gpt ./mamba hybrid=small --task text -o comparison
     """
-    refuse_existing(out)
+    refuse_begun(out, resume)
     chosen = checked_task(task, task_option)
     say(f"compare: {', '.join(models)} on {task}")
     import manticore
@@ -287,11 +294,13 @@ def compare(
     problem = load_task(task, tokenizer=own, **chosen)
     for name, (model, tokenizer) in loaded.items():
         _say_replaced(name, model, tokenizer, problem)
-    with new_folder(out) as folder:
+    with unfinished(out, resume) as (kept, folder):
         with progress_bar("compare") as progress:
             comparison = manticore.compare(
                 {name: model for name, (model, _) in loaded.items()},
                 problem,
+                out=kept / "compare",
+                resume=resume,
                 progress=lambda done, runs, what: progress(done, runs, {}),
                 **settings,
             )

@@ -20,12 +20,12 @@ from tqdm.auto import tqdm
 from manticore.errors import ManticoreError
 from manticore.experiments.comparison_runs import ComparisonRuns
 from manticore.experiments.intervals import mean_interval
-from manticore.experiments.models import Source, add_ensemble, named, own_tasks, plain_models, weights_fingerprint
+from manticore.experiments.models import Source, add_ensemble, named, own_tasks, plain_models, source_digest
 from manticore.experiments.side_by_side import useful_workers
 from manticore.keywords import takes
+from manticore.runs.ledger import RUNS, RunLog
+from manticore.runs.lineage import task_inputs
 from manticore.settings import Compare, Finetune
-from manticore.training.finetune import data_fingerprint
-from manticore.training.units import UnitLog
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -157,14 +157,14 @@ def compare(
         )
     elif settings.ensemble:
         add_ensemble(sources, task)
-    key = settings.key(
-        task=task.name,
-        data=data_fingerprint(task),
-        **{f"data of {name}": data_fingerprint(each) for name, each in tasks.items() if each is not task},
-        **{f"weights of {name}": weights_fingerprint(source) for name, source in sources.items()},
-    )
     folder = None if out is None else Path(out)
-    log = UnitLog(None if folder is None else folder / "units.jsonl", key, resume=resume, stage="compare")
+    log = RunLog(None, {}, resume=resume, stage="compare")
+    if folder is not None:
+        inputs = task_inputs(task)
+        inputs |= {f"data of {n}": task_inputs(each)["data"] for n, each in tasks.items() if each is not task}
+        # what a function makes is the business of its author
+        inputs |= {f"weights of {n}": d for n, source in sources.items() if (d := source_digest(source)) is not None}
+        log = RunLog(folder / RUNS, settings.key(task=task.name), inputs, resume=resume, stage="compare")
     processes = useful_workers(settings.workers, cpu=cpu)
     runs = ComparisonRuns(sources, task, tasks, settings, folder, log, processes, cpu)
     if settings.budget_flops is None:

@@ -14,13 +14,13 @@ from manticore.errors import NotFiniteError
 from manticore.experiments.models import Source, build
 from manticore.experiments.side_by_side import side_by_side
 from manticore.kernels.mamba import use_selective_scan
+from manticore.runs.ledger import RunLog
 from manticore.settings import Compare, Finetune
 from manticore.training.budget import cache_cost, count_parameters, flops_per_step, flops_per_token_forward
 from manticore.training.classifiers import suits
 from manticore.training.finetune import evaluate, finetune
 from manticore.training.prepare import check_backbone, check_length, check_vocabulary, fit_to_task
 from manticore.training.trainable import set_trainable
-from manticore.training.units import UnitLog
 
 if TYPE_CHECKING:
     from manticore.tasks.task import Task
@@ -52,7 +52,7 @@ class ComparisonRuns:
     """Name of a model → the task as it reads it, where that is not the same for all."""
     settings: Compare
     folder: Path | None
-    log: UnitLog
+    log: RunLog
     workers: int = 1
     """Processes that make runs at the same time."""
     cpu: bool = False

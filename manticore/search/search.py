@@ -16,10 +16,11 @@ from manticore.errors import ManticoreError, require_hybrid
 from manticore.hybrid.discretize import best_path
 from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
-from manticore.kernels.mamba import fast_scan
+from manticore.kernels.mamba import fast_scan, has_selective_scan
 from manticore.keywords import takes
 from manticore.modes import kept_modes
 from manticore.registry import resolve
+from manticore.runs.lineage import training_inputs
 from manticore.search.differentiable.joint import Order
 from manticore.search.differentiable.methods import SearchMethod
 from manticore.search.differentiable.mixture_log import LOGGED_WEIGHTS, MixtureWeightsCsv
@@ -29,7 +30,7 @@ from manticore.settings import METHOD_OPTIONS, Search
 from manticore.training.budget import flops_per_step
 from manticore.training.callbacks import Progress
 from manticore.training.checkpoints import open_folder
-from manticore.training.finetune import data_fingerprint, recomputed_activations
+from manticore.training.finetune import recomputed_activations
 from manticore.training.precision import Precision
 from manticore.training.prepare import fit_to_task, resolve_task
 from manticore.training.tracking import trackers
@@ -148,14 +149,14 @@ def search(
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoint = None
         if out is not None:
-            key = settings.key(
-                task=task.name,
-                data=data_fingerprint(task),
-                start=hybrid.mixture_weights.tolist(),
-                seed=seed,
-                bf16=precision.autocast,
+            checkpoint = open_folder(
+                folder / "checkpoints",
+                settings.key(task=task.name, start=hybrid.mixture_weights.tolist(), seed=seed, bf16=precision.autocast),
+                resume=resume,
+                stage="search",
+                inputs=training_inputs(hybrid, task),
+                scan=has_selective_scan(hybrid),
             )
-            checkpoint = open_folder(folder / "checkpoints", key, resume=resume, stage="search")
         args = training_arguments(
             folder / "checkpoints",
             settings,

@@ -54,6 +54,10 @@ class Stage:
         found: Mapping[str, Any] = self.settings(recipe).model_dump(mode="json")
         return found
 
+    def read(self, run: Run) -> Mapping[str, str | None]:
+        """Name → digest of what it reads from outside the run folder."""
+        return run.read()
+
     def product(self, run: Run) -> Path | None:
         """The folder of a model that it leaves behind, beside its own folder."""
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import tempfile
 from contextlib import ExitStack
@@ -14,9 +13,10 @@ import torch
 
 from manticore.components.loading import refuse_not_finite
 from manticore.errors import ManticoreError, NotFiniteError
-from manticore.kernels.mamba import fast_scan
+from manticore.kernels.mamba import fast_scan, has_selective_scan
 from manticore.keywords import takes
 from manticore.modes import kept_modes, recomputed_activations
+from manticore.runs.lineage import training_inputs
 from manticore.seeding import derive_seed
 from manticore.settings import Evaluate, Finetune
 from manticore.training.batches import batches
@@ -128,8 +128,14 @@ def finetune(
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoint = None
         if out is not None:
-            key = settings.key(task=task.name, data=data_fingerprint(task), seed=seed, bf16=precision.autocast)
-            checkpoint = open_folder(folder / "checkpoints", key, resume=resume, stage="finetune")
+            checkpoint = open_folder(
+                folder / "checkpoints",
+                settings.key(task=task.name, seed=seed, bf16=precision.autocast),
+                resume=resume,
+                stage="finetune",
+                inputs=training_inputs(model, task),
+                scan=has_selective_scan(model),
+            )
         args = training_arguments(
             folder / "checkpoints",
             settings,
@@ -229,10 +235,3 @@ def evaluate(
                 "Fix: a higher precision (float32), or examples that have targets"
             )
     return scores
-
-
-def data_fingerprint(task: Task) -> str:
-    """Tells training splits apart by their size and their first and last rows."""
-    train = task.data["train"]
-    ends = [train[i] for i in {0, len(train) - 1} if len(train)]
-    return hashlib.sha256(repr((len(train), task.length, task.bos, ends)).encode()).hexdigest()[:16]

@@ -32,18 +32,17 @@ from manticore.settings import OneTraining
 from manticore.training.batches import IGNORED, Collator
 from manticore.training.budget import steps_within
 from manticore.training.callbacks import LogAtCheckpoints, MetricsFile, Progress, ProgressBar, Stopwatch
-from manticore.training.checkpoints import PARTIAL, checkpoint_step, publish, write_json
+from manticore.training.checkpoints import CLOCK, PARTIAL, TENSORS, checkpoint_step, publish
 from manticore.training.decay import decayed
 from manticore.training.sharding import complete_state, configure, refuse_unsharded, whole_embeddings
 from manticore.training.tracking import PROJECT
+from manticore.writing import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from manticore.tasks.task import Task
 
-_TENSORS = "trained.safetensors"
-_CLOCK = "seconds.json"
 _KEPT_CHECKPOINTS = 2
 _CHECKPOINTS_PER_RUN = 10
 
@@ -135,7 +134,7 @@ class TaskTrainer(Trainer):
     def run(self) -> list[dict[str, float]]:
         """Train to the last step, from the checkpoint if one was given; returns the logged rows."""
         if self._checkpoint is not None:
-            self.stopwatch.seconds = float((self._checkpoint / _CLOCK).read_text())
+            self.stopwatch.seconds = float((self._checkpoint / CLOCK).read_text())
         try:
             if self._checkpoint is not None and checkpoint_step(self._checkpoint) >= self.args.max_steps:
                 if self.is_fsdp_enabled:
@@ -213,13 +212,13 @@ class TaskTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {n: t.detach().cpu().clone() for n, t in self.checkpoint_tensors().items()}
-        save_file(tensors, folder / _TENSORS)
+        save_file(tensors, folder / TENSORS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        saved = load_file(Path(resume_from_checkpoint) / _TENSORS)
+        saved = load_file(Path(resume_from_checkpoint) / TENSORS)
         current = self.checkpoint_tensors()
         wrong = sorted(n for n in saved.keys() | current.keys() if _shape(saved, n) != _shape(current, n))
         if wrong:
@@ -245,7 +244,10 @@ class TaskTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             staged = folder / PARTIAL / f"checkpoint-{self.state.global_step}"
             if self.args.should_save:
-                write_json(staged / _CLOCK, self.stopwatch.seconds)
+                write_json(staged / CLOCK, self.stopwatch.seconds)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                publish(staged, folder, keep=_KEPT_CHECKPOINTS)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ManticoreError(
                 f"{self.stage}: cannot write the checkpoint of step {self.state.global_step} to {folder} "
@@ -253,9 +255,6 @@ class TaskTrainer(Trainer):
             ) from error
         finally:
             self._saving = False
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            publish(staged, folder, keep=_KEPT_CHECKPOINTS)
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
