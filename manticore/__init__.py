@@ -38,7 +38,7 @@ _PUBLIC = {
     "lora_targets": "manticore.hybrid.lora",
     "pretrain": "manticore.training.pretrain",
     "search": "manticore.search.search",
-    "share": "manticore.runs.sharing",
+    "share": "manticore.report.sharing",
 }
 
 __all__ = sorted(_PUBLIC)
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from manticore.hybrid.modeling import ManticoreForCausalLM as ManticoreForCausalLM
     from manticore.hybrid.pair_classification import ManticoreForPairClassification as ManticoreForPairClassification
     from manticore.projectors.alignment import align as align
-    from manticore.runs.sharing import share as share
+    from manticore.report.sharing import share as share
     from manticore.search.search import search as search
     from manticore.stacks.autoencoder import StackForAutoEncoding as StackForAutoEncoding
     from manticore.stacks.classification import StackForSequenceClassification as StackForSequenceClassification

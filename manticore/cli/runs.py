@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from manticore.cli.faults import exit_code_of
-from manticore.cli.parameters import task_words
 from manticore.cli.recipes import Overrides, RecipeName
 from manticore.cli.terminal import RunReporter, console, done, quiet_libraries, say
 from manticore.errors import ManticoreError
 from manticore.runs.files import MODEL, PAGE
 from manticore.schema.loading import load_recipe
 from manticore.stages import stages_of
+from manticore.stages.commands import evaluate_command, task_words
 
 if TYPE_CHECKING:
     from manticore.runs.folder import RunFolder
@@ -121,4 +121,4 @@ def _go(folder: RunFolder) -> None:
 def _scoring(folder: RunFolder) -> str:
     """The command that scores a run's model once more."""
     task = folder.recipe.task
-    return f"manticore evaluate {quote(str(folder.path / MODEL))} {task_words(task.name, task.options)}"
+    return evaluate_command(str(folder.path / MODEL), task_words(task.name, task.options))
