@@ -6,7 +6,9 @@ A range is said once, where the option is: ``rank: Count = 16``, with :mod:`mant
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache, wraps
 from importlib import import_module
 from typing import Any, Literal, TypeVar, get_args
@@ -14,7 +16,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from manticore import registry
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief
 from manticore.registry import did_you_mean
 from manticore.settings import Wanted, plain
 
@@ -95,16 +97,16 @@ def checked(where: str) -> Callable[[F], F]:
 
 
 def refuse_misfits(where: str, function: Callable[..., Any], values: Mapping[str, Any]) -> None:
-    """Refuse values that the annotations of a function's parameters do not allow.
+    """Refuse values that the annotations of a function's parameters, or of a configuration's fields, do not allow.
 
     Raises:
         ManticoreError: the first of them.
     """
     annotations = _annotations(function)
-    for name in values.keys() & annotations.keys():
+    for name in [name for name in values if name in annotations]:
         if (expected := misfit(annotations[name], values[name])) is not None:
             fix = "" if "Fix" in expected or expected.endswith("?") else f". Fix: change {name}"
-            raise ManticoreError(f"{where}: {name} is {values[name]!r} (expected {expected}{fix}")
+            raise ManticoreError(f"{where}: {name} is {in_brief(repr(values[name]))} (expected {expected}{fix}")
 
 
 def misfit(annotation: Any, value: Any) -> str | None:
@@ -148,15 +150,17 @@ def _marks(annotation: Any) -> Iterator[Wanted]:
 @cache
 def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
     """Parameter → its annotation, of those that can be read."""
-    code = inspect.unwrap(function.__init__ if isinstance(function, type) else function)  # type: ignore[misc]
+    if isinstance(function, type) and hasattr(function, "__dataclass_fields__"):
+        written, names = dict(function.__annotations__), vars(sys.modules[function.__module__])
+    else:
+        code = inspect.unwrap(function.__init__ if isinstance(function, type) else function)  # type: ignore[misc]
+        written = {name: each.annotation for name, each in inspect.signature(code).parameters.items()}
+        names = getattr(code, "__globals__", {})
     found = {}
-    for name, parameter in inspect.signature(code).parameters.items():
-        annotation = parameter.annotation
-        try:
-            found[name] = eval(annotation, code.__globals__) if isinstance(annotation, str) else annotation
-        except NameError:
-            # imported for type checkers alone
-            continue
+    for name, annotation in written.items():
+        # what is imported for type checkers alone cannot be judged
+        with suppress(NameError):
+            found[name] = eval(annotation, dict(names)) if isinstance(annotation, str) else annotation
     return found
 
 

@@ -1,4 +1,4 @@
-"""Configuration of a stack: a flat list of layer names, the width, and options by layer name.
+"""Configuration of a stack: a flat list of layers, each a name with its options, and the width.
 
 Letters: D width, S longest sequence.
 """
@@ -6,20 +6,33 @@ Letters: D width, S longest sequence.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from transformers import PreTrainedConfig
 
 from manticore.components.weight_files import MOST_LAYERS
 from manticore.errors import ManticoreError
+from manticore.making import refuse_misfits
 from manticore.registry import did_you_mean
+from manticore.settings import Count, Positive, Wanted
 from manticore.stacks.catalogue import measured
 from manticore.stacks.mixer import Mixer
 
 _DEFAULT_LAYERS = ("mh-attention", "swiglu", "mh-attention", "swiglu")
-_CHOICES = {"norm": ("rms", "layer"), "linear_init": ("uniform", "normal"), "pooling": ("last", "mean", "cls")}
+_Pair = Annotated[tuple[str, dict[str, Any]], Field(strict=False)]
+Layers = Annotated[
+    Sequence[str | _Pair],
+    Field(min_length=1),
+    Wanted("a list of names, or of names with their options", "layers=['mamba', ['mamba', {'state_size': 16}]]"),
+]
+
+OfNames = Annotated[
+    Mapping[str, Mapping[str, Any]],
+    Wanted("options by layer names", "layer_options={'mamba': {'state_size': 16}}"),
+]
 
 
 class StackConfig(PreTrainedConfig):
@@ -31,24 +44,26 @@ class StackConfig(PreTrainedConfig):
 
     model_type = "manticore_stack"
 
-    layers: list[str] | None = None
-    """Names of the layers from the bottom to the top; None is a Transformer of four."""
-    layer_options: dict[str, dict[str, Any]] | None = None
-    """Layer name → its options."""
-    vocab_size: int = 16
+    layers: Layers | None = None
+    """From the bottom to the top, each a name or a pair of a name and its options, ``["mamba", {"state_size": 16}]``;
+    None is a Transformer of four."""
+    layer_options: OfNames | None = None
+    """Layer name → options of all layers of that name, beside their own. They are written into ``layers``, so that it
+    is None from then on."""
+    vocab_size: Count = 16
     """Rows of embeddings and head."""
-    hidden_size: int = 128
+    hidden_size: Count = 128
     """D."""
-    max_position_embeddings: int = 1280
+    max_position_embeddings: Count = 1280
     """S: rows of the tables that long convolutions and the auto-encoder hold; other layers have no limit."""
-    norm: str = "rms"
+    norm: Literal["rms", "layer"] = "rms"
     """``"rms"`` or ``"layer"``, before every layer and the head."""
-    norm_eps: float = 1e-5
+    norm_eps: Positive = 1e-5
     head_bias: bool = True
-    linear_init: str = "uniform"
+    linear_init: Literal["uniform", "normal"] = "uniform"
     """How linear maps start: ``"uniform"`` as torch and their layers start them, ``"normal"`` all of them from
     N(0, initializer_range) with biases 0, those included to which a layer would give a start of its own."""
-    pooling: str = "last"
+    pooling: Literal["last", "mean", "cls"] = "last"
     """What the auto-encoder keeps of a sequence: ``"last"``, ``"mean"`` or ``"cls"`` (a learned token at the end)."""
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
@@ -65,28 +80,20 @@ class StackConfig(PreTrainedConfig):
         # the class is this one already; a saved copy must not point to a file that is not beside it
         kwargs.pop("auto_map", None)
         self._refuse_mistyped(kwargs)
-        if self.layers is None:
-            self.layers = list(_DEFAULT_LAYERS)
-        if isinstance(self.layers, str) or not self.layers or not all(isinstance(name, str) for name in self.layers):
-            raise ManticoreError(f"stack: layers is {self.layers!r} (expected a list of names). Fix: layers=['mamba']")
-        if len(self.layers) > MOST_LAYERS:
-            raise ManticoreError(f"stack: {len(self.layers)} layers. Fix: at most {MOST_LAYERS}")
-        for name in ("vocab_size", "hidden_size", "max_position_embeddings"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ManticoreError(f"stack: {name} is {value!r} (expected a whole number). Fix: give 1 or more")
-        for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise ManticoreError(f"stack: {name} is {value!r}{did_you_mean(str(value), list(choices))}")
-        self.layers = list(self.layers)
-        self.layer_options = {name: dict(options) for name, options in (self.layer_options or {}).items()}
+        refuse_misfits("stack", StackConfig, {name: getattr(self, name) for name in StackConfig.__annotations__})
+        of_names = self.layer_options or {}
+        names = self.layer_names
+        if len(names) > MOST_LAYERS:
+            raise ManticoreError(f"stack: {len(names)} layers. Fix: at most {MOST_LAYERS}")
+        for name in of_names:
+            if name not in names:
+                raise ManticoreError(f"stack: options for {name!r}, which is no layer of it{did_you_mean(name, names)}")
+        pairs = [(name, {**of_names.get(name, {}), **options}) for name, options in self.layer_list]
+        # pairs as lists, which is what they are once saved and loaded
+        layers: list[Any] = [[name, options] if options else name for name, options in pairs]
+        self.layers = layers
+        self.layer_options = None
         mixers = self.mixers()
-        for name in self.layer_options:
-            if name not in self.layers:
-                raise ManticoreError(
-                    f"stack: options for {name!r}, which is no layer of it{did_you_mean(name, self.layers)}"
-                )
         windows = sorted({mixer.window for mixer in mixers if mixer.window is not None})
         if len(windows) > 1:
             raise ManticoreError(
@@ -104,20 +111,28 @@ class StackConfig(PreTrainedConfig):
                 raise ManticoreError(f"stack: unknown setting {name!r}. Did you mean {near[0]!r}?")
 
     @property
-    def layer_names(self) -> list[str]:
-        """The layers, from the bottom to the top."""
-        return list(self.layers or _DEFAULT_LAYERS)
+    def layer_list(self) -> list[tuple[str, dict[str, Any]]]:
+        """Name and options of the layers, from the bottom to the top."""
+        return [(each, {}) if isinstance(each, str) else (each[0], each[1]) for each in self.layers or _DEFAULT_LAYERS]
 
-    def options_of(self, name: str) -> dict[str, Any]:
-        """Options of the layers of that name."""
-        return (self.layer_options or {}).get(name, {})
+    @property
+    def layer_names(self) -> list[str]:
+        """The names of the layers, from the bottom to the top."""
+        return [name for name, _ in self.layer_list]
 
     def mixers(self) -> list[Mixer]:
-        """The layers without memory for their weights, to be asked for sizes and costs."""
-        return [
-            measured(name, self.hidden_size, self.max_position_embeddings, self.options_of(name))
-            for name in self.layer_names
-        ]
+        """The layers without memory for their weights, to be asked for sizes and costs.
+
+        Raises:
+            ManticoreError: an unknown layer or option, or a value that it cannot take.
+        """
+        found = []
+        for index, (name, options) in enumerate(self.layer_list):
+            try:
+                found.append(measured(name, self.hidden_size, self.max_position_embeddings, options))
+            except ManticoreError as error:
+                raise ManticoreError(f"stack: layers[{index}]: {error}") from error
+        return found
 
     @property
     def num_hidden_layers(self) -> int:

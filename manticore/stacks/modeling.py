@@ -51,10 +51,10 @@ class StackLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: StackConfig, layer_idx: int) -> None:
         super().__init__()
-        name = config.layer_names[layer_idx]
+        name, options = config.layer_list[layer_idx]
         self.layer_idx = layer_idx
         self.norm = make_norm(config)
-        self.mixer = build_mixer(name, config.hidden_size, config.max_position_embeddings, config.options_of(name))
+        self.mixer = build_mixer(name, config.hidden_size, config.max_position_embeddings, options)
 
     def forward(
         self,

@@ -37,19 +37,20 @@ def iso_state(config: StackConfig, elements: int = MAD_STATE) -> StackConfig:
     Raises:
         ManticoreError: no layer has a fixed state, or no value of the option gives the share exactly.
     """
-    mixers = dict(zip(config.layer_names, config.mixers()))
-    holders = [name for name in config.layer_names if mixers[name].fixed_state]
+    mixers = config.mixers()
+    holders = [index for index, mixer in enumerate(mixers) if mixer.fixed_state]
     if not holders:
         raise ManticoreError("iso_state: no layer of this stack has a fixed state. Fix: leave it as it is")
     share, changes = elements // len(holders), {}
-    for name in dict.fromkeys(holders):
-        option, value = mixers[name].option_for_state(share)
-        changes[name] = {option: max(1, value)}
+    for index in holders:
+        option, value = mixers[index].option_for_state(share)
+        changes[index] = {option: max(1, value)}
     changed = _with_options(config, changes)
     reached = fixed_state(changed)
     if reached != elements:
+        names = dict.fromkeys(config.layer_names[index] for index in holders)
         raise ManticoreError(
-            f"iso_state: {', '.join(changes)} cannot share a state of {elements} (nearest is {reached}). "
+            f"iso_state: {', '.join(names)} cannot share a state of {elements} (nearest is {reached}). "
             f"Fix: elements={reached}, or another width"
         )
     return changed
@@ -68,12 +69,12 @@ def iso_parameters(config: StackConfig, parameters: int) -> StackConfig:
     Raises:
         ManticoreError: the other layers alone have more.
     """
-    inner = [name for name in dict.fromkeys(config.layer_names) if name in _INNER]
+    inner = {index: _INNER[name] for index, name in enumerate(config.layer_names) if name in _INNER}
     step = 1 if inner else _whole_heads(config)
 
     def candidate(size: int) -> StackConfig:
         if inner:
-            return _with_options(config, {name: {_INNER[name]: size} for name in inner})
+            return _with_options(config, {index: {option: size} for index, option in inner.items()})
         return _with(config, hidden_size=size * step)
 
     best = _nearest(lambda size: layer_parameters(candidate(size)), parameters)
@@ -110,12 +111,9 @@ def _whole_heads(config: StackConfig) -> int:
     return config.hidden_size
 
 
-def _with_options(config: StackConfig, changes: Mapping[str, Mapping[str, Any]]) -> StackConfig:
-    own = config.layer_options or {}
-    return _with(
-        config,
-        layer_options={name: {**own.get(name, {}), **changes.get(name, {})} for name in {**own, **changes}},
-    )
+def _with_options(config: StackConfig, changes: Mapping[int, Mapping[str, Any]]) -> StackConfig:
+    layers = enumerate(config.layer_list)
+    return _with(config, layers=[(name, {**options, **changes.get(index, {})}) for index, (name, options) in layers])
 
 
 def _with(config: StackConfig, **settings: Any) -> StackConfig:

@@ -8,7 +8,7 @@ lists of hyena experts, Mamba and gated linear attention follow its rules, since
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from manticore import registry
@@ -17,10 +17,9 @@ from manticore.stacks.configuration import StackConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """A layer list and the options that belong to it."""
+    """A layer list, with options where they are not the layers' defaults."""
 
-    layers: tuple[str, ...]
-    layer_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    layers: tuple[str | tuple[str, dict[str, Any]], ...]
 
 
 TRANSFORMER = Preset(("mh-attention", "swiglu") * 2)
@@ -34,7 +33,7 @@ STRIPED_MAMBA = Preset(("mamba", "mamba", "mh-attention", "swiglu"))
 GLA = Preset(("gated-linear-attention", "swiglu") * 2)
 MH_GLA = Preset(("mh-gated-linear-attention", "swiglu") * 2)
 # the first Mamba layer stands for an embedding of positions
-MAMBAFORMER = Preset(("mamba", *("mh-attention", "mamba") * 2), {"mh-attention": {"rotary": False}})
+MAMBAFORMER = Preset(("mamba", *(("mh-attention", {"rotary": False}), "mamba") * 2))
 
 
 def preset_config(name: str, **settings: Any) -> StackConfig:
@@ -50,6 +49,6 @@ def preset_config(name: str, **settings: Any) -> StackConfig:
     """
     preset: Preset = registry.resolve("stack", name)
     given: Mapping[str, Mapping[str, Any]] = settings.pop("layer_options", None) or {}
-    own = preset.layer_options
-    options = {layer: {**own.get(layer, {}), **given.get(layer, {})} for layer in {**own, **given}}
-    return StackConfig(layers=list(preset.layers), layer_options=options, **settings)
+    own = StackConfig(layers=list(preset.layers)).layer_list
+    layers = [(layer, {**options, **given.get(layer, {})}) for layer, options in own]
+    return StackConfig(layers=layers, layer_options=given, **settings)

@@ -71,7 +71,7 @@ def test_iso_state_gives_every_architecture_the_same_state(name: str) -> None:
 
 def test_iso_state_uses_the_option_of_each_primitive() -> None:
     config = iso_state(StackConfig(layers=["mh-hyena", "mamba-2", "delta-net", "mh-linear-attention"]), 8192)
-    assert {name: config.options_of(name) for name in config.layer_names} == {
+    assert dict(config.layer_list) == {
         "mh-hyena": {"num_groups": 16},
         "mamba-2": {"state_size": 8},
         "delta-net": {"num_heads": 8},

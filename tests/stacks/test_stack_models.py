@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from manticore.errors import ManticoreError
 from manticore.registry import entries
 from manticore.stacks.configuration import StackConfig
 from manticore.stacks.modeling import StackCache, StackForCausalLM, StackModel
+from manticore.stacks.normalise import iso_state
 from manticore.stacks.presets import preset_config
+from manticore.stacks.sizes import layer_sizes
 
 WINDOW = {"window": 8}
 MIXED = ("mamba", "mh-attention", "hyena", "swiglu", "sliding-attention", "gated-delta-net")
@@ -101,7 +104,8 @@ def test_saving_and_loading_through_the_auto_classes(tmp_path: Path) -> None:
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert again.config.layer_names == model.config.layer_names
-    assert again.config.layer_options == model.config.layer_options
+    assert again.config.layers == model.config.layers
+    assert again.config.layer_list[NAMES.index("mh-sliding-attention")][1] == {"num_heads": 4, "window": 5}
     with torch.no_grad():
         assert torch.equal(again(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
     body = AutoModel.from_pretrained(tmp_path)
@@ -213,8 +217,71 @@ def test_every_preset_builds_and_runs(name: str) -> None:
 
 def test_options_of_a_preset_can_be_added_to() -> None:
     config = preset_config("mambaformer", layer_options={"mh-attention": {"num_heads": 8}, "mamba": {"state_size": 2}})
-    assert config.options_of("mh-attention") == {"rotary": False, "num_heads": 8}
-    assert config.options_of("mamba") == {"state_size": 2}
+    attention, mamba = ("mh-attention", {"rotary": False, "num_heads": 8}), ("mamba", {"state_size": 2})
+    assert config.layer_list == [mamba, attention, mamba, attention, mamba]
+    turned = preset_config("mambaformer", layer_options={"mh-attention": {"rotary": True}})
+    assert [options for name, options in turned.layer_list if name == "mh-attention"] == [{"rotary": True}] * 2
+    with pytest.raises(ManticoreError, match=r"options for 'mambo', which is no layer of it. Did you mean 'mamba'"):
+        preset_config("mambaformer", layer_options={"mambo": {}})
+
+
+def test_layers_of_one_name_can_differ(tmp_path: Path) -> None:
+    layers = [
+        "mamba",
+        ("mamba", {"state_size": 7}),
+        "swiglu",
+        ("mamba", {"expand": 1}),
+        ("mh-attention", {"num_heads": 4}),
+    ]
+    torch.manual_seed(0)
+    config = StackConfig(
+        layers=layers, layer_options={"mamba": {"state_size": 3}}, hidden_size=16, vocab_size=VOCABULARY
+    )
+    model = StackForCausalLM(config).eval()
+    mixers = [layer.mixer for layer in model.model.layers]
+    assert [mixers[i].state_width for i in (0, 1, 3)] == [3, 7, 3]
+    assert [mixers[i].inner for i in (0, 1, 3)] == [32, 32, 16]
+    assert [size.state for size in layer_sizes(config, 4)] == [3 * 32, 7 * 32, 0, 3 * 16, 4 * 2 * 16]
+    assert sum(size.parameters for size in layer_sizes(config, 4)) == sum(
+        parameter.numel() for parameter in model.model.layers.parameters()
+    )
+    model.save_pretrained(tmp_path)
+    again, ids = AutoModelForCausalLM.from_pretrained(tmp_path), tokens(2, 12)
+    assert again.config.layers == config.layers
+    assert StackConfig(**json.loads(config.to_json_string())).to_json_string() == config.to_json_string()
+    with torch.no_grad():
+        assert torch.equal(again(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
+    settings: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(ids, **settings), model.generate(ids, use_cache=False, **settings))
+    # equal states come out of unequal options, layer by layer
+    states = [size.state for size in layer_sizes(iso_state(config, 3 * 320), 4) if size.fixed_state]
+    assert states == [320] * 3
+
+
+def test_a_configuration_with_options_by_name_alone_still_loads(tmp_path: Path) -> None:
+    # written by the version that had no options of single layers
+    older = {
+        "architectures": ["StackForCausalLM"],
+        "layer_options": {"mamba": {"state_size": 3}, "mh-attention": {"num_heads": 4}},
+        "layers": ["mamba", "mh-attention", "mamba", "swiglu"],
+        **{"hidden_size": 16, "vocab_size": 11, "max_position_embeddings": 32, "model_type": "manticore_stack"},
+        **{"norm": "rms", "norm_eps": 1e-05, "pooling": "last", "linear_init": "uniform", "head_bias": True},
+    }
+    config = StackConfig.from_dict(older)
+    mamba = ["mamba", {"state_size": 3}]
+    assert config.layers == [mamba, ["mh-attention", {"num_heads": 4}], mamba, "swiglu"]
+    torch.manual_seed(0)
+    model = StackForCausalLM(config).eval()
+    model.save_pretrained(tmp_path)
+    ids = torch.arange(11)[None]
+    with torch.no_grad():
+        logits = model(ids, use_cache=False).logits
+        # the sum that the older version's model of this seed has
+        assert float(logits.double().sum()) == pytest.approx(4.594844438135624, rel=1e-4)
+        (tmp_path / "config.json").write_text(json.dumps(older))
+        again = AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert torch.equal(again(ids, use_cache=False).logits, logits)
+    assert again.config.layers == config.layers
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -290,7 +357,11 @@ def test_layers_without_a_table_take_any_length() -> None:
         ({"vocab_sise": 20}, "unknown setting 'vocab_sise'. Did you mean 'vocab_size'"),
         ({"hiden_size": 20}, "unknown setting 'hiden_size'. Did you mean 'hidden_size'"),
         ({"hidden_size": True}, "hidden_size is True"),
-        ({"norm": "rsm"}, "norm is 'rsm'. Did you mean 'rms'"),
+        ({"norm": "rsm"}, "norm is 'rsm' .expected one of rms, layer.. Did you mean 'rms'"),
+        ({"layers": ["mamba", ("mamba", {"state_sise": 3})]}, r"layers\[1\]: layer 'mamba': unknown option 'state_s"),
+        ({"layers": ["mamba", ("mamba", {"state_size": 0})]}, r"layers\[1\]: layer 'mamba': state_size is 0 .expected"),
+        ({"layers": ["mamba", ["mamba", {}, 1]]}, "layers is .*expected a list of names, or of names with their opt"),
+        ({"layers": ["mamba"], "layer_options": {"mamba": 3}}, "layer_options is .*expected options by layer names"),
         (
             {"layers": ["sliding-attention", "mh-sliding-attention"], "layer_options": {"sliding-attention": WINDOW}},
             "windows of 8 and 32 tokens in one stack",
