@@ -15,8 +15,6 @@ from manticore.cli.terminal import RunReporter, console, done, quiet_libraries, 
 from manticore.errors import ManticoreError
 from manticore.runs.files import MODEL, PAGE
 from manticore.schema.loading import load_recipe
-from manticore.stages import stages_of
-from manticore.stages.commands import evaluate_command, task_words
 
 if TYPE_CHECKING:
     from manticore.runs.folder import RunFolder
@@ -98,6 +96,7 @@ def _forget_if_nothing_is_done(path: Path, error: ManticoreError, recipe: str, o
 
 def _go(folder: RunFolder) -> None:
     from manticore.report import render_comparison, render_summary
+    from manticore.stages import stages_of
     from manticore.stages.pipeline import execute
 
     say(f"folder: {folder.path}")
@@ -120,5 +119,7 @@ def _go(folder: RunFolder) -> None:
 
 def _scoring(folder: RunFolder) -> str:
     """The command that scores a run's model once more."""
+    from manticore.stages.commands import evaluate_command, task_words
+
     task = folder.recipe.task
     return evaluate_command(str(folder.path / MODEL), task_words(task.name, task.options))

@@ -21,18 +21,6 @@ from manticore.schema.consistency import options
 from manticore.schema.sections import TaskChoice
 from manticore.schema.validation import findings
 from manticore.settings import Align, Combine, Compare, Discretize, Finetune, Pretrain, Search
-from manticore.stages.align import Align as AlignStage
-from manticore.stages.align import AlignRecord
-from manticore.stages.combine import Combine as CombineStage
-from manticore.stages.combine import TaskInfo
-from manticore.stages.commands import evaluate_command, finetune_command, noted_task, task_words, words_for
-from manticore.stages.compare import Compare as CompareStage
-from manticore.stages.discretize import Discretize as DiscretizeStage
-from manticore.stages.finetune import Finetune as FinetuneStage
-from manticore.stages.finetune import FinetuneRecord
-from manticore.stages.pretrain import Pretrain as PretrainStage
-from manticore.stages.search import Search as SearchStage
-from manticore.stages.search import SearchRecord
 from manticore.writing import new_folder, refuse_existing, write_json
 
 if TYPE_CHECKING:
@@ -61,6 +49,7 @@ def pretrain(
     refuse_existing(out)
     say(f"pretrain: {family} of {settings['layers']} layers, width {settings['width']} on {settings['text']}")
     import manticore
+    from manticore.stages.pretrain import Pretrain
     from manticore.training.pretrain import read_record
 
     quiet_libraries()
@@ -77,7 +66,7 @@ def pretrain(
         say(f"held-out loss {record['heldout']['loss']:.3f} after {record['tokens']:,} tokens")
     else:
         say("first weights, nothing was trained")
-    done(out, PretrainStage().next_command(out, settings))
+    done(out, Pretrain().next_command(out, settings))
 
 
 @takes(Combine)
@@ -102,6 +91,8 @@ def combine(
     say(f"combine: {' + '.join(models)}, {settings['num_blocks']} blocks, {settings['mixing']}")
     import manticore
     from manticore.hybrid.vocabularies import matched_tokens
+    from manticore.stages.combine import Combine
+    from manticore.stages.commands import task_words
     from manticore.tasks.task import load_task
 
     quiet_libraries()
@@ -114,7 +105,7 @@ def combine(
     if vocab_size is not None:
         say(f"{task} has a vocabulary of its own, {vocab_size} tokens: fresh embeddings and heads, no tokenizer")
     words = None if task is None or chosen is None else task_words(task, chosen)
-    done(out, CombineStage().next_command(out, hybrid, words))
+    done(out, Combine().next_command(out, hybrid, words))
 
 
 @takes(Align)
@@ -127,6 +118,7 @@ def align(hybrid: Hybrid, out: Out, seed: Seed = 0, *, settings: dict[str, Any])
     say(f"align: {hybrid} on {settings['tokens']:,} tokens of {settings['text']}")
     import manticore
     from manticore.runs.models import load_hybrid
+    from manticore.stages.align import Align, AlignRecord
 
     quiet_libraries()
     model: Any = load_hybrid(hybrid, supernet=True)
@@ -134,9 +126,9 @@ def align(hybrid: Hybrid, out: Out, seed: Seed = 0, *, settings: dict[str, Any])
         report = manticore.align(model, seed=seed, progress=progress, **settings)
     with new_folder(out) as folder:
         model.save_pretrained(folder)
-        write_json(folder / AlignStage.note, AlignRecord.written(text=settings["text"], **report.to_dict()))
+        write_json(folder / Align.note, AlignRecord.written(text=settings["text"], **report.to_dict()))
     say(f"loss at equal weights {report.loss_before:.3f} before, {report.loss_after:.3f} after")
-    done(out, AlignStage().next_command(out, model, settings))
+    done(out, Align().next_command(out, model, settings))
 
 
 @takes(Search)
@@ -160,6 +152,7 @@ def search(
     say(f"search: {settings['method']} on {task} in {hybrid}")
     import manticore
     from manticore.runs.models import load_hybrid
+    from manticore.stages.search import Search, SearchRecord
     from manticore.tasks.task import load_task
 
     quiet_libraries()
@@ -175,9 +168,9 @@ def search(
             result.model.save_pretrained(folder)
             how = SearchRecord.written(method=settings["method"], order=settings["order"], **result.to_dict())
             about = {"seed": seed, "task": {"name": task, "options": chosen}}
-            write_json(folder / SearchStage.note, {**about, **how})
+            write_json(folder / Search.note, {**about, **how})
     say(f"path {result.path}")
-    done(out, SearchStage().next_command(out))
+    done(out, Search().next_command(out))
 
 
 @takes(Discretize)
@@ -190,13 +183,14 @@ def discretize(hybrid: Hybrid, out: Out, *, settings: dict[str, Any]) -> None:
     say(f"discretize: {hybrid} to {settings['path'] or 'its best path'}")
     import manticore
     from manticore.runs.models import load_hybrid
+    from manticore.stages.discretize import Discretize
 
     quiet_libraries()
     small = manticore.discretize(load_hybrid(hybrid, supernet=True), **settings)
     with new_folder(out) as folder:
         small.save_pretrained(folder)
     say(f"path {small.config.path}")
-    done(out, DiscretizeStage().next_command(out, small, hybrid))
+    done(out, Discretize().next_command(out, small, hybrid))
 
 
 @takes(Finetune)
@@ -222,6 +216,9 @@ def finetune(
     from manticore.report.results import as_results
     from manticore.report.rounding import rounding_notes
     from manticore.runs.models import load_model
+    from manticore.stages.combine import TaskInfo
+    from manticore.stages.commands import task_words
+    from manticore.stages.finetune import Finetune, FinetuneRecord
     from manticore.tasks.task import load_task
     from manticore.training.sharding import save_model
 
@@ -239,12 +236,12 @@ def finetune(
             _keep_tokenizer(tokenizer if problem.vocab_size is None else None, folder)
             about = TaskInfo.of(problem, chosen, test_examples=settings["test_examples"])
             write_json(
-                folder / FinetuneStage.note, {"seed": seed, "task": about, **FinetuneRecord.written(**result.to_dict())}
+                folder / Finetune.note, {"seed": seed, "task": about, **FinetuneRecord.written(**result.to_dict())}
             )
     _say_metrics(result.metrics)
     for note in rounding_notes(as_results({"schema_version": SCHEMA_VERSION, "finetune": result.to_dict()})):
         say(note)
-    done(out, FinetuneStage().next_command(out, task_words(task, chosen)))
+    done(out, Finetune().next_command(out, task_words(task, chosen)))
 
 
 @takes(Compare)
@@ -272,6 +269,9 @@ def compare(
     from manticore.report.results import as_results
     from manticore.report.rounding import rounding_notes
     from manticore.runs.models import load_model
+    from manticore.stages.combine import TaskInfo
+    from manticore.stages.commands import task_words
+    from manticore.stages.compare import Compare
     from manticore.tasks.task import load_task
 
     quiet_libraries()
@@ -299,7 +299,7 @@ def compare(
         say(note)
     sign = 1 if comparison.higher_is_better else -1
     best = max((row for row in comparison.rows if row.model in loaded), key=lambda row: sign * row.mean).model
-    done(out, CompareStage().next_command(best, sources[best], task_words(task, chosen)))
+    done(out, Compare().next_command(best, sources[best], task_words(task, chosen)))
 
 
 def evaluate(
@@ -321,6 +321,7 @@ def evaluate(
     say(f"evaluate: {model} on {task}, {split}")
     import manticore
     from manticore.runs.models import load_model
+    from manticore.stages.commands import finetune_command, task_words
     from manticore.tasks.task import load_task
 
     quiet_libraries()
@@ -354,6 +355,8 @@ def generate(
     from transformers import set_seed
 
     from manticore.runs.models import load_model
+    from manticore.stages.commands import evaluate_command, noted_task, words_for
+    from manticore.stages.finetune import Finetune
     from manticore.training.prepare import check_tokens, positions
 
     quiet_libraries()
@@ -380,7 +383,7 @@ def generate(
     )
     say_text(str(tokenizer.decode(tokens[0], skip_special_tokens=True)))
     say_text("")
-    words = noted_task(Path(model) / FinetuneStage.note, as_text=True) or words_for(loaded)
+    words = noted_task(Path(model) / Finetune.note, as_text=True) or words_for(loaded)
     say(f"next: {evaluate_command(model, words)}")
 
 
