@@ -47,6 +47,7 @@ MOVED = {
     "manticore.training.mad_runs": "manticore.experiments.mad.training",
     "manticore.training.modes": "manticore.modes",
     "manticore.training.side_by_side": "manticore.experiments.side_by_side",
+    "manticore.training.units": "manticore.runs.ledger",
 }
 """Old module → new module."""
 

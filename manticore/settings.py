@@ -6,11 +6,11 @@ A field has the option's type, range and default; the text under it is its help,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
@@ -41,6 +41,8 @@ class InPython(NamedTuple):
 
     annotation: str
     """What it takes there, for signatures and stubs."""
+    loaded: bool = True
+    """Whether that may be something in memory, which no check of these settings looks at."""
 
 
 def wrong(text: str, at: str | None = None) -> PydanticCustomError:
@@ -63,6 +65,12 @@ def _scalar(value: Any) -> Any:
     if value is not None and not isinstance(value, bool | int | float | str):
         raise PydanticCustomError("scalar_type", "no single value")
     return value
+
+
+def _exact(value: Any, check: Callable[[Any], float]) -> float:
+    """A whole number stays one: a float would round a budget of 10¹⁶ FLOPs, and pay for a step fewer."""
+    checked = check(value)
+    return value if isinstance(value, int) else checked
 
 
 def _distinct(values: list[int]) -> list[int]:
@@ -88,16 +96,22 @@ else:
 Count = Annotated[int, Field(ge=1), Wanted("a whole number", "give 1 or more")]
 Amount = Annotated[int, Field(ge=0), Wanted("a whole number", "give 0 or more")]
 Pair = Annotated[int, Field(ge=2), Wanted("a whole number", "give 2 or more")]
-Positive = Annotated[float, Field(gt=0), Wanted("a positive number", "for instance 1e-3")]
-NotNegative = Annotated[float, Field(ge=0), Wanted("0 or a positive number", "for instance 0.01")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), Wanted("a positive number", "for instance 1e-3")]
+Flops = Annotated[Positive, WrapValidator(_exact)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), Wanted("0 or a positive number", "for instance 0.01")]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, lt=1), Wanted("", "give a share between 0 and 1")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 Text = Annotated[str, Field(min_length=1)]
 Options = dict[str, Scalar]
 Seed = Annotated[int, Field(ge=0, lt=2**32), Wanted("a whole number", "give 0 or more")]
-Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
-Rates = Annotated[list[Positive], Field(min_length=1)]
+Seeds = Annotated[
+    list[Seed],
+    Field(min_length=1),
+    AfterValidator(_distinct),
+    Wanted("whole numbers, one or more", "for instance 0, 1 and 2"),
+]
+Rates = Annotated[list[Positive], Field(min_length=1), Wanted("positive numbers, one or more", "for instance 1e-3")]
 Trainable = Literal["all", "frozen", "projectors", "lora"]
 Schedule = Literal["constant", "linear", "cosine"]
 TrainingDtype = Literal["auto", "float32", "bfloat16"]
@@ -106,6 +120,7 @@ Bos = Literal["auto", "always", "never"]
 Trackers = Annotated[
     list[Text],
     BeforeValidator(lambda names: [names] if isinstance(names, str) else names),
+    InPython("str | Sequence[str] | None", loaded=False),
 ]
 
 
@@ -186,6 +201,9 @@ class Pretrain(Reading):
     the model."""
     data_seed: Seed = 0
     """Which documents are held out."""
+
+    # the digests of what is read stand for these
+    unkeyed = frozenset({"text_column", "max_bytes", "tokenizer_texts", "vocab_size", "bos"})
 
 
 class Combine(Settings):
@@ -289,7 +307,7 @@ class OneTraining(Training):
 
     steps: Count | None = None
     """Optimizer steps; without steps and budget_flops, 120 in a search and 300 in fine-tuning."""
-    budget_flops: Positive | None = None
+    budget_flops: Flops | None = None
     """Training FLOPs to spend, instead of steps: as many whole steps are made as they pay for."""
     lr: Positive = 1e-3
     """Peak learning rate; in a search, of the network."""
@@ -305,7 +323,21 @@ class OneTraining(Training):
     def _one_length(self) -> Self:
         if self.steps is not None and self.budget_flops is not None:
             raise wrong("steps and budget_flops are both given. Fix: give one of them")
+        for name in ("warmup_steps", "mixture_warmup_steps"):
+            rising, steps = getattr(self, name, None), self.steps or self.default_steps
+            if rising is not None and rising > steps and self.budget_flops is None:
+                raise wrong(f"longer than the training (got {rising}, steps is {steps}). Fix: at most {steps}", at=name)
         return self
+
+
+METHOD_OPTIONS = {
+    "mixture_lr": "lr",
+    "mixture_weight_decay": "weight_decay",
+    "temperature": "temperature",
+    "final_temperature": "final_temperature",
+    "start_floor": "start_floor",
+}
+"""Option of a search → what methods call it, those that have it."""
 
 
 class Search(OneTraining):
@@ -372,7 +404,7 @@ class Comparing(Settings):
 class Compare(Training, Comparing):
     """Fine-tune models at the same training FLOPs."""
 
-    budget_flops: Positive | None = None
+    budget_flops: Flops | None = None
     """Training FLOPs of fine-tuning; left out, what 300 steps of the costliest model take."""
     learning_rates: Rates = [1e-3]
     """Each model takes the one that scores best on the validation split."""

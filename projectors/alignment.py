@@ -26,12 +26,12 @@ from transformers import PreTrainedTokenizerBase
 from manticore.errors import ManticoreError, require_hybrid
 from manticore.hybrid.released import refuse_released
 from manticore.kernels.mamba import fast_scan
+from manticore.keywords import takes
 from manticore.projectors.calibration import Packs, calibration_packs
 from manticore.projectors.descent import Clock, Progress, counted, descend, mean_loss
 from manticore.projectors.ridge import FeatureSums
 from manticore.seeding import derive_seed
-from manticore.tasks.beginning import Bos
-from manticore.tasks.corpus import STDLIB, Text
+from manticore.settings import Align
 from manticore.tasks.metrics import IGNORE
 
 if TYPE_CHECKING:
@@ -91,40 +91,23 @@ class AlignmentReport:
         return asdict(self)
 
 
+@takes(Align, by_position=("text",))
 def align(
     hybrid: ManticoreForCausalLM,
-    text: Text = STDLIB,
+    settings: Align,
     *,
-    text_column: str | None = None,
-    tokens: int = 65536,
-    holdout: float = 0.1,
-    ridge: float = 1e-4,
-    batch_size: int = 16,
-    length: int = 128,
-    steps: int = 0,
-    lr: float = 1e-3,
-    bos: Bos = "auto",
     seed: int = 0,
     tokenizer: PreTrainedTokenizerBase | None = None,
     progress: Progress | None = None,
 ) -> AlignmentReport:
     """Fit the projectors of a supernet, in place. If anything fails, the hybrid is as it was.
 
+    ``text`` may also be strings or a data set; one with the column ``input_ids`` is taken as tokenised, for tasks with
+    their own vocabulary.
+
     Args:
         hybrid: a supernet; its components, mixture weights, modes and ``requires_grad`` stay as they are.
-        text: a file, a folder, a datasets id, ``"stdlib"``, strings, or a data set; one with the column ``input_ids``
-            is taken as tokenised, for tasks with their own vocabulary.
-        text_column: the column that holds the documents, where there are columns; None takes the one called ``text``,
-            or the only one that holds strings.
-        tokens: calibration tokens, held-out ones included.
-        holdout: share of the tokens that is never fitted on, between 0 and 1.
-        ridge: strength of the ridge, relative to the mean variance of a source channel.
-        batch_size: sequences per forward pass, and per gradient step.
-        length: tokens per sequence, when text is packed.
-        steps: gradient steps of AdamW on the projectors after the closed form.
-        lr: their first learning rate; it falls linearly to zero.
-        bos: whether every sequence of text begins with the tokenizer's BOS token: ``"auto"`` (where the tokenizer adds
-            one), ``"always"`` or ``"never"``.
+        settings: the options below in one object, which single ones change.
         seed: decides which text is taken, and in which order the steps see it.
         tokenizer: by default the hybrid's own.
         progress: called after each batch.
@@ -134,17 +117,18 @@ def align(
             gradient steps that no projector feels.
     """
     started = time.perf_counter()
-    _check(hybrid, tokens, holdout, ridge, batch_size, length, steps, lr)
+    _check(hybrid)
     fit, heldout = calibration_packs(
-        text,
-        text_column=text_column,
-        tokens=tokens,
-        holdout=holdout,
-        length=length,
+        settings.text,
+        text_column=settings.text_column,
+        tokens=settings.tokens,
+        holdout=settings.holdout,
+        length=settings.length,
+        bos=settings.bos,
         seed=seed,
         tokenizer=tokenizer if tokenizer is not None else hybrid.tokenizer,
-        bos=bos,
     )
+    batch_size, steps = settings.batch_size, settings.steps
     _check_packs(hybrid, fit, heldout)
     per_pass = math.ceil(len(heldout) / batch_size)
     clock = Clock(progress, math.ceil(len(fit) / batch_size) + (4 if steps else 3) * per_pass + steps)
@@ -154,7 +138,7 @@ def align(
         loss_before = mean_loss(hybrid, heldout, batch_size, clock)
         sums, flops = _collect(hybrid, translations, fit, batch_size, clock)
         heldout_sums, _ = _collect(hybrid, translations, heldout, batch_size, clock)
-        solutions = [_solve(sums, translation, ridge) for translation in translations]
+        solutions = [_solve(sums, translation, settings.ridge) for translation in translations]
         with torch.random.fork_rng(devices=[hybrid.device] if hybrid.device.type == "cuda" else []):
             torch.manual_seed(derive_seed(seed, "align"))
             fits = [
@@ -168,7 +152,7 @@ def align(
                 "Fix: a larger ridge, or components in float32"
             )
         if steps:
-            flops += descend(hybrid, fit, steps, lr, batch_size, seed, clock)
+            flops += descend(hybrid, fit, steps, settings.lr, batch_size, seed, clock)
             loss_after = mean_loss(hybrid, heldout, batch_size, clock)
     return AlignmentReport(
         translations=fits,
@@ -270,16 +254,7 @@ def _undone_on_failure(hybrid: ManticoreForCausalLM) -> Iterator[None]:
         hybrid.mixing.projectors.zero_grad(set_to_none=True)
 
 
-def _check(
-    hybrid: ManticoreForCausalLM,
-    tokens: int,
-    holdout: float,
-    ridge: float,
-    batch_size: int,
-    length: int,
-    steps: int,
-    lr: float,
-) -> None:
+def _check(hybrid: ManticoreForCausalLM) -> None:
     require_hybrid(hybrid, "align")
     if not hybrid.keeps_lm_heads:
         raise ManticoreError(
@@ -291,18 +266,6 @@ def _check(
         raise ManticoreError(
             "align: the hybrid is discretized, so its components no longer run alone. Fix: align before discretizing"
         )
-    for name, value, least in (("tokens", tokens, 2), ("batch_size", batch_size, 1), ("length", length, 2),
-                               ("steps", steps, 0)):  # fmt: skip
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ManticoreError(f"align: {name} is {value!r} (expected a whole number). Fix: give {least} or more")
-    for name, number, fine in (
-        ("holdout", holdout, 0 < holdout < 1),
-        ("ridge", ridge, 0 <= ridge < math.inf),
-        ("lr", lr, 0 < lr < math.inf),
-    ):
-        if not fine:
-            expected = "a share between 0 and 1" if name == "holdout" else "a positive number"
-            raise ManticoreError(f"align: {name} is {number!r}. Fix: give {expected}")
 
 
 def _check_packs(hybrid: ManticoreForCausalLM, *packs: Packs) -> None:

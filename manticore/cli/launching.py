@@ -108,6 +108,6 @@ def _run(processes: int, command: list[str]) -> int:
             ) from None
         return failure.exitcode
     except SignalException as stop:
-        print("stopped, nothing was written", file=sys.stderr)
+        # the first of the processes has said what is left
         return 128 + stop.sigval
     return 0

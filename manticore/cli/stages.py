@@ -13,6 +13,7 @@ from manticore.cli.faults import exit_code_of
 from manticore.cli.launching import Processes, start_processes
 from manticore.cli.parameters import Out, Seed, Task, TaskOptions, pairs, takes
 from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say, say_text
+from manticore.cli.unfinished import Resume, refuse_begun, unfinished
 from manticore.errors import ManticoreError, SeveralErrors
 from manticore.paths import expanded
 from manticore.processes import is_first
@@ -39,6 +40,7 @@ def pretrain(
     family: Annotated[str, typer.Argument(metavar="FAMILY", help="A model_type of transformers: gpt_neo, mamba, …")],
     out: Out,
     cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU where an accelerator is present.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped one, as it does anyway.")] = False,
     *,
     settings: dict[str, Any],
 ) -> None:
@@ -139,6 +141,7 @@ def search(
     task_option: TaskOptions = None,
     seed: Seed = 0,
     processes: Processes = None,
+    resume: Resume = False,
     *,
     settings: dict[str, Any],
 ) -> None:
@@ -146,7 +149,7 @@ def search(
 
     Example: manticore search aligned --task text --steps 120 -o searched
     """
-    refuse_existing(out)
+    refuse_begun(out, resume)
     chosen = checked_task(task, task_option)
     start_processes(processes)
     say(f"search: {settings['method']} on {task} in {hybrid}")
@@ -159,10 +162,10 @@ def search(
     model = load_hybrid(hybrid, supernet=True)
     loaded = load_task(task, tokenizer=model.tokenizer, seed=seed, **chosen)
     _say_replaced(hybrid, model, model.tokenizer, loaded)
-    with new_folder(out) as folder:
+    with unfinished(out, resume) as (kept, folder):
         with progress_bar("search") as progress:
             result = manticore.search(
-                model, loaded, seed=seed, out=folder / "search", progress=progress, **whole_flops(settings)
+                model, loaded, seed=seed, out=kept / "search", resume=resume, progress=progress, **settings
             )
         if is_first():
             result.model.save_pretrained(folder)
@@ -201,6 +204,7 @@ def finetune(
     task_option: TaskOptions = None,
     seed: Seed = 0,
     processes: Processes = None,
+    resume: Resume = False,
     *,
     settings: dict[str, Any],
 ) -> None:
@@ -208,7 +212,7 @@ def finetune(
 
     Example: manticore finetune small --task text --steps 240 -o tuned
     """
-    refuse_existing(out)
+    refuse_begun(out, resume)
     chosen = checked_task(task, task_option)
     start_processes(processes)
     say(f"finetune: {model} on {task}")
@@ -226,10 +230,10 @@ def finetune(
     loaded, tokenizer = load_model(model)
     problem = load_task(task, tokenizer=tokenizer, seed=seed, **chosen)
     _say_replaced(model, loaded, tokenizer, problem)
-    with new_folder(out) as folder:
+    with unfinished(out, resume) as (kept, folder):
         with progress_bar("finetune") as progress:
             result = manticore.finetune(
-                loaded, problem, seed=seed, out=folder / "finetune", progress=progress, **whole_flops(settings)
+                loaded, problem, seed=seed, out=kept / "finetune", resume=resume, progress=progress, **settings
             )
         save_model(result.model, folder, result.dtypes)
         if is_first():
@@ -253,6 +257,7 @@ def compare(
     task: Task,
     out: Out,
     task_option: TaskOptions = None,
+    resume: Resume = False,
     *,
     settings: dict[str, Any],
 ) -> None:
@@ -260,7 +265,7 @@ def compare(
 
     Example: manticore compare ./gpt ./mamba hybrid=small --task text -o comparison
     """
-    refuse_existing(out)
+    refuse_begun(out, resume)
     chosen = checked_task(task, task_option)
     say(f"compare: {', '.join(models)} on {task}")
     import manticore
@@ -281,13 +286,15 @@ def compare(
     problem = load_task(task, tokenizer=own, **chosen)
     for name, (model, tokenizer) in loaded.items():
         _say_replaced(name, model, tokenizer, problem)
-    with new_folder(out) as folder:
+    with unfinished(out, resume) as (kept, folder):
         with progress_bar("compare") as progress:
             comparison = manticore.compare(
                 {name: model for name, (model, _) in loaded.items()},
                 problem,
+                out=kept / "compare",
+                resume=resume,
                 progress=lambda done, runs, what: progress(done, runs, {}),
-                **whole_flops(settings),
+                **settings,
             )
         about = TaskInfo.of(problem, chosen, test_examples=settings["test_examples"])
         if comparison.primary_metric != problem.primary_metric:
@@ -403,12 +410,6 @@ def checked_task(task: str, task_option: list[str] | None) -> dict[str, Any]:
         raise SeveralErrors([f"--task-option {path[-1]}: {text}" for path, text in found])
     _check_options("--task-option", "task", task, chosen)
     return chosen
-
-
-def whole_flops(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the FLOPs budget, written like 1e12, as the whole number that functions take."""
-    budget = settings.get("budget_flops")
-    return settings if budget is None else {**settings, "budget_flops": int(budget)}
 
 
 def _check_options(flag: str, kind: str, name: str, given: dict[str, Any]) -> None:

@@ -95,10 +95,8 @@ class Align(Stage):
 
         section = self.settings(run.recipe)
         hybrid = ManticoreForCausalLM.from_pretrained(run.path / "combine" / MODEL)
-        settings = section.model_dump()
-        if section.text == "task":
-            settings["text"] = task_text(run)
-        report = manticore.align(hybrid, seed=run.recipe.seed, progress=run.progress(self.name), **settings)
+        text = task_text(run) if section.text == "task" else section.text
+        report = manticore.align(hybrid, text, section, seed=run.recipe.seed, progress=run.progress(self.name))
         run.save(hybrid, folder)
         found = AlignRecord.written(text=section.text, **report.to_dict())
         return Outcome({"align": found}, f"loss {report.loss_before:.3f} before, {report.loss_after:.3f} after")

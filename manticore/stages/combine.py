@@ -153,22 +153,19 @@ class Combine(Stage):
         yield costing.judged(self.name, "loading included", float(sum(weights) + max(weights)), fix)
 
     def work(self, run: Run, folder: Path) -> Outcome:
-        from manticore.runs.lineage import data_lineage, model_lineage
-
         recipe, align = run.recipe, run.recipe.align
         # the task's own vocabulary is there at once, unless text is to be read before
         fresh = align is None or align.text == "task"
         hybrid = manticore.combine(
             run.sources,
+            recipe.combine,
+            tokenizer=run.tokenizer_component,
             revisions=[component.revision for component in recipe.components],
             vocab_size=run.task.vocab_size if fresh else None,
             seed=recipe.seed,
-            **{**recipe.combine.model_dump(), "tokenizer": run.tokenizer_component},
         )
-        lineages = [
-            model_lineage(source, component.revision) for source, component in zip(run.sources, recipe.components)
-        ]
-        write_json(run.path / LINEAGE, {"models": lineages, "data": data_lineage(run.task)})
+        lineages = run.lineages()
+        write_json(run.path / LINEAGE, {"models": lineages, "data": run.data_lineage})
         run.save(hybrid, folder)
         components = [
             ComponentRecord.of(component, hybrid.component(k), lineages[k])

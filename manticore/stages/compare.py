@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import manticore
+from manticore import settings
 from manticore.experiments.rows import ENSEMBLE, HYBRID, SUPERNET
 from manticore.runs.files import MODEL
 from manticore.runs.stages import Outcome
@@ -144,18 +145,17 @@ class Compare(Stage):
         comparison = manticore.compare(
             models,
             run.task,
-            budget_flops=run.results_of("finetune")["flops"],
+            # as the hybrid was trained, to the last option
+            settings.Compare(
+                **tuning.shared(),
+                **{**dict(section), "learning_rates": section.learning_rates or [tuning.lr]},
+                budget_flops=run.results_of("finetune")["flops"],
+                test_examples=tuning.test_examples,
+            ),
             spent_flops={SUPERNET: searching, HYBRID: searching},
-            seeds=section.seeds,
-            learning_rates=section.learning_rates or [tuning.lr],
-            ensemble=section.ensemble,
-            workers=section.workers,
-            test_examples=tuning.test_examples,
             out=folder,
             resume=True,
             progress=lambda done, runs, what: run.reporter.progress(what.split(" · ")[0], done, runs, None),
-            # as the hybrid was trained, to the last option
-            **tuning.shared(),
         )
         metric = comparison.primary_metric
         scores = ", ".join(f"{row.model} {row.mean:.3f}" for row in comparison.rows if row.budget == 0)

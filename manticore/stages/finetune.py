@@ -15,7 +15,7 @@ from manticore.stages.commands import evaluate_command
 from manticore.stages.discretize import DiscretizeRecord
 from manticore.stages.records import Record, Step
 from manticore.stages.run import Run
-from manticore.stages.stage import Stage, StagePlan, amount, whole_flops
+from manticore.stages.stage import Stage, StagePlan, amount
 
 if TYPE_CHECKING:
     from manticore.plan.costing import Costing
@@ -61,11 +61,11 @@ class Finetune(Stage):
         result = manticore.finetune(
             load_hybrid(run.path / "discretize" / MODEL),
             run.task,
+            run.recipe.finetune,
             seed=run.recipe.seed,
             out=folder,
             resume=True,
             progress=run.progress(self.name),
-            **whole_flops(run.recipe.finetune.model_dump(exclude={"start"})),
         )
         run.save(result.model, folder)
         run.folder.replace(MODEL, folder / MODEL)

@@ -26,6 +26,10 @@ class Pretrain(Stage):
     def inputs(self, recipe: Recipe) -> Mapping[str, Any]:
         return {"pretrain": [entry.model_dump(mode="json") for entry in recipe.pretrain]}
 
+    def read(self, run: Run) -> Mapping[str, str | None]:
+        # what it reads is in the name of what it keeps in the cache
+        return {}
+
     def cost(self, costing: Costing) -> Iterator[StagePlan]:
         recipe = costing.recipe
         for entry in recipe.pretrain:

@@ -13,7 +13,7 @@ from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
 from manticore.stages.records import Record, Step, Weights
 from manticore.stages.run import Run
-from manticore.stages.stage import Stage, StagePlan, amount, whole_flops
+from manticore.stages.stage import Stage, StagePlan, amount
 
 if TYPE_CHECKING:
     from manticore.plan.costing import Costing
@@ -51,11 +51,11 @@ class Search(Stage):
         result = manticore.search(
             run.aligned(run.recipe.seed),
             run.task,
+            section,
             seed=run.recipe.seed,
             out=folder,
             resume=True,
             progress=run.progress(self.name),
-            **whole_flops(section.model_dump()),
         )
         run.save(result.model, folder)
         found = SearchRecord.written(method=section.method, order=section.order, **result.to_dict())
