@@ -7,16 +7,17 @@ token. Only sums are kept: one Gram matrix per source, one cross matrix per pair
 The gradient steps minimise the language-modelling loss of the hybrid at its current mixture weights: that, and not
 the distance between features, is what the projectors are for. Everything but the projectors is frozen.
 
-Letters: B batch, T tokens, D width, K components, N blocks, V vocabulary.
+Shapes: B batch, T tokens, D width, K components, N blocks, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from manticore.errors import ManticoreError, require_hybrid
+from manticore.hybrid.modeling import through_blocks
 from manticore.hybrid.released import refuse_released
 from manticore.kernels.mamba import fast_scan
 from manticore.keywords import takes
@@ -35,7 +37,8 @@ from manticore.settings import Align
 from manticore.tasks.metrics import IGNORE
 
 if TYPE_CHECKING:
-    from manticore.hybrid.mixing import Translation
+    from manticore.components.runner import Runner
+    from manticore.hybrid.mixing import Features, Translation
     from manticore.hybrid.modeling import ManticoreForCausalLM
 
 
@@ -179,15 +182,32 @@ def boundary_features(
         runner = hybrid.runners[k]
         if runner is None:
             raise ManticoreError(f"align: component {k} was dropped. Fix: align before discretizing")
-        edges = hybrid.config.boundaries[k]
-        recording = runner.record(batch.input_ids, batch.attention_mask)
-        hidden = recording.hidden
-        for n in range(max(space.boundary for space in wanted if space.component == k) + 1):
-            if n:
-                hidden = runner.run(recording, hidden, edges[n - 1], edges[n])
-            if (k, n) in wanted:
-                features[FeatureSpace(k, n)] = hidden
+        last = max(space.boundary for space in wanted if space.component == k)
+        features.update(_held_alone(runner, k, hybrid.config.boundaries[k][: last + 1], wanted, batch))
     return features
+
+
+def _held_alone(
+    runner: Runner, k: int, edges: list[int], wanted: set[FeatureSpace], batch: Packs
+) -> dict[FeatureSpace, Tensor]:
+    """What component k holds at those of the boundaries ``edges`` that are wanted."""
+    recording = runner.record(batch.input_ids, batch.attention_mask)
+    last = len(edges) - 1
+    held: dict[FeatureSpace, Tensor] = {}
+
+    def note(n: int, features: Features, _: Sequence[int] = ()) -> Features:
+        if (k, n) in wanted:
+            held[FeatureSpace(k, n)] = features[k]
+        return features
+
+    through_blocks(
+        [[k]] * last,
+        lambda: {k: recording.hidden},
+        note,
+        lambda n, _: partial(runner.run, recording, start=edges[n], stop=edges[n + 1]),
+        partial(note, last),
+    )
+    return held
 
 
 Sums: TypeAlias = FeatureSums[FeatureSpace]

@@ -174,9 +174,9 @@ def _check_configs(
 
 def _in_one_precision(components: list[PreTrainedModel]) -> list[PreTrainedModel]:
     """All in the precision they have in common, or float32 where they differ."""
-    found = {component.dtype for component in components}
-    if len(found) > 1:
-        logger.warning("components come in %s; all are taken as float32", sorted(str(d) for d in found))
+    precisions = {component.dtype for component in components}
+    if len(precisions) > 1:
+        logger.warning("components come in %s; all are taken as float32", sorted(str(d) for d in precisions))
         components = [in_precision(component, torch.float32).eval() for component in components]
     for component in components:
         # a model in memory may have been converted after it was configured
