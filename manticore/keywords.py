@@ -174,7 +174,8 @@ def _signatures(
             if name not in names
         }
         positional = [options.pop(name) for name in by_position]
-        return inspect.Signature([*own[:index], *positional, settings, *options.values(), *own[index + 1 :]])
+        listed = [*own[:index], *positional, settings, *options.values(), *own[index + 1 :]]
+        return inspect.Signature(listed, return_annotation=inspect.signature(function).return_annotation)
 
     return together(inspect.Parameter.empty), together(None)
 
