@@ -38,7 +38,7 @@ _PUBLIC = {
     "lora_targets": "manticore.hybrid.lora",
     "pretrain": "manticore.training.pretrain",
     "search": "manticore.search.search",
-    "share": "manticore.runs.sharing",
+    "share": "manticore.report.sharing",
 }
 
 __all__ = sorted(_PUBLIC)

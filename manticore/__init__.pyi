@@ -18,7 +18,7 @@ from manticore.hybrid.modeling import ManticoreForCausalLM as ManticoreForCausal
 from manticore.hybrid.pair_classification import ManticoreForPairClassification as ManticoreForPairClassification
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.projectors.alignment import AlignmentReport
-from manticore.runs.sharing import share as share
+from manticore.report.sharing import share as share
 from manticore.search.search import SearchResult
 from manticore.settings import Align
 from manticore.settings import Combine

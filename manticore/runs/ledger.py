@@ -236,7 +236,7 @@ def _whole_lines(path: Path, stage: str) -> list[dict[str, Any]]:
         names = ("unit", "result") if lines else (SETTINGS,)
         if line is None and lines:
             logger.warning("%s: line %d of %s is damaged; its run is made again", stage, number, path)
-        elif line is None or any(name not in line for name in names):
+        elif line is None or any(name not in line for name in names) or not isinstance(line[names[-1]], dict):
             raise damaged(path, f"line {number} lacks {names[0]}", fix)
         else:
             lines.append(line)

@@ -309,8 +309,8 @@ def _at_most(task: Any, option: str | None) -> float:
 
 @cache
 def _task_length(name: str, options: str) -> int | None:
-    from manticore.plan.task_shape import task_shape
     from manticore.schema.sections import TaskChoice
+    from manticore.tasks.shape import task_shape
 
     try:
         return task_shape(TaskChoice(name=name, options=json.loads(options))).length

@@ -13,6 +13,7 @@ from manticore.experiments.rows import ENSEMBLE, HYBRID, SUPERNET
 from manticore.runs.files import MODEL
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
+from manticore.stages.commands import finetune_command
 from manticore.stages.records import Record
 from manticore.stages.run import Run
 from manticore.stages.stage import Stage, StagePlan
@@ -161,6 +162,16 @@ class Compare(Stage):
         table = comparison.to_dict()
         kept = CompareRecord.written(**{name: table[name] for name in ("budgets", "rows", "untrained", "notes")})
         return Outcome({"compare": kept}, f"{metric}: {scores}")
+
+    def next_command(self, best: str, source: str, task: str) -> str:
+        """Fine-tune the best model once more.
+
+        Args:
+            best: its name.
+            source: its folder or hub id.
+            task: as words of a command.
+        """
+        return finetune_command(source, Path(best).name, task)
 
 
 def _parents(run: Run, ensemble: bool) -> dict[str, Any]:

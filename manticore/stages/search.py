@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from shlex import quote
+from typing import TYPE_CHECKING, ClassVar
 
 import manticore
 from manticore.runs.stages import Outcome
@@ -33,6 +34,7 @@ class SearchRecord(Record):
 
 class Search(Stage):
     name = "search"
+    note: ClassVar[str] = "search.json"
 
     def plan_line(self, recipe: Recipe) -> str:
         section = self.settings(recipe)
@@ -58,3 +60,6 @@ class Search(Stage):
         run.save(result.model, folder)
         found = SearchRecord.written(method=section.method, order=section.order, **result.to_dict())
         return Outcome({"search": found}, f"path {run.path_text(result.path)}")
+
+    def next_command(self, out: str) -> str:
+        return f"manticore discretize {quote(out)} -o {quote(out + '-small')}"

@@ -40,6 +40,8 @@ class Stage:
     """One step of a run. A recipe has a section of its name, and leaves the stage out where that is empty."""
 
     name: ClassVar[str]
+    note: ClassVar[str | None] = None
+    """What its verb notes beside a model is in a file of this name."""
 
     def settings(self, recipe: Recipe) -> Any:
         """The recipe's section for this stage; empty or None: it is left out."""

@@ -23,6 +23,7 @@ from manticore.cache import file_digest
 from manticore.errors import ManticoreError, in_brief
 from manticore.paths import expanded
 from manticore.tasks.lra import images, listops, pathfinder, text
+from manticore.tasks.shape import TaskShape
 from manticore.tasks.stored_rows import stored_rows
 
 logger = logging.getLogger(__name__)
@@ -349,3 +350,15 @@ def _expect_whole(name: str, option: str, value: Any, *, at_least: int) -> None:
             f"lra/{name}: {option} out of range (got {value!r}, expected a whole number of at least {at_least}). "
             f"Fix: {option}={at_least} or more"
         )
+
+
+def shape(name: str, options: Mapping[str, Any]) -> TaskShape:
+    """Sizes of a task of the benchmark.
+
+    Args:
+        name: as it is registered.
+        options: all of the task.
+    """
+    arena = ARENAS[name.removeprefix("lra/")]
+    tests = options.get("num_test") or arena.counts[2]
+    return TaskShape(name, arena.vocab_size, arena.length, int(tests), arena.sequences)
