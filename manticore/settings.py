@@ -93,12 +93,19 @@ else:
     TaskName = _named("task")
     Scalar = Annotated[Any, AfterValidator(_scalar)]
 
-Count = Annotated[int, Field(ge=1), Wanted("a whole number", "give 1 or more")]
-Amount = Annotated[int, Field(ge=0), Wanted("a whole number", "give 0 or more")]
-Pair = Annotated[int, Field(ge=2), Wanted("a whole number", "give 2 or more")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), Wanted("a positive number", "for instance 1e-3")]
+# What no training takes is a slip of the pen, and would fail late: as a size, out of memory; as a rate, in infinity.
+Count = Annotated[int, Field(ge=1, le=2**53), Wanted("a whole number", "give 1 or more")]
+Amount = Annotated[int, Field(ge=0, le=2**53), Wanted("a whole number", "give 0 or more")]
+Pair = Annotated[int, Field(ge=2, le=2**53), Wanted("a whole number", "give 2 or more")]
+Size = Annotated[int, Field(ge=1, le=2**24), Wanted("a whole number", f"give 1 to {2**24:,}")]
+Depth = Annotated[int, Field(ge=1, le=10_000), Wanted("a whole number", "give 1 to 10,000")]
+Positive = Annotated[
+    float, Field(gt=0, le=3.4e38, allow_inf_nan=False), Wanted("a positive number", "for instance 1e-3")
+]
+NotNegative = Annotated[
+    float, Field(ge=0, le=3.4e38, allow_inf_nan=False), Wanted("0 or a positive number", "for instance 0.01")
+]
 Flops = Annotated[Positive, WrapValidator(_exact)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), Wanted("0 or a positive number", "for instance 0.01")]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, lt=1), Wanted("", "give a share between 0 and 1")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
@@ -168,9 +175,9 @@ class Reading(Settings):
 class Pretrain(Reading):
     """A small model pretrained on the spot, kept in the cache and used as a component."""
 
-    layers: Count
+    layers: Depth
     """Depth."""
-    width: Count
+    width: Size
     """Width of the hidden states."""
     config: Options = {}
     """Further fields of the family's configuration; the rest is scaled to the width."""
@@ -182,13 +189,13 @@ class Pretrain(Reading):
         None
     )
     """Texts that a new tokenizer is trained on, so that models with different texts share it; left out, the text."""
-    vocab_size: Count = 1024
+    vocab_size: Size = 1024
     """Tokens of a new tokenizer."""
-    length: Count = 128
+    length: Size = 128
     """Tokens per sequence."""
     steps: Amount = 300
     """Optimizer steps; 0 leaves the first weights, for models that the task trains from scratch."""
-    batch_size: Count = 16
+    batch_size: Size = 16
     """Sequences per step."""
     lr: Positive = 3e-3
     """Peak learning rate: warm-up over a tenth of the steps, then a cosine to zero."""
@@ -209,7 +216,7 @@ class Pretrain(Reading):
 class Combine(Settings):
     """Put the components side by side, block by block, into one hybrid."""
 
-    num_blocks: Count = 4
+    num_blocks: Depth = 4
     """Segments each component is cut into."""
     mixing: Mixing = "translated"
     """How blocks mix the components' features."""
@@ -243,7 +250,7 @@ class Align(Reading):
     """Share of the tokens that is never fitted on."""
     ridge: NotNegative = 1e-4
     """Strength of the ridge, relative to the mean variance of a source channel."""
-    batch_size: Count = 16
+    batch_size: Size = 16
     """Sequences per forward pass, and per gradient step."""
     length: Pair = 128
     """Tokens per sequence, where text is packed."""
@@ -256,7 +263,7 @@ class Align(Reading):
 class Training(Settings):
     """What every training on a task shares, so that a comparison trains as fine-tuning does."""
 
-    batch_size: Count = 32
+    batch_size: Size = 32
     """Examples per optimizer step."""
     weight_decay: NotNegative = 0.01
     """AdamW's weight decay."""
@@ -274,13 +281,13 @@ class Training(Settings):
     """Course of the learning rate after warm-up."""
     warmup_steps: Amount | None = None
     """Steps over which the learning rate rises from zero; left out, a tenth of the steps, at least 10."""
-    accumulation: Count = 1
+    accumulation: Size = 1
     """Micro-batches that one optimizer step is cut into."""
     max_grad_norm: NotNegative = 1.0
     """Longer gradients are scaled down to this norm; 0: none are."""
     trainable: Trainable = "all"
     """What trains: everything, only what the hybrid adds, projectors and heads, or LoRA."""
-    lora_rank: Count = 8
+    lora_rank: Size = 8
     """Rank of the LoRA updates."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more FLOPs."""
@@ -397,7 +404,7 @@ class Comparing(Settings):
     """One fine-tuning per seed and model; three or more show a spread worth the name."""
     ensemble: bool = True
     """Add the average of the logits of all models that are no hybrids."""
-    workers: Count = 1
+    workers: Depth = 1
     """On a CPU, runs made at the same time, each in a process with one thread."""
 
 
@@ -418,7 +425,7 @@ class Compare(Training, Comparing):
 class Evaluate(Settings):
     """Score a model on a split of a task."""
 
-    batch_size: Count = 64
+    batch_size: Size = 64
     """Examples per forward pass; it does not change the result."""
     max_examples: Count | None = None
     """Score only the first ones."""
