@@ -73,6 +73,11 @@ def use_selective_scan(model: nn.Module, enabled: bool = True) -> int:
     return len(changes)
 
 
+def has_selective_scan(model: nn.Module) -> bool:
+    """Whether a mixer of the model has been switched to this package's scan."""
+    return any(isinstance(module, _Switched) for module in model.modules())
+
+
 @contextmanager
 def fast_scan(model: nn.Module) -> Iterator[None]:
     """Run ``model`` with this package's scan inside the ``with`` block, and as it was before after it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from manticore import _auto, _moved
 
@@ -38,39 +38,10 @@ _PUBLIC = {
     "lora_targets": "manticore.hybrid.lora",
     "pretrain": "manticore.training.pretrain",
     "search": "manticore.search.search",
-    "share": "manticore.runs.sharing",
+    "share": "manticore.report.sharing",
 }
 
 __all__ = sorted(_PUBLIC)
-
-if TYPE_CHECKING:
-    from manticore.errors import ManticoreError as ManticoreError
-    from manticore.experiments.compare import compare as compare
-    from manticore.hybrid.classification import (
-        ManticoreForSequenceClassification as ManticoreForSequenceClassification,
-    )
-    from manticore.hybrid.classification import (
-        ManticoreForTokenClassification as ManticoreForTokenClassification,
-    )
-    from manticore.hybrid.combine import combine as combine
-    from manticore.hybrid.configuration import ManticoreConfig as ManticoreConfig
-    from manticore.hybrid.discretize import discretize as discretize
-    from manticore.hybrid.lora import lora_table as lora_table
-    from manticore.hybrid.lora import lora_targets as lora_targets
-    from manticore.hybrid.modeling import ManticoreForCausalLM as ManticoreForCausalLM
-    from manticore.hybrid.pair_classification import ManticoreForPairClassification as ManticoreForPairClassification
-    from manticore.projectors.alignment import align as align
-    from manticore.runs.sharing import share as share
-    from manticore.search.search import search as search
-    from manticore.stacks.autoencoder import StackForAutoEncoding as StackForAutoEncoding
-    from manticore.stacks.classification import StackForSequenceClassification as StackForSequenceClassification
-    from manticore.stacks.classification import StackForTokenClassification as StackForTokenClassification
-    from manticore.stacks.configuration import StackConfig as StackConfig
-    from manticore.stacks.modeling import StackForCausalLM as StackForCausalLM
-    from manticore.stacks.pair_classification import StackForPairClassification as StackForPairClassification
-    from manticore.training.finetune import evaluate as evaluate
-    from manticore.training.finetune import finetune as finetune
-    from manticore.training.pretrain import pretrain as pretrain
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,8 @@ MOVED = {
     "manticore.hybrid.cache": "manticore.hybrid.decoding",
     "manticore.runs.mad": "manticore.experiments.mad.run",
     "manticore.runs.mad_models": "manticore.experiments.mad.models",
+    "manticore.plan.task_shape": "manticore.tasks.shape",
+    "manticore.runs.sharing": "manticore.report.sharing",
     "manticore.runs.pipeline": "manticore.stages.pipeline",
     **{f"manticore.search.{name}": f"manticore.search.differentiable.{name}" for name in _IN_DIFFERENTIABLE},
     "manticore.schema.names": "manticore.settings",
@@ -45,6 +47,7 @@ MOVED = {
     "manticore.training.mad_runs": "manticore.experiments.mad.training",
     "manticore.training.modes": "manticore.modes",
     "manticore.training.side_by_side": "manticore.experiments.side_by_side",
+    "manticore.training.units": "manticore.runs.ledger",
 }
 """Old module → new module."""
 

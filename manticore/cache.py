@@ -157,17 +157,34 @@ def seal(folder: Path, name: str) -> None:
     write_json(folder / MANIFEST, {"entry": name, "files": digests})
 
 
-def is_whole(folder: Path, name: str) -> bool:
-    """Whether all files of a sealed folder are as they were written; files that were added later do not count."""
+def fault_of(folder: Path, name: str) -> str | None:
+    """What is wrong with a sealed folder, in a few words; None if all its files are as they were written.
+
+    Files that were added later do not count.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
-        return (
-            manifest["entry"] == name
-            and bool(files)
-            and all((folder / file).is_file() and file_digest(folder / file) == files[file] for file in files)
-        )
+        if manifest["entry"] != name or not manifest["files"]:
+            return f"{MANIFEST} is of something else"
+        for file, digest in manifest["files"].items():
+            if not (folder / file).is_file():
+                return f"{file} is missing"
+            if file_digest(folder / file) != digest:
+                return f"{file} is not what was written"
+    except PermissionError:
+        raise
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{MANIFEST} is damaged"
+    return None
+
+
+def is_whole(folder: Path, name: str) -> bool:
+    """Whether all files of a sealed folder are as they were written."""
+    try:
+        return fault_of(folder, name) is None
+    except OSError:
         return False
 
 

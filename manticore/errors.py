@@ -41,13 +41,13 @@ def in_brief(error: object, most: int = 200) -> str:
 
 
 def require_hybrid(model: object, stage: str) -> None:
-    """Refuse what is no hybrid, in a call from Python.
+    """Refuse what is not a hybrid, in a call from Python.
 
     Raises:
         ManticoreError: it is something else.
     """
     if not hasattr(model, "is_discretized"):
         raise ManticoreError(
-            f"{stage}: a {type(model).__name__} is no hybrid. "
+            f"{stage}: a {type(model).__name__} is not a hybrid. "
             "Fix: make one with manticore.combine, or load one with AutoModelForCausalLM.from_pretrained"
         )

@@ -25,9 +25,15 @@ class Entry:
     target: Any
     """``"module:attribute"``, or the object itself."""
     summary: str
+    shape: str | None = None
+    """Of a task, the ``"module:attribute"`` that tells its sizes from its name and options without torch: a
+    :class:`~manticore.tasks.shape.TaskShape`."""
     package: str | None = None
     """The package whose plug-in it is; None for Manticore's own and for what ``register`` added."""
 
+
+_MAD_SHAPE = "manticore.tasks.mad.examples:shape"
+_LRA_SHAPE = "manticore.tasks.lra.examples:shape"
 
 _ENTRIES: dict[str, dict[str, Entry]] = {
     "layer": {
@@ -139,29 +145,47 @@ _ENTRIES: dict[str, dict[str, Entry]] = {
     },
     "task": {
         "mad/in-context-recall": Entry(
-            "manticore.tasks.mad.tasks:in_context_recall", "MAD: recall values by their keys"
+            "manticore.tasks.mad.tasks:in_context_recall", "MAD: recall values by their keys", shape=_MAD_SHAPE
         ),
         "mad/noisy-in-context-recall": Entry(
-            "manticore.tasks.mad.tasks:noisy_in_context_recall", "MAD: the same with noise between the pairs"
+            "manticore.tasks.mad.tasks:noisy_in_context_recall",
+            "MAD: the same with noise between the pairs",
+            shape=_MAD_SHAPE,
         ),
         "mad/fuzzy-in-context-recall": Entry(
-            "manticore.tasks.mad.tasks:fuzzy_in_context_recall", "MAD: the same with keys and values of several tokens"
+            "manticore.tasks.mad.tasks:fuzzy_in_context_recall",
+            "MAD: the same with keys and values of several tokens",
+            shape=_MAD_SHAPE,
         ),
         "mad/selective-copying": Entry(
-            "manticore.tasks.mad.tasks:selective_copying", "MAD: repeat the tokens between the blanks"
+            "manticore.tasks.mad.tasks:selective_copying", "MAD: repeat the tokens between the blanks", shape=_MAD_SHAPE
         ),
         "mad/compression": Entry(
-            "manticore.tasks.mad.tasks:compression", "MAD: restore a sequence from one vector; for auto-encoders"
+            "manticore.tasks.mad.tasks:compression",
+            "MAD: restore a sequence from one vector; for auto-encoders",
+            shape=_MAD_SHAPE,
         ),
-        "mad/memorization": Entry("manticore.tasks.mad.tasks:memorization", "MAD: learn facts by heart"),
-        "lra/listops": Entry("manticore.tasks.lra.tasks:listops", "LRA: the value of a nested operation on digits"),
-        "lra/text": Entry("manticore.tasks.lra.tasks:text", "LRA: the sentiment of a film review, byte by byte"),
-        "lra/retrieval": Entry("manticore.tasks.lra.tasks:retrieval", "LRA: whether one of two papers cites the other"),
-        "lra/image": Entry("manticore.tasks.lra.tasks:image", "LRA: grey CIFAR-10, pixel by pixel"),
+        "mad/memorization": Entry(
+            "manticore.tasks.mad.tasks:memorization", "MAD: learn facts by heart", shape=_MAD_SHAPE
+        ),
+        "lra/listops": Entry(
+            "manticore.tasks.lra.tasks:listops", "LRA: the value of a nested operation on digits", shape=_LRA_SHAPE
+        ),
+        "lra/text": Entry(
+            "manticore.tasks.lra.tasks:text", "LRA: the sentiment of a film review, byte by byte", shape=_LRA_SHAPE
+        ),
+        "lra/retrieval": Entry(
+            "manticore.tasks.lra.tasks:retrieval", "LRA: whether one of two papers cites the other", shape=_LRA_SHAPE
+        ),
+        "lra/image": Entry("manticore.tasks.lra.tasks:image", "LRA: grey CIFAR-10, pixel by pixel", shape=_LRA_SHAPE),
         "lra/pathfinder32": Entry(
-            "manticore.tasks.lra.tasks:pathfinder32", "LRA: whether a dashed path joins two discs, 32 x 32 pixels"
+            "manticore.tasks.lra.tasks:pathfinder32",
+            "LRA: whether a dashed path joins two discs, 32 x 32 pixels",
+            shape=_LRA_SHAPE,
         ),
-        "lra/pathfinder128": Entry("manticore.tasks.lra.tasks:pathfinder128", "LRA: Path-X, the same on 128 x 128"),
+        "lra/pathfinder128": Entry(
+            "manticore.tasks.lra.tasks:pathfinder128", "LRA: Path-X, the same on 128 x 128", shape=_LRA_SHAPE
+        ),
         "listops-short": Entry(
             "manticore.tasks.lra.tasks:listops_short", "ListOps with short trees, for small models; not LRA"
         ),
@@ -205,7 +229,7 @@ def kinds() -> list[str]:
 def entries(kind: str) -> dict[str, Entry]:
     """Name → entry for one kind, in order of registration, those of plug-ins last; no plug-in is imported."""
     added = {
-        name: Entry(points[0].value, f"plug-in of package {package(points[0])}", package(points[0]))
+        name: Entry(points[0].value, f"plug-in of package {package(points[0])}", package=package(points[0]))
         for name, points in plugins(kind).items()
     }
     return {**added, **_ENTRIES[kind]} if added.keys() & _ENTRIES[kind] else {**_ENTRIES[kind], **added}

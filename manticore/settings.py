@@ -6,11 +6,11 @@ A field has the option's type, range and default; the text under it is its help,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
@@ -41,6 +41,8 @@ class InPython(NamedTuple):
 
     annotation: str
     """What it takes there, for signatures and stubs."""
+    loaded: bool = True
+    """Whether that may be something in memory, which no check of these settings looks at."""
 
 
 def wrong(text: str, at: str | None = None) -> PydanticCustomError:
@@ -65,6 +67,12 @@ def _scalar(value: Any) -> Any:
     return value
 
 
+def _exact(value: Any, check: Callable[[Any], float]) -> float:
+    """A whole number stays one: a float would round a budget of 10¹⁶ FLOPs, and pay for a step fewer."""
+    checked = check(value)
+    return value if isinstance(value, int) else checked
+
+
 def _distinct(values: list[int]) -> list[int]:
     if len(set(values)) < len(values):
         raise wrong(f"{values} holds one twice. Fix: give different ones")
@@ -85,19 +93,32 @@ else:
     TaskName = _named("task")
     Scalar = Annotated[Any, AfterValidator(_scalar)]
 
-Count = Annotated[int, Field(ge=1), Wanted("a whole number", "give 1 or more")]
-Amount = Annotated[int, Field(ge=0), Wanted("a whole number", "give 0 or more")]
-Pair = Annotated[int, Field(ge=2), Wanted("a whole number", "give 2 or more")]
-Positive = Annotated[float, Field(gt=0), Wanted("a positive number", "for instance 1e-3")]
-NotNegative = Annotated[float, Field(ge=0), Wanted("0 or a positive number", "for instance 0.01")]
+# What no training takes is a slip of the pen, and would fail late: as a size, out of memory; as a rate, in infinity.
+Count = Annotated[int, Field(ge=1, le=2**53), Wanted("a whole number", "give 1 or more")]
+Amount = Annotated[int, Field(ge=0, le=2**53), Wanted("a whole number", "give 0 or more")]
+Pair = Annotated[int, Field(ge=2, le=2**53), Wanted("a whole number", "give 2 or more")]
+Size = Annotated[int, Field(ge=1, le=2**24), Wanted("a whole number", f"give 1 to {2**24:,}")]
+Depth = Annotated[int, Field(ge=1, le=10_000), Wanted("a whole number", "give 1 to 10,000")]
+Positive = Annotated[
+    float, Field(gt=0, le=3.4e38, allow_inf_nan=False), Wanted("a positive number", "for instance 1e-3")
+]
+NotNegative = Annotated[
+    float, Field(ge=0, le=3.4e38, allow_inf_nan=False), Wanted("0 or a positive number", "for instance 0.01")
+]
+Flops = Annotated[Positive, WrapValidator(_exact)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, lt=1), Wanted("", "give a share between 0 and 1")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 Text = Annotated[str, Field(min_length=1)]
 Options = dict[str, Scalar]
 Seed = Annotated[int, Field(ge=0, lt=2**32), Wanted("a whole number", "give 0 or more")]
-Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
-Rates = Annotated[list[Positive], Field(min_length=1)]
+Seeds = Annotated[
+    list[Seed],
+    Field(min_length=1),
+    AfterValidator(_distinct),
+    Wanted("whole numbers, one or more", "for instance 0, 1 and 2"),
+]
+Rates = Annotated[list[Positive], Field(min_length=1), Wanted("positive numbers, one or more", "for instance 1e-3")]
 Trainable = Literal["all", "frozen", "projectors", "lora"]
 Schedule = Literal["constant", "linear", "cosine"]
 TrainingDtype = Literal["auto", "float32", "bfloat16"]
@@ -106,6 +127,7 @@ Bos = Literal["auto", "always", "never"]
 Trackers = Annotated[
     list[Text],
     BeforeValidator(lambda names: [names] if isinstance(names, str) else names),
+    InPython("str | Sequence[str] | None", loaded=False),
 ]
 
 
@@ -153,9 +175,9 @@ class Reading(Settings):
 class Pretrain(Reading):
     """A small model pretrained on the spot, kept in the cache and used as a component."""
 
-    layers: Count
+    layers: Depth
     """Depth."""
-    width: Count
+    width: Size
     """Width of the hidden states."""
     config: Options = {}
     """Further fields of the family's configuration; the rest is scaled to the width."""
@@ -167,13 +189,13 @@ class Pretrain(Reading):
         None
     )
     """Texts that a new tokenizer is trained on, so that models with different texts share it; left out, the text."""
-    vocab_size: Count = 1024
+    vocab_size: Size = 1024
     """Tokens of a new tokenizer."""
-    length: Count = 128
+    length: Size = 128
     """Tokens per sequence."""
     steps: Amount = 300
     """Optimizer steps; 0 leaves the first weights, for models that the task trains from scratch."""
-    batch_size: Count = 16
+    batch_size: Size = 16
     """Sequences per step."""
     lr: Positive = 3e-3
     """Peak learning rate: warm-up over a tenth of the steps, then a cosine to zero."""
@@ -187,11 +209,14 @@ class Pretrain(Reading):
     data_seed: Seed = 0
     """Which documents are held out."""
 
+    # the digests of what is read stand for these
+    unkeyed = frozenset({"text_column", "max_bytes", "tokenizer_texts", "vocab_size", "bos"})
+
 
 class Combine(Settings):
     """Put the components side by side, block by block, into one hybrid."""
 
-    num_blocks: Count = 4
+    num_blocks: Depth = 4
     """Segments each component is cut into."""
     mixing: Mixing = "translated"
     """How blocks mix the components' features."""
@@ -225,7 +250,7 @@ class Align(Reading):
     """Share of the tokens that is never fitted on."""
     ridge: NotNegative = 1e-4
     """Strength of the ridge, relative to the mean variance of a source channel."""
-    batch_size: Count = 16
+    batch_size: Size = 16
     """Sequences per forward pass, and per gradient step."""
     length: Pair = 128
     """Tokens per sequence, where text is packed."""
@@ -238,7 +263,7 @@ class Align(Reading):
 class Training(Settings):
     """What every training on a task shares, so that a comparison trains as fine-tuning does."""
 
-    batch_size: Count = 32
+    batch_size: Size = 32
     """Examples per optimizer step."""
     weight_decay: NotNegative = 0.01
     """AdamW's weight decay."""
@@ -256,13 +281,13 @@ class Training(Settings):
     """Course of the learning rate after warm-up."""
     warmup_steps: Amount | None = None
     """Steps over which the learning rate rises from zero; left out, a tenth of the steps, at least 10."""
-    accumulation: Count = 1
+    accumulation: Size = 1
     """Micro-batches that one optimizer step is cut into."""
     max_grad_norm: NotNegative = 1.0
     """Longer gradients are scaled down to this norm; 0: none are."""
     trainable: Trainable = "all"
     """What trains: everything, only what the hybrid adds, projectors and heads, or LoRA."""
-    lora_rank: Count = 8
+    lora_rank: Size = 8
     """Rank of the LoRA updates."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more FLOPs."""
@@ -289,7 +314,7 @@ class OneTraining(Training):
 
     steps: Count | None = None
     """Optimizer steps; without steps and budget_flops, 120 in a search and 300 in fine-tuning."""
-    budget_flops: Positive | None = None
+    budget_flops: Flops | None = None
     """Training FLOPs to spend, instead of steps: as many whole steps are made as they pay for."""
     lr: Positive = 1e-3
     """Peak learning rate; in a search, of the network."""
@@ -305,7 +330,21 @@ class OneTraining(Training):
     def _one_length(self) -> Self:
         if self.steps is not None and self.budget_flops is not None:
             raise wrong("steps and budget_flops are both given. Fix: give one of them")
+        for name in ("warmup_steps", "mixture_warmup_steps"):
+            rising, steps = getattr(self, name, None), self.steps or self.default_steps
+            if rising is not None and rising > steps and self.budget_flops is None:
+                raise wrong(f"longer than the training (got {rising}, steps is {steps}). Fix: at most {steps}", at=name)
         return self
+
+
+METHOD_OPTIONS = {
+    "mixture_lr": "lr",
+    "mixture_weight_decay": "weight_decay",
+    "temperature": "temperature",
+    "final_temperature": "final_temperature",
+    "start_floor": "start_floor",
+}
+"""Option of a search → what methods call it, those that have it."""
 
 
 class Search(OneTraining):
@@ -365,14 +404,14 @@ class Comparing(Settings):
     """One fine-tuning per seed and model; three or more show a spread worth the name."""
     ensemble: bool = True
     """Add the average of the logits of all models that are no hybrids."""
-    workers: Count = 1
+    workers: Depth = 1
     """On a CPU, runs made at the same time, each in a process with one thread."""
 
 
 class Compare(Training, Comparing):
     """Fine-tune models at the same training FLOPs."""
 
-    budget_flops: Positive | None = None
+    budget_flops: Flops | None = None
     """Training FLOPs of fine-tuning; left out, what 300 steps of the costliest model take."""
     learning_rates: Rates = [1e-3]
     """Each model takes the one that scores best on the validation split."""
@@ -386,7 +425,7 @@ class Compare(Training, Comparing):
 class Evaluate(Settings):
     """Score a model on a split of a task."""
 
-    batch_size: Count = 64
+    batch_size: Size = 64
     """Examples per forward pass; it does not change the result."""
     max_examples: Count | None = None
     """Score only the first ones."""

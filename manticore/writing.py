@@ -57,7 +57,7 @@ def partial_path(path: Path, *, folder: bool = False) -> Iterator[Path]:
         yield aside
     finally:
         if folder:
-            _remove(aside)
+            remove(aside)
         else:
             aside.unlink(missing_ok=True)
         _release(held)
@@ -116,7 +116,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
             os.rename(aside, path)
     finally:
         if is_first():
-            _remove(aside)
+            remove(aside)
         _release(held)
 
 
@@ -183,8 +183,8 @@ def _remove_left_behind(folder: Path) -> None:
             os.close(held)
 
 
-def _remove(folder: Path) -> None:
-    """Also where the launcher asks this process to end while it clears away after another one that died."""
+def remove(folder: Path) -> None:
+    """Remove a folder, also where the launcher asks this process to end meanwhile, as it does when another one died."""
     try:
         shutil.rmtree(folder, ignore_errors=True)
     except KeyboardInterrupt:

@@ -7,16 +7,17 @@ token. Only sums are kept: one Gram matrix per source, one cross matrix per pair
 The gradient steps minimise the language-modelling loss of the hybrid at its current mixture weights: that, and not
 the distance between features, is what the projectors are for. Everything but the projectors is frozen.
 
-Letters: B batch, T tokens, D width, K components, N blocks, V vocabulary.
+Shapes: B batch, T tokens, D width, K components, N blocks, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
@@ -24,18 +25,20 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from manticore.errors import ManticoreError, require_hybrid
+from manticore.hybrid.modeling import through_blocks
 from manticore.hybrid.released import refuse_released
 from manticore.kernels.mamba import fast_scan
+from manticore.keywords import takes
 from manticore.projectors.calibration import Packs, calibration_packs
 from manticore.projectors.descent import Clock, Progress, counted, descend, mean_loss
 from manticore.projectors.ridge import FeatureSums
 from manticore.seeding import derive_seed
-from manticore.tasks.beginning import Bos
-from manticore.tasks.corpus import STDLIB, Text
+from manticore.settings import Align
 from manticore.tasks.metrics import IGNORE
 
 if TYPE_CHECKING:
-    from manticore.hybrid.mixing import Translation
+    from manticore.components.runner import Runner
+    from manticore.hybrid.mixing import Features, Translation
     from manticore.hybrid.modeling import ManticoreForCausalLM
 
 
@@ -91,40 +94,23 @@ class AlignmentReport:
         return asdict(self)
 
 
+@takes(Align, by_position=("text",))
 def align(
     hybrid: ManticoreForCausalLM,
-    text: Text = STDLIB,
+    settings: Align,
     *,
-    text_column: str | None = None,
-    tokens: int = 65536,
-    holdout: float = 0.1,
-    ridge: float = 1e-4,
-    batch_size: int = 16,
-    length: int = 128,
-    steps: int = 0,
-    lr: float = 1e-3,
-    bos: Bos = "auto",
     seed: int = 0,
     tokenizer: PreTrainedTokenizerBase | None = None,
     progress: Progress | None = None,
 ) -> AlignmentReport:
     """Fit the projectors of a supernet, in place. If anything fails, the hybrid is as it was.
 
+    ``text`` may also be strings or a data set; one with the column ``input_ids`` is taken as tokenised, for tasks with
+    their own vocabulary.
+
     Args:
         hybrid: a supernet; its components, mixture weights, modes and ``requires_grad`` stay as they are.
-        text: a file, a folder, a datasets id, ``"stdlib"``, strings, or a data set; one with the column ``input_ids``
-            is taken as tokenised, for tasks with their own vocabulary.
-        text_column: the column that holds the documents, where there are columns; None takes the one called ``text``,
-            or the only one that holds strings.
-        tokens: calibration tokens, held-out ones included.
-        holdout: share of the tokens that is never fitted on, between 0 and 1.
-        ridge: strength of the ridge, relative to the mean variance of a source channel.
-        batch_size: sequences per forward pass, and per gradient step.
-        length: tokens per sequence, when text is packed.
-        steps: gradient steps of AdamW on the projectors after the closed form.
-        lr: their first learning rate; it falls linearly to zero.
-        bos: whether every sequence of text begins with the tokenizer's BOS token: ``"auto"`` (where the tokenizer adds
-            one), ``"always"`` or ``"never"``.
+        settings: the options below in one object, which single ones change.
         seed: decides which text is taken, and in which order the steps see it.
         tokenizer: by default the hybrid's own.
         progress: called after each batch.
@@ -134,17 +120,18 @@ def align(
             gradient steps that no projector feels.
     """
     started = time.perf_counter()
-    _check(hybrid, tokens, holdout, ridge, batch_size, length, steps, lr)
+    _check(hybrid)
     fit, heldout = calibration_packs(
-        text,
-        text_column=text_column,
-        tokens=tokens,
-        holdout=holdout,
-        length=length,
+        settings.text,
+        text_column=settings.text_column,
+        tokens=settings.tokens,
+        holdout=settings.holdout,
+        length=settings.length,
+        bos=settings.bos,
         seed=seed,
         tokenizer=tokenizer if tokenizer is not None else hybrid.tokenizer,
-        bos=bos,
     )
+    batch_size, steps = settings.batch_size, settings.steps
     _check_packs(hybrid, fit, heldout)
     per_pass = math.ceil(len(heldout) / batch_size)
     clock = Clock(progress, math.ceil(len(fit) / batch_size) + (4 if steps else 3) * per_pass + steps)
@@ -154,7 +141,7 @@ def align(
         loss_before = mean_loss(hybrid, heldout, batch_size, clock)
         sums, flops = _collect(hybrid, translations, fit, batch_size, clock)
         heldout_sums, _ = _collect(hybrid, translations, heldout, batch_size, clock)
-        solutions = [_solve(sums, translation, ridge) for translation in translations]
+        solutions = [_solve(sums, translation, settings.ridge) for translation in translations]
         with torch.random.fork_rng(devices=[hybrid.device] if hybrid.device.type == "cuda" else []):
             torch.manual_seed(derive_seed(seed, "align"))
             fits = [
@@ -168,7 +155,7 @@ def align(
                 "Fix: a larger ridge, or components in float32"
             )
         if steps:
-            flops += descend(hybrid, fit, steps, lr, batch_size, seed, clock)
+            flops += descend(hybrid, fit, steps, settings.lr, batch_size, seed, clock)
             loss_after = mean_loss(hybrid, heldout, batch_size, clock)
     return AlignmentReport(
         translations=fits,
@@ -195,15 +182,32 @@ def boundary_features(
         runner = hybrid.runners[k]
         if runner is None:
             raise ManticoreError(f"align: component {k} was dropped. Fix: align before discretizing")
-        edges = hybrid.config.boundaries[k]
-        recording = runner.record(batch.input_ids, batch.attention_mask)
-        hidden = recording.hidden
-        for n in range(max(space.boundary for space in wanted if space.component == k) + 1):
-            if n:
-                hidden = runner.run(recording, hidden, edges[n - 1], edges[n])
-            if (k, n) in wanted:
-                features[FeatureSpace(k, n)] = hidden
+        last = max(space.boundary for space in wanted if space.component == k)
+        features.update(_held_alone(runner, k, hybrid.config.boundaries[k][: last + 1], wanted, batch))
     return features
+
+
+def _held_alone(
+    runner: Runner, k: int, edges: list[int], wanted: set[FeatureSpace], batch: Packs
+) -> dict[FeatureSpace, Tensor]:
+    """What component k holds at those of the boundaries ``edges`` that are wanted."""
+    recording = runner.record(batch.input_ids, batch.attention_mask)
+    last = len(edges) - 1
+    held: dict[FeatureSpace, Tensor] = {}
+
+    def note(n: int, features: Features, _: Sequence[int] = ()) -> Features:
+        if (k, n) in wanted:
+            held[FeatureSpace(k, n)] = features[k]
+        return features
+
+    through_blocks(
+        [[k]] * last,
+        lambda: {k: recording.hidden},
+        note,
+        lambda n, _: partial(runner.run, recording, start=edges[n], stop=edges[n + 1]),
+        partial(note, last),
+    )
+    return held
 
 
 Sums: TypeAlias = FeatureSums[FeatureSpace]
@@ -270,16 +274,7 @@ def _undone_on_failure(hybrid: ManticoreForCausalLM) -> Iterator[None]:
         hybrid.mixing.projectors.zero_grad(set_to_none=True)
 
 
-def _check(
-    hybrid: ManticoreForCausalLM,
-    tokens: int,
-    holdout: float,
-    ridge: float,
-    batch_size: int,
-    length: int,
-    steps: int,
-    lr: float,
-) -> None:
+def _check(hybrid: ManticoreForCausalLM) -> None:
     require_hybrid(hybrid, "align")
     if not hybrid.keeps_lm_heads:
         raise ManticoreError(
@@ -291,18 +286,6 @@ def _check(
         raise ManticoreError(
             "align: the hybrid is discretized, so its components no longer run alone. Fix: align before discretizing"
         )
-    for name, value, least in (("tokens", tokens, 2), ("batch_size", batch_size, 1), ("length", length, 2),
-                               ("steps", steps, 0)):  # fmt: skip
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ManticoreError(f"align: {name} is {value!r} (expected a whole number). Fix: give {least} or more")
-    for name, number, fine in (
-        ("holdout", holdout, 0 < holdout < 1),
-        ("ridge", ridge, 0 <= ridge < math.inf),
-        ("lr", lr, 0 < lr < math.inf),
-    ):
-        if not fine:
-            expected = "a share between 0 and 1" if name == "holdout" else "a positive number"
-            raise ManticoreError(f"align: {name} is {number!r}. Fix: give {expected}")
 
 
 def _check_packs(hybrid: ManticoreForCausalLM, *packs: Packs) -> None:

@@ -30,13 +30,13 @@ from manticore.errors import ManticoreError
 from manticore.printing import OneLineFormatter, one_line, printable
 from manticore.report import write_report
 from manticore.runs.folder import create_run, open_run
+from manticore.runs.ledger import RunLog
 from manticore.runs.lock import LOCK, OWNER, locked
 from manticore.runs.stages import STATE, stage_state
 from manticore.schema.loading import load_recipe
 from manticore.tasks.task import load_task
 from manticore.training.checkpoints import open_folder
 from manticore.training.prepare import check_tokens
-from manticore.training.units import UnitLog
 
 LONG = "n" * 300
 
@@ -228,7 +228,7 @@ def test_damaged_settings_of_checkpoints_are_one_line(tmp_path: Path) -> None:
 def test_damaged_results_of_units_are_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "units.jsonl").write_text(content)
     with pytest.raises(ManticoreError, match=r"units\.jsonl: cannot be read .*Fix: choose another out"):
-        UnitLog(tmp_path / "units.jsonl", {}, resume=True, stage="compare")
+        RunLog(tmp_path / "units.jsonl", {}, resume=True, stage="compare")
 
 
 def test_a_damaged_lock_is_one_line(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import typer
 
 from manticore.errors import ManticoreError
 from manticore.printing import one_line
-from manticore.processes import is_first, lost_another, process_count, process_index
+from manticore.processes import is_first, lost_another, process_index
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """The parent of everything wrong with a command line, wherever typer's version keeps it."""
@@ -75,8 +75,8 @@ def reported() -> Iterator[None]:
         _say(*error.lines)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt as stop:
-        # of several processes the launcher says it
-        if process_count() == 1:
+        # of several processes the first says it
+        if is_first():
             print("stopped, nothing was written", file=sys.stderr)
         raise SystemExit(exit_code_of(stop)) from None
     except Exception as error:

@@ -40,7 +40,7 @@ def refuse_unshared(verb: str | None) -> None:
         )
 
 
-def share(processes: int | None) -> None:
+def start_processes(processes: int | None) -> None:
     """Returns in each process that is to work: here, if a launcher started it or one process is enough.
 
     Otherwise the command is started `processes` times, and this process ends as they do.
@@ -108,6 +108,6 @@ def _run(processes: int, command: list[str]) -> int:
             ) from None
         return failure.exitcode
     except SignalException as stop:
-        print("stopped, nothing was written", file=sys.stderr)
+        # the first of the processes has said what is left
         return 128 + stop.sigval
     return 0

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import json
-import shlex
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
@@ -150,23 +148,6 @@ def pairs(texts: list[str], flag: str) -> dict[str, Any]:
             raise ManticoreError(f"{flag}: wrong value (got {text!r}, expected KEY=VALUE). Fix: write seq_len=64")
         found[key] = _value(value, flag)
     return found
-
-
-def task_words(task: str, options: Mapping[str, Any]) -> str:
-    """A task and its options as they stand in a command, quoted for a shell."""
-    words = ["--task", task]
-    for name, value in options.items():
-        plain = isinstance(value, str) and _reads_back(value)
-        words += ["--task-option", f"{name}={value if plain else json.dumps(value)}"]
-    return shlex.join(words)
-
-
-def _reads_back(text: str) -> bool:
-    """Whether a text without quotes is read as itself."""
-    try:
-        return bool(read_value(text) == text)
-    except (YAMLError, ValueError):
-        return False
 
 
 def _value(text: str, flag: str) -> Any:

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from manticore.cli.faults import exit_code_of
-from manticore.cli.parameters import task_words
 from manticore.cli.recipes import Overrides, RecipeName
 from manticore.cli.terminal import RunReporter, console, done, quiet_libraries, say
 from manticore.errors import ManticoreError
 from manticore.runs.files import MODEL, PAGE
 from manticore.schema.loading import load_recipe
-from manticore.stages import stages_of
 
 if TYPE_CHECKING:
     from manticore.runs.folder import RunFolder
@@ -98,6 +96,7 @@ def _forget_if_nothing_is_done(path: Path, error: ManticoreError, recipe: str, o
 
 def _go(folder: RunFolder) -> None:
     from manticore.report import render_comparison, render_summary
+    from manticore.stages import stages_of
     from manticore.stages.pipeline import execute
 
     say(f"folder: {folder.path}")
@@ -120,5 +119,7 @@ def _go(folder: RunFolder) -> None:
 
 def _scoring(folder: RunFolder) -> str:
     """The command that scores a run's model once more."""
+    from manticore.stages.commands import evaluate_command, task_words
+
     task = folder.recipe.task
-    return f"manticore evaluate {quote(str(folder.path / MODEL))} {task_words(task.name, task.options)}"
+    return evaluate_command(str(folder.path / MODEL), task_words(task.name, task.options))

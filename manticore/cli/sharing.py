@@ -17,7 +17,7 @@ def share(folder: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of
     Example: manticore share tuned
     """
     say(f"share: {folder}")
-    from manticore.runs.sharing import share as share_folder
+    from manticore.report.sharing import share as share_folder
 
     quiet_libraries()
     written = share_folder(folder)

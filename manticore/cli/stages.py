@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from manticore.cli.faults import exit_code_of
-from manticore.cli.launching import Processes, share
-from manticore.cli.parameters import Out, Seed, Task, TaskOptions, pairs, takes, task_words
+from manticore.cli.launching import Processes, start_processes
+from manticore.cli.parameters import Out, Seed, Task, TaskOptions, pairs, takes
 from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say, say_text
+from manticore.cli.unfinished import Resume, refuse_begun, unfinished
 from manticore.errors import ManticoreError, SeveralErrors
 from manticore.paths import expanded
 from manticore.processes import is_first
 from manticore.runs.files import RESULTS, SCHEMA_VERSION
-from manticore.runs.notes import ALIGNED, SEARCHED, TUNED
 from manticore.schema.consistency import options
 from manticore.schema.sections import TaskChoice
 from manticore.schema.validation import findings
 from manticore.settings import Align, Combine, Compare, Discretize, Finetune, Pretrain, Search
-from manticore.stages.combine import TaskInfo
-from manticore.tasks.text_sources import STDLIB
 from manticore.writing import new_folder, refuse_existing, write_json
 
 if TYPE_CHECKING:
@@ -34,9 +30,6 @@ if TYPE_CHECKING:
 
     from manticore.tasks.task import Task as LoadedTask
 
-
-FROM_SCRATCH = "mad/in-context-recall"
-"""The task that is suggested for what reads no text."""
 
 Hybrid = Annotated[str, typer.Argument(metavar="HYBRID", help="A folder that `manticore combine` or align wrote.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of a model or a hybrid.")]
@@ -47,6 +40,7 @@ def pretrain(
     family: Annotated[str, typer.Argument(metavar="FAMILY", help="A model_type of transformers: gpt_neo, mamba, …")],
     out: Out,
     cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU where an accelerator is present.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped one, as it does anyway.")] = False,
     *,
     settings: dict[str, Any],
 ) -> None:
@@ -57,6 +51,7 @@ def pretrain(
     refuse_existing(out)
     say(f"pretrain: {family} of {settings['layers']} layers, width {settings['width']} on {settings['text']}")
     import manticore
+    from manticore.stages.pretrain import Pretrain
     from manticore.training.pretrain import read_record
 
     quiet_libraries()
@@ -73,9 +68,7 @@ def pretrain(
         say(f"held-out loss {record['heldout']['loss']:.3f} after {record['tokens']:,} tokens")
     else:
         say("first weights, nothing was trained")
-    given = {"source": settings["text"], "text_column": settings["text_column"], "length": settings["length"]}
-    words = task_words("text", {name: value for name, value in given.items() if value not in (None, STDLIB)})
-    done(out, f"manticore evaluate {quote(out)} {words}")
+    done(out, Pretrain().next_command(out, settings))
 
 
 @takes(Combine)
@@ -100,8 +93,9 @@ def combine(
     say(f"combine: {' + '.join(models)}, {settings['num_blocks']} blocks, {settings['mixing']}")
     import manticore
     from manticore.hybrid.vocabularies import matched_tokens
+    from manticore.stages.combine import Combine
+    from manticore.stages.commands import task_words
     from manticore.tasks.task import load_task
-    from manticore.training.prepare import positions
 
     quiet_libraries()
     vocab_size = load_task(task, seed=seed, **chosen).vocab_size if task and chosen is not None else None
@@ -112,16 +106,8 @@ def combine(
         say(line)
     if vocab_size is not None:
         say(f"{task} has a vocabulary of its own, {vocab_size} tokens: fresh embeddings and heads, no tokenizer")
-    if hybrid.tokenizer is None:
-        # it reads no text to be aligned on
-        words = task_words(task, chosen) if task is not None and chosen is not None else f"--task {FROM_SCRATCH}"
-        done(out, f"manticore search {quote(out)} {words} -o {quote(out + '-searched')}")
-    elif hybrid.config.released:
-        done(out, f"manticore search {quote(out)} {_text_words(hybrid)} -o {quote(out + '-searched')}")
-    else:
-        limit, default = positions(hybrid), Align().length
-        shorter = f" --length {limit}" if limit is not None and limit < default else ""
-        done(out, f"manticore align {quote(out)}{shorter} -o {quote(out + '-aligned')}")
+    words = None if task is None or chosen is None else task_words(task, chosen)
+    done(out, Combine().next_command(out, hybrid, words))
 
 
 @takes(Align)
@@ -134,6 +120,7 @@ def align(hybrid: Hybrid, out: Out, seed: Seed = 0, *, settings: dict[str, Any])
     say(f"align: {hybrid} on {settings['tokens']:,} tokens of {settings['text']}")
     import manticore
     from manticore.runs.models import load_hybrid
+    from manticore.stages.align import Align, AlignRecord
 
     quiet_libraries()
     model: Any = load_hybrid(hybrid, supernet=True)
@@ -141,12 +128,9 @@ def align(hybrid: Hybrid, out: Out, seed: Seed = 0, *, settings: dict[str, Any])
         report = manticore.align(model, seed=seed, progress=progress, **settings)
     with new_folder(out) as folder:
         model.save_pretrained(folder)
-        write_json(folder / ALIGNED, {"text": settings["text"], **report.to_dict()})
+        write_json(folder / Align.note, AlignRecord.written(text=settings["text"], **report.to_dict()))
     say(f"loss at equal weights {report.loss_before:.3f} before, {report.loss_after:.3f} after")
-    words = f"--task {FROM_SCRATCH}"
-    if model.tokenizer is not None:
-        words = _text_words(model, source=settings["text"], text_column=settings["text_column"], bos=settings["bos"])
-    done(out, f"manticore search {quote(out)} {words} -o {quote(out + '-searched')}")
+    done(out, Align().next_command(out, model, settings))
 
 
 @takes(Search)
@@ -157,6 +141,7 @@ def search(
     task_option: TaskOptions = None,
     seed: Seed = 0,
     processes: Processes = None,
+    resume: Resume = False,
     *,
     settings: dict[str, Any],
 ) -> None:
@@ -164,29 +149,31 @@ def search(
 
     Example: manticore search aligned --task text --steps 120 -o searched
     """
-    refuse_existing(out)
+    refuse_begun(out, resume)
     chosen = checked_task(task, task_option)
-    share(processes)
+    start_processes(processes)
     say(f"search: {settings['method']} on {task} in {hybrid}")
     import manticore
     from manticore.runs.models import load_hybrid
+    from manticore.stages.search import Search, SearchRecord
     from manticore.tasks.task import load_task
 
     quiet_libraries()
     model = load_hybrid(hybrid, supernet=True)
     loaded = load_task(task, tokenizer=model.tokenizer, seed=seed, **chosen)
     _say_replaced(hybrid, model, model.tokenizer, loaded)
-    with new_folder(out) as folder:
+    with unfinished(out, resume) as (kept, folder):
         with progress_bar("search") as progress:
             result = manticore.search(
-                model, loaded, seed=seed, out=folder / "search", progress=progress, **whole_flops(settings)
+                model, loaded, seed=seed, out=kept / "search", resume=resume, progress=progress, **settings
             )
         if is_first():
             result.model.save_pretrained(folder)
-            about = {"seed": seed, "task": {"name": task, "options": chosen}, "method": settings["method"]}
-            write_json(folder / SEARCHED, {**about, "order": settings["order"], **result.to_dict()})
+            how = SearchRecord.written(method=settings["method"], order=settings["order"], **result.to_dict())
+            about = {"seed": seed, "task": {"name": task, "options": chosen}}
+            write_json(folder / Search.note, {**about, **how})
     say(f"path {result.path}")
-    done(out, f"manticore discretize {quote(out)} -o {quote(out + '-small')}")
+    done(out, Search().next_command(out))
 
 
 @takes(Discretize)
@@ -199,14 +186,14 @@ def discretize(hybrid: Hybrid, out: Out, *, settings: dict[str, Any]) -> None:
     say(f"discretize: {hybrid} to {settings['path'] or 'its best path'}")
     import manticore
     from manticore.runs.models import load_hybrid
+    from manticore.stages.discretize import Discretize
 
     quiet_libraries()
     small = manticore.discretize(load_hybrid(hybrid, supernet=True), **settings)
     with new_folder(out) as folder:
         small.save_pretrained(folder)
     say(f"path {small.config.path}")
-    words = _task_of(hybrid, SEARCHED) or (f"--task {FROM_SCRATCH}" if small.tokenizer is None else _text_words(small))
-    done(out, f"manticore finetune {quote(out)} {words} -o {quote(out + '-tuned')}")
+    done(out, Discretize().next_command(out, small, hybrid))
 
 
 @takes(Finetune)
@@ -217,6 +204,7 @@ def finetune(
     task_option: TaskOptions = None,
     seed: Seed = 0,
     processes: Processes = None,
+    resume: Resume = False,
     *,
     settings: dict[str, Any],
 ) -> None:
@@ -224,14 +212,17 @@ def finetune(
 
     Example: manticore finetune small --task text --steps 240 -o tuned
     """
-    refuse_existing(out)
+    refuse_begun(out, resume)
     chosen = checked_task(task, task_option)
-    share(processes)
+    start_processes(processes)
     say(f"finetune: {model} on {task}")
     import manticore
     from manticore.report.results import as_results
     from manticore.report.rounding import rounding_notes
     from manticore.runs.models import load_model
+    from manticore.stages.combine import TaskInfo
+    from manticore.stages.commands import task_words
+    from manticore.stages.finetune import Finetune, FinetuneRecord
     from manticore.tasks.task import load_task
     from manticore.training.sharding import save_model
 
@@ -239,20 +230,22 @@ def finetune(
     loaded, tokenizer = load_model(model)
     problem = load_task(task, tokenizer=tokenizer, seed=seed, **chosen)
     _say_replaced(model, loaded, tokenizer, problem)
-    with new_folder(out) as folder:
+    with unfinished(out, resume) as (kept, folder):
         with progress_bar("finetune") as progress:
             result = manticore.finetune(
-                loaded, problem, seed=seed, out=folder / "finetune", progress=progress, **whole_flops(settings)
+                loaded, problem, seed=seed, out=kept / "finetune", resume=resume, progress=progress, **settings
             )
         save_model(result.model, folder, result.dtypes)
         if is_first():
             _keep_tokenizer(tokenizer if problem.vocab_size is None else None, folder)
             about = TaskInfo.of(problem, chosen, test_examples=settings["test_examples"])
-            write_json(folder / TUNED, {"seed": seed, "task": about, **result.to_dict()})
+            write_json(
+                folder / Finetune.note, {"seed": seed, "task": about, **FinetuneRecord.written(**result.to_dict())}
+            )
     _say_metrics(result.metrics)
     for note in rounding_notes(as_results({"schema_version": SCHEMA_VERSION, "finetune": result.to_dict()})):
         say(note)
-    done(out, f"manticore evaluate {quote(out)} {task_words(task, chosen)}")
+    done(out, Finetune().next_command(out, task_words(task, chosen)))
 
 
 @takes(Compare)
@@ -264,6 +257,7 @@ def compare(
     task: Task,
     out: Out,
     task_option: TaskOptions = None,
+    resume: Resume = False,
     *,
     settings: dict[str, Any],
 ) -> None:
@@ -271,7 +265,7 @@ def compare(
 
     Example: manticore compare ./gpt ./mamba hybrid=small --task text -o comparison
     """
-    refuse_existing(out)
+    refuse_begun(out, resume)
     chosen = checked_task(task, task_option)
     say(f"compare: {', '.join(models)} on {task}")
     import manticore
@@ -280,6 +274,9 @@ def compare(
     from manticore.report.results import as_results
     from manticore.report.rounding import rounding_notes
     from manticore.runs.models import load_model
+    from manticore.stages.combine import TaskInfo
+    from manticore.stages.commands import task_words
+    from manticore.stages.compare import Compare
     from manticore.tasks.task import load_task
 
     quiet_libraries()
@@ -289,13 +286,15 @@ def compare(
     problem = load_task(task, tokenizer=own, **chosen)
     for name, (model, tokenizer) in loaded.items():
         _say_replaced(name, model, tokenizer, problem)
-    with new_folder(out) as folder:
+    with unfinished(out, resume) as (kept, folder):
         with progress_bar("compare") as progress:
             comparison = manticore.compare(
                 {name: model for name, (model, _) in loaded.items()},
                 problem,
+                out=kept / "compare",
+                resume=resume,
                 progress=lambda done, runs, what: progress(done, runs, {}),
-                **whole_flops(settings),
+                **settings,
             )
         about = TaskInfo.of(problem, chosen, test_examples=settings["test_examples"])
         if comparison.primary_metric != problem.primary_metric:
@@ -307,8 +306,7 @@ def compare(
         say(note)
     sign = 1 if comparison.higher_is_better else -1
     best = max((row for row in comparison.rows if row.model in loaded), key=lambda row: sign * row.mean).model
-    tuned = quote(f"{Path(best).name}-tuned")
-    done(out, f"manticore finetune {quote(sources[best])} {task_words(task, chosen)} -o {tuned}")
+    done(out, Compare().next_command(best, sources[best], task_words(task, chosen)))
 
 
 def evaluate(
@@ -330,6 +328,7 @@ def evaluate(
     say(f"evaluate: {model} on {task}, {split}")
     import manticore
     from manticore.runs.models import load_model
+    from manticore.stages.commands import finetune_command, task_words
     from manticore.tasks.task import load_task
 
     quiet_libraries()
@@ -339,8 +338,7 @@ def evaluate(
     scored = min(len(problem.data[split]), max_examples or len(problem.data[split]))
     say(f"{scored:,} of the {len(problem.data[split]):,} examples of {split}:")
     _say_metrics(metrics)
-    tuned = quote(f"{Path(model).name}-tuned")
-    again = f"manticore finetune {quote(model)} {task_words(task, chosen)} -o {tuned}"
+    again = finetune_command(model, Path(model).name, task_words(task, chosen))
     if out is None:
         say(f"next: {again}")
     else:
@@ -364,6 +362,8 @@ def generate(
     from transformers import set_seed
 
     from manticore.runs.models import load_model
+    from manticore.stages.commands import evaluate_command, noted_task, words_for
+    from manticore.stages.finetune import Finetune
     from manticore.training.prepare import check_tokens, positions
 
     quiet_libraries()
@@ -390,7 +390,8 @@ def generate(
     )
     say_text(str(tokenizer.decode(tokens[0], skip_special_tokens=True)))
     say_text("")
-    say(f"next: manticore evaluate {quote(model)} {_task_of(model, TUNED) or _text_words(loaded)}")
+    words = noted_task(Path(model) / Finetune.note, as_text=True) or words_for(loaded)
+    say(f"next: {evaluate_command(model, words)}")
 
 
 def checked_task(task: str, task_option: list[str] | None) -> dict[str, Any]:
@@ -409,38 +410,6 @@ def checked_task(task: str, task_option: list[str] | None) -> dict[str, Any]:
         raise SeveralErrors([f"--task-option {path[-1]}: {text}" for path, text in found])
     _check_options("--task-option", "task", task, chosen)
     return chosen
-
-
-def _text_words(model: PreTrainedModel, **given: Any) -> str:
-    """The task `text` as words of a command, with packs that the model has positions for.
-
-    Args:
-        given: options of the task, so far as they are not its defaults.
-    """
-    from manticore.tasks.text import LENGTH
-    from manticore.training.prepare import positions
-
-    limit = positions(model)
-    given["length"] = limit if limit is not None and limit < LENGTH else None
-    return task_words("text", {name: value for name, value in given.items() if value not in (None, STDLIB, "auto")})
-
-
-def _task_of(model: str, record: str) -> str | None:
-    """The task that a model's folder has in one of its records, as words of a command; None where it has none."""
-    try:
-        task = json.loads((Path(model) / record).read_text(encoding="utf-8"))["task"]
-        # the record of a fine-tuning holds them as text
-        options = task["options"] if record == SEARCHED else pairs([f"{n}={v}" for n, v in task["options"].items()], "")
-        return task_words(task["name"], options)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ManticoreError):
-        # a suggestion is not worth an error
-        return None
-
-
-def whole_flops(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the FLOPs budget, written like 1e12, as the whole number that functions take."""
-    budget = settings.get("budget_flops")
-    return settings if budget is None else {**settings, "budget_flops": int(budget)}
 
 
 def _check_options(flag: str, kind: str, name: str, given: dict[str, Any]) -> None:

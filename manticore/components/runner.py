@@ -1,11 +1,11 @@
-"""Runs any layer range of a causal LM without knowing its family: record and inject.
+"""Runs any layer range of a causal LM without knowing its family: record, run, finish.
 
 A component stays the whole model that transformers built. Its own forward runs once over stand-ins that only
-note what every decoder layer would have been called with (masks, rotary embeddings, positions, cache); the real
-layers are then called with those arguments and whatever hidden state the hybrid hands them. The last stand-in returns
-the final hidden state, which yields final norm, head and any scaling of the logits exactly as the family defines them:
-in the same pass, while the model waits at that place (:meth:`Runner.logits`), or in a second one
-(:meth:`Runner.normed`).
+note what every decoder layer would have been called with (masks, rotary embeddings, positions, cache), and waits in the
+last of them. Meanwhile the real layers are called with those arguments and whatever hidden state the hybrid hands them.
+The last stand-in then returns the final hidden state, and the model goes on to its final norm, head and any scaling of
+the logits exactly as the family defines them (:meth:`Runner.opened`). A component whose norm and head nobody reads is
+recorded alone (:meth:`Runner.record`).
 
 Shapes: B batch, T tokens, D width of this component, V rows of its head.
 """
@@ -16,6 +16,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -32,18 +33,31 @@ from manticore.errors import ManticoreError
 
 @dataclass
 class Recording:
-    """What one forward pass of a component hands to its layers."""
+    """What one forward pass of a component hands to its layers, and where that pass waits for them."""
 
     input_ids: Tensor
     """``[B, T]``."""
-    hidden: Tensor
-    """``[B, T, D]``: what enters the first layer (embeddings, positions and scaling done)."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(repr=False)
     """Arguments of each layer, the hidden state left out."""
+    own_forward: Callable[[], Any] = field(repr=False)
+    """Runs the component's own forward over the stand-ins, while they are in place."""
+    inside: Callable[[], Any] | None = field(default=None, repr=False)
+    """What runs while the own forward waits in its last layer; None once that has begun."""
+    inner: Any = field(default=None, repr=False)
+    """What ``inside`` returned."""
+    first: Tensor | None = None
+    final: Tensor | None = None
+    """``[B, T, D]``: what norm and head read; set by ``inside``."""
+
+    @property
+    def hidden(self) -> Tensor:
+        """``[B, T, D]``: what enters the first layer (embeddings, positions and scaling done)."""
+        assert self.first is not None
+        return self.first
 
 
 class _StandIn(nn.Module):
-    """Takes a decoder layer's place: notes its arguments, or returns an injected hidden state."""
+    """Takes a decoder layer's place: notes its arguments; the last one waits for what runs inside."""
 
     def __init__(self, layer: nn.Module, index: int, runner: Runner) -> None:
         super().__init__()
@@ -57,7 +71,24 @@ class _StandIn(nn.Module):
         return getattr(self.__dict__["_real"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._runner._stand_in(self._index, args, kwargs)
+        runner, index = self._runner, self._index
+        recording = runner._open
+        if args:
+            hidden, args = args[0], args[1:]
+        else:
+            kwargs = dict(kwargs)
+            hidden = kwargs.pop("hidden_states")
+        if index == 0:
+            recording.first = hidden
+        recording.calls[index] = (args, kwargs)
+        if index == runner.num_layers - 1 and (inside := recording.inside) is not None:
+            # let go first: what runs inside knows this recording, and a circle would keep every activation alive
+            recording.inside = None
+            runner._check(recording)
+            recording.inner = inside()
+            hidden, recording.final = runner._as_taken(recording, recording.final), None
+        size = runner.tuple_sizes[index]
+        return hidden if size == 0 else (hidden,) + (None,) * (size - 1)
 
 
 class Runner:
@@ -79,10 +110,7 @@ class Runner:
         self.model = model
         self._owner, self._attribute = _find_layers(model)
         self._tuple_sizes = tuple_sizes
-        self._calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-        self._first: Tensor | None = None
-        self._injected: Tensor | None = None
-        self._middle: Callable[[], Tensor] | None = None
+        self._open: Any = None
         self._real: nn.ModuleList | None = None
         self._stand_ins: nn.ModuleList | None = None
         base_parameters = inspect.signature(type(model.base_model).forward).parameters
@@ -133,7 +161,7 @@ class Runner:
         use_cache: bool = False,
         inputs_embeds: Tensor | None = None,
     ) -> Recording:
-        """Run the component's own forward over stand-ins.
+        """Run the component's own forward over stand-ins, without its head.
 
         Args:
             input_ids: ``[B, T]``.
@@ -143,71 +171,82 @@ class Runner:
             use_cache: whether layers shall extend the cache.
             inputs_embeds: ``[B, T, D]``, taken in place of the family's token embeddings; positions are added to it.
         """
-        arguments = self._arguments(input_ids, attention_mask, position_ids, cache, use_cache)
-        self._calls.clear()
-        self._injected = None
-        try:
-            with self._stand_ins_in_place():
-                if inputs_embeds is None:
-                    self.model.base_model(**arguments)
-                else:
-                    self.model.base_model(**{**arguments, "input_ids": None, "inputs_embeds": inputs_embeds})
-            return self._recording(input_ids)
-        finally:
-            # keeps neither activations nor their graph alive
-            self._calls.clear()
-            self._first = None
+        with self.opened(
+            None, input_ids, attention_mask, position_ids, cache, use_cache, inputs_embeds, head=False
+        ) as recording:
+            recording.own_forward()
+        return recording
 
     def logits(
-        self,
-        middle: Callable[[Recording], Tensor],
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        cache: Cache | None = None,
-        use_cache: bool = False,
-        logits_to_keep: int | Tensor = 0,
+        self, middle: Callable[[Recording], Tensor], *given: Any, logits_to_keep: int | Tensor = 0, **named: Any
     ) -> Tensor:
         """Run the component's own forward once, with ``middle`` where its layers are: ``[B, t, V]``.
 
         Args:
             middle: takes the recording, returns what leaves the last layer, ``[B, T, D]``; other components may run
                 meanwhile.
-            input_ids: as in :meth:`record`, like the arguments after it.
-            attention_mask: see there.
-            position_ids: see there.
-            cache: see there.
-            use_cache: see there.
+            given: as :meth:`record` takes them, like ``named``.
             logits_to_keep: how many of the last positions the head reads, or which ones; 0 stands for all.
+            named: see there.
         """
-        arguments = self._arguments(input_ids, attention_mask, position_ids, cache, use_cache)
 
-        def last() -> Tensor:
-            recording = self._recording(input_ids)
-            self._calls.clear()
-            self._first = self._middle = None
-            return self._as_taken(recording, middle(recording))
+        def inside() -> None:
+            recording.final = middle(recording)
 
-        self._calls.clear()
-        self._injected = None
-        self._middle = last
+        with self.opened(inside, *given, logits_to_keep=logits_to_keep, **named) as recording:
+            return recording.own_forward().logits
+
+    @contextmanager
+    def opened(
+        self,
+        inside: Callable[[], Any] | None,
+        input_ids: Tensor,
+        *given: Any,
+        head: bool = True,
+        logits_to_keep: int | Tensor = 0,
+        **named: Any,
+    ) -> Iterator[Recording]:
+        """Stand-ins in the layers' place, for one pass: ``recording.own_forward()`` runs the component over them.
+
+        Args:
+            inside: runs while the own forward waits in its last layer; sets ``recording.final``.
+            input_ids: ``[B, T]``.
+            given: as :meth:`record` takes them, like ``named``.
+            head: whether the own forward is the whole model's, or ends with the final norm.
+            logits_to_keep: how many of the last positions the head reads, or which ones; 0 stands for all.
+            named: see there.
+
+        Raises:
+            ManticoreError: the family's forward cannot be taken apart, or a batch on both sides of a rotary switch.
+        """
+        arguments = self._arguments(input_ids, *given, **named)
+        if head:
+            arguments["logits_to_keep"] = logits_to_keep
+        if inside is not None:
+            arguments["return_dict"] = True
+        # no function of ours: between a hybrid's forward and a layer stands nothing that need not be there
+        own_forward = partial(self.model if head else self.model.base_model, **arguments)
+        recording = Recording(input_ids, [((), {})] * self.num_layers, own_forward, inside)
+        real: Any = self._owner._modules[self._attribute]
+        if self._stand_ins is None or not all(s._real is layer for s, layer in zip(self._stand_ins, real)):
+            self._stand_ins = nn.ModuleList([_StandIn(layer, i, self) for i, layer in enumerate(real)])
+        self._owner._modules[self._attribute] = self._stand_ins
+        self._real, self._open = real, recording
         try:
-            with self._stand_ins_in_place():
-                output = self.model(**arguments, logits_to_keep=logits_to_keep, return_dict=True)
-            if self._middle is not None:
-                raise ManticoreError(not_reproducible(self.model, "its last layer is not called after its first"))
-            return output.logits
+            yield recording
+            self._check(recording)
         finally:
-            self._calls.clear()
-            self._first = self._middle = None
+            self._owner._modules[self._attribute] = real
+            self._real = self._open = None
 
     def _arguments(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        cache: Cache | None,
-        use_cache: bool,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        use_cache: bool = False,
+        inputs_embeds: Tensor | None = None,
     ) -> dict[str, Any]:
         """What the model's own forward takes."""
         if self._tuple_sizes is None:
@@ -228,6 +267,8 @@ class Runner:
         }
         if self.accepts_positions:
             arguments["position_ids"] = position_ids
+        if inputs_embeds is not None:
+            arguments.update(input_ids=None, inputs_embeds=inputs_embeds)
         return arguments
 
     def splits(self, attention_mask: Tensor | None) -> bool:
@@ -240,16 +281,17 @@ class Runner:
         lengths = attention_mask.sum(-1)
         return int(lengths.min()) <= self.switch < int(lengths.max())
 
-    def _recording(self, input_ids: Tensor) -> Recording:
-        """What the stand-ins noted."""
-        if self._first is None:
-            raise ManticoreError(not_reproducible(self.model, "its last layer is not called after its first"))
-        if self._first.shape != (*input_ids.shape, self.width):
+    def _check(self, recording: Recording) -> None:
+        """Refuse a family that does not call its layers one after the other, on features that can be mixed."""
+        hidden, expected = recording.first, (*recording.input_ids.shape, self.width)
+        why = None
+        if hidden is None or recording.inside is not None:
+            why = "its last layer is not called after its first"
+        elif hidden.shape != expected:
             # several streams, or a width of its own: nothing that another component's features could be mixed into
-            why = f"its layers take {list(self._first.shape)} (expected {[*input_ids.shape, self.width]})"
+            why = f"its layers take {list(hidden.shape)} (expected {list(expected)})"
+        if why is not None:
             raise ManticoreError(not_reproducible(self.model, why))
-        calls = [self._calls.get(i, ((), {})) for i in range(self.num_layers)]
-        return Recording(input_ids=input_ids, hidden=self._first, calls=calls)
 
     def _as_taken(self, recording: Recording, hidden: Tensor) -> Tensor:
         """``hidden`` in the precision that the component's layers and norm take."""
@@ -270,50 +312,6 @@ class Runner:
                 raise ManticoreError(not_reproducible(self.model, why))
             hidden = output[0] if size else output
         return hidden
-
-    def normed(self, recording: Recording, hidden: Tensor) -> Tensor:
-        """Final norm without head: ``[B, t, D]`` → the features ``[B, t, head_width]`` that the family's heads read."""
-        return self._inject(self.model.base_model, recording, hidden).last_hidden_state
-
-    def _inject(self, model: nn.Module, recording: Recording, hidden: Tensor) -> Any:
-        """What ``model`` makes of ``hidden`` where its last layer would have returned it."""
-        tokens = hidden.shape[1]
-        self._injected = self._as_taken(recording, hidden)
-        try:
-            with self._stand_ins_in_place():
-                return model(input_ids=recording.input_ids[:, -tokens:], use_cache=False, return_dict=True)
-        finally:
-            self._injected = None
-
-    def _stand_in(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._injected is not None:
-            hidden = self._injected
-        else:
-            if args:
-                hidden, args = args[0], args[1:]
-            else:
-                kwargs = dict(kwargs)
-                hidden = kwargs.pop("hidden_states")
-            if index == 0:
-                self._first = hidden
-            self._calls[index] = (args, kwargs)
-            if self._middle is not None and index == self.num_layers - 1:
-                hidden = self._middle()
-        size = self.tuple_sizes[index]
-        return hidden if size == 0 else (hidden,) + (None,) * (size - 1)
-
-    @contextmanager
-    def _stand_ins_in_place(self) -> Iterator[None]:
-        real: Any = self._owner._modules[self._attribute]
-        if self._stand_ins is None or not all(s._real is layer for s, layer in zip(self._stand_ins, real)):
-            self._stand_ins = nn.ModuleList([_StandIn(layer, i, self) for i, layer in enumerate(real)])
-        self._owner._modules[self._attribute] = self._stand_ins
-        self._real = real
-        try:
-            yield
-        finally:
-            self._owner._modules[self._attribute] = real
-            self._real = None
 
     def __getstate__(self) -> dict[str, Any]:
         # copies make stand-ins of their own
@@ -353,18 +351,18 @@ class Runner:
 def _find_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
     """The module that owns the decoder layers and the attribute they are under."""
     depth = model.config.num_hidden_layers
-    found: list[tuple[nn.Module, str]] = []
+    lists: list[tuple[nn.Module, str]] = []
     inner: set[int] = set()
     # modules() goes from the outside in, so a list inside a layer is seen after the list of layers
     for owner in model.base_model.modules():
         for name, child in owner.named_children():
             if isinstance(child, nn.ModuleList) and len(child) == depth and id(owner) not in inner:
-                found.append((owner, name))
+                lists.append((owner, name))
                 inner.update(id(module) for module in child.modules())
-    if len(found) != 1:
-        what = "no list" if not found else f"{len(found)} lists"
+    if len(lists) != 1:
+        what = "no list" if not lists else f"{len(lists)} lists"
         raise ManticoreError(not_reproducible(model, f"it has {what} of {depth} decoder layers"))
-    return found[0]
+    return lists[0]
 
 
 def _mask_of_new_tokens(mask: Tensor | None, tokens: int) -> Tensor | None:

@@ -20,16 +20,19 @@ from tqdm.auto import tqdm
 from manticore.errors import ManticoreError
 from manticore.experiments.comparison_runs import ComparisonRuns
 from manticore.experiments.intervals import mean_interval
-from manticore.experiments.models import Source, add_ensemble, named, own_tasks, plain_models, weights_fingerprint
+from manticore.experiments.models import Source, add_ensemble, named, own_tasks, plain_models, source_digest
 from manticore.experiments.side_by_side import useful_workers
-from manticore.training.finetune import DEFAULT_STEPS, data_fingerprint
-from manticore.training.prepare import check_numbers
-from manticore.training.units import UnitLog
+from manticore.keywords import takes
+from manticore.runs.ledger import RUNS, RunLog
+from manticore.runs.lineage import task_inputs
+from manticore.settings import Compare, Finetune
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from manticore.tasks.task import Task
+
+DEFAULT_STEPS = Finetune.default_steps
 
 
 @dataclass(frozen=True)
@@ -99,32 +102,14 @@ class Comparison:
         return asdict(self)
 
 
+@takes(Compare)
 def compare(
     models: Mapping[str, Source] | Sequence[Source],
     task: str | Task,
+    settings: Compare,
     *,
-    budget_flops: int | None = None,
     spent_flops: Mapping[str, int] | None = None,
-    seeds: Sequence[int] = (0, 1, 2),
-    learning_rates: Sequence[float] = (1e-3,),
-    ensemble: bool = True,
-    batch_size: int = 32,
-    weight_decay: float = 0.01,
-    decay: str = "maps",
-    adam_betas: Sequence[float] = (0.9, 0.999),
-    adam_eps: float = 1e-8,
-    schedule: str = "constant",
-    warmup_steps: int | None = None,
-    accumulation: int = 1,
-    max_grad_norm: float = 1.0,
-    trainable: str = "all",
-    lora_rank: int = 8,
-    gradient_checkpointing: bool = False,
-    dtype: str = "auto",
-    bf16: bool = False,
     cpu: bool = False,
-    test_examples: int | None = None,
-    workers: int = 1,
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool | Callable[[int, int, str], None] = False,
@@ -132,24 +117,19 @@ def compare(
 ) -> Comparison:
     """Fine-tune every model with the same FLOPs, data, seeds and learning rates; none of the given ones is changed.
 
+    With more than one learning rate, each model at each budget uses the one that scores best on the validation split
+    with the first seed; a rate that diverges with any seed counts as the worst. With several workers, many cores do
+    more than as threads of one run; where there is an accelerator, runs go one after another.
+
     Args:
         models: name → model, or models alone; folders and hub ids are loaded, a function gets the seed. In a list,
             ``"name=folder"`` gives a name. Where their tokenizers differ and `task` is a name, each reads the text with
             its own, and bits per byte decide.
         task: a task, or the name of a registered one.
-        budget_flops: training FLOPs of fine-tuning; None: what 300 steps of the costliest model take.
+        settings: the options below in one object, which single ones change.
         spent_flops: name → training FLOPs spent on that model before (align, search). Where given, a second budget
             counts them: the largest of them on top of `budget_flops`, for every model.
-        seeds: of data order, dropout and fresh parameters; three or more show a spread worth the name.
-        learning_rates: with more than one, each model at each budget uses the one that scores best on the
-            validation split with the first seed. A rate that diverges with any seed counts as the worst.
-        ensemble: add the average of the logits of all models that are no hybrids, where two or more are given as
-            models or folders.
-        batch_size, weight_decay, decay, adam_betas, adam_eps, schedule, warmup_steps, accumulation, max_grad_norm,
-            trainable, lora_rank, gradient_checkpointing, dtype, bf16, cpu: as in :func:`manticore.finetune`, for all.
-        test_examples: score only so many examples of the test split (and of the validation split).
-        workers: on a CPU, runs made at the same time, each in a process with one thread: many cores do more that
-            way than as threads of one run. Where there is an accelerator, runs go one after another.
+        cpu: stay on the CPU where an accelerator is present.
         out: folder for results and checkpoints, from which a killed comparison resumes.
         resume: go on with the results in `out`, if there are any.
         progress: True for a bar over runs, or a function of (runs done, runs in all, what runs next; with several
@@ -167,18 +147,6 @@ def compare(
             raise ManticoreError(
                 f"compare: spent_flops names {name!r} (the models are {', '.join(sources)}). Fix: use their names"
             )
-    if not seeds or not learning_rates:
-        raise ManticoreError("compare: seeds or learning_rates is empty. Fix: seeds=[0, 1, 2], learning_rates=[1e-3]")
-    for lr in learning_rates:
-        counts = {
-            "batch_size": batch_size,
-            "accumulation": accumulation,
-            "test_examples": test_examples,
-            "workers": workers,
-        }
-        check_numbers("compare", counts=counts, rates={"lr": lr})
-    if len(set(seeds)) < len(seeds):
-        raise ManticoreError(f"compare: seeds {list(seeds)} hold one twice. Fix: give different seeds")
     parents = plain_models(sources)
     tasks, differ = own_tasks(task, sources, tokenizer)
     task, notes = next(iter(tasks.values())), []
@@ -187,42 +155,22 @@ def compare(
             "Tokenizers differ: each model reads the text with its own, bits per byte decide, and losses per token do "
             "not compare. There is no ensemble."
         )
-    elif ensemble:
+    elif settings.ensemble:
         add_ensemble(sources, task)
-    options: dict[str, Any] = {
-        "batch_size": batch_size,
-        "weight_decay": weight_decay,
-        "decay": decay,
-        "adam_betas": list(adam_betas),
-        "adam_eps": adam_eps,
-        "schedule": schedule,
-        "warmup_steps": warmup_steps,
-        "accumulation": accumulation,
-        "max_grad_norm": max_grad_norm,
-        "trainable": trainable,
-        "lora_rank": lora_rank,
-        "gradient_checkpointing": gradient_checkpointing,
-        "dtype": dtype,
-        "bf16": bf16,
-        "test_examples": test_examples,
-    }
-    settings = {
-        **options,
-        # how a rate was chosen is part of a result
-        "learning_rates": list(learning_rates),
-        "task": task.name,
-        "data": data_fingerprint(task),
-        **{f"data of {name}": data_fingerprint(each) for name, each in tasks.items() if each is not task},
-        **{f"weights of {name}": weights_fingerprint(source) for name, source in sources.items()},
-    }
     folder = None if out is None else Path(out)
-    log = UnitLog(None if folder is None else folder / "units.jsonl", settings, resume=resume, stage="compare")
-    processes = useful_workers(workers, cpu=cpu)
-    runs = ComparisonRuns(
-        sources, task, tasks, options | {"cpu": cpu}, list(seeds), list(learning_rates), folder, log, processes
-    )
-    if budget_flops is None:
+    log = RunLog(None, {}, resume=resume, stage="compare")
+    if folder is not None:
+        inputs = task_inputs(task)
+        inputs |= {f"data of {n}": task_inputs(each)["data"] for n, each in tasks.items() if each is not task}
+        # what a function makes is the business of its author
+        inputs |= {f"weights of {n}": d for n, source in sources.items() if (d := source_digest(source)) is not None}
+        log = RunLog(folder / RUNS, settings.key(task=task.name), inputs, resume=resume, stage="compare")
+    processes = useful_workers(settings.workers, cpu=cpu)
+    runs = ComparisonRuns(sources, task, tasks, settings, folder, log, processes, cpu)
+    if settings.budget_flops is None:
         budget_flops = DEFAULT_STEPS * max(runs.step_flops(name) for name in sources)
+    else:
+        budget_flops = int(settings.budget_flops)
     budgets = [Budget("fine-tuning alone", budget_flops)]
     if any(spent.values()):
         budgets.append(Budget("everything the hybrid cost", budget_flops + max(spent.values())))

@@ -14,12 +14,13 @@ from manticore.errors import NotFiniteError
 from manticore.experiments.models import Source, build
 from manticore.experiments.side_by_side import side_by_side
 from manticore.kernels.mamba import use_selective_scan
+from manticore.runs.ledger import RunLog
+from manticore.settings import Compare, Finetune
 from manticore.training.budget import cache_cost, count_parameters, flops_per_step, flops_per_token_forward
 from manticore.training.classifiers import suits
 from manticore.training.finetune import evaluate, finetune
 from manticore.training.prepare import check_backbone, check_length, check_vocabulary, fit_to_task
 from manticore.training.trainable import set_trainable
-from manticore.training.units import UnitLog
 
 if TYPE_CHECKING:
     from manticore.tasks.task import Task
@@ -49,16 +50,20 @@ class ComparisonRuns:
     """What is compared, and by which metric."""
     tasks: Mapping[str, Task]
     """Name of a model → the task as it reads it, where that is not the same for all."""
-    options: Mapping[str, Any]
-    seeds: list[int]
-    learning_rates: list[float]
+    settings: Compare
     folder: Path | None
-    log: UnitLog
+    log: RunLog
     workers: int = 1
     """Processes that make runs at the same time."""
+    cpu: bool = False
     report: Callable[[str], None] = field(default=lambda run: None)
     """Called once with the name of each run: before it starts; with several workers, when it has ended."""
     _reported: set[Run] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.seeds, self.learning_rates = self.settings.seeds, self.settings.learning_rates
+        # whatever every training has, so that no option is left out
+        self._tuning = {**self.settings.shared(), "test_examples": self.settings.test_examples}
 
     @property
     def per_row(self) -> int:
@@ -139,14 +144,13 @@ class ComparisonRuns:
         """What comes of a run, as JSON values."""
         model, task = build(self.sources[run.name], run.seed), self._task(run.name)
         try:
-            result = finetune(
-                model, task, budget_flops=run.train_flops, lr=run.lr, seed=run.seed,
-                out=self._folder(run), resume=True, **self.options,
-            )  # fmt: skip
+            tuning = Finetune(**self._tuning, budget_flops=run.train_flops, lr=run.lr)
+            folder = self._folder(run)
+            result = finetune(model, task, tuning, seed=run.seed, out=folder, resume=True, cpu=self.cpu)
             model, validation = result.model, None
             if len(self.learning_rates) > 1:
-                examples = self.options["test_examples"]
-                validation = evaluate(model, task, split="validation", max_examples=examples)[task.primary_metric]
+                scores = evaluate(model, task, split="validation", max_examples=self.settings.test_examples)
+                validation = scores[task.primary_metric]
         except NotFiniteError as error:
             if len(self.learning_rates) == 1:
                 raise NotFiniteError(f"compare: {run.name}, lr {run.lr:g}, seed {run.seed}: {error}") from error
@@ -192,7 +196,7 @@ class ComparisonRuns:
             reason = f"{task.name} has classes: {name} gets a fresh head for them, which knows nothing before training"
         elif task.vocab_size not in (None, model.config.vocab_size):
             reason = f"{task.name} has its own vocabulary: {name} gets fresh embeddings and a fresh head"
-        metrics = {} if reason else evaluate(model, task, max_examples=self.options["test_examples"])
+        metrics = {} if reason else evaluate(model, task, max_examples=self.settings.test_examples)
         return self.log.add(key, {"metrics": metrics, "left_out": reason})
 
     def _folder(self, run: Run) -> Path | None:
@@ -209,8 +213,8 @@ class ComparisonRuns:
         use_selective_scan(model)
         set_trainable(
             model,
-            self.options["trainable"],
+            self.settings.trainable,
             fresh_vocabulary=task.vocab_size is not None,
-            lora_rank=self.options["lora_rank"],
+            lora_rank=self.settings.lora_rank,
         )
-        return flops_per_step(model, self.options["batch_size"], task.length)
+        return flops_per_step(model, self.settings.batch_size, task.length)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -20,6 +18,7 @@ from manticore.errors import ManticoreError
 from manticore.experiments.rows import ENSEMBLE
 from manticore.hybrid.combine import combine
 from manticore.hybrid.configuration import ManticoreConfig
+from manticore.runs.lineage import model_lineage, weights_digest
 from manticore.tasks.beginning import adds_bos
 from manticore.tasks.task import Task, load_task
 from manticore.training.classifiers import load_saved
@@ -179,15 +178,8 @@ def _is_hybrid(source: PreTrainedModel | str | Path) -> bool:
     return isinstance(source.config, ManticoreConfig)
 
 
-def weights_fingerprint(source: Source) -> str | None:
-    """Tells models apart by both ends of every tensor; None for models that are made by a function."""
+def source_digest(source: Source) -> str | None:
+    """The digest of a model's files or of its weights; None for what a function makes."""
     if isinstance(source, str | Path):
-        return str(source)
-    if not isinstance(source, PreTrainedModel):
-        return None
-    digest = hashlib.sha256(source.config.to_json_string().encode())
-    for name, tensor in source.state_dict().items():
-        flat = tensor.detach().flatten()
-        ends = torch.cat([flat[:16], flat[-16:]]).double().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)}".encode() + ends.numpy().tobytes())
-    return digest.hexdigest()[:16]
+        return model_lineage(str(source))["sha256"]
+    return weights_digest(source) if isinstance(source, PreTrainedModel) else None

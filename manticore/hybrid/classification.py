@@ -5,7 +5,7 @@
 The components' own heads are left out. A family's scaling or capping of language-model logits does not apply, as in
 transformers' own classes for classification.
 
-Letters: B batch, T tokens, D width, C classes, K components.
+Shapes: B batch, T tokens, D width, C classes, K components.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from manticore.components.selfcheck import self_check
 from manticore.components.token_layout import put_back, rearranged
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.discretize import copied_config
-from manticore.hybrid.inputs import check_inputs, require_ids
+from manticore.hybrid.inputs import Part, check_inputs, require_ids
+from manticore.hybrid.mixing import Features
+from manticore.hybrid.modeling import by_component, own_forwards
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.hybrid.rehearsal import rehearse
 from manticore.hybrid.released import refuse_released
@@ -73,26 +75,20 @@ class ManticoreClassifier(ManticorePreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
 
-    def _mixed(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        read: Callable[[Any, Tensor], Tensor],
-    ) -> Tensor:
-        """``read(head, features [B, T, D])`` of every component, mixed with the output weights."""
-        check_inputs(input_ids, attention_mask, position_ids, cached=0, vocab_size=self.config.vocab_size)
+    def _mixed(self, part: Part, read: Callable[[Any, Tensor], Tensor]) -> Tensor:
+        """``read(head, features [n, L, D])`` of every component, mixed with the output weights."""
+        self.check_adapters()
         # each family has its own default positions; counted from the mask, padding on the left changes nothing
-        position_ids = positions_of(attention_mask, position_ids)
-        self._check_positions(input_ids.shape[1], 0, position_ids)
-        features, recordings = self._run_blocks(input_ids, attention_mask, position_ids)
-
-        def finish(k: int, hidden: Tensor) -> Tensor:
+        part = part._replace(position_ids=positions_of(part.attention_mask, part.position_ids))
+        self._check_positions(part.input_ids.shape[1], 0, part.position_ids)
+        route = self.mixing.route()
+        with own_forwards(self, part.for_each(route.used), self.mixing, head=False) as (outermost, recordings):
+            returned = outermost()
+        outputs: Features = {}
+        for k, normed in by_component(returned, recordings, route).items():
             head = self.score[str(k)]
-            dtype = next(head.parameters()).dtype
-            return read(head, self._runner(k).normed(recordings[k], hidden).to(dtype))
-
-        return self.mixing.logits(features, finish)
+            outputs[k] = read(head, normed.last_hidden_state.to(next(head.parameters()).dtype))
+        return self.mixing.mixed(outputs)
 
     def _by_token(
         self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, extra: Mapping[str, Any]
@@ -104,9 +100,9 @@ class ManticoreClassifier(ManticorePreTrainedModel):
         position_ids = positions_of_documents(extra, position_ids, input_ids.shape, input_ids.device)
         pieces = rearranged(attention_mask, position_ids, batch, tokens, None, stateful=lambda: None)
         if pieces is None:
-            return self._mixed(input_ids, attention_mask, position_ids, apply)
+            return self._mixed(Part(input_ids, attention_mask, position_ids), apply)
         logits = [
-            self._mixed(piece.take(input_ids), piece.mask, piece.positions(position_ids, batch), apply)
+            self._mixed(Part(piece.take(input_ids), piece.mask, piece.positions(position_ids, batch)), apply)
             for piece in pieces
         ]
         return put_back(pieces, logits, batch, tokens)

@@ -25,49 +25,38 @@ from manticore.hybrid.rehearsal import rehearse
 from manticore.hybrid.released import check_released, fresh_tables, released_vocabulary, tie_heads
 from manticore.hybrid.unknown_version import check_transformers
 from manticore.hybrid.vocabularies import Vocabulary, chosen_vocabulary, common_vocabulary, named_component
-from manticore.registry import resolve
+from manticore.keywords import takes
 from manticore.seeding import derive_seed
+from manticore.settings import Combine
 
 logger = logging.getLogger(__name__)
 
 
+@takes(Combine)
 def combine(
     models: Sequence[str | Path | PreTrainedModel],
+    settings: Combine,
     *,
-    num_blocks: int = 4,
-    mixing: str = "translated",
-    released: bool = False,
-    projector: str = "linear",
-    projector_options: dict[str, Any] | None = None,
     vocab_size: int | None = None,
-    tokenizer: PreTrainedTokenizerBase | str | Path | int | None = None,
-    min_coverage: float = 0.25,
     revisions: Sequence[str | None] | None = None,
-    dtype: torch.dtype | str | None = None,
     seed: int = 0,
     check: bool = True,
 ) -> ManticoreForCausalLM:
     """A supernet of two or more causal LMs, cut into blocks and joined by identity projectors.
 
-    At the vertex of a component it computes that component's logits, bit for bit on CPU in float32.
+    At the vertex of a component it computes that component's logits, bit for bit on CPU in float32. ``released`` is
+    gated mixing as the published method's released code computes it, whole: fresh embeddings from N(0, 0.02) with heads
+    tied to them, of one vocabulary; positions and norms inside the branches; heads mixed with the first block's
+    weights. ``tokenizer`` is the name (last part of the path will do) or the index of the component whose tokenizer is
+    kept; a loaded one speaks for components that carry none. Without ``dtype`` the components take the precision they
+    have in common, or float32.
 
     Args:
         models: folders, hub ids or models in memory (copied); at least two.
-        num_blocks: N, how many segments each is cut into; no more than the shallowest has layers.
-        mixing: ``"translated"``, ``"routed"`` or ``"gated"``.
-        released: gated mixing as the published method's released code computes it, whole: fresh embeddings from
-            N(0, 0.02) with heads tied to them, of one vocabulary; positions and norms inside the branches; heads mixed
-            with the first block's weights.
-        projector: kind of projector.
-        projector_options: its arguments, such as ``{"rank": 16}``.
+        settings: the options below in one object, which single ones change.
         vocab_size: give every component fresh embeddings and a fresh head of so many rows, for a task with its own
             vocabulary; None keeps the components' own, which then must share a tokenizer.
-        tokenizer: what the token ids mean. None takes the tokenizer that all components carry. Where theirs differ, the
-            name (last part of the path will do) or the index of the component whose tokenizer is kept; the others'
-            embeddings and heads are rearranged for it. A loaded tokenizer speaks for components that carry none.
-        min_coverage: refuse to re-embed a component that has less than this share of the kept tokenizer's tokens.
         revisions: branch, tag or commit of each hub id.
-        dtype: precision of all components; None takes the one they have in common, or float32.
         seed: of fresh embeddings, heads and projectors.
         check: run the self-check of each component.
 
@@ -81,23 +70,14 @@ def combine(
     check_transformers()
     if isinstance(models, str | Path | PreTrainedModel) or len(models) < 2:
         raise ManticoreError("combine: one component (expected two or more). Fix: name a second checkpoint")
-    if isinstance(num_blocks, bool) or not isinstance(num_blocks, int) or num_blocks < 1:
-        raise ManticoreError(
-            f"combine: num_blocks is {num_blocks!r} (expected a whole number, 1 or more). Fix: num_blocks=4"
-        )
-    resolve("mixing", mixing)
-    if released and mixing != "gated":
-        raise ManticoreError(f"combine: released with mixing {mixing!r}. Fix: mixing='gated'")
-    resolve("projector", projector)
     pinned = list(revisions) if revisions is not None else [None] * len(models)
     if len(pinned) != len(models):
         raise ManticoreError(
             f"combine: {len(pinned)} revisions for {len(models)} components. Fix: give one each, None for folders"
         )
 
-    if isinstance(min_coverage, bool) or not 0 <= min_coverage <= 1:
-        raise ManticoreError(f"combine: min_coverage is {min_coverage!r} (expected a share). Fix: give 0 to 1")
-
+    num_blocks, released, dtype = settings.num_blocks, settings.released, settings.dtype
+    tokenizer: Any = settings.tokenizer
     names = [_name(model, k) for k, model in enumerate(models)]
     given = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
     owner = None if tokenizer is None or tokenizer is given else named_component(tokenizer, names)
@@ -110,7 +90,7 @@ def combine(
         elif owner is None:
             vocabulary = common_vocabulary(names, components, carried, given)
         else:
-            vocabulary = chosen_vocabulary(names, components, carried, owner, min_coverage)
+            vocabulary = chosen_vocabulary(names, components, carried, owner, settings.min_coverage)
     else:
         vocabulary = Vocabulary(min(component.config.vocab_size for component in components), None)
     components = _in_one_precision(components)
@@ -132,10 +112,10 @@ def combine(
     config = ManticoreConfig(
         num_components=len(components),
         num_blocks=num_blocks,
-        mixing=mixing,
+        mixing=settings.mixing,
         released=released,
-        projector=projector,
-        projector_options=projector_options,
+        projector=settings.projector,
+        projector_options=settings.projector_options,
         layer_outputs=[runner.tuple_sizes for runner in runners],
         one_token_at_a_time=one_token,
         parents=[origin(_source(model), revision) for model, revision in zip(models, pinned)],
@@ -150,8 +130,8 @@ def combine(
         hybrid = build(config, components)
     hybrid.tokenizer = vocabulary.tokenizer
     if vocab_size is None:
-        settings = [generation_settings(component) for component in components]
-        hybrid.adopt_settings(settings, vocabulary.speaker, vocabulary.tokenizer)
+        generation = [generation_settings(component) for component in components]
+        hybrid.adopt_settings(generation, vocabulary.speaker, vocabulary.tokenizer)
     else:
         hybrid.with_vocabulary(vocab_size, seed=seed)
     hybrid.eval()
@@ -194,9 +174,9 @@ def _check_configs(
 
 def _in_one_precision(components: list[PreTrainedModel]) -> list[PreTrainedModel]:
     """All in the precision they have in common, or float32 where they differ."""
-    found = {component.dtype for component in components}
-    if len(found) > 1:
-        logger.warning("components come in %s; all are taken as float32", sorted(str(d) for d in found))
+    precisions = {component.dtype for component in components}
+    if len(precisions) > 1:
+        logger.warning("components come in %s; all are taken as float32", sorted(str(d) for d in precisions))
         components = [in_precision(component, torch.float32).eval() for component in components]
     for component in components:
         # a model in memory may have been converted after it was configured

@@ -1,6 +1,6 @@
 """Configuration of a hybrid: its components' own configurations, and how they are cut and mixed.
 
-Letters: K components, N blocks.
+Shapes: K components, N blocks.
 """
 
 from __future__ import annotations

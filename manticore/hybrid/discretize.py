@@ -43,7 +43,7 @@ def discretize(hybrid: M, path: Sequence[int] | None = None) -> M:
     require_hybrid(hybrid, "discretize")
     if getattr(hybrid, "peft_config", None):
         raise ManticoreError(
-            "discretize: the hybrid has adapters, whose updates are no weights of its own yet. "
+            "discretize: the hybrid has adapters, whose updates are not yet part of its weights. "
             "Fix: hybrid = peft_model.merge_and_unload() first"
         )
     if hybrid.is_discretized:

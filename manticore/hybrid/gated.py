@@ -66,15 +66,15 @@ class GatedMixing(Mixing):
     def translations(self) -> list[Translation]:
         """The common stream takes the features of the widest component, so its own projectors become identities."""
         widest = self.widths.index(self.stream_width)
-        found = []
+        translations = []
         for name, projector in self.projectors.items():
             block_text, direction, component = name.split("_")
             block, k = int(block_text), int(component)
             source, target = (
                 ((widest, block), (k, block)) if direction == "in" else ((k, block + 1), (widest, block + 1))
             )
-            found.append(Translation(name, projector, source, target))  # type: ignore[arg-type]
-        return found
+            translations.append(Translation(name, projector, source, target))  # type: ignore[arg-type]
+        return translations
 
     def active(self) -> list[set[int]]:
         """A component runs in a block unless its weight there is exactly zero."""

@@ -11,11 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from manticore.components.cache_argument import CACHE_ARGUMENT, cache_in
 from manticore.components.generation import OwnCacheGenerationMixin
 from manticore.components.generation_settings import SPECIAL, Settings, as_ends, ends_of
 from manticore.errors import ManticoreError
@@ -85,19 +83,19 @@ class ComponentGenerationMixin(OwnCacheGenerationMixin):
         """
         self.config.generation = [dict(each) for each in settings]
         self.config.generation_component = owner
-        own = GenerationConfig(**{name: value for name, value in settings[owner].items() if name not in SPECIAL})
+        kept = GenerationConfig(**{name: value for name, value in settings[owner].items() if name not in SPECIAL})
         for name in SPECIAL:
             said = {each[name] for each in settings if name in each} if name != "eos_token_id" else set()
             agreed = said.pop() if len(said) == 1 else None
             known = getattr(tokenizer, name, None)
-            setattr(own, name, agreed if known is None else known)
-            setattr(self.config, name, getattr(own, name))
+            setattr(kept, name, agreed if known is None else known)
+            setattr(self.config, name, getattr(kept, name))
         # a temperature without do_sample, as many checkpoints have it, is saved only where nobody has set anything
-        own._original_object_hash = hash(own)
-        self._generation_config = own
+        kept._original_object_hash = hash(kept)
+        self._generation_config = kept
         self._follows = True
         # a tokenizer's end counts where no component names one
-        self._ends = own.eos_token_id if any("eos_token_id" in each for each in settings) else None
+        self._ends = kept.eos_token_id if any("eos_token_id" in each for each in settings) else None
         self.update_ends()
 
     def follow_components(self) -> None:
@@ -111,41 +109,6 @@ class ComponentGenerationMixin(OwnCacheGenerationMixin):
         self._follows, self._ends = other._follows, other._ends
         self.update_ends()
 
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
-        """As transformers does; where a component's rotary embedding changes, the whole text is read anew.
-
-        What is cached was turned in the old way. Phi-3 and PhiMoE do so too.
-        """
-        cache = cache_in(kwargs)
-        whole = cache is not None and input_ids.shape[1] > cache.seen_tokens
-        mask = kwargs.get("attention_mask")
-        if whole and self.switching(mask, cache.seen_tokens, input_ids.shape[1]) is not None:
-            kwargs = {**kwargs, CACHE_ARGUMENT: self.new_cache(), "next_sequence_length": None}
-        return super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
-
-    def switching(self, attention_mask: Tensor | None, cached: int, tokens: int) -> int | None:
-        """The component whose rotary embedding changes between what is cached and the end of the text, if one does.
-
-        Args:
-            attention_mask: ``[B, tokens]`` or None.
-            cached: tokens that went through already, padding included.
-            tokens: all of them, the new ones included.
-        """
-        # by itself: torch.compile cannot return from a function before all that its inner ones read is set
-        return self._switching(attention_mask, cached, tokens) if cached else None
-
-    def _switching(self, attention_mask: Tensor | None, cached: int, tokens: int) -> int | None:
-        limits = [(k, self.runners[k].switch) for k in self.mixing.route().used]
-        switches = {k: limit for k, limit in limits if limit is not None and limit < tokens}
-        if not switches:
-            return None
-        before, after = cached, tokens
-        if attention_mask is not None:
-            before, after = (int(attention_mask[:, :end].sum(-1).max()) for end in (cached, tokens))
-        return next((k for k, limit in switches.items() if before <= limit < after), None)
-
     def update_ends(self) -> None:
         """Write the ends that the mixture weights ask for into both configurations, unless a person has set others."""
         if not self._follows or self.config.generation is None:
@@ -154,12 +117,12 @@ class ComponentGenerationMixin(OwnCacheGenerationMixin):
         if ends == before:
             return
         self._ends = ends
-        own = self._generation_config
-        if own is not None and own.eos_token_id == before:
-            as_given = own._original_object_hash == hash(own)
-            own.eos_token_id = ends
+        kept = self._generation_config
+        if kept is not None and kept.eos_token_id == before:
+            as_given = kept._original_object_hash == hash(kept)
+            kept.eos_token_id = ends
             if as_given:
-                own._original_object_hash = hash(own)
+                kept._original_object_hash = hash(kept)
         if self.config.eos_token_id == before:
             self.config.eos_token_id = ends
 
@@ -171,22 +134,22 @@ class ComponentGenerationMixin(OwnCacheGenerationMixin):
     @contextmanager
     def _as_its_component(self) -> Iterator[None]:
         """For a while the settings of the one component in use, where there is one."""
-        own, settings, used = self.generation_config, self.config.generation, self.mixing.route().used
-        if own is None or settings is None or not self._follows or len(used) > 1:
+        kept, settings, used = self.generation_config, self.config.generation, self.mixing.route().used
+        if kept is None or settings is None or not self._follows or len(used) > 1:
             yield
             return
         theirs, ours = settings[used[0]], dict(settings[self.config.generation_component])
         for name in ("bos_token_id", "pad_token_id"):
             ours[name] = getattr(self.config, name)
-        effective = copy.deepcopy(own)
+        effective = copy.deepcopy(kept)
         for name in (ours.keys() | theirs.keys()) - {"eos_token_id"}:
-            if getattr(own, name) == ours.get(name):
+            if getattr(kept, name) == ours.get(name):
                 setattr(effective, name, theirs.get(name))
         self._generation_config = effective
         try:
             yield
         finally:
-            self._generation_config = own
+            self._generation_config = kept
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Write on; see transformers for the arguments.

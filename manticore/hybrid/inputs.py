@@ -1,17 +1,43 @@
 """What a hybrid's forward takes, checked before anything runs: a wrong shape ends in one line, not inside a layer.
 
-Letters: B batch, T tokens, V vocabulary.
+Shapes: B batch, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
 from manticore.errors import ManticoreError
+
+if TYPE_CHECKING:
+    from manticore.hybrid.decoding import HybridCache
+
+
+class Part(NamedTuple):
+    """Tokens that are read in one pass."""
+
+    input_ids: Tensor
+    """``[n, L]``."""
+    attention_mask: Tensor | None
+    """``[n, cached + L]``."""
+    position_ids: Tensor | None
+    """``[n, L]``."""
+
+    def for_each(self, components: Iterable[int], cache: HybridCache | None = None) -> dict[int, dict[str, Any]]:
+        """What each component's forward takes."""
+        return {
+            k: {
+                **self._asdict(),
+                "cache": cache.views[k] if cache is not None else None,
+                "use_cache": cache is not None,
+            }
+            for k in components
+        }
 
 
 def require_ids(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
@@ -38,7 +64,7 @@ def check_inputs(
         vocab_size: V.
 
     Raises:
-        ManticoreError: another shape, no tokens at all, ids that are no whole numbers from 0 to V - 1.
+        ManticoreError: another shape, no tokens at all, ids that are not whole numbers from 0 to V - 1.
     """
     if input_ids.dim() != 2:
         fix = "input_ids[None] for one sequence" if input_ids.dim() == 1 else "one row of ids per sequence"

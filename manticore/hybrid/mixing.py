@@ -3,7 +3,7 @@
 Boundary n lies before block n: boundary 0 after the embeddings, boundary N after the last block. Mixture weights are
 probabilities (rows on the simplex) and nothing else; a search that works on logits keeps those to itself.
 
-Letters: B batch, T tokens, D width, K components, N blocks.
+Shapes: B batch, T tokens, D width, K components, N blocks.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ class Mixing(nn.Module, ABC):
     @torch.no_grad()
     def adopt_mixture(self, other: Mixing) -> None:
         """Take over the mixture weights of a mixing of the same kind, exactly; projectors stay."""
-        for own, theirs in zip(self.mixture_parameters(), other.mixture_parameters()):
-            own.copy_(theirs)
+        for ours, theirs in zip(self.mixture_parameters(), other.mixture_parameters()):
+            ours.copy_(theirs)
 
     @abstractmethod
     def translations(self) -> list[Translation]:
@@ -207,7 +207,7 @@ def check_weights(
         ) from error
     if tensor.dtype == torch.bool or tensor.is_complex():
         raise ManticoreError(
-            f"set_mixture_weights: {weights!r} are no weights (expected numbers [{num_blocks}, {num_components}], "
+            f"set_mixture_weights: {weights!r} are not weights (expected numbers [{num_blocks}, {num_components}], "
             f"or {num_blocks} component indices). Fix: give shares that sum to 1, or an index per block"
         )
     if tensor.dim() == 1 and len(tensor) == num_blocks and not tensor.is_floating_point():
@@ -241,13 +241,13 @@ def check_path(path: Sequence[int], num_blocks: int, num_components: int, where:
     fix = "Fix: name one component per block"
     try:
         if any(isinstance(k, bool) for k in path):
-            raise TypeError("True and False are no indices")
-        found = [operator.index(k) for k in path]
+            raise TypeError("True and False are not indices")
+        indices = [operator.index(k) for k in path]
     except TypeError as error:
         raise ManticoreError(f"{where}: path {path!r} ({expected}). {fix}") from error
-    if len(found) != num_blocks or not all(0 <= k < num_components for k in found):
-        raise ManticoreError(f"{where}: path {found} ({expected}). {fix}")
-    return found
+    if len(indices) != num_blocks or not all(0 <= k < num_components for k in indices):
+        raise ManticoreError(f"{where}: path {indices} ({expected}). {fix}")
+    return indices
 
 
 def weighted_sum(terms: Sequence[tuple[Tensor | float, Tensor]]) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 from manticore.components.last_token import pick
 from manticore.components.pair_head import ReadsPairs
 from manticore.hybrid.classification import ManticoreClassifier
+from manticore.hybrid.inputs import Part, check_inputs
 
 
 class ManticoreForPairClassification(ReadsPairs, ManticoreClassifier):
@@ -16,4 +17,5 @@ class ManticoreForPairClassification(ReadsPairs, ManticoreClassifier):
     """
 
     def _pair_logits(self, ids: Tensor, mask: Tensor | None, end: Tensor) -> Tensor:
-        return self._mixed(ids, mask, None, lambda head, features: head(pick(features, end)))
+        check_inputs(ids, mask, None, cached=0, vocab_size=self.config.vocab_size)
+        return self._mixed(Part(ids, mask, None), lambda head, features: head(pick(features, end)))

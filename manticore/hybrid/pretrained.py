@@ -1,13 +1,13 @@
 """The hybrid: components cut into blocks that run side by side, joined by projectors and mixture weights.
 
-Letters: B batch, T tokens, D width, V vocabulary, K components, N blocks.
+Shapes: B batch, T tokens, D width, V vocabulary, K components, N blocks.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,14 +21,13 @@ from manticore.components.loaded_weights import keeping_loaded_weights
 from manticore.components.loading import align_memory, load_tokenizer
 from manticore.components.pruning import prune_component
 from manticore.components.resizing import resize_vocabulary
-from manticore.components.runner import Recording, Runner
+from manticore.components.runner import Runner
 from manticore.components.transformers_version import is_known
 from manticore.components.vocabulary import with_vocabulary
 from manticore.errors import ManticoreError, in_brief
 from manticore.hybrid.configuration import ManticoreConfig
-from manticore.hybrid.decoding import HybridCache
 from manticore.hybrid.generation import ComponentGenerationMixin
-from manticore.hybrid.mixing import Features, Mixing, check_weights
+from manticore.hybrid.mixing import Mixing, check_weights
 from manticore.hybrid.path import PathMixing
 from manticore.hybrid.placement import forget_addresses, hold_mixture
 from manticore.hybrid.released import fresh_tables
@@ -144,60 +143,6 @@ class ManticorePreTrainedModel(AdapterGuard):
         path = self.config.path if self.config.path is not None else [k] * self.config.num_blocks
         return [i for n, m in enumerate(path) if m == k for i in range(edges[n], edges[n + 1])]
 
-    def _run_blocks(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        cache: HybridCache | None = None,
-    ) -> tuple[Features, dict[int, Recording]]:
-        """What leaves the last block, and per component that runs what its norm and head need."""
-        self.check_adapters()
-        recordings = {
-            k: self._runner(k).record(**self._inputs(k, input_ids, attention_mask, position_ids, cache))
-            for k in self.mixing.route().used
-        }
-        features = self._mix(recordings)
-        if cache is not None:
-            cache.seen_tokens += input_ids.shape[1]
-        return features, recordings
-
-    def _inputs(
-        self,
-        k: int,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        cache: HybridCache | None,
-    ) -> dict[str, Any]:
-        """What component k's forward takes."""
-        return {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "cache": cache.views[k] if cache is not None else None,
-            "use_cache": cache is not None,
-        }
-
-    def _mix(self, recordings: Mapping[int, Recording], states: list[Tensor] | None = None) -> Features:
-        """From the embeddings through all blocks; what enters each block, and the result, are added to ``states``."""
-        mixing = self.mixing
-        route = mixing.route()
-        if self.training and len(route.embedded) > 1 and hasattr(self.get_input_embeddings(), "neftune_noise_alpha"):
-            raise ManticoreError(
-                "forward: NEFTune puts noise on one table of embeddings, and this supernet reads "
-                f"{len(route.embedded)}. Fix: leave neftune_noise_alpha out, or discretize first"
-            )
-        features: Features = {k: recordings[k].hidden for k in route.embedded}
-        for n, components in enumerate(route.blocks):
-            inputs = mixing.enter(n, features, components)
-            if states is not None:
-                states.extend(inputs.values())
-            features = {k: self._run_segment(n, k, recordings[k], hidden) for k, hidden in inputs.items()}
-        if states is not None:
-            states.extend(features.values())
-        return features
-
     def _check_positions(self, tokens: int, cached: int, position_ids: Tensor | None) -> None:
         """Refuse more tokens than one of the components in use has positions for.
 
@@ -217,10 +162,6 @@ class ManticorePreTrainedModel(AdapterGuard):
 
     def _named(self, k: int) -> str:
         return f"component {k} ({self.config.components[k].model_type})"
-
-    def _run_segment(self, n: int, k: int, recording: Recording, hidden: Tensor) -> Tensor:
-        edges = self._boundaries[k]
-        return self._runner(k).run(recording, hidden, edges[n], edges[n + 1])
 
     def _runner(self, k: int) -> Runner:
         runner = self.runners[k]
@@ -305,7 +246,7 @@ class ManticorePreTrainedModel(AdapterGuard):
         raise ManticoreError("set_output_embeddings: a hybrid has one per component. Fix: use with_vocabulary")
 
     def get_decoder(self) -> nn.Module:
-        """Refused: what is below the heads is no module of its own, and ``last_hidden_state`` has several widths.
+        """Refused: what is below the heads is not a module of its own, and ``last_hidden_state`` has several widths.
 
         Raises:
             ManticoreError: always.

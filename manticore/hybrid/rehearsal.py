@@ -126,7 +126,7 @@ class _Rehearsal:
         self.mask[0, :_PADDED] = 0
         self.positions = (self.mask.cumsum(-1) - 1).clamp_min(0)
         with refusing_crashes(model):
-            self.own = twin(input_ids=self.input_ids, use_cache=False).logits
+            self.plain = twin(input_ids=self.input_ids, use_cache=False).logits
             self.alone = twin(input_ids=self.input_ids[:1, _PADDED:], use_cache=False).logits
             components = [twin, copy.deepcopy(twin)]
             configurations: dict[str, Any] = {f"component_{k}": each.config for k, each in enumerate(components)}
@@ -147,14 +147,14 @@ class _Rehearsal:
             plain = self.hybrid(self.input_ids).logits
             row = {"attention_mask": self.mask[:1], "position_ids": self.positions[:1]}
             padded = self.hybrid(self.input_ids[:1], **row).logits
-        self._refuse(plain, self.own, "on longer text differ from its own")
+        self._refuse(plain, self.plain, "on longer text differ from its own")
         self._refuse(padded[:, _PADDED:], self.alone, "with left padding differ from those without")
 
     def compare(self, hybrid: ManticoreForCausalLM, when: str) -> Tensor:
         """Refuse differences from the twin alone, plain, left-padded and with a cache; returns the plain logits."""
         with refusing_crashes(self.model):
             plain = hybrid(self.input_ids).logits
-            self._refuse(plain, self.own, f"on longer text{when} differ from its own")
+            self._refuse(plain, self.plain, f"on longer text{when} differ from its own")
             cache, pieces = hybrid.new_cache(), []
             for start, stop in [(0, _PROMPT), *((i, i + 1) for i in range(_PROMPT, self.tokens))]:
                 output = hybrid(
@@ -168,11 +168,11 @@ class _Rehearsal:
                 pieces.append(output.logits)
         decoded = torch.cat(pieces, 1)
         self.padding(hybrid, when)
-        for found, without, what in (
-            (decoded[1:], self.own[1:], "with a cache"),
+        for logits, without, what in (
+            (decoded[1:], self.plain[1:], "with a cache"),
             (decoded[:1, _PADDED:], self.alone, "with a cache and left padding"),
         ):
-            self._refuse(found, without, f"{what}{when} differ from those without", cached=True)
+            self._refuse(logits, without, f"{what}{when} differ from those without", cached=True)
         return plain
 
     def padding(self, hybrid: ManticoreForCausalLM, when: str) -> None:
@@ -186,12 +186,12 @@ class _Rehearsal:
         if not torch.equal(hybrid(self.input_ids).logits, expected):
             raise ManticoreError(not_reproducible(self.model, f"its logits {when} are not those before"))
 
-    def _refuse(self, found: Tensor, expected: Tensor, what: str, *, cached: bool = False) -> None:
+    def _refuse(self, logits: Tensor, expected: Tensor, what: str, *, cached: bool = False) -> None:
         try:
-            refuse_difference(self.model, found, expected, what)
+            refuse_difference(self.model, logits, expected, what)
         except ManticoreError:
             # some families bound time steps in a whole text, and not token by token
             positions = torch.arange(self.tokens)[None]
             allowed = rounding_of_its_own(self.runner, self.input_ids[1:], positions) if cached else 0.0
-            if not float((found - expected).abs().max()) <= allowed * float(expected.abs().max()):
+            if not float((logits - expected).abs().max()) <= allowed * float(expected.abs().max()):
                 raise

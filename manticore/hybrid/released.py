@@ -1,6 +1,6 @@
 """Gated mixing as the published method's released code computes it, whole.
 
-Letters as in :mod:`manticore.hybrid.gated`, D = max d, E_k the table of component k, ``[V, d_k]``:
+Shapes as in :mod:`manticore.hybrid.gated`, D = max d, E_k the table of component k, ``[V, d_k]``:
 
 - ``h = sum_k a(0)_k pad(E_k[ids])``, tables alone: no positions, no dropout;
 - every block as in the gated formula; but before its first layers a component does to what it reads what its family
@@ -14,7 +14,7 @@ The tables are fresh, drawn from N(0, 0.02): nothing of the parents' own embeddi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,61 +23,62 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from manticore.components.runner import Recording
 from manticore.components.vocabulary import exchange_rows, with_vocabulary
 from manticore.errors import ManticoreError
+from manticore.hybrid.mixing import Features, Route
 from manticore.hybrid.vocabularies import Vocabulary, common_vocabulary
 from manticore.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from manticore.hybrid.mixing import Features
     from manticore.hybrid.modeling import ManticoreForCausalLM
 
 _TABLE_STD = 0.02
 
 
-def released_logits(
-    hybrid: ManticoreForCausalLM,
-    inputs: dict[int, dict[str, Any]],
-    logits_to_keep: int | Tensor,
-    states: list[Tensor] | None,
-) -> Tensor:
-    """Logits ``[B, t, V]`` by the released function.
+class Branches:
+    """Joins components as the released code does, for one pass: the norms are inside the branches.
 
     Args:
         hybrid: with ``config.released``, a supernet or one path.
-        inputs: what each component that runs would be given.
-        logits_to_keep: the last so many positions only, or a tensor of positions; 0 keeps all.
-        states: takes what enters each block and what leaves the last.
+        inputs: what each component that runs is given; the first block's are given what the tables make instead.
     """
-    mixing, route = hybrid.mixing, hybrid.mixing.route()
-    features: Features = {k: _table(hybrid, k)(inputs[k]["input_ids"]) for k in route.embedded}
-    recordings: dict[int, Recording] = {
-        # masks and the like do not depend on what enters
-        k: hybrid._runner(k).record(**inputs[k])
-        for k in route.used
-        if k not in route.blocks[0]
-    }
-    for n, components in enumerate(route.blocks):
-        entering = mixing.enter(n, features, components)
-        if n == 0:
-            for k, hidden in entering.items():
-                recordings[k] = hybrid._runner(k).record(**inputs[k], inputs_embeds=hidden)
-            entering = {k: recordings[k].hidden for k in entering}
+
+    def __init__(self, hybrid: ManticoreForCausalLM, inputs: dict[int, dict[str, Any]]) -> None:
+        self.hybrid, self.mixing = hybrid, hybrid.mixing
+        route = self.mixing.route()
+        tables = {k: hybrid.component(k).get_input_embeddings()(inputs[k]["input_ids"]) for k in route.embedded}
+        # tables are mixed alone; each component then adds positions of its own to the mixture
+        for k, hidden in self.mixing.enter(0, tables, route.blocks[0]).items():
+            inputs[k]["inputs_embeds"] = hidden
+
+    def route(self) -> Route:
+        """What runs; what the first block reads is that block's own already."""
+        route = self.mixing.route()
+        return Route(route.blocks[0], route.blocks, route.used)
+
+    def enter(self, n: int, features: Features, components: Sequence[int]) -> Features:
+        """As in every gated hybrid, but for the first block, whose features were mixed before positions were added."""
+        return self.mixing.enter(n, features, components) if n else features
+
+    def head_inputs(self, features: Features) -> Features:
+        """The features of each branch, for its own norm."""
+        return features
+
+    def logits(self, normed: Mapping[int, Any], logits_to_keep: int | Tensor, states: list[Tensor] | None) -> Features:
+        """Per component whose table is read at the end its logits ``[B, t, V]``.
+
+        Args:
+            normed: what each component of the last block returned.
+            logits_to_keep: the last so many positions only, or a tensor of positions; 0 keeps all.
+            states: what left the last block becomes what left its norm there.
+        """
+        features = {k: output.last_hidden_state for k, output in normed.items()}
         if states is not None:
-            states.extend(entering.values())
-        features = {k: hybrid._run_segment(n, k, recordings[k], hidden) for k, hidden in entering.items()}
-    features = {k: hybrid._runner(k).normed(recordings[k], hidden) for k, hidden in features.items()}
-    if states is not None:
-        states.extend(features.values())
-    kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-    read = mixing.head_inputs({k: hidden[:, kept] for k, hidden in features.items()})
-    heads: dict[int, Any] = {k: hybrid.component(k).get_output_embeddings() for k in read}
-    return mixing.mixed({k: heads[k](hidden)[..., : hybrid.config.vocab_size] for k, hidden in read.items()})
-
-
-def _table(hybrid: ManticoreForCausalLM, k: int) -> nn.Module:
-    return hybrid.component(k).get_input_embeddings()
+            states[-len(features) :] = features.values()
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        read = self.mixing.head_inputs({k: hidden[:, kept] for k, hidden in features.items()})
+        heads: dict[int, Any] = {k: self.hybrid.component(k).get_output_embeddings() for k in read}
+        return {k: heads[k](hidden)[..., : self.hybrid.config.vocab_size] for k, hidden in read.items()}
 
 
 @torch.no_grad()
@@ -115,7 +116,7 @@ def tie_heads(name: str, component: PreTrainedModel) -> None:
     width = component.config.hidden_size
     why = None
     if not isinstance(head, nn.Linear) or getattr(embeddings, "weight", torch.empty(0)).shape[-1:] != (width,):
-        why = "its embeddings and head are no tables of the width of its layers"
+        why = "its embeddings and head are not tables of the width of its layers"
     elif head.bias is not None:
         why = "its head has a bias"
     if why is None:
@@ -150,8 +151,8 @@ def released_vocabulary(
     if given is not None:
         return Vocabulary(len(given), given)
     if owner is None:
-        found = common_vocabulary(names, components, carried, given)
-        return found if found.tokenizer is None else replace(found, size=len(found.tokenizer))
+        shared = common_vocabulary(names, components, carried, given)
+        return shared if shared.tokenizer is None else replace(shared, size=len(shared.tokenizer))
     kept = carried[owner]
     if kept is None:
         raise ManticoreError(
@@ -175,8 +176,8 @@ def check_released(hybrid: ManticoreForCausalLM, names: Sequence[str]) -> None:
         for k, name in enumerate(names):
             component = hybrid.component(k)
             hybrid.set_mixture_weights([k] * hybrid.config.num_blocks)
-            own = component(input_ids=ids, use_cache=False).logits[..., : hybrid.config.vocab_size]
-            if not torch.allclose(hybrid(input_ids=ids).logits, own, rtol=1e-4, atol=1e-5):
+            alone = component(input_ids=ids, use_cache=False).logits[..., : hybrid.config.vocab_size]
+            if not torch.allclose(hybrid(input_ids=ids).logits, alone, rtol=1e-4, atol=1e-5):
                 raise ManticoreError(_refused(name, component, "it changes embeddings or logits in ways of its own"))
     finally:
         hybrid.set_mixture_weights(before)

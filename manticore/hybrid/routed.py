@@ -91,11 +91,11 @@ class RoutedMixing(Mixing):
 
     def translations(self) -> list[Translation]:
         """Each projector maps one component's features at its boundary onto another's."""
-        found = []
+        translations = []
         for name, projector in self.projectors.items():
             boundary, source, target = (int(part) for part in name.split("_"))
-            found.append(Translation(name, projector, (source, boundary), (target, boundary)))  # type: ignore[arg-type]
-        return found
+            translations.append(Translation(name, projector, (source, boundary), (target, boundary)))  # type: ignore[arg-type]
+        return translations
 
     def row(self, boundary: int, target: int) -> Tensor:
         """``[K]``: what component ``target`` reads at a boundary; at the last boundary the output weights."""

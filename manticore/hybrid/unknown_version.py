@@ -83,8 +83,8 @@ def _error(hybrid: ManticoreForCausalLM, input_ids: torch.Tensor, left: int) -> 
     how: dict[str, Any] = {"max_new_tokens": _NEW, "do_sample": False, "output_logits": True}
     logits = []
     for use_cache in (True, False):
-        found: Any = hybrid.generate(
+        written: Any = hybrid.generate(
             input_ids, attention_mask=mask, use_cache=use_cache, return_dict_in_generate=True, **how
         )
-        logits.append(torch.stack(found.logits))
+        logits.append(torch.stack(written.logits))
     return float((logits[0] - logits[1]).abs().max() / logits[1].abs().max())

@@ -56,12 +56,12 @@ def named_component(choice: object, names: Sequence[str]) -> int:
         )
     index = int(choice) if isinstance(choice, str) and choice.isdecimal() else choice
     if isinstance(index, str):
-        raise ManticoreError(
-            f"combine: tokenizer {choice!r} is no component{did_you_mean(index, list(dict.fromkeys([*names, *short])))}"
-        )
+        hint = did_you_mean(index, list(dict.fromkeys([*names, *short])))
+        raise ManticoreError(f"combine: tokenizer {choice!r} is not a component{hint}")
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
         raise ManticoreError(
-            f"combine: tokenizer {choice!r} is no component (expected a name or an index). Fix: give 0 to {count - 1}"
+            f"combine: tokenizer {choice!r} is not a component (expected a name or an index). "
+            f"Fix: give 0 to {count - 1}"
         )
     return index
 
@@ -84,7 +84,7 @@ def common_vocabulary(
         ManticoreError: tokenizers, or numbers of rows that nothing explains, differ.
     """
     # a tokenizer speaks for the components that carry it; given by hand, for all
-    vouched = given is not None or all(found is not None for found in carried)
+    vouched = given is not None or all(tokenizer is not None for tokenizer in carried)
     known = [(name, t) for name, t in zip([*names, "tokenizer="], [*carried, given]) if t is not None]
     for name, other in known[1:]:
         if not same_tokenizer(known[0][1], other):
@@ -98,7 +98,7 @@ def common_vocabulary(
         others = known[1:]
         # one given by hand goes before what lies beside the components
         _settle(known[0][0], tokenizer, others[-1:] + others[:-1] if given is not None else others)
-    speaker = next((k for k, found in enumerate(carried) if found is not None), 0)
+    speaker = next((k for k, each in enumerate(carried) if each is not None), 0)
     return Vocabulary(_common_rows(names, components, tokenizer, vouched), tokenizer, speaker=speaker)
 
 
@@ -127,7 +127,7 @@ def chosen_vocabulary(
     for name, other in alike:
         if kept.chat_template is None and other.chat_template is not None:
             logger.warning("%s has a chat template, which goes with its own tokenizer: left out", name)
-    found: list[dict[str, Any] | None] = [None] * len(names)
+    matched: list[dict[str, Any] | None] = [None] * len(names)
     for k, (name, component, other) in enumerate(zip(names, components, tokenizers)):
         if same_tokenizer(kept, other):
             continue
@@ -143,9 +143,9 @@ def chosen_vocabulary(
             )
         reembed(component, matching, kept, name)
         logger.info("%s: re-embedded for the tokenizer of %s: %s", name, names[owner], shared)
-        found[k] = shared
+        matched[k] = shared
     size = _common_rows(names, components, kept, vouched=True)
-    return Vocabulary(size, kept, owner if any(found) else None, found if any(found) else None, speaker=owner)
+    return Vocabulary(size, kept, owner if any(matched) else None, matched if any(matched) else None, speaker=owner)
 
 
 def _settle(owner: str, kept: PreTrainedTokenizerBase, others: Sequence[tuple[str, PreTrainedTokenizerBase]]) -> None:
@@ -171,12 +171,12 @@ def matched_tokens(hybrid: PreTrainedModel, names: Sequence[str]) -> list[str]:
     """One line per re-embedded component, called by one of ``names``: where its rows come from."""
     config: Any = hybrid.config
     lines = []
-    for name, found in zip(names, config.reembedded or []):
-        if found is not None and config.tokenizer_component is not None:
+    for name, counts in zip(names, config.reembedded or []):
+        if counts is not None and config.tokenizer_component is not None:
             lines.append(
-                f"{name}: rows for the {found['tokens']:,} tokens of {names[config.tokenizer_component]}: "
-                f"{found['exact']:,} exact, {found['role']:,} by role, {found['pieces']:,} by the mean of pieces, "
-                f"{found['none']:,} without a match (coverage {found['coverage']:.3f})"
+                f"{name}: rows for the {counts['tokens']:,} tokens of {names[config.tokenizer_component]}: "
+                f"{counts['exact']:,} exact, {counts['role']:,} by role, {counts['pieces']:,} by the mean of pieces, "
+                f"{counts['none']:,} without a match (coverage {counts['coverage']:.3f})"
             )
     return lines
 

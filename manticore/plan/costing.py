@@ -19,10 +19,10 @@ from manticore.plan.memory import ADAMW_TENSORS, Inventory
 from manticore.plan.paths import path_ends
 from manticore.plan.skeleton import Shape, Skeleton
 from manticore.plan.sources import Source, find_sources
-from manticore.plan.task_shape import task_shape
 from manticore.schema.recipe import Recipe
 from manticore.settings import OneTraining
 from manticore.stages.stage import StagePlan
+from manticore.tasks.shape import task_shape
 from manticore.training.precision import computes_in_bfloat16
 
 _KEPT_CHECKPOINTS = 2

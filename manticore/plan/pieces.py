@@ -2,7 +2,7 @@
 
 A piece is the embeddings of a component, a layer, what joins the components at a boundary, or heads and loss. Its
 bytes are levels above the bytes that are alive when its forward, or its backward, begins.
-Letters: B batch, T tokens, K components, N blocks.
+Shapes: B batch, T tokens, K components, N blocks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from manticore.components.runner import Recording
 from manticore.hybrid.mixing import Features, Mixing
-from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.hybrid.modeling import ManticoreForCausalLM, through_blocks
 from manticore.hybrid.path import PathMixing
 from manticore.modes import recomputed_activations
 from manticore.plan.bytes_alive import BytesAlive, tensor_bytes
@@ -135,26 +135,42 @@ class Bench:
             return self._parts(mixing)
 
     def _parts(self, mixing: Mixing) -> list[Part]:
-        active, embedded = mixing.active(), sorted(mixing.embedded())
-        recordings = {k: self._embed(k) for k in sorted(set(embedded).union(*active))}
-        parts = [Part(recordings[k][0]) for k in embedded]
-        features: Features = {k: recordings[k][1].hidden for k in embedded}
-        for n, running in enumerate(active):
-            targets = sorted(running)
-            piece, features = self._enter(mixing, n, targets, features)
+        route = mixing.route()
+        recordings = {k: self._embed(k) for k in route.used}
+        parts = [Part(recordings[k][0]) for k in route.embedded]
+        beside: Features = {}
+
+        def enter(n: int, features: Features, components: Sequence[int]) -> Features:
+            piece, entering = self._enter(mixing, n, list(components), features)
             parts.append(Part(piece))
-            for k in targets:
-                waiting = _needing(value for m, value in features.items() if m != k)
-                for index in range(self.edges[k][n], self.edges[k][n + 1]):
-                    piece, features[k] = self._layer(k, index, features[k], recordings[k][1])
-                    parts.append(Part(piece, waiting, f"{k}.{self.kinds[k][index]}"))
-        heads = sorted(active[self.hybrid.config.head_block])
+            beside.clear()
+            beside.update(entering)
+            return entering
+
+        def layers(n: int, k: int, hidden: Tensor) -> Tensor:
+            waiting = _needing(value for m, value in beside.items() if m != k)
+            for index in range(self.edges[k][n], self.edges[k][n + 1]):
+                piece, hidden = self._layer(k, index, hidden, recordings[k][1])
+                parts.append(Part(piece, waiting, f"{k}.{self.kinds[k][index]}"))
+            beside[k] = hidden
+            return hidden
+
+        through_blocks(
+            route.blocks,
+            lambda: {k: recordings[k][1].hidden for k in route.embedded},
+            enter,
+            lambda n, k: partial(layers, n, k),
+            lambda features: parts.append(Part(self._heads(mixing, features))),
+        )
+        return parts
+
+    def _heads(self, mixing: Mixing, features: Features) -> Piece:
+        heads = mixing.route().blocks[self.hybrid.config.head_block]
         flags = tuple((k, value.requires_grad) for k, value in features.items())
         key = isinstance(mixing, PathMixing), tuple(heads), flags
         if key not in self._finished:
             self._finished[key] = self._finish(mixing, features, heads)
-        parts.append(Part(self._finished[key]))
-        return parts
+        return self._finished[key]
 
     def _embed(self, k: int) -> tuple[Piece, Recording]:
         if k not in self._embedded:

@@ -14,10 +14,10 @@ from manticore.plan.costing import Costing
 from manticore.plan.fit import Fit
 from manticore.plan.layer_cache import block_caches
 from manticore.plan.sources import tokenizer_verdict
-from manticore.plan.task_shape import TaskShape
 from manticore.schema.recipe import Recipe
 from manticore.stages import stages_of
 from manticore.stages.stage import StagePlan
+from manticore.tasks.shape import TaskShape
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from manticore.kernels.mamba import fast_scan
 from manticore.plan.costing import shape_of
 from manticore.plan.skeleton import Skeleton
 from manticore.plan.sources import find_sources
-from manticore.plan.task_shape import task_shape
 from manticore.schema.recipe import Recipe
+from manticore.tasks.shape import task_shape
 from manticore.training.budget import flops_per_step
 
 

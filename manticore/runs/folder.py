@@ -34,6 +34,7 @@ from manticore.paths import expanded, refuse_links_out
 from manticore.reading import damaged, read_object
 from manticore.runs.environment import environment
 from manticore.runs.files import ENVIRONMENT, RESOLVED, RESULTS, SCHEMA_VERSION
+from manticore.runs.ledger import say_changed
 from manticore.schema.loading import LoadedRecipe, load_recipe
 from manticore.schema.options import options_of
 from manticore.schema.recipe import Recipe
@@ -53,7 +54,10 @@ class RunFolder:
     def begin_session(self) -> None:
         """Note with what software and hardware the run goes on from here."""
         session = {"started": _now(), "process": os.getpid(), "host": socket.gethostname(), **environment()}
-        write_json(self.path / ENVIRONMENT, {"sessions": [*self._sessions(), session]})
+        before = self._sessions()
+        if before:
+            say_changed(before[-1], session, f"run: {self.path}")
+        write_json(self.path / ENVIRONMENT, {"sessions": [*before, session]})
 
     def _sessions(self) -> list[dict[str, Any]]:
         file, fix = self.path / ENVIRONMENT, "remove it, then resume"

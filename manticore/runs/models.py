@@ -37,7 +37,7 @@ def load_hybrid(source: str | Path, *, supernet: bool = False) -> ManticorePreTr
         supernet: refuse one that is discretized.
 
     Raises:
-        ManticoreError: it is no hybrid, none of the wanted kind, or its weights are not finite.
+        ManticoreError: it is not a hybrid, none of the wanted kind, or its weights are not finite.
     """
     if not is_hybrid(source):
         raise ManticoreError(f"{source}: not a hybrid. Fix: make one with `manticore combine A B -o DIR`")

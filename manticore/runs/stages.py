@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from manticore.cache import file_digest
-from manticore.reading import damaged, read_object
+from manticore.errors import ManticoreError
+from manticore.reading import damaged
+from manticore.runs.files import MODEL
+from manticore.runs.ledger import Digests, read_record, refuse_changed, write_record
 from manticore.runs.reporter import Reporter
-from manticore.writing import write_json
 
 logger = logging.getLogger(__name__)
 
 STATE = "state.json"
+DIGESTS = ".digests.json"
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,16 @@ class Stage:
     """Does it, in the stage's own folder. If the folder holds an interrupted attempt, it goes on from there."""
     product: Path | None = None
     """The folder of the model that it leaves behind, beside its own folder; it is checked before it is believed."""
+    reads: Callable[[], Mapping[str, str | None]] = dict
+    """Name → digest of what it reads beside what the stages before it have made."""
 
 
 def run_stages(
-    folder: Path, stages: Sequence[Stage], reporter: Reporter, written: Callable[[dict[str, Any]], None]
+    folder: Path,
+    stages: Sequence[Stage],
+    reporter: Reporter,
+    written: Callable[[dict[str, Any]], None],
+    digests: Digests | None = None,
 ) -> dict[str, Any]:
     """Run the stages in order.
 
@@ -61,17 +70,27 @@ def run_stages(
         stages: what to do.
         reporter: told about each.
         written: called with all results so far whenever a stage is done.
+        digests: of files, where they are remembered.
 
     Returns:
         The results of all stages, merged: a later stage may add to a part of an earlier one.
+
+    Raises:
+        ManticoreError: what a stage is to read, or what an earlier one has made, has changed since.
     """
     results: dict[str, Any] = {}
     chain = ""
+    digests = digests or Digests(folder / DIGESTS)
+    read: dict[str, Any] = {}
+    made: dict[Path, Any] = {}
     for stage in stages:
         chain = _hash({"before": chain, "stage": stage.name, "inputs": stage.inputs})
         own = folder / stage.name
         state = stage_state(own)
-        finished = state.get("inputs") == chain and state.get("status") == "finished"
+        begun = state.get("inputs") == chain
+        finished = begun and state.get("status") == "finished"
+        if begun:
+            read = {**state.get("read", {}), **read}
         # folders of older versions name no weights
         whole = not finished or state.get("weights") in (None, _weights(stage.product))
         if not whole:
@@ -80,27 +99,33 @@ def run_stages(
             outcome, seconds = Outcome(state["results"], state["summary"]), state["seconds"]
             reporter.skipped(stage.name, seconds, outcome.summary)
         else:
-            if state.get("inputs") != chain and own.exists():
+            now = stage.reads()
+            refuse_changed(read, now, f"{stage.name}: {folder}", "start a new run")
+            read |= now
+            _refuse_changed_models(made, digests)
+            if not begun and own.exists():
+                logger.warning("%s: what it was asked for has changed since; it starts over", stage.name)
                 shutil.rmtree(own)
             own.mkdir(exist_ok=True)
-            spent = state.get("seconds", 0.0) if state.get("inputs") == chain else 0.0
-            write_json(own / STATE, {"status": "started", "inputs": chain, "seconds": spent})
+            spent = state.get("seconds", 0.0) if begun else 0.0
+            key = {"inputs": chain, "read": dict(now)}
+            write_record(own / STATE, {"status": "started", **key, "seconds": spent})
             reporter.started(stage.name, stage.plan)
-            begun = time.perf_counter()
+            since = time.perf_counter()
             outcome = stage.work(own)
-            seconds = spent + time.perf_counter() - begun
-            write_json(
-                own / STATE,
-                {
-                    "status": "finished",
-                    "inputs": chain,
-                    "seconds": seconds,
-                    "summary": outcome.summary,
-                    "results": outcome.results,
-                    "weights": _weights(stage.product),
-                },
-            )
+            seconds = spent + time.perf_counter() - since
+            state = {
+                "status": "finished",
+                **key,
+                "seconds": seconds,
+                "summary": outcome.summary,
+                "results": outcome.results,
+                "weights": _weights(stage.product),
+                "made": _digests(own / MODEL, digests),
+            }
+            write_record(own / STATE, state)
             reporter.finished(stage.name, seconds, outcome.summary)
+        made[own / MODEL] = state.get("made", {})
         _merge(results, outcome.results)
         written(results)
     return results
@@ -126,6 +151,22 @@ def _weights(product: Path | None) -> dict[str, str] | None:
     return {file.name: file_digest(file) for file in sorted(product.glob("*.safetensors")) if file.is_file()}
 
 
+def _digests(model: Path, digests: Digests) -> dict[str, str]:
+    """File name → digest of a model folder that later stages read."""
+    return {file.name: digests.of(file) for file in sorted(model.glob("*")) if file.is_file()}
+
+
+def _refuse_changed_models(made: Mapping[Path, Mapping[str, str]], digests: Digests) -> None:
+    for model, files in made.items():
+        there = _digests(model, digests) if files else {}
+        for name, digest in files.items():
+            if there.get(name) != digest:
+                raise ManticoreError(
+                    f"{model / name}: {'is not what was written' if name in there else 'is missing'}, and later stages "
+                    f"read it. Fix: put it back, or remove the folder {model.parent} to have it made again, then resume"
+                )
+
+
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
@@ -137,7 +178,7 @@ def stage_state(own: Path) -> dict[str, Any]:
         ManticoreError: the file was damaged.
     """
     file, fix = own / STATE, f"remove the folder {own}, then resume"
-    state = read_object(file, fix)
+    state = read_record(file, fix)
     if state is None:
         return {}
     finished = state.get("status") == "finished"

@@ -14,7 +14,7 @@ from manticore.paths import expanded
 from manticore.registry import did_you_mean
 from manticore.schema.options import expected, options_of, reads_tokenizer
 from manticore.schema.problems import Path, shown
-from manticore.settings import Scalar
+from manticore.settings import METHOD_OPTIONS, Scalar
 
 Finding = tuple[Path, str]
 
@@ -69,19 +69,9 @@ def options(path: Path, kind: str, name: str, given: dict[str, Scalar]) -> Itera
             yield (*path, key), f"wrong value (got {shown(value)}, expected {wanted}"
 
 
-_METHOD_OPTIONS = {
-    "mixture_lr": "lr",
-    "mixture_weight_decay": "weight_decay",
-    "temperature": "temperature",
-    "final_temperature": "final_temperature",
-    "start_floor": "start_floor",
-}
-"""Key of the section → what the methods call it."""
-
-
 def _method_options(search: Any) -> Iterator[Finding]:
     known = options_of("search", search.method)
-    for key, option in _METHOD_OPTIONS.items():
+    for key, option in METHOD_OPTIONS.items():
         if known is not None and option not in known and getattr(search, key) is not None:
             yield (
                 ("search", key),

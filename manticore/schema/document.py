@@ -39,7 +39,7 @@ class _Refused(yaml.MarkedYAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that also reads ``1e-3`` as a number, and refuses aliases and deep nesting."""
+    """SafeLoader with the scalars of YAML 1.2, which refuses aliases and deep nesting."""
 
     depth = 0
 
@@ -55,14 +55,22 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-# YAML 1.1 wants a dot in a float, so plain PyYAML reads 1e-3 as text. No dates: they stay text.
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in rules if not tag.endswith(":timestamp")]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+# The scalars of YAML 1.2, whatever PyYAML takes for one: in YAML 1.1 1:30 is 90, 0100 is 64, no is false, and 1e-3 is
+# text. Numbers that begin with a needless 0 stay text too, for nobody knows which of the two was meant.
+_WHOLE = r"(?:0|[1-9][0-9]*)"
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", rf"[-+]?{_WHOLE}|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        rf"[-+]?(?:\.[0-9]+|{_WHOLE}\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?{_WHOLE}[eE][-+]?[0-9]+"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 
 
 def read_document(data: bytes, source: str) -> Document:

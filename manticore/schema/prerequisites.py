@@ -7,6 +7,7 @@ they alone know: fields and sizes of a family, an experiment tracker, a length t
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from functools import cache
 from os.path import expanduser
@@ -54,6 +55,8 @@ def missing_prerequisites(sections: Mapping[str, Any]) -> Iterator[Finding]:
             found[index] = _Component(component.name, None, _folder(component.source))
         except ManticoreError as error:
             yield ("components", index, "source"), _without(component.source, error)
+    for index, entry in enumerate(pretrain):
+        yield from _memory(("pretrain", index), entry)
     if "combine" in sections:
         yield from _depths(sections["combine"].num_blocks, found)
     yield from _texts(sections)
@@ -132,6 +135,36 @@ def _pretrained(path: Path, entry: Any) -> Iterator[Finding]:
                 )
     if entry.tokenizer != "train":
         yield from _given_tokenizer((*path, "tokenizer"), entry.tokenizer)
+
+
+def _memory(path: Path, entry: Any) -> Iterator[Finding]:
+    """An entry that cannot be trained in the memory of this machine, by the least that any family takes."""
+    room = machine_memory()
+    if room is None or entry.config:
+        return
+    size = 2 if entry.dtype == "bfloat16" else 4
+    # a layer has at least one square map; gradients and AdamW's two moments are as large as the weights
+    weights = size * (4 if entry.steps else 1) * entry.layers * entry.width**2
+    # every layer keeps its input for the backward pass, and the loss reads logits of the whole vocabulary
+    vocabulary = entry.vocab_size if entry.tokenizer == "train" else 0
+    features = 2 * entry.batch_size * entry.length * (entry.layers * entry.width + vocabulary) * bool(entry.steps)
+    if weights + features > room:
+        key = "layers" if weights > features else "batch_size"
+        yield (
+            (*path, key),
+            f"training takes {(weights + features) / 2**30:,.0f} GiB at the least, this machine has "
+            f"{room / 2**30:,.0f} GiB. Fix: fewer layers, or a smaller width, batch_size or length",
+        )
+
+
+def machine_memory() -> int | None:
+    """Bytes of this machine's memory; None where that is unknown, or where an accelerator has some of its own."""
+    if any(FilePath(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dri", "/dev/accel")):
+        return None
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def _plain(width: int) -> bool:
@@ -276,8 +309,8 @@ def _at_most(task: Any, option: str | None) -> float:
 
 @cache
 def _task_length(name: str, options: str) -> int | None:
-    from manticore.plan.task_shape import task_shape
     from manticore.schema.sections import TaskChoice
+    from manticore.tasks.shape import task_shape
 
     try:
         return task_shape(TaskChoice(name=name, options=json.loads(options))).length

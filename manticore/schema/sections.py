@@ -43,6 +43,8 @@ class _Made(Settings):
 class Pretrain(settings.Pretrain, _Made):
     __doc__ = settings.Pretrain.__doc__
 
+    unkeyed = settings.Pretrain.unkeyed | {"name"}
+
 
 class Align(settings.Align):
     __doc__ = settings.Align.__doc__
@@ -59,6 +61,9 @@ class _Started(Settings):
 
 class Finetune(settings.Finetune, _Started):
     __doc__ = settings.Finetune.__doc__
+
+    # its weights are what a run is given
+    unkeyed = settings.Finetune.unkeyed | {"start"}
 
 
 class Compare(Comparing):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,31 +16,31 @@ from manticore.errors import ManticoreError, require_hybrid
 from manticore.hybrid.discretize import best_path
 from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
-from manticore.kernels.mamba import fast_scan
+from manticore.kernels.mamba import fast_scan, has_selective_scan
+from manticore.keywords import takes
 from manticore.modes import kept_modes
 from manticore.registry import resolve
+from manticore.runs.lineage import training_inputs
 from manticore.search.differentiable.joint import Order
 from manticore.search.differentiable.methods import SearchMethod
 from manticore.search.differentiable.mixture_log import LOGGED_WEIGHTS, MixtureWeightsCsv
 from manticore.search.differentiable.trainer import MixturePlan, SearchTrainer
 from manticore.seeding import derive_seed
-from manticore.training.budget import flops_per_step, steps_within
+from manticore.settings import METHOD_OPTIONS, Search
+from manticore.training.budget import flops_per_step
 from manticore.training.callbacks import Progress
 from manticore.training.checkpoints import open_folder
-from manticore.training.finetune import data_fingerprint, recomputed_activations
+from manticore.training.finetune import recomputed_activations
 from manticore.training.precision import Precision
-from manticore.training.prepare import check_numbers, fit_to_task, resolve_task
+from manticore.training.prepare import fit_to_task, resolve_task
 from manticore.training.tracking import trackers
 from manticore.training.trainable import merge_lora, set_trainable
-from manticore.training.trainer import scheduler_name, training_arguments
+from manticore.training.trainer import scheduler_name, training_arguments, with_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from manticore.tasks.task import Task
-
-DEFAULT_STEPS = 120
-_CHECKPOINTS_PER_RUN = 10
 
 
 @dataclass(frozen=True)
@@ -71,43 +71,16 @@ class SearchResult:
         return {name: getattr(self, name) for name in names} | {"weights": self.weights.tolist()}
 
 
+@takes(Search)
 def search(
     hybrid: ManticorePreTrainedModel,
     task: str | Task,
+    settings: Search,
     *,
-    method: str = "darts",
-    order: str = "simultaneous",
-    steps: int | None = None,
-    budget_flops: int | None = None,
-    batch_size: int = 32,
-    lr: float = 1e-3,
-    weight_decay: float = 0.01,
-    decay: str = "maps",
-    adam_betas: Sequence[float] = (0.9, 0.999),
-    adam_eps: float = 1e-8,
-    schedule: str = "constant",
-    warmup_steps: int = 0,
-    accumulation: int = 1,
-    max_grad_norm: float = 1.0,
-    mixture_lr: float | None = None,
-    mixture_weight_decay: float | None = None,
-    mixture_schedule: str = "constant",
-    mixture_warmup_steps: int = 0,
-    temperature: float | None = None,
-    final_temperature: float | None = None,
-    start: str | Tensor | Sequence[Sequence[float]] | Sequence[int] | None = None,
-    start_floor: float | None = None,
-    trainable: str = "all",
-    lora_rank: int = 8,
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
-    save_steps: int | None = None,
-    gradient_checkpointing: bool = False,
-    dtype: str = "auto",
-    bf16: bool = False,
     cpu: bool = False,
-    report_to: str | Sequence[str] | None = None,
     progress: bool | Progress = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> SearchResult:
@@ -115,45 +88,18 @@ def search(
 
     A task with a vocabulary of its own gives the components fresh embeddings and heads first, unless they have them
     already. A task with classes makes a classifier of the hybrid, which itself stays as it is. Arguments left at None
-    take the default of the method (``manticore.search.differentiable.methods``).
+    take the default of the method (``manticore.search.differentiable.methods``). ``start`` may also be the mixture
+    weights to start from, ``[N, K]``, or N component indices. Mixture weights are always in float32, and their
+    gradient does not count in ``max_grad_norm``.
 
     Args:
         hybrid: a supernet; changed in place.
         task: a task, or the name of a registered one.
-        method: ``"darts"``, ``"dash"`` or ``"gaea"``.
-        order: ``"simultaneous"``; ``"alternating"``: odd steps train the network, even steps the mixture weights;
-            ``"bilevel"``: so too, the even steps on a half of the training data that the network never sees.
-        steps: optimizer steps; without ``steps`` and ``budget_flops``, 120.
-        budget_flops: training FLOPs; as many whole steps are made as they pay for.
-        batch_size: examples per step.
-        lr: learning rate of the network.
-        weight_decay: of the network.
-        decay: what it falls on, as in :func:`manticore.finetune`.
-        adam_betas: of the network's AdamW.
-        adam_eps: of the network's AdamW.
-        schedule: ``"constant"``, ``"linear"`` or ``"cosine"``, after ``warmup_steps`` of linear warm-up.
-        accumulation: micro-batches that one step is cut into.
-        max_grad_norm: bound on the norm of the network's gradient, 0 for none; the mixture weights' does not count.
-        mixture_lr: learning rate of the mixture weights.
-        mixture_weight_decay: of the logits, where the method has logits.
-        mixture_schedule: as ``schedule``, for the mixture weights.
-        mixture_warmup_steps: as ``warmup_steps``, for the mixture weights.
-        temperature: ``dash``: of the first sample.
-        final_temperature: ``dash``: of the last sample.
-        start: mixture weights to start from, ``[N, K]`` or N component indices; ``"current"`` keeps those of the
-            hybrid; None takes the mixing's own start (equal weights; the identity where routed).
-        start_floor: smallest probability of the start.
-        trainable: what learns beside the mixture weights: ``"all"``, ``"frozen"``, ``"projectors"`` or ``"lora"``.
-        lora_rank: rank of the low-rank updates.
+        settings: the options below in one object, which single ones change.
         seed: of the data order, dropout, samples and fresh parameters.
         out: folder for ``metrics.jsonl``, ``mixture_weights.csv`` and ``checkpoints/``; None writes nothing.
         resume: go on from the last complete checkpoint in ``out``, if there is one.
-        save_steps: steps between checkpoints; None: ten per search.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more FLOPs.
-        dtype: as in :func:`manticore.finetune`; mixture weights are always in float32.
-        bf16: compute in bfloat16 where that is safe (autocast), on every device.
         cpu: stay on the CPU where an accelerator is present.
-        report_to: experiment trackers told every logged row, by transformers' names (``"tensorboard"``, …).
         progress: True for a bar on the terminal, or a function of (step, steps, row).
         tokenizer: for tasks that read text; None takes the hybrid's.
 
@@ -167,34 +113,24 @@ def search(
             f"search: the hybrid is discretized to path {hybrid.config.path} and has nothing to choose from. "
             "Fix: search in the supernet that combine made"
         )
-    if steps is not None and budget_flops is not None:
-        raise ManticoreError("search: steps and budget_flops are both given. Fix: give one of them")
-    check_numbers(
-        "search",
-        counts={"steps": steps, "batch_size": batch_size, "accumulation": accumulation, "save_steps": save_steps},
-        rates={"lr": lr, "mixture_lr": mixture_lr},
-    )
-    if isinstance(start, str) and start != "current":
-        raise ManticoreError(f"search: start is {start!r} (expected weights or 'current'). Fix: start='current'")
-    parsed_order = Order.parse(order)
-    make_method = _method(
-        method,
-        lr=mixture_lr,
-        weight_decay=mixture_weight_decay,
-        temperature=temperature,
-        final_temperature=final_temperature,
-        start_floor=start_floor,
-    )
+    parsed_order = Order(settings.order)
+    make_method = _method(settings)
 
-    told = trackers(report_to, out, stage="search")
+    told = trackers(settings.report_to, out, stage="search")
     task = resolve_task(task, hybrid, tokenizer, seed, stage="search")
     hybrid = cast(ManticorePreTrainedModel, fit_to_task(hybrid, task, seed))
-    precision = Precision(hybrid, dtype, bf16=bf16, cpu=cpu, stage="search")
-    set_trainable(hybrid, trainable, fresh_vocabulary=task.vocab_size is not None, lora_rank=lora_rank, seed=seed)
-    if start is None:
+    precision = Precision(hybrid, settings.dtype, bf16=settings.bf16, cpu=cpu, stage="search")
+    set_trainable(
+        hybrid,
+        settings.trainable,
+        fresh_vocabulary=task.vocab_size is not None,
+        lora_rank=settings.lora_rank,
+        seed=seed,
+    )
+    if settings.start is None:
         hybrid.mixing.reset_mixture()
-    elif not isinstance(start, str):
-        hybrid.set_mixture_weights(start)
+    elif not isinstance(settings.start, str):
+        hybrid.set_mixture_weights(settings.start)
     with ExitStack() as stack:
         if isinstance(hybrid, ComponentGenerationMixin):
             # last of all, when the mixture weights are numbers again
@@ -205,60 +141,27 @@ def search(
         stack.callback(precision.settle)
         precision.warn()
         precision.hold()
-        if gradient_checkpointing:
+        if settings.gradient_checkpointing:
             stack.enter_context(recomputed_activations(hybrid))
-        flops = flops_per_step(hybrid, batch_size, task.length)
-        if budget_flops is not None:
-            steps = steps_within(budget_flops, flops, stage="search")
-        steps = steps or DEFAULT_STEPS
+        flops = flops_per_step(hybrid, settings.batch_size, task.length)
+        settings = with_length(settings, flops, stage="search")
+        steps = settings.steps or settings.default_steps
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoint = None
         if out is not None:
-            settings = {
-                "task": task.name,
-                "data": data_fingerprint(task),
-                "method": method,
-                "order": order,
-                "steps": steps,
-                "batch_size": batch_size,
-                "lr": lr,
-                "weight_decay": weight_decay,
-                "decay": decay,
-                "adam_betas": list(adam_betas),
-                "adam_eps": adam_eps,
-                "schedule": schedule,
-                "warmup_steps": warmup_steps,
-                "accumulation": accumulation,
-                "max_grad_norm": max_grad_norm,
-                "mixture_lr": mixture_lr,
-                "mixture_weight_decay": mixture_weight_decay,
-                "mixture_schedule": mixture_schedule,
-                "mixture_warmup_steps": mixture_warmup_steps,
-                "temperature": temperature,
-                "final_temperature": final_temperature,
-                "start": hybrid.mixture_weights.tolist(),
-                "start_floor": start_floor,
-                "trainable": trainable,
-                "lora_rank": lora_rank,
-                "seed": seed,
-                "dtype": dtype,
-                "bf16": precision.autocast,
-            }
-            checkpoint = open_folder(folder / "checkpoints", settings, resume=resume, stage="search")
+            checkpoint = open_folder(
+                folder / "checkpoints",
+                settings.key(task=task.name, start=hybrid.mixture_weights.tolist(), seed=seed, bf16=precision.autocast),
+                resume=resume,
+                stage="search",
+                inputs=training_inputs(hybrid, task),
+                scan=has_selective_scan(hybrid),
+            )
         args = training_arguments(
             folder / "checkpoints",
-            steps=steps,
-            batch_size=batch_size,
-            lr=lr,
-            weight_decay=weight_decay,
-            adam_betas=adam_betas,
-            adam_eps=adam_eps,
-            schedule=schedule,
-            warmup_steps=warmup_steps,
-            accumulation=accumulation,
-            max_grad_norm=max_grad_norm,
+            settings,
             log_steps=1,
-            save_steps=None if out is None else save_steps or max(1, steps // _CHECKPOINTS_PER_RUN),
+            saves=out is not None,
             seed=derive_seed(seed, "search"),
             data_seed=derive_seed(seed, "data order"),
             bf16=precision.autocast,
@@ -271,13 +174,13 @@ def search(
             plan=MixturePlan(
                 make_method=lambda parameters: make_method(parameters, derive_seed(seed, "mixture"), steps),
                 order=parsed_order,
-                schedule=scheduler_name(mixture_schedule),
-                warmup_steps=mixture_warmup_steps,
+                schedule=scheduler_name(settings.mixture_schedule),
+                warmup_steps=settings.mixture_warmup_steps,
                 seed=seed,
             ),
             stage="search",
             checkpoint=checkpoint,
-            decay=decay,
+            decay=settings.decay,
             metrics_file=None if out is None else folder / "metrics.jsonl",
             callbacks=told
             if out is None
@@ -285,7 +188,7 @@ def search(
             progress=progress,
         )
         rows = trainer.run()
-    if trainable == "lora":
+    if settings.trainable == "lora":
         merge_lora(hybrid)
     return SearchResult(
         model=hybrid,
@@ -296,25 +199,27 @@ def search(
             for row in rows
         ],
         steps=steps,
-        tokens=steps * batch_size * task.tokens_per_example,
+        tokens=steps * settings.batch_size * task.tokens_per_example,
         flops=steps * flops,
         seconds=trainer.stopwatch.seconds,
     )
 
 
-def _method(name: str, **options: Any) -> Callable[[list[nn.Parameter], int, int], SearchMethod]:
-    """A function of (parameters, seed, steps) that makes the method, with those of ``options`` that are not None.
+def _method(settings: Search) -> Callable[[list[nn.Parameter], int, int], SearchMethod]:
+    """A function of (parameters, seed, steps) that makes the method, with those of its options that are given.
 
     Raises:
-        ManticoreError: no such method, or an option that it does not have.
+        ManticoreError: an option that the method does not have.
     """
-    kind = resolve("search", name)
+    kind = resolve("search", settings.method)
     accepted = inspect.signature(kind).parameters
-    given = {option: value for option, value in options.items() if value is not None}
-    for option in given:
-        if option not in accepted:
-            shown = f"mixture_{option}" if option in ("lr", "weight_decay") else option
-            raise ManticoreError(f"search: method {name!r} has no {shown} (got {given[option]}). Fix: leave it out")
+    given = {}
+    for shown, option in METHOD_OPTIONS.items():
+        value = getattr(settings, shown)
+        if value is not None and option not in accepted:
+            raise ManticoreError(f"search: method {settings.method!r} has no {shown} (got {value}). Fix: leave it out")
+        if value is not None:
+            given[option] = value
 
     def make(parameters: list[nn.Parameter], seed: int, steps: int) -> SearchMethod:
         known = {"seed": seed, "anneal_steps": steps}

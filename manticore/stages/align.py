@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import manticore
 from manticore.runs.files import MODEL
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
+from manticore.stages.commands import FROM_SCRATCH, search_command, words_for
 from manticore.stages.records import Record
 from manticore.stages.run import Run
 from manticore.stages.stage import Stage, StagePlan
@@ -18,6 +19,7 @@ from manticore.stages.stage import Stage, StagePlan
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from manticore.hybrid.pretrained import ManticorePreTrainedModel
     from manticore.plan.costing import Costing
 
 
@@ -50,6 +52,7 @@ class AlignRecord(Record):
 
 class Align(Stage):
     name = "align"
+    note: ClassVar[str] = "alignment.json"
 
     def plan_line(self, recipe: Recipe) -> str:
         section = self.settings(recipe)
@@ -92,13 +95,17 @@ class Align(Stage):
 
         section = self.settings(run.recipe)
         hybrid = ManticoreForCausalLM.from_pretrained(run.path / "combine" / MODEL)
-        settings = section.model_dump()
-        if section.text == "task":
-            settings["text"] = task_text(run)
-        report = manticore.align(hybrid, seed=run.recipe.seed, progress=run.progress(self.name), **settings)
+        text = task_text(run) if section.text == "task" else section.text
+        report = manticore.align(hybrid, text, section, seed=run.recipe.seed, progress=run.progress(self.name))
         run.save(hybrid, folder)
         found = AlignRecord.written(text=section.text, **report.to_dict())
         return Outcome({"align": found}, f"loss {report.loss_before:.3f} before, {report.loss_after:.3f} after")
+
+    def next_command(self, out: str, hybrid: ManticorePreTrainedModel, settings: Mapping[str, Any]) -> str:
+        if hybrid.tokenizer is None:
+            return search_command(out, FROM_SCRATCH)
+        given = {"source": settings["text"], "text_column": settings["text_column"], "bos": settings["bos"]}
+        return search_command(out, words_for(hybrid, **given))
 
 
 def task_text(run: Run) -> Dataset:

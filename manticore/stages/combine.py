@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import manticore
+from manticore import settings
 from manticore.runs.files import LINEAGE
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
+from manticore.stages.commands import FROM_SCRATCH, search_command, words_for
 from manticore.stages.records import Record
 from manticore.stages.run import Run
 from manticore.stages.stage import Stage, StagePlan
@@ -19,6 +22,7 @@ from manticore.writing import write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from manticore.hybrid.pretrained import ManticorePreTrainedModel
     from manticore.plan.costing import Costing
     from manticore.schema.sections import Component
     from manticore.tasks.task import Task
@@ -149,22 +153,19 @@ class Combine(Stage):
         yield costing.judged(self.name, "loading included", float(sum(weights) + max(weights)), fix)
 
     def work(self, run: Run, folder: Path) -> Outcome:
-        from manticore.runs.lineage import data_lineage, model_lineage
-
         recipe, align = run.recipe, run.recipe.align
         # the task's own vocabulary is there at once, unless text is to be read before
         fresh = align is None or align.text == "task"
         hybrid = manticore.combine(
             run.sources,
+            recipe.combine,
+            tokenizer=run.tokenizer_component,
             revisions=[component.revision for component in recipe.components],
             vocab_size=run.task.vocab_size if fresh else None,
             seed=recipe.seed,
-            **{**recipe.combine.model_dump(), "tokenizer": run.tokenizer_component},
         )
-        lineages = [
-            model_lineage(source, component.revision) for source, component in zip(run.sources, recipe.components)
-        ]
-        write_json(run.path / LINEAGE, {"models": lineages, "data": data_lineage(run.task)})
+        lineages = run.lineages()
+        write_json(run.path / LINEAGE, {"models": lineages, "data": run.data_lineage})
         run.save(hybrid, folder)
         components = [
             ComponentRecord.of(component, hybrid.component(k), lineages[k])
@@ -179,3 +180,21 @@ class Combine(Stage):
         task = TaskInfo.of(run.task, recipe.task.options, test_examples=recipe.finetune.test_examples)
         results = {"components": components, "task": task, "combine": combined}
         return Outcome(results, f"{sizes} parameters")
+
+    def next_command(self, out: str, hybrid: ManticorePreTrainedModel, task: str | None) -> str:
+        """Search where it reads no text to be aligned on, else align.
+
+        Args:
+            out: folder of the hybrid.
+            hybrid: what was combined.
+            task: words of the task that it was combined for, if for one.
+        """
+        from manticore.training.prepare import positions
+
+        if hybrid.tokenizer is None:
+            return search_command(out, task or FROM_SCRATCH)
+        if hybrid.config.released:
+            return search_command(out, words_for(hybrid))
+        limit, default = positions(hybrid), settings.Align().length
+        shorter = f" --length {limit}" if limit is not None and limit < default else ""
+        return f"manticore align {quote(out)}{shorter} -o {quote(out + '-aligned')}"

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import manticore
+from manticore import settings
 from manticore.experiments.rows import ENSEMBLE, HYBRID, SUPERNET
 from manticore.runs.files import MODEL
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
+from manticore.stages.commands import finetune_command
 from manticore.stages.records import Record
 from manticore.stages.run import Run
 from manticore.stages.stage import Stage, StagePlan
@@ -143,24 +145,33 @@ class Compare(Stage):
         comparison = manticore.compare(
             models,
             run.task,
-            budget_flops=run.results_of("finetune")["flops"],
+            # as the hybrid was trained, to the last option
+            settings.Compare(
+                **tuning.shared(),
+                **{**dict(section), "learning_rates": section.learning_rates or [tuning.lr]},
+                budget_flops=run.results_of("finetune")["flops"],
+                test_examples=tuning.test_examples,
+            ),
             spent_flops={SUPERNET: searching, HYBRID: searching},
-            seeds=section.seeds,
-            learning_rates=section.learning_rates or [tuning.lr],
-            ensemble=section.ensemble,
-            workers=section.workers,
-            test_examples=tuning.test_examples,
             out=folder,
             resume=True,
             progress=lambda done, runs, what: run.reporter.progress(what.split(" · ")[0], done, runs, None),
-            # as the hybrid was trained, to the last option
-            **tuning.shared(),
         )
         metric = comparison.primary_metric
         scores = ", ".join(f"{row.model} {row.mean:.3f}" for row in comparison.rows if row.budget == 0)
         table = comparison.to_dict()
         kept = CompareRecord.written(**{name: table[name] for name in ("budgets", "rows", "untrained", "notes")})
         return Outcome({"compare": kept}, f"{metric}: {scores}")
+
+    def next_command(self, best: str, source: str, task: str) -> str:
+        """Fine-tune the best model once more.
+
+        Args:
+            best: its name.
+            source: its folder or hub id.
+            task: as words of a command.
+        """
+        return finetune_command(source, Path(best).name, task)
 
 
 def _parents(run: Run, ensemble: bool) -> dict[str, Any]:

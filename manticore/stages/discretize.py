@@ -11,11 +11,14 @@ import manticore
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
 from manticore.settings import Evaluate
+from manticore.stages.commands import FROM_SCRATCH, finetune_command, noted_task, words_for
 from manticore.stages.records import Record
 from manticore.stages.run import Run
+from manticore.stages.search import Search
 from manticore.stages.stage import Stage, StagePlan
 
 if TYPE_CHECKING:
+    from manticore.hybrid.pretrained import ManticorePreTrainedModel
     from manticore.plan.costing import Costing
 
 EVALUATION_BATCH = Evaluate().batch_size
@@ -71,3 +74,14 @@ class Discretize(Stage):
         )
         summary = f"{run.path_text(path)}, loss {before['loss']:.3f} soft, {after['loss']:.3f} discrete"
         return Outcome({"discretize": found}, summary)
+
+    def next_command(self, out: str, hybrid: ManticorePreTrainedModel, searched: str) -> str:
+        """Fine-tune it on the task that it was searched on, where that is known.
+
+        Args:
+            out: folder of the small hybrid.
+            hybrid: the small hybrid.
+            searched: folder of the supernet.
+        """
+        words = noted_task(Path(searched) / Search.note)
+        return finetune_command(out, out, words or (FROM_SCRATCH if hybrid.tokenizer is None else words_for(hybrid)))

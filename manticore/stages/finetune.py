@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import manticore
 from manticore.runs.files import MODEL
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
+from manticore.stages.commands import evaluate_command
 from manticore.stages.discretize import DiscretizeRecord
 from manticore.stages.records import Record, Step
 from manticore.stages.run import Run
-from manticore.stages.stage import Stage, StagePlan, amount, whole_flops
+from manticore.stages.stage import Stage, StagePlan, amount
 
 if TYPE_CHECKING:
     from manticore.plan.costing import Costing
@@ -39,6 +40,7 @@ class SavedModel(Record):
 
 class Finetune(Stage):
     name = "finetune"
+    note: ClassVar[str] = "finetune.json"
 
     def plan_line(self, recipe: Recipe) -> str:
         return amount(recipe.finetune, recipe)
@@ -59,11 +61,11 @@ class Finetune(Stage):
         result = manticore.finetune(
             load_hybrid(run.path / "discretize" / MODEL),
             run.task,
+            run.recipe.finetune,
             seed=run.recipe.seed,
             out=folder,
             resume=True,
             progress=run.progress(self.name),
-            **whole_flops(run.recipe.finetune.model_dump(exclude={"start"})),
         )
         run.save(result.model, folder)
         run.folder.replace(MODEL, folder / MODEL)
@@ -76,3 +78,6 @@ class Finetune(Stage):
             "model": SavedModel.written(path=MODEL, loads_with=loading_class(result.model)),
         }
         return Outcome(results, f"{metric} {result.metrics[metric]:.3f} after {result.steps} steps")
+
+    def next_command(self, out: str, task: str) -> str:
+        return evaluate_command(out, task)

@@ -44,7 +44,8 @@ def execute(folder: RunFolder, reporter: Reporter | None = None) -> dict[str, An
             _write_history(folder.path, found)
 
         try:
-            run_stages(folder.path, [_guarded(stage, run) for stage in stages_of(folder.recipe)], reporter, keep)
+            stages = [_guarded(stage, run) for stage in stages_of(folder.recipe)]
+            run_stages(folder.path, stages, reporter, keep, run.digests)
         except KeyboardInterrupt:
             keep({}, "interrupted")
             raise
@@ -74,4 +75,4 @@ def _guarded(stage: Stage, run: Run) -> GuardedStage:
     recipe = run.recipe
     inputs = {"asked": stage.inputs(recipe), "seed": recipe.seed, "version": manticore.__version__}
     work = lambda folder: stage.work(run, folder)  # noqa: E731
-    return GuardedStage(stage.name, stage.plan_line(recipe), inputs, work, stage.product(run))
+    return GuardedStage(stage.name, stage.plan_line(recipe), inputs, work, stage.product(run), lambda: stage.read(run))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
+from manticore.stages.commands import evaluate_command, text_words
 from manticore.stages.run import Run
 from manticore.stages.stage import Stage, StagePlan
 
@@ -24,6 +25,10 @@ class Pretrain(Stage):
 
     def inputs(self, recipe: Recipe) -> Mapping[str, Any]:
         return {"pretrain": [entry.model_dump(mode="json") for entry in recipe.pretrain]}
+
+    def read(self, run: Run) -> Mapping[str, str | None]:
+        # what it reads is in the name of what it keeps in the cache
+        return {}
 
     def cost(self, costing: Costing) -> Iterator[StagePlan]:
         recipe = costing.recipe
@@ -53,3 +58,7 @@ class Pretrain(Stage):
         )
         cache = Path(next(iter(run.pretrained.values()))).parent
         return Outcome({"pretrain": {one["name"]: one for one in found}}, f"held-out loss: {said}; in {cache}")
+
+    def next_command(self, out: str, settings: Mapping[str, Any]) -> str:
+        given = {"source": settings["text"], "text_column": settings["text_column"], "length": settings["length"]}
+        return evaluate_command(out, text_words(given))

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import manticore
+from manticore.cache import content_key
 from manticore.runs.files import MODEL
+from manticore.runs.ledger import Digests
 from manticore.runs.reporter import LogReporter, Reporter
-from manticore.runs.stages import results_of
+from manticore.runs.stages import DIGESTS, results_of
 from manticore.writing import new_folder
 
 if TYPE_CHECKING:
@@ -37,6 +39,33 @@ class Run:
         self.path = folder.path
         self.recipe = folder.recipe
         self.reporter = reporter or LogReporter()
+        self.digests = Digests(self.path / DIGESTS)
+
+    def lineages(self) -> list[dict[str, Any]]:
+        """Digests and licence of each component's files, as they are now."""
+        from manticore.runs.lineage import model_lineage
+
+        components = self.recipe.components
+        return [model_lineage(s, c.revision, self.digests.of) for s, c in zip(self.sources, components)]
+
+    @cached_property
+    def data_lineage(self) -> dict[str, str]:
+        """Digest of each of the task's splits."""
+        from manticore.runs.lineage import data_lineage
+
+        return data_lineage(self.task)
+
+    def read(self) -> dict[str, str | None]:
+        """Digests of what stages read from outside: components' files, the task's data, the text to align on."""
+        from manticore.tasks.text_sources import find_text
+
+        names = [component.name for component in self.recipe.components]
+        read = {f"weights of {name}": lineage["sha256"] for name, lineage in zip(names, self.lineages())}
+        read |= {f"data, {split}": digest for split, digest in self.data_lineage.items()}
+        if self.recipe.align is not None and self.recipe.align.text != "task":
+            files = find_text(self.recipe.align.text).files
+            read["data, text to align on"] = content_key([self.digests.of(file) for file in files])
+        return read
 
     @cached_property
     def pretrained(self) -> dict[str, str]:
@@ -44,8 +73,7 @@ class Run:
         made: dict[str, str] = {}
         for index, entry in enumerate(self.recipe.pretrain):
             # in the cache since the first stage, and made again if it was emptied
-            settings = entry.model_dump(exclude={"name"})
-            folder = manticore.pretrain(**settings, index=index, progress=self.progress(entry.name))
+            folder = manticore.pretrain(entry.family, entry, index=index, progress=self.progress(entry.name))
             made[entry.name] = str(folder)
         return made
 

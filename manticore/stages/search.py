@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from shlex import quote
+from typing import TYPE_CHECKING, ClassVar
 
 import manticore
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
 from manticore.stages.records import Record, Step, Weights
 from manticore.stages.run import Run
-from manticore.stages.stage import Stage, StagePlan, amount, whole_flops
+from manticore.stages.stage import Stage, StagePlan, amount
 
 if TYPE_CHECKING:
     from manticore.plan.costing import Costing
@@ -33,6 +34,7 @@ class SearchRecord(Record):
 
 class Search(Stage):
     name = "search"
+    note: ClassVar[str] = "search.json"
 
     def plan_line(self, recipe: Recipe) -> str:
         section = self.settings(recipe)
@@ -49,12 +51,15 @@ class Search(Stage):
         result = manticore.search(
             run.aligned(run.recipe.seed),
             run.task,
+            section,
             seed=run.recipe.seed,
             out=folder,
             resume=True,
             progress=run.progress(self.name),
-            **whole_flops(section.model_dump()),
         )
         run.save(result.model, folder)
         found = SearchRecord.written(method=section.method, order=section.order, **result.to_dict())
         return Outcome({"search": found}, f"path {run.path_text(result.path)}")
+
+    def next_command(self, out: str) -> str:
+        return f"manticore discretize {quote(out)} -o {quote(out + '-small')}"

@@ -40,6 +40,8 @@ class Stage:
     """One step of a run. A recipe has a section of its name, and leaves the stage out where that is empty."""
 
     name: ClassVar[str]
+    note: ClassVar[str | None] = None
+    """What its verb notes beside a model is in a file of this name."""
 
     def settings(self, recipe: Recipe) -> Any:
         """The recipe's section for this stage; empty or None: it is left out."""
@@ -53,6 +55,10 @@ class Stage:
         """What determines its result, beside the seed and the stages before it; JSON values."""
         found: Mapping[str, Any] = self.settings(recipe).model_dump(mode="json")
         return found
+
+    def read(self, run: Run) -> Mapping[str, str | None]:
+        """Name → digest of what it reads from outside the run folder."""
+        return run.read()
 
     def product(self, run: Run) -> Path | None:
         """The folder of a model that it leaves behind, beside its own folder."""
@@ -82,9 +88,3 @@ def amount(training: Any, recipe: Recipe) -> str:
         length = f"{training.steps} steps" if training.steps is not None else "the default number of steps"
     fresh = "" if reads_tokenizer(recipe.task.name) else " (its own vocabulary: fresh embeddings and heads)"
     return f"{length} on {recipe.task.name}{fresh}"
-
-
-def whole_flops(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the FLOPs budget, written like 1e12, as the whole number that functions take."""
-    budget = settings.get("budget_flops")
-    return {**settings, "budget_flops": None if budget is None else int(budget)}

@@ -66,7 +66,7 @@ def flops_per_token_forward(model: PreTrainedModel, length: int) -> float:
     return flops_per_step(model, 1, length, backward=False) / (length * getattr(type(model), "documents", 1))
 
 
-def steps_within(budget_flops: int, step_flops: int, *, stage: str) -> int:
+def steps_within(budget_flops: float, step_flops: int, *, stage: str) -> int:
     """Whole steps that a budget pays for.
 
     Raises:
@@ -77,7 +77,7 @@ def steps_within(budget_flops: int, step_flops: int, *, stage: str) -> int:
             f"{stage}: budget_flops is {budget_flops:.3g}, one step costs {step_flops:.3g} FLOPs. "
             "Fix: a larger budget, a smaller batch_size or shorter examples"
         )
-    return budget_flops // step_flops
+    return int(budget_flops) // step_flops
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import tempfile
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,26 +13,27 @@ import torch
 
 from manticore.components.loading import refuse_not_finite
 from manticore.errors import ManticoreError, NotFiniteError
-from manticore.kernels.mamba import fast_scan
+from manticore.kernels.mamba import fast_scan, has_selective_scan
+from manticore.keywords import takes
 from manticore.modes import kept_modes, recomputed_activations
+from manticore.runs.lineage import training_inputs
 from manticore.seeding import derive_seed
+from manticore.settings import Evaluate, Finetune
 from manticore.training.batches import batches
-from manticore.training.budget import flops_per_step, steps_within
+from manticore.training.budget import flops_per_step
 from manticore.training.callbacks import Progress
 from manticore.training.checkpoints import open_folder
 from manticore.training.classifiers import suits
 from manticore.training.precision import Precision, differing
-from manticore.training.prepare import check_numbers, fit_to_task, resolve_task
+from manticore.training.prepare import fit_to_task, resolve_task
 from manticore.training.tracking import trackers
 from manticore.training.trainable import merge_lora, set_trainable
-from manticore.training.trainer import TaskTrainer, default_warmup, training_arguments
+from manticore.training.trainer import TaskTrainer, training_arguments, with_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from manticore.tasks.task import Task
-
-DEFAULT_STEPS = 300
 
 
 @dataclass(frozen=True)
@@ -66,35 +65,16 @@ class FinetuneResult:
         return {name: getattr(self, name) for name in names}
 
 
+@takes(Finetune)
 def finetune(
     model: PreTrainedModel,
     task: str | Task,
+    settings: Finetune,
     *,
-    steps: int | None = None,
-    budget_flops: int | None = None,
-    batch_size: int = 32,
-    lr: float = 1e-3,
-    weight_decay: float = 0.01,
-    decay: str = "maps",
-    adam_betas: Sequence[float] = (0.9, 0.999),
-    adam_eps: float = 1e-8,
-    schedule: str = "constant",
-    warmup_steps: int | None = None,
-    accumulation: int = 1,
-    max_grad_norm: float = 1.0,
-    trainable: str = "all",
-    lora_rank: int = 8,
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
-    save_steps: int | None = None,
-    log_steps: int | None = None,
-    gradient_checkpointing: bool = False,
-    dtype: str = "auto",
-    bf16: bool = False,
     cpu: bool = False,
-    test_examples: int | None = None,
-    report_to: str | Sequence[str] | None = None,
     progress: bool | Progress = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> FinetuneResult:
@@ -108,102 +88,59 @@ def finetune(
         model: a hybrid, a stack or any causal LM of transformers; changed in place, or left as it is where a classifier
             is made of it.
         task: a task, or the name of a registered one.
-        steps: optimizer steps; without `steps` and `budget_flops`, 300.
-        budget_flops: training FLOPs; as many whole steps are made as they pay for.
-        batch_size: examples per optimizer step.
-        weight_decay: AdamW's.
-        decay: what it falls on: ``"maps"``, so no bias, norm or parameter that sets a recurrence
-            (:mod:`manticore.training.decay`), or ``"all"``.
-        adam_betas: AdamW's decay rates of the first and second moment.
-        adam_eps: AdamW's epsilon.
-        schedule: ``"constant"``, ``"linear"`` or ``"cosine"``, after `warmup_steps` of linear warm-up.
-        warmup_steps: None: a tenth of the steps, at least 10.
-        accumulation: micro-batches that one optimizer step is cut into.
-        max_grad_norm: longer gradients are scaled down to this norm; 0: none are.
-        trainable: ``"all"``, ``"frozen"``, ``"projectors"`` or ``"lora"`` (:func:`set_trainable`).
+        settings: the options below in one object, which single ones change.
         seed: of the data order, dropout and fresh parameters.
         out: folder for ``metrics.jsonl`` and ``checkpoints/``; None writes nothing.
         resume: go on from the last complete checkpoint in `out`, if there is one.
-        save_steps: optimizer steps between checkpoints; None: ten per run.
-        log_steps: optimizer steps between rows of the history; None: about two hundred rows per run.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, a third more FLOPs.
-        dtype: ``"auto"``: weights that train are in float32 meanwhile, on an accelerator with bfloat16 as autocast
-            where they came in half precision, and afterwards in the type they came in; ``"float32"`` or
-            ``"bfloat16"``: in that type, during training and afterwards.
-        bf16: compute in bfloat16 where that is safe (autocast), on every device.
         cpu: stay on the CPU where an accelerator is present.
-        test_examples: score only so many examples of the test split.
-        report_to: experiment trackers told every logged row, by transformers' names (``"tensorboard"``, …).
         progress: True for a bar on the terminal, or a function of (step, steps, row).
         tokenizer: for tasks that read text; None takes the hybrid's.
 
     Raises:
         ManticoreError: impossible arguments, a budget below one step, a loss that is not finite, a full disk.
     """
-    if steps is not None and budget_flops is not None:
-        raise ManticoreError("finetune: steps and budget_flops are both given. Fix: give one of them")
-    counts = {"steps": steps, "batch_size": batch_size, "accumulation": accumulation, "test_examples": test_examples}
-    check_numbers("finetune", counts=counts | {"save_steps": save_steps, "log_steps": log_steps}, rates={"lr": lr})
-    told = trackers(report_to, out, stage="finetune")
+    told = trackers(settings.report_to, out, stage="finetune")
     task = resolve_task(task, model, tokenizer, seed, stage="finetune")
     model = fit_to_task(model, task, seed)
-    precision = Precision(model, dtype, bf16=bf16, cpu=cpu, stage="finetune")
+    precision = Precision(model, settings.dtype, bf16=settings.bf16, cpu=cpu, stage="finetune")
     mixing = getattr(model, "mixing", None)
     for weights in mixing.mixture_parameters() if mixing is not None else ():
         # a search may have left them trainable; an ordinary optimizer would leave the simplex
         weights.requires_grad_(False)
-    set_trainable(model, trainable, fresh_vocabulary=task.vocab_size is not None, lora_rank=lora_rank, seed=seed)
-    scores = {}
+    set_trainable(
+        model,
+        settings.trainable,
+        fresh_vocabulary=task.vocab_size is not None,
+        lora_rank=settings.lora_rank,
+        seed=seed,
+    )
+    scores, scored = {}, {"batch_size": settings.batch_size, "max_examples": settings.test_examples}
     with ExitStack() as stack:
         stack.enter_context(fast_scan(model))
         stack.callback(precision.settle)
         precision.warn()
         precision.hold()
-        if gradient_checkpointing:
+        if settings.gradient_checkpointing:
             stack.enter_context(recomputed_activations(model))
-        flops = flops_per_step(model, batch_size, task.length)
-        if budget_flops is not None:
-            steps = steps_within(budget_flops, flops, stage="finetune")
-        steps = steps or DEFAULT_STEPS
-        warmup_steps = default_warmup(steps) if warmup_steps is None else warmup_steps
+        flops = flops_per_step(model, settings.batch_size, task.length)
+        settings = with_length(settings, flops, stage="finetune")
+        steps = settings.steps or settings.default_steps
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         checkpoint = None
         if out is not None:
-            settings = {
-                "task": task.name,
-                "data": data_fingerprint(task),
-                "steps": steps,
-                "batch_size": batch_size,
-                "lr": lr,
-                "weight_decay": weight_decay,
-                "decay": decay,
-                "adam_betas": list(adam_betas),
-                "adam_eps": adam_eps,
-                "schedule": schedule,
-                "warmup_steps": warmup_steps,
-                "accumulation": accumulation,
-                "max_grad_norm": max_grad_norm,
-                "trainable": trainable,
-                "lora_rank": lora_rank,
-                "seed": seed,
-                "dtype": dtype,
-                "bf16": precision.autocast,
-            }
-            checkpoint = open_folder(folder / "checkpoints", settings, resume=resume, stage="finetune")
+            checkpoint = open_folder(
+                folder / "checkpoints",
+                settings.key(task=task.name, seed=seed, bf16=precision.autocast),
+                resume=resume,
+                stage="finetune",
+                inputs=training_inputs(model, task),
+                scan=has_selective_scan(model),
+            )
         args = training_arguments(
             folder / "checkpoints",
-            steps=steps,
-            batch_size=batch_size,
-            lr=lr,
-            weight_decay=weight_decay,
-            adam_betas=adam_betas,
-            adam_eps=adam_eps,
-            schedule=schedule,
-            warmup_steps=warmup_steps,
-            accumulation=accumulation,
-            max_grad_norm=max_grad_norm,
-            log_steps=log_steps or max(1, steps // 200),
-            save_steps=None if out is None else save_steps or max(1, steps // 10),
+            settings,
+            log_steps=settings.log_steps or max(1, steps // 200),
+            saves=out is not None,
             seed=derive_seed(seed, "finetune"),
             data_seed=derive_seed(seed, "data order"),
             bf16=precision.autocast,
@@ -214,7 +151,7 @@ def finetune(
             args,
             task,
             checkpoint=checkpoint,
-            decay=decay,
+            decay=settings.decay,
             metrics_file=None if out is None else folder / "metrics.jsonl",
             progress=progress,
             callbacks=told,
@@ -222,14 +159,14 @@ def finetune(
         history = trainer.run()
         if precision.rounds:
             with precision.computing():
-                scores = evaluate(model, task, batch_size=batch_size, max_examples=test_examples)
-    if trainable == "lora":
+                scores = evaluate(model, task, **scored)
+    if settings.trainable == "lora":
         merge_lora(model)
-    metrics = evaluate(model, task, batch_size=batch_size, max_examples=test_examples)
+    metrics = evaluate(model, task, **scored)
     return FinetuneResult(
         model=model,
         steps=steps,
-        tokens=steps * batch_size * task.tokens_per_example,
+        tokens=steps * settings.batch_size * task.tokens_per_example,
         flops=steps * flops,
         seconds=trainer.stopwatch.seconds,
         metrics=metrics,
@@ -239,13 +176,13 @@ def finetune(
     )
 
 
+@takes(Evaluate)
 def evaluate(
     model: PreTrainedModel,
     task: str | Task,
+    settings: Evaluate,
     *,
     split: str = "test",
-    batch_size: int = 64,
-    max_examples: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> dict[str, float]:
     """Score `model` on a split of `task`; batch by batch, so that logits are never held for more than one batch.
@@ -254,9 +191,8 @@ def evaluate(
         model: a hybrid or any causal LM of transformers, for a task with classes a classifier; its modules' modes are
             as before afterwards.
         task: a task, or the name of a registered one.
+        settings: the options below in one object.
         split: ``"train"``, ``"validation"`` or ``"test"``.
-        batch_size: examples per forward pass; it does not change the result.
-        max_examples: score only the first ones.
         tokenizer: for tasks that read text; None takes the hybrid's.
 
     Returns:
@@ -266,7 +202,6 @@ def evaluate(
         ManticoreError: no such split, the model has another vocabulary than the task, or its weights are not finite,
             or a score is NaN.
     """
-    check_numbers("evaluate", counts={"batch_size": batch_size, "max_examples": max_examples})
     task = resolve_task(task, model, tokenizer, seed=0, stage="evaluate")
     if split not in task.data:
         raise ManticoreError(
@@ -288,7 +223,7 @@ def evaluate(
     state = task.metric_state()
     with torch.no_grad(), kept_modes(model), fast_scan(model):
         model.eval()
-        for batch in batches(task.data[split], length=task.length, batch_size=batch_size, max_examples=max_examples):
+        for batch in batches(task.data[split], length=task.length, **dict(settings)):
             targets = batch.pop("targets").to(device)
             logits = model(**{n: v.to(device) for n, v in batch.items()}, use_cache=False).logits
             state.update(logits, targets)
@@ -300,10 +235,3 @@ def evaluate(
                 "Fix: a higher precision (float32), or examples that have targets"
             )
     return scores
-
-
-def data_fingerprint(task: Task) -> str:
-    """Tells training splits apart by their size and their first and last rows."""
-    train = task.data["train"]
-    ends = [train[i] for i in {0, len(train) - 1} if len(train)]
-    return hashlib.sha256(repr((len(train), task.length, task.bos, ends)).encode()).hexdigest()[:16]

@@ -28,10 +28,12 @@ import manticore
 from manticore.cache import MANIFEST, cache_folder, content_key, is_whole, seal
 from manticore.components.loading import load_tokenizer
 from manticore.errors import ManticoreError
+from manticore.keywords import takes
 from manticore.paths import expanded
 from manticore.seeding import derive_seed
-from manticore.tasks.beginning import Bos, beginning
-from manticore.tasks.corpus import STDLIB, Text, corpus_digest, read_corpus
+from manticore.settings import Bos, Finetune, Pretrain
+from manticore.tasks.beginning import beginning
+from manticore.tasks.corpus import Text, corpus_digest, read_corpus
 from manticore.tasks.task import Task
 from manticore.tasks.text import packed_task, split_documents
 from manticore.tasks.text_sources import find_text
@@ -52,28 +54,12 @@ RECORD = "pretraining.json"
 _SCORED_PACKS = 32
 
 
+@takes(Pretrain)
 def pretrain(
     family: str,
+    settings: Pretrain,
     *,
-    layers: int,
-    width: int,
-    config: Mapping[str, Any] | None = None,
-    text: Text = STDLIB,
-    text_column: str | None = None,
-    max_bytes: int | None = None,
-    tokenizer: str | Path | PreTrainedTokenizerBase = TRAIN,
-    tokenizer_texts: Sequence[Text] | None = None,
-    vocab_size: int = 1024,
-    length: int = 128,
-    steps: int = 300,
-    batch_size: int = 16,
-    lr: float = 3e-3,
-    weight_decay: float = 0.01,
-    dtype: str = "auto",
-    seed: int = 0,
     index: int = 0,
-    data_seed: int = 0,
-    bos: Bos = "auto",
     out: str | Path | None = None,
     cache: bool = True,
     cpu: bool = False,
@@ -81,33 +67,15 @@ def pretrain(
 ) -> Path:
     """Train a small causal language model on the training part of a text; returns the folder of its checkpoint.
 
-    The text is split as the task ``text`` splits it, so what that task holds out was never seen here.
+    The text is split as the task ``text`` splits it, so what that task holds out was never seen here. It is what
+    ``read_corpus`` reads; each text that a new tokenizer is trained on is read and split as it is. Training a tokenizer
+    is repeatable: models with the same text and size share theirs. ``tokenizer`` may also be one in memory.
 
     Args:
         family: a ``model_type`` of transformers, for instance ``"gpt_neo"`` or ``"mamba"``.
-        layers: depth.
-        width: of the hidden states.
-        config: further fields of the family's configuration; the rest is scaled to the width.
-        text: what ``read_corpus`` reads.
-        text_column: the column that holds the documents, where there are columns.
-        max_bytes: read so much of the text only.
-        tokenizer: a tokenizer, the folder or hub id of one, or ``"train"`` for a new one with ``vocab_size`` tokens.
-            Training is repeatable: models with the same text and size share their tokenizer.
-        tokenizer_texts: texts that a new tokenizer is trained on, each read and split as ``text`` is: models with
-            different texts that have these in common share their tokenizer. None: ``text`` alone.
-        vocab_size: tokens of a new tokenizer.
-        length: tokens per sequence.
-        steps: optimizer steps; 0 leaves the first weights, for models that a task trains from scratch.
-        batch_size: sequences per step.
-        lr: peak learning rate; warm-up over a tenth of the steps, then a cosine to zero.
-        weight_decay: AdamW's; on no bias, norm or parameter that sets a recurrence.
-        dtype: as in :func:`manticore.finetune`; ``"auto"`` is float32.
-        seed: of the first weights and the order of the data.
+        settings: the options below in one object, which single ones change.
         index: which of several models with this seed it is: each has first weights of its own. In a recipe the place
             among the entries of ``pretrain``.
-        data_seed: which documents are held out.
-        bos: whether every sequence begins with the tokenizer's BOS token: auto (where it adds one; a new tokenizer
-            adds none), always or never.
         out: folder for the checkpoint; None: it stays in the cache.
         cache: take the model from the cache, and put it there.
         cpu: stay on the CPU where an accelerator is present.
@@ -116,33 +84,32 @@ def pretrain(
     Raises:
         ManticoreError: a family that is no causal LM, a shape it cannot have, bad text, ``out`` exists.
     """
-    numbers = {"layers": layers, "width": width, "length": length, "steps": steps, "batch_size": batch_size}
-    for name, value in numbers.items():
-        least = 0 if name == "steps" else 1
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ManticoreError(f"pretrain: {name} is {value!r} (expected a whole number). Fix: give {least} or more")
-    shape = small_config(family, layers=layers, width=width, positions=length, options=config)
-    documents = read_corpus(text, text_column=text_column, max_bytes=max_bytes)
-    given = None if isinstance(tokenizer, str) and tokenizer == TRAIN else _loaded_tokenizer(tokenizer)
-    learned_on = None if tokenizer_texts is None else _corpora(tokenizer_texts, text_column, max_bytes, given)
-    settings = {
-        "manticore": manticore.__version__,
-        "family": shape.model_type,
-        **numbers,
-        "config": dict(config or {}),
-        "text": corpus_digest(documents),
-        "tokenizer": _tokenizer_key(vocab_size, learned_on) if given is None else _fingerprint(given),
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "dtype": dtype,
-        "seed": seed,
-        "index": index,
-        "data_seed": data_seed,
-    }
+    wanted: Any = settings.tokenizer
+    given = None if isinstance(wanted, str) and wanted == TRAIN else _loaded_tokenizer(wanted)
+    shape = small_config(
+        family,
+        layers=settings.layers,
+        width=settings.width,
+        positions=settings.length,
+        options=settings.config,
+    )
+    read: dict[str, Any] = {"text_column": settings.text_column, "max_bytes": settings.max_bytes}
+    documents = read_corpus(settings.text, **read)
+    learned_on = None
+    if settings.tokenizer_texts is not None:
+        learned_on = _corpora(settings.tokenizer_texts, **read, given=given)
+    record = settings.key(
+        manticore=manticore.__version__,
+        family=shape.model_type,
+        text=corpus_digest(documents),
+        tokenizer=_tokenizer_key(settings.vocab_size, learned_on) if given is None else _fingerprint(given),
+        index=index,
+    )
+    bos = settings.bos
     if bos == "always" if given is None else beginning(given, bos, stage="pretrain") is not None:
         # absent where there is none: what was pretrained before there was a choice stays valid
-        settings["bos"] = True
-    name = f"{shape.model_type}-{content_key(settings)}"
+        record["bos"] = True
+    name = f"{shape.model_type}-{content_key(record)}"
     folder = _destination(name, out, cache)
     work = folder.parent / f".{name}.part"
     cached = cache or out is None
@@ -154,34 +121,33 @@ def pretrain(
                 if cached and folder.exists():
                     logger.warning("%s is damaged; it is pretrained again", folder)
                     shutil.rmtree(folder)
-                splits = split_documents(documents, data_seed=data_seed)
+                splits = split_documents(documents, data_seed=settings.data_seed)
                 parts = [splits["train"]]
                 if learned_on is not None:
-                    parts = [split_documents(corpus, data_seed=data_seed)["train"] for corpus in learned_on]
-                used = train_tokenizer([*chain(*parts)], vocab_size) if given is None else given
+                    parts = [split_documents(corpus, data_seed=settings.data_seed)["train"] for corpus in learned_on]
+                used = train_tokenizer([*chain(*parts)], settings.vocab_size) if given is None else given
                 model, learned = (
-                    _new_model(shape, used, derive_seed(seed, "pretrain weights", index)),
+                    _new_model(shape, used, derive_seed(settings.seed, "pretrain weights", index)),
                     {"tokens": 0, "heldout": {}},
                 )
-                if steps:
+                if settings.steps:
+                    shared = Pretrain.model_fields.keys() & Finetune.model_fields.keys()
                     result = finetune(
                         model,
-                        _task(splits, used, length, bos),
-                        steps=steps,
-                        batch_size=batch_size,
-                        lr=lr,
-                        weight_decay=weight_decay,
-                        dtype=dtype,
-                        schedule="cosine",
-                        warmup_steps=steps // 10,
-                        seed=seed,
+                        _task(splits, used, settings.length, bos),
+                        Finetune(
+                            **{name: getattr(settings, name) for name in shared},
+                            schedule="cosine",
+                            warmup_steps=settings.steps // 10,
+                        ),
+                        seed=settings.seed,
                         out=work,
                         resume=True,
                         cpu=cpu,
                         progress=progress,
                     )
                     model, learned = result.model, {"tokens": result.tokens, "heldout": result.metrics}
-                _publish(model, used, {**settings, **learned}, work / "model", folder, name if cached else None)
+                _publish(model, used, {**record, **learned}, work / "model", folder, name if cached else None)
             shutil.rmtree(work, ignore_errors=True)
     return folder if out is None or not cache else _copy(folder, expanded(out, "--out"))
 
@@ -288,7 +254,6 @@ def _publish(
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     (aside / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (aside / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if entry is not None:
         seal(aside, entry)
     os.rename(aside, folder)

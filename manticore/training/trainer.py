@@ -13,10 +13,10 @@ Letters: B batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -28,21 +28,25 @@ from transformers.trainer_callback import TrainerState
 
 from manticore.errors import ManticoreError, NotFiniteError
 from manticore.processes import refuse_lost_processes
+from manticore.settings import OneTraining
 from manticore.training.batches import IGNORED, Collator
+from manticore.training.budget import steps_within
 from manticore.training.callbacks import LogAtCheckpoints, MetricsFile, Progress, ProgressBar, Stopwatch
-from manticore.training.checkpoints import PARTIAL, checkpoint_step, publish, write_json
+from manticore.training.checkpoints import CLOCK, PARTIAL, TENSORS, checkpoint_step, publish
 from manticore.training.decay import decayed
 from manticore.training.sharding import complete_state, configure, refuse_unsharded, whole_embeddings
 from manticore.training.tracking import PROJECT
+from manticore.writing import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from manticore.tasks.task import Task
 
-_TENSORS = "trained.safetensors"
-_CLOCK = "seconds.json"
 _KEPT_CHECKPOINTS = 2
+_CHECKPOINTS_PER_RUN = 10
+
+T = TypeVar("T", bound=OneTraining)
 
 
 class TaskTrainer(Trainer):
@@ -91,8 +95,6 @@ class TaskTrainer(Trainer):
         self.stage = stage
         self.task = task
         self.stopwatch = Stopwatch()
-        if decay not in ("maps", "all"):
-            raise ManticoreError(f"{stage}: decay is {decay!r} (expected 'maps' or 'all'). Fix: decay='maps'")
         self._decay = decay
         self._checkpoint = checkpoint
         self._saving = False
@@ -132,7 +134,7 @@ class TaskTrainer(Trainer):
     def run(self) -> list[dict[str, float]]:
         """Train to the last step, from the checkpoint if one was given; returns the logged rows."""
         if self._checkpoint is not None:
-            self.stopwatch.seconds = float((self._checkpoint / _CLOCK).read_text())
+            self.stopwatch.seconds = float((self._checkpoint / CLOCK).read_text())
         try:
             if self._checkpoint is not None and checkpoint_step(self._checkpoint) >= self.args.max_steps:
                 if self.is_fsdp_enabled:
@@ -210,13 +212,13 @@ class TaskTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {n: t.detach().cpu().clone() for n, t in self.checkpoint_tensors().items()}
-        save_file(tensors, folder / _TENSORS)
+        save_file(tensors, folder / TENSORS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        saved = load_file(Path(resume_from_checkpoint) / _TENSORS)
+        saved = load_file(Path(resume_from_checkpoint) / TENSORS)
         current = self.checkpoint_tensors()
         wrong = sorted(n for n in saved.keys() | current.keys() if _shape(saved, n) != _shape(current, n))
         if wrong:
@@ -242,7 +244,10 @@ class TaskTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             staged = folder / PARTIAL / f"checkpoint-{self.state.global_step}"
             if self.args.should_save:
-                write_json(staged / _CLOCK, self.stopwatch.seconds)
+                write_json(staged / CLOCK, self.stopwatch.seconds)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                publish(staged, folder, keep=_KEPT_CHECKPOINTS)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise ManticoreError(
                 f"{self.stage}: cannot write the checkpoint of step {self.state.global_step} to {folder} "
@@ -250,30 +255,36 @@ class TaskTrainer(Trainer):
             ) from error
         finally:
             self._saving = False
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            publish(staged, folder, keep=_KEPT_CHECKPOINTS)
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
     return tuple(tensors[name].shape) if name in tensors else None
 
 
+def with_length(settings: T, step_flops: int, *, stage: str) -> T:
+    """Settings with the steps that they or their budget give, and the warm-up that is theirs.
+
+    Args:
+        settings: of a search or a fine-tuning.
+        step_flops: what a step costs.
+        stage: the verb that error messages begin with.
+
+    Raises:
+        ManticoreError: a budget below one step.
+    """
+    steps = settings.steps or settings.default_steps
+    if settings.budget_flops is not None:
+        steps = steps_within(settings.budget_flops, step_flops, stage=stage)
+    warmup = default_warmup(steps) if settings.warmup_steps is None else settings.warmup_steps
+    return settings.model_copy(update={"steps": steps, "budget_flops": None, "warmup_steps": warmup})
+
+
 def training_arguments(
     folder: Path,
+    settings: OneTraining,
     *,
-    steps: int,
-    batch_size: int,
-    lr: float,
-    weight_decay: float,
-    schedule: str,
-    warmup_steps: int,
-    accumulation: int,
-    max_grad_norm: float,
-    adam_betas: Sequence[float] = (0.9, 0.999),
-    adam_eps: float = 1e-8,
     log_steps: int,
-    save_steps: int | None,
+    saves: bool,
     seed: int,
     data_seed: int,
     bf16: bool,
@@ -283,40 +294,31 @@ def training_arguments(
 
     Args:
         folder: where checkpoints go.
-        steps: optimizer steps.
-        batch_size: examples per optimizer step, over all processes.
-        schedule: "constant", "linear" or "cosine", each after `warmup_steps` of linear warm-up.
-        accumulation: micro-batches per optimizer step.
-        max_grad_norm: 0 leaves gradients as they are.
-        adam_betas: AdamW's decay rates of the first and second moment, from 0 to below 1.
-        adam_eps: AdamW's epsilon, above 0.
-        save_steps: optimizer steps between checkpoints; None writes none.
+        settings: with steps and warm-up (:func:`with_length`).
+        log_steps: optimizer steps between logged rows.
+        saves: whether checkpoints are written.
         seed: of dropout and everything else drawn during training.
         data_seed: of the order of the data.
+        bf16: whether autocast is on.
         cpu: stay on the CPU where an accelerator is present.
     """
-    if len(adam_betas) != 2 or not all(0 <= beta < 1 for beta in adam_betas):
-        raise ManticoreError(
-            f"adam_betas: {list(adam_betas)} (expected two numbers from 0 to below 1). Fix: for instance 0.9 and 0.999"
-        )
-    if not (math.isfinite(adam_eps) and adam_eps > 0):
-        raise ManticoreError(f"adam_eps: {adam_eps} (expected a number above 0). Fix: for instance 1e-8")
+    steps = settings.steps or settings.default_steps
     args = TrainingArguments(
         output_dir=str(folder),
-        adam_beta1=adam_betas[0],
-        adam_beta2=adam_betas[1],
-        adam_epsilon=adam_eps,
+        adam_beta1=settings.adam_betas[0],
+        adam_beta2=settings.adam_betas[1],
+        adam_epsilon=settings.adam_eps,
         max_steps=steps,
-        gradient_accumulation_steps=accumulation,
-        learning_rate=lr,
-        weight_decay=weight_decay,
-        lr_scheduler_type=scheduler_name(schedule),
-        warmup_steps=warmup_steps,
-        max_grad_norm=max_grad_norm,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.lr,
+        weight_decay=settings.weight_decay,
+        lr_scheduler_type=scheduler_name(settings.schedule),
+        warmup_steps=settings.warmup_steps or 0,
+        max_grad_norm=settings.max_grad_norm,
         logging_steps=log_steps,
         logging_nan_inf_filter=False,
-        save_strategy="no" if save_steps is None else "steps",
-        save_steps=save_steps or steps,
+        save_strategy="steps" if saves else "no",
+        save_steps=settings.save_steps or max(1, steps // _CHECKPOINTS_PER_RUN),
         # this class rotates after the renaming
         save_total_limit=None,
         seed=seed,
@@ -338,13 +340,13 @@ def training_arguments(
     refuse_lost_processes(args.world_size)
     # several devices in one process would multiply the batch: more devices are torchrun's business
     args._n_gpu = min(args.n_gpu, 1)
-    micro_batches = accumulation * args.world_size
-    if batch_size % micro_batches:
+    micro_batches = settings.accumulation * args.world_size
+    if settings.batch_size % micro_batches:
         raise ManticoreError(
-            f"batch_size: {batch_size} cannot be cut into {micro_batches} equal parts "
-            f"(accumulation={accumulation}, {args.world_size} processes). Fix: choose a multiple"
+            f"batch_size: {settings.batch_size} cannot be cut into {micro_batches} equal parts "
+            f"(accumulation={settings.accumulation}, {args.world_size} processes). Fix: choose a multiple"
         )
-    args.per_device_train_batch_size = batch_size // micro_batches
+    args.per_device_train_batch_size = settings.batch_size // micro_batches
     return args
 
 
@@ -358,6 +360,4 @@ def default_warmup(steps: int) -> int:
 
 def scheduler_name(schedule: str) -> str:
     """transformers' name of the schedule "constant", "linear" or "cosine"; all of them warm up first."""
-    if schedule not in ("constant", "linear", "cosine"):
-        raise ManticoreError(f"schedule: got {schedule!r} (expected constant, linear or cosine). Fix: choose one")
     return "constant_with_warmup" if schedule == "constant" else schedule

@@ -10,8 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from manticore.cli.app import app
-from manticore.cli.parameters import pairs, task_words
+from manticore.cli.parameters import pairs
 from manticore.schema.options import options_of
+from manticore.stages.commands import task_words
 
 MAD = ["-t", "mad/in-context-recall", "--task-option", "seq_len=16", "--task-option", "num_train_examples=32"]
 SMALL = [*MAD, "--task-option", "num_test_examples=16", "--task-option", "num_validation_examples=16"]

@@ -271,9 +271,12 @@ def test_models_without_names_get_different_ones(gpt):
     ("options", "message"),
     [
         ({"models": {}}, "compare: no models"),
-        ({"seeds": []}, "seeds or learning_rates is empty"),
-        ({"learning_rates": []}, "seeds or learning_rates is empty"),
-        ({"seeds": [1, 1]}, r"seeds \[1, 1\] hold one twice"),
+        ({"seeds": []}, r"seeds is \[\] .expected whole numbers, one or more.*Fix: for instance 0, 1 and 2"),
+        (
+            {"learning_rates": []},
+            r"learning_rates is \[\] .expected positive numbers, one or more.*Fix: for instance 1e-3",
+        ),
+        ({"seeds": [1, 1]}, r"seeds: \[1, 1\] holds one twice. Fix: give different ones"),
         ({"spent_flops": {"hybird": 5}}, r"spent_flops names 'hybird' \(the models are gpt\)"),
     ],
 )

@@ -39,5 +39,5 @@ def test_an_ordinary_model_is_no_hybrid(tiny_gpt):
         ("search", lambda: manticore.search(tiny_gpt, "text")),
         ("discretize", lambda: manticore.discretize(tiny_gpt)),
     ):
-        with pytest.raises(ManticoreError, match=f"{stage}: a GPTNeoForCausalLM is no hybrid"):
+        with pytest.raises(ManticoreError, match=f"{stage}: a GPTNeoForCausalLM is not a hybrid"):
             call()

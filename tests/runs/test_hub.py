@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from local_hub import local_hub
 
 import manticore
-from manticore.runs.sharing import LOADER
+from manticore.report.sharing import LOADER
 
 ROOT = Path(__file__).resolve().parents[2]
 PRELUDE = """

@@ -19,8 +19,8 @@ import manticore
 from benchmarks.tiny_families import tiny_model
 from manticore.errors import ManticoreError
 from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.report.sharing import LOADER
 from manticore.runs.models import load_hybrid
-from manticore.runs.sharing import LOADER
 
 ROOT = Path(__file__).resolve().parents[2]
 ASKED = [

@@ -14,11 +14,11 @@ from benchmarks.tiny_families import tiny_model
 from manticore.components.token_bytes import text_bytes
 from manticore.errors import ManticoreError
 from manticore.projectors.calibration import calibration_packs
+from manticore.runs.lineage import task_inputs
 from manticore.tasks.beginning import adds_bos, beginning
 from manticore.tasks.metrics import IGNORE
 from manticore.tasks.task import load_task
 from manticore.tasks.text import pack
-from manticore.training.finetune import data_fingerprint
 
 DOCUMENTS = [f"Sentence {i}: größer, wider — {i * i} 漢字.\n" * (1 + i % 7) for i in range(60)]
 
@@ -168,5 +168,5 @@ def test_a_hybrid_follows_the_owner_of_its_tokenizer(tmp_path, plain, adding):
 
 def test_resume_keys_tell_beginnings_apart(adding):
     tasks = [load_task("text", tokenizer=adding, source=DOCUMENTS, length=16, bos=bos) for bos in ("auto", "never")]
-    assert data_fingerprint(tasks[0]) != data_fingerprint(tasks[1])
+    assert task_inputs(tasks[0]) != task_inputs(tasks[1])
     assert [task.bos for task in tasks] == ["<s>", ""]

@@ -211,8 +211,8 @@ def test_scoring_some_examples(gpt, task):
         ({"budget_flops": 10}, "one step costs"),
         ({"steps": 2, "batch_size": 25}, "24 training examples, fewer than one batch"),
         ({"steps": 2, "batch_size": 8, "accumulation": 3}, "cannot be cut into 3 equal parts"),
-        ({"steps": 2, "schedule": "step"}, "schedule: got 'step'"),
-        ({"steps": 2, "batch_size": 8, "trainable": "heads"}, "unknown choice 'heads'"),
+        ({"steps": 2, "schedule": "step"}, "schedule is 'step' .expected 'constant', 'linear' or 'cosine'"),
+        ({"steps": 2, "batch_size": 8, "trainable": "heads"}, "trainable is 'heads' .expected 'all', 'frozen'"),
     ],
 )
 def test_impossible_arguments_are_refused(gpt, task, options, message):

@@ -7,6 +7,7 @@ from copying_task import copying_task
 
 from manticore.errors import ManticoreError
 from manticore.schema.loading import load_recipe
+from manticore.settings import Finetune
 from manticore.training.finetune import finetune
 from manticore.training.trainer import TaskTrainer, training_arguments
 from tests.conftest import gpt_neo
@@ -17,12 +18,9 @@ OFFICIAL = {"weight_decay": 0.1, "decay": "all", "adam_betas": [0.9, 0.98], "ada
 
 def made(tmp_path, *, decay="maps", **options):
     task, model = copying_task(), gpt_neo(8)
-    given = {
-        "steps": 1, "batch_size": 4, "lr": 1e-3, "weight_decay": 0.1, "schedule": "constant", "warmup_steps": 0,
-        "accumulation": 1, "max_grad_norm": 1.0, "log_steps": 1, "save_steps": None, "seed": 0, "data_seed": 0,
-        "bf16": False, "cpu": True,
-    }  # fmt: skip
-    trainer = TaskTrainer(model, training_arguments(tmp_path, **{**given, **options}), task, decay=decay)
+    settings = Finetune(steps=1, batch_size=4, weight_decay=0.1, warmup_steps=0, **options)
+    run = {"log_steps": 1, "saves": False, "seed": 0, "data_seed": 0, "bf16": False, "cpu": True}
+    trainer = TaskTrainer(model, training_arguments(tmp_path, settings, **run), task, decay=decay)
     return model, trainer.create_optimizer()
 
 
@@ -50,10 +48,10 @@ def test_no_clipping_is_no_clipping():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"adam_betas": [0.9]}, r"adam_betas: \[0.9\] .expected two numbers"),
+        ({"adam_betas": [0.9]}, r"adam_betas is \[0.9\] .expected two numbers"),
         ({"adam_betas": [0.9, 1.0]}, "expected two numbers from 0 to below 1"),
         ({"adam_betas": [math.nan, 0.9]}, "expected two numbers from 0 to below 1"),
-        ({"adam_eps": 0.0}, "adam_eps: 0.0 .expected a number above 0"),
+        ({"adam_eps": 0.0}, "adam_eps is 0.0 .expected a number above 0"),
         ({"decay": "norms"}, "decay is 'norms' .expected 'maps' or 'all'"),
     ],
 )

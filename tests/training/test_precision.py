@@ -215,8 +215,8 @@ def test_under_autocast_what_does_not_train_keeps_its_type(hybrid, task):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "float16"}, "dtype is unknown: 'float16'"),
-        ({"dtype": "bfloat16", "bf16": True}, "bf16 computes in bfloat16 beside float32 weights"),
+        ({"dtype": "float16"}, "dtype is 'float16'. Did you mean 'bfloat16'?"),
+        ({"dtype": "bfloat16", "bf16": True}, "bf16: dtype=bfloat16 has no float32 weights"),
     ],
 )
 def test_impossible_types_are_refused(gpt, task, options, message):

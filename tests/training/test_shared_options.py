@@ -44,6 +44,7 @@ ELSEWHERE = {
     "ensemble": "a row more",
     "test_examples": "read after the training, with the weights that are there",
     "tokenizer": "data",
+    "settings": "each of them by its name",
     "gradient_checkpointing": "the same numbers in less memory",
     "cpu": "bf16 says whether autocast is on",
     "out": "", "resume": "", "save_steps": "", "log_steps": "", "report_to": "", "progress": "", "workers": "",
@@ -61,15 +62,15 @@ def test_unusual_values_are_unusual():
 def test_each_run_of_a_comparison_is_given_every_option(gpt, monkeypatch):
     given = []
 
-    def watched(model, task, **options):
-        given.append(options)
-        return finetune(model, task, **options)
+    def watched(model, task, settings, **options):
+        given.append(settings)
+        return finetune(model, task, settings, **options)
 
     monkeypatch.setattr(comparison_runs, "finetune", watched)
     compare({"gpt": gpt}, copying_task(), budget_flops=6_000_000, seeds=[0, 1], cpu=True, **UNUSUAL)
     assert len(given) == 2
-    for options in given:
-        assert {name: options[name] for name in UNUSUAL} == UNUSUAL
+    for settings in given:
+        assert settings.shared() == UNUSUAL
 
 
 def test_a_recipe_compares_with_everything_that_it_fine_tunes_with(tmp_path, monkeypatch):
@@ -85,8 +86,8 @@ def test_a_recipe_compares_with_everything_that_it_fine_tunes_with(tmp_path, mon
     class Given(Exception):
         """Carries what the comparison was asked for."""
 
-    def asked(models, task, **options):
-        raise Given(options)
+    def asked(models, task, settings, **options):
+        raise Given(settings)
 
     class Folder:
         path = tmp_path
@@ -97,9 +98,9 @@ def test_a_recipe_compares_with_everything_that_it_fine_tunes_with(tmp_path, mon
     monkeypatch.setattr(run, "results_of", lambda stage: {"path": [0, 1], "flops": 7})
     with pytest.raises(Given) as caught:
         Compare().work(run, tmp_path)
-    (options,) = caught.value.args
-    assert {name: options[name] for name in UNUSUAL} == UNUSUAL
-    assert options["test_examples"] == 5
+    (settings,) = caught.value.args
+    assert settings.shared() == UNUSUAL
+    assert settings.test_examples == 5
 
 
 def test_entries_of_a_recipe_start_from_weights_of_their_own(tmp_path, monkeypatch):

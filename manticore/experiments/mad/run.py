@@ -9,10 +9,9 @@ The runs of one model on one setting that are not there yet are trained together
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -25,9 +24,19 @@ from manticore.errors import ManticoreError
 from manticore.experiments.mad.models import Candidate
 from manticore.experiments.mad.training import Outcome, Watcher, train_runs
 from manticore.paths import expanded, refuse_links_out
-from manticore.reading import read_object
 from manticore.report.mad_scores import scores_figure
 from manticore.report.svg import house_style, to_png, to_svg
+from manticore.runs.ledger import (
+    CONDITIONS,
+    INPUTS,
+    SETTINGS,
+    key,
+    read_record,
+    refuse_changed,
+    say_changed,
+    write_record,
+)
+from manticore.runs.lineage import model_lineage
 from manticore.runs.lock import locked
 from manticore.tasks.mad.examples import KINDS, generate_validation
 from manticore.tasks.mad.grid import Setting
@@ -94,7 +103,9 @@ class MadFolder:
                 )
             longest = max(settings, key=lambda setting: int(setting.options["seq_len"]))
             self._build(model, longest, "causal")
-        self._open(json.loads(json.dumps(record)), resume)
+        # every part of a name that is a folder is a saved model
+        parts = {part for model in models for part in model.name.split("+") if Path(part).expanduser().is_dir()}
+        self._open(key(record, {f"weights of {part}": model_lineage(part)["sha256"] for part in sorted(parts)}), resume)
 
     def run(
         self,
@@ -127,7 +138,7 @@ class MadFolder:
             for index, model in enumerate(self.models):
                 watch = _share(progress, place * len(self.models) + index, pairs, self.protocol.epochs)
                 title = f"{model.name} on {setting.name}"
-                missing = [h for h in self.protocol.grid if not self._file(model, setting, h.name).exists()]
+                missing = [h for h in self.protocol.grid if self._read(self._file(model, setting, h.name)) is None]
                 if not missing:
                     say(f"{title}: done before")
                     continue
@@ -161,8 +172,11 @@ class MadFolder:
             for setting in self.settings
             for hyper in self.protocol.grid
         ]
-        rows = (read_object(file, "remove it, then resume") for file in files)
+        rows = map(self._read, files)
         return [row for row in rows if row is not None]
+
+    def _read(self, file: Path) -> dict[str, Any] | None:
+        return read_record(file, "remove it, then resume")
 
     def scores(self, metric: str) -> list[ModelScore]:
         """Scores by one of :data:`METRICS`."""
@@ -199,7 +213,7 @@ class MadFolder:
             write_bytes(self.path / "scores.png", to_png(figure))
         return scores["mad_macro"]
 
-    def _open(self, record: Mapping[str, Any], resume: bool) -> None:
+    def _open(self, now: dict[str, Any], resume: bool) -> None:
         file = self.path / "grid.json"
         if file.exists():
             if not resume:
@@ -207,18 +221,21 @@ class MadFolder:
                     f"--out {self.path}: holds results already. Fix: --resume goes on with them, or choose another name"
                 )
             refuse_links_out(self.path)
-            before = read_object(file, "choose another name for --out") or {}
-            for name, value in record.items():
+            before = read_record(file, "choose another name for --out") or {}
+            for name, value in now[SETTINGS].items():
                 if before.get(name) != value:
                     raise ManticoreError(
                         f"--out {self.path}: was started with another {name}{_difference(before.get(name), value)}. "
                         "Fix: resume with the same choices, or choose another name"
                     )
+            refuse_changed(before.get(INPUTS, {}), now[INPUTS], f"--out {self.path}", "choose another name")
+            say_changed(before.get(CONDITIONS, {}), now[CONDITIONS], f"--out {self.path}")
             return
-        if self.path.exists() and any(self.path.iterdir()):
+        # a process that was killed at once has left a half-written file with such a name
+        if self.path.exists() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
             raise ManticoreError(f"--out {self.path}: is no folder of MAD results. Fix: choose another name")
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(file, record)
+        write_record(file, {**now.pop(SETTINGS), **now})
 
     def _build(self, model: Candidate, setting: Setting, backbone: Backbone) -> PreTrainedModel:
         sizes = {name: int(setting.options[name]) for name in ("vocab_size", "seq_len")}
@@ -244,7 +261,7 @@ class MadFolder:
         file.parent.mkdir(parents=True, exist_ok=True)
         row = outcome.to_dict()
         hyper = row.pop("hyper")
-        write_json(
+        write_record(
             file,
             {
                 "model": model.name,

@@ -26,6 +26,7 @@ from manticore.paths import expanded
 from manticore.settings import Amount, Count
 from manticore.tasks.lra import images, listops, pathfinder, text
 from manticore.tasks.lra.pathfinder import Level, Side
+from manticore.tasks.shape import TaskShape
 from manticore.tasks.stored_rows import stored_rows
 
 logger = logging.getLogger(__name__)
@@ -336,3 +337,15 @@ def _digest(paths: Iterable[Path]) -> str:
             f"lra: {error.filename} cannot be read ({error.strerror or error}). Fix: give files that you may read"
         ) from error
     return whole.hexdigest()
+
+
+def shape(name: str, options: Mapping[str, Any]) -> TaskShape:
+    """Sizes of a task of the benchmark.
+
+    Args:
+        name: as it is registered.
+        options: all of the task.
+    """
+    arena = ARENAS[name.removeprefix("lra/")]
+    tests = options.get("num_test") or arena.counts[2]
+    return TaskShape(name, arena.vocab_size, arena.length, int(tests), arena.sequences)

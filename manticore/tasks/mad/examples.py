@@ -30,6 +30,7 @@ from manticore.tasks.mad.fuzzy_recall import check_fuzzy_recall, fuzzy_recall, f
 from manticore.tasks.mad.memorization import check_memorization, memorization, memorization_chance
 from manticore.tasks.mad.recall import check_recall_options, recall, recall_chance
 from manticore.tasks.mad.streams import Arrays, Streams
+from manticore.tasks.shape import TaskShape
 from manticore.tasks.task import Backbone
 
 logger = logging.getLogger(__name__)
@@ -210,3 +211,17 @@ def _narrowed(array: np.ndarray) -> np.ndarray:
     if array.size == 0:
         return array.astype(np.int8)
     return array.astype(np.result_type(np.min_scalar_type(array.min()), np.min_scalar_type(array.max())))
+
+
+def shape(name: str, options: Mapping[str, Any]) -> TaskShape:
+    """Sizes of a MAD task, read from a handful of examples.
+
+    Args:
+        name: as it is registered.
+        options: all of the task.
+    """
+    left_out = ("num_train_examples", "num_test_examples", "num_validation_examples", "data_seed")
+    settings = {option: value for option, value in options.items() if option not in left_out}
+    kind = name.removeprefix("mad/")
+    inputs, _ = generate(kind, num_train_examples=2, num_test_examples=1, cache=False, **settings)["train"]
+    return TaskShape(name, int(settings["vocab_size"]), inputs.shape[1], int(options["num_test_examples"]))

@@ -5,6 +5,7 @@ from tiny_search import make_hybrid, recall
 from manticore.search.differentiable.joint import Order
 from manticore.search.differentiable.methods import Darts
 from manticore.search.differentiable.trainer import MixturePlan, SearchTrainer
+from manticore.settings import Search
 from manticore.training.trainer import training_arguments
 
 
@@ -14,23 +15,12 @@ def make_trainer(tmp_path):
         hybrid = make_hybrid()
         for parameter in hybrid.mixing.mixture_parameters():
             parameter.requires_grad_(True)
-        args = training_arguments(
-            tmp_path,
-            steps=steps,
-            batch_size=8,
-            lr=0.01,
-            weight_decay=0.5,
-            schedule="linear",
-            warmup_steps=0,
-            accumulation=2,
+        settings = Search(
+            steps=steps, batch_size=8, lr=0.01, weight_decay=0.5, schedule="linear", accumulation=2,
             max_grad_norm=max_grad_norm,
-            log_steps=1,
-            save_steps=None,
-            seed=0,
-            data_seed=0,
-            bf16=False,
-            cpu=True,
-        )
+        )  # fmt: skip
+        run = {"log_steps": 1, "saves": False, "seed": 0, "data_seed": 0, "bf16": False, "cpu": True}
+        args = training_arguments(tmp_path, settings, **run)
         plan = MixturePlan(
             make_method=lambda parameters: Darts(parameters, lr=0.1),
             order=Order(order),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
+from manticore import registry
 from manticore.errors import ManticoreError
 from manticore.schema.options import options_of
 from manticore.schema.sections import TaskChoice
@@ -27,28 +29,17 @@ class TaskShape:
 
 
 def task_shape(choice: TaskChoice) -> TaskShape:
-    """Read from the task's options, and, where the data are generated, from a handful of examples.
+    """What the task says of itself; of one that says nothing, its option ``length``.
 
     Raises:
         ManticoreError: options that allow no data, or a task whose sizes cannot be known beforehand.
     """
     options = {**_defaults(choice.name), **choice.options}
-    if choice.name.startswith("mad/"):
-        from manticore.tasks.mad.examples import generate
-
-        kind = choice.name.removeprefix("mad/")
-        left_out = ("num_train_examples", "num_test_examples", "num_validation_examples", "data_seed")
-        settings: dict[str, Any] = {name: value for name, value in options.items() if name not in left_out}
-        inputs, _ = generate(kind, num_train_examples=2, num_test_examples=1, cache=False, **settings)["train"]
-        return TaskShape(choice.name, int(settings["vocab_size"]), inputs.shape[1], int(options["num_test_examples"]))
-    if choice.name.startswith("lra/"):
-        from manticore.tasks.lra.examples import ARENAS
-
-        arena = ARENAS.get(choice.name.removeprefix("lra/"))
-        if arena is not None:
-            length = options.get("length") or arena.length
-            tests = options.get("num_test") or arena.counts[2]
-            return TaskShape(choice.name, arena.vocab_size, int(length), int(tests), arena.sequences)
+    says = registry.entries("task")[choice.name].shape
+    if says is not None:
+        module, attribute = says.split(":")
+        shape: TaskShape = getattr(import_module(module), attribute)(choice.name, options)
+        return shape
     length = options.get("length")
     if not isinstance(length, int) or length < 1:
         raise ManticoreError(

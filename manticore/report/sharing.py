@@ -11,8 +11,8 @@ from manticore.errors import ManticoreError
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.report.card import PICTURE, write_model_card
 from manticore.runs.files import SCHEMA_VERSION
-from manticore.runs.notes import ALIGNED, SEARCHED, TUNED, read_note
 from manticore.stacks.configuration import StackConfig
+from manticore.stages import STAGES
 from manticore.writing import write_text
 
 LOADER = "loading_manticore.py"
@@ -96,14 +96,25 @@ def folder_record(folder: Path, config: ManticoreConfig) -> dict[str, Any]:
         "discretize": {"path": config.path},
         "model": {"loads_with": _loads_with(config)},
     }
-    for stage, name in (("align", ALIGNED), ("search", SEARCHED), ("finetune", TUNED)):
-        note = read_note(folder / name)
+    for stage in STAGES:
+        note = {} if stage.note is None else _read_note(folder / stage.note)
         if note:
-            record[stage] = note
+            record[stage.name] = note
             record["seed"] = note.get("seed")
             if "task" in note:
                 record["task"] = note["task"]
     return record
+
+
+def _read_note(file: Path) -> dict[str, Any]:
+    """What a verb has noted beside the model that it wrote; nothing where it has not."""
+    if not file.is_file():
+        return {}
+    try:
+        note = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ManticoreError(f"{file}: cannot be read as JSON. Fix: remove it, the card will do without") from error
+    return note if isinstance(note, dict) else {}
 
 
 def _loads_with(config: ManticoreConfig) -> str:

@@ -1,0 +1,234 @@
+"""Public names. Made by tests/helpers/public_stub.py; tests/test_public_stub.py keeps it fresh."""
+
+import torch
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from manticore.errors import ManticoreError as ManticoreError
+from manticore.experiments.compare import Comparison
+from manticore.experiments.models import Source
+from manticore.hybrid.classification import ManticoreForSequenceClassification as ManticoreForSequenceClassification
+from manticore.hybrid.classification import ManticoreForTokenClassification as ManticoreForTokenClassification
+from manticore.hybrid.configuration import ManticoreConfig as ManticoreConfig
+from manticore.hybrid.discretize import discretize as discretize
+from manticore.hybrid.lora import lora_table as lora_table
+from manticore.hybrid.lora import lora_targets as lora_targets
+from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.hybrid.modeling import ManticoreForCausalLM as ManticoreForCausalLM
+from manticore.hybrid.pair_classification import ManticoreForPairClassification as ManticoreForPairClassification
+from manticore.hybrid.pretrained import ManticorePreTrainedModel
+from manticore.projectors.alignment import AlignmentReport
+from manticore.report.sharing import share as share
+from manticore.search.search import SearchResult
+from manticore.settings import Align
+from manticore.settings import Combine
+from manticore.settings import Compare
+from manticore.settings import Evaluate
+from manticore.settings import Finetune
+from manticore.settings import Pretrain
+from manticore.settings import Search
+from manticore.stacks.autoencoder import StackForAutoEncoding as StackForAutoEncoding
+from manticore.stacks.classification import StackForSequenceClassification as StackForSequenceClassification
+from manticore.stacks.classification import StackForTokenClassification as StackForTokenClassification
+from manticore.stacks.configuration import StackConfig as StackConfig
+from manticore.stacks.modeling import StackForCausalLM as StackForCausalLM
+from manticore.stacks.pair_classification import StackForPairClassification as StackForPairClassification
+from manticore.tasks.corpus import Text
+from manticore.tasks.task import Task
+from manticore.training.callbacks import Progress
+from manticore.training.finetune import FinetuneResult
+from pathlib import Path
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase
+from typing import Any
+from typing import Literal
+
+__version__: str
+__all__: list[str]
+
+def align(
+    hybrid: ManticoreForCausalLM,
+    text: Text = 'stdlib',
+    settings: Align | None = None,
+    *,
+    text_column: str | None = None,
+    bos: Literal['auto', 'always', 'never'] = 'auto',
+    tokens: int = 65536,
+    holdout: float = 0.1,
+    ridge: float = 0.0001,
+    batch_size: int = 16,
+    length: int = 128,
+    steps: int = 0,
+    lr: float = 0.001,
+    seed: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    progress: Progress | None = None,
+) -> AlignmentReport: ...
+
+def combine(
+    models: Sequence[str | Path | PreTrainedModel],
+    settings: Combine | None = None,
+    *,
+    num_blocks: int = 4,
+    mixing: str = 'translated',
+    released: bool = False,
+    projector: str = 'linear',
+    projector_options: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | str | None = None,
+    tokenizer: PreTrainedTokenizerBase | str | Path | int | None = None,
+    min_coverage: float = 0.25,
+    vocab_size: int | None = None,
+    revisions: Sequence[str | None] | None = None,
+    seed: int = 0,
+    check: bool = True,
+) -> ManticoreForCausalLM: ...
+
+def compare(
+    models: Mapping[str, Source] | Sequence[Source],
+    task: str | Task,
+    settings: Compare | None = None,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    ensemble: bool = True,
+    workers: int = 1,
+    batch_size: int = 32,
+    weight_decay: float = 0.01,
+    decay: Literal['maps', 'all'] = 'maps',
+    adam_betas: Sequence[float] = (0.9, 0.999),
+    adam_eps: float = 1e-08,
+    schedule: Literal['constant', 'linear', 'cosine'] = 'constant',
+    warmup_steps: int | None = None,
+    accumulation: int = 1,
+    max_grad_norm: float = 1.0,
+    trainable: Literal['all', 'frozen', 'projectors', 'lora'] = 'all',
+    lora_rank: int = 8,
+    gradient_checkpointing: bool = False,
+    dtype: Literal['auto', 'float32', 'bfloat16'] = 'auto',
+    bf16: bool = False,
+    budget_flops: float | None = None,
+    learning_rates: Sequence[float] = (0.001,),
+    test_examples: int | None = None,
+    spent_flops: Mapping[str, int] | None = None,
+    cpu: bool = False,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool | Callable[[int, int, str], None] = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Comparison: ...
+
+def evaluate(
+    model: PreTrainedModel,
+    task: str | Task,
+    settings: Evaluate | None = None,
+    *,
+    batch_size: int = 64,
+    max_examples: int | None = None,
+    split: str = 'test',
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> dict[str, float]: ...
+
+def finetune(
+    model: PreTrainedModel,
+    task: str | Task,
+    settings: Finetune | None = None,
+    *,
+    batch_size: int = 32,
+    weight_decay: float = 0.01,
+    decay: Literal['maps', 'all'] = 'maps',
+    adam_betas: Sequence[float] = (0.9, 0.999),
+    adam_eps: float = 1e-08,
+    schedule: Literal['constant', 'linear', 'cosine'] = 'constant',
+    warmup_steps: int | None = None,
+    accumulation: int = 1,
+    max_grad_norm: float = 1.0,
+    trainable: Literal['all', 'frozen', 'projectors', 'lora'] = 'all',
+    lora_rank: int = 8,
+    gradient_checkpointing: bool = False,
+    dtype: Literal['auto', 'float32', 'bfloat16'] = 'auto',
+    bf16: bool = False,
+    steps: int | None = None,
+    budget_flops: float | None = None,
+    lr: float = 0.001,
+    save_steps: int | None = None,
+    report_to: str | Sequence[str] | None = None,
+    log_steps: int | None = None,
+    test_examples: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    cpu: bool = False,
+    progress: bool | Progress = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> FinetuneResult: ...
+
+def pretrain(
+    family: str,
+    settings: Pretrain | None = None,
+    *,
+    text: Text = 'stdlib',
+    text_column: str | None = None,
+    bos: Literal['auto', 'always', 'never'] = 'auto',
+    layers: int = ...,
+    width: int = ...,
+    config: Mapping[str, Any] | None = None,
+    max_bytes: int | None = None,
+    tokenizer: str | Path | PreTrainedTokenizerBase = 'train',
+    tokenizer_texts: Sequence[Text] | None = None,
+    vocab_size: int = 1024,
+    length: int = 128,
+    steps: int = 300,
+    batch_size: int = 16,
+    lr: float = 0.003,
+    weight_decay: float = 0.01,
+    dtype: Literal['auto', 'float32', 'bfloat16'] = 'auto',
+    seed: int = 0,
+    data_seed: int = 0,
+    index: int = 0,
+    out: str | Path | None = None,
+    cache: bool = True,
+    cpu: bool = False,
+    progress: bool | Progress = False,
+) -> Path: ...
+
+def search(
+    hybrid: ManticorePreTrainedModel,
+    task: str | Task,
+    settings: Search | None = None,
+    *,
+    batch_size: int = 32,
+    weight_decay: float = 0.01,
+    decay: Literal['maps', 'all'] = 'maps',
+    adam_betas: Sequence[float] = (0.9, 0.999),
+    adam_eps: float = 1e-08,
+    schedule: Literal['constant', 'linear', 'cosine'] = 'constant',
+    warmup_steps: int = 0,
+    accumulation: int = 1,
+    max_grad_norm: float = 1.0,
+    trainable: Literal['all', 'frozen', 'projectors', 'lora'] = 'all',
+    lora_rank: int = 8,
+    gradient_checkpointing: bool = False,
+    dtype: Literal['auto', 'float32', 'bfloat16'] = 'auto',
+    bf16: bool = False,
+    steps: int | None = None,
+    budget_flops: float | None = None,
+    lr: float = 0.001,
+    save_steps: int | None = None,
+    report_to: str | Sequence[str] | None = None,
+    method: str = 'darts',
+    order: Literal['simultaneous', 'alternating', 'bilevel'] = 'simultaneous',
+    mixture_lr: float | None = None,
+    mixture_weight_decay: float | None = None,
+    mixture_schedule: Literal['constant', 'linear', 'cosine'] = 'constant',
+    mixture_warmup_steps: int = 0,
+    temperature: float | None = None,
+    final_temperature: float | None = None,
+    start: str | Tensor | Sequence[Sequence[float]] | Sequence[int] | None = None,
+    start_floor: float | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    cpu: bool = False,
+    progress: bool | Progress = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> SearchResult: ...

@@ -1,0 +1,69 @@
+"""The command line in processes that are stopped on the way; started from one that has imported everything."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SOON = 0.002
+PATIENCE = 300
+"""Seconds that a command may take on a busy machine."""
+
+
+def _work(words: Sequence[str], said: str, folder: str, environment: Mapping[str, str]) -> None:
+    os.chdir(folder)
+    os.environ.update(environment)
+    file = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    import torch
+
+    from manticore.cli.app import main
+
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", "1")))
+    sys.argv = ["manticore", *words]
+    main()
+
+
+class Command:
+    """A command line at work.
+
+    Args:
+        words: after ``manticore``.
+        folder: where it works; what it prints goes to a file there.
+        environment: beside this process's.
+    """
+
+    def __init__(self, words: Sequence[str], folder: Path, **environment: str) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(
+            ["manticore.stages.pipeline", "manticore.cli.app", "manticore.experiments.mad.run"]
+        )
+        self._said = folder / f"said-{time.monotonic_ns()}.txt"
+        self._process: Any = context.Process(target=_work, args=(words, str(self._said), str(folder), environment))
+        self._process.start()
+        self.pid: int = self._process.pid
+
+    def wait_for(self, folder: Path, pattern: str) -> None:
+        """Until a path in the folder matches, or the command has ended."""
+        deadline = time.monotonic() + PATIENCE
+        while not any(folder.glob(pattern)) and self._process.is_alive():
+            assert time.monotonic() < deadline
+            time.sleep(SOON)
+
+    def end(self) -> tuple[int, str]:
+        """Its exit code, and all that it printed."""
+        self._process.join(PATIENCE)
+        return self._process.exitcode, self._said.read_text(encoding="utf-8")
+
+
+def done(words: Sequence[str], folder: Path, **environment: str) -> str:
+    """What a command prints that must succeed."""
+    code, said = Command(words, folder, **environment).end()
+    assert code == 0, said
+    return said
