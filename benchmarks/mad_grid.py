@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
 from manticore.experiments.mad.models import Candidate
-from manticore.experiments.mad.training import Outcome, losses_and_gradients, train_runs
+from manticore.experiments.mad.training import TrainedRun, losses_and_gradients, train_runs
 from manticore.kernels.mamba import fast_scan
 from manticore.tasks.mad.examples import generate
 from manticore.tasks.mad.protocol import PROTOCOLS
@@ -57,7 +57,7 @@ def measure(name: str, *, steps: int, batch_size: int, rounds: int, device: torc
     if reason is not None:
         return {"model": name, "one_pass": False, "reason": reason}
 
-    def run(stacked: bool) -> tuple[float, list[Outcome]]:
+    def run(stacked: bool) -> tuple[float, list[TrainedRun]]:
         clock = time.process_time if device.type == "cpu" else time.perf_counter
         start = clock()
         # reading the scores waits for the device
@@ -65,7 +65,7 @@ def measure(name: str, *, steps: int, batch_size: int, rounds: int, device: torc
         return clock() - start, found
 
     seconds: dict[bool, list[float]] = {True: [], False: []}
-    outcomes: dict[bool, list[Outcome]] = {}
+    outcomes: dict[bool, list[TrainedRun]] = {}
     for round_ in range(rounds + 1):
         for stacked in (True, False):
             spent, outcomes[stacked] = run(stacked)

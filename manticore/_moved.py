@@ -19,6 +19,7 @@ MOVED = {
     "manticore.runs.mad": "manticore.experiments.mad.run",
     "manticore.runs.mad_models": "manticore.experiments.mad.models",
     "manticore.plan.task_shape": "manticore.tasks.shape",
+    "manticore.report.units": "manticore.quantities",
     "manticore.runs.sharing": "manticore.report.sharing",
     "manticore.runs.pipeline": "manticore.stages.pipeline",
     **{f"manticore.search.{name}": f"manticore.search.differentiable.{name}" for name in _IN_DIFFERENTIABLE},

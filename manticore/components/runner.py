@@ -73,6 +73,7 @@ class _StandIn(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         runner, index = self._runner, self._index
         recording = runner._open
+        # families differ in whether they name the hidden state
         if args:
             hidden, args = args[0], args[1:]
         else:
@@ -223,6 +224,7 @@ class Runner:
         if head:
             arguments["logits_to_keep"] = logits_to_keep
         if inside is not None:
+            # whatever the configuration asks for, outputs are read by name; recorded alone, nobody reads them
             arguments["return_dict"] = True
         # no function of ours: between a hybrid's forward and a layer stands nothing that need not be there
         own_forward = partial(self.model if head else self.model.base_model, **arguments)

@@ -6,6 +6,7 @@ Expensive: components to the power of blocks fine-tunings. For benchmarks of sea
 from __future__ import annotations
 
 import itertools
+import pathlib
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any
 
 from manticore.hybrid.discretize import discretize
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
+from manticore.runs.ledger import RUNS, RunLog
+from manticore.runs.lineage import training_inputs
 from manticore.tasks.task import Task
 from manticore.training.finetune import finetune
 
@@ -64,6 +67,8 @@ def landscape(
     task: Task,
     *,
     paths: Iterable[Sequence[int]] | None = None,
+    out: str | pathlib.Path | None = None,
+    resume: bool = False,
     progress: Callable[[int, Path], None] | None = None,
     **settings: Any,
 ) -> Landscape:
@@ -73,17 +78,27 @@ def landscape(
         supernet: left as it is.
         task: what is trained and scored on.
         paths: the candidates; None: all, components to the power of blocks.
+        out: folder for the scores, a line per path that is done; None writes nothing.
+        resume: go on with the scores in ``out``, if there are any.
         progress: told how many paths are done, and the one that was done last.
         settings: those of :func:`manticore.finetune`; with ``budget_flops`` paths of different cost get equal compute.
+            With ``out`` they are JSON values.
 
     Raises:
-        ManticoreError: the hybrid is discretized already, or what ``finetune`` raises.
+        ManticoreError: the hybrid is discretized already, ``out`` is of other settings, weights or data, or what
+            ``finetune`` raises.
     """
     if paths is None:
         paths = itertools.product(range(supernet.config.num_components), repeat=supernet.config.num_blocks)
+    log = RunLog(None, {}, resume=resume, stage="landscape")
+    if out is not None:
+        log = RunLog(
+            pathlib.Path(out) / RUNS, settings, training_inputs(supernet, task), resume=resume, stage="landscape"
+        )
     metrics: dict[Path, dict[str, float]] = {}
     for path in map(tuple, paths):
-        metrics[path] = finetune(discretize(supernet, path), task, **settings).metrics
+        name = ",".join(map(str, path))
+        metrics[path] = log.get(name) or log.add(name, finetune(discretize(supernet, path), task, **settings).metrics)
         if progress is not None:
             progress(len(metrics), path)
     return Landscape(metrics, task.primary_metric, task.higher_is_better)

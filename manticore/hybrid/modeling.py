@@ -53,6 +53,7 @@ def through_blocks(
     for n, components in enumerate(blocks):
         entering = enter(n, features, components)
         leaving: Features = {}
+        # a loop, not a comprehension: that would be a frame more up to Python 3.11
         for k, hidden in entering.items():
             leaving[k] = segment(n, k)(hidden)
         features = leaving
@@ -77,6 +78,7 @@ def own_forwards(
         how: ``head`` and ``logits_to_keep`` of :meth:`~manticore.components.runner.Runner.opened`.
     """
     route, edges = mixing.route(), hybrid._boundaries
+    # transformers' Trainer hooks the noise onto get_input_embeddings() alone
     if hybrid.training and len(route.embedded) > 1 and hasattr(hybrid.get_input_embeddings(), "neftune_noise_alpha"):
         raise ManticoreError(
             "forward: NEFTune puts noise on one table of embeddings, and this supernet reads "
@@ -103,6 +105,7 @@ def own_forwards(
         for k, hidden in mixing.head_inputs(features).items():
             recordings[k].final = hidden
 
+    # partial, not a function: a traceback from a layer names the loop and the forward, and nothing between them
     inside: Callable[[], Any] = partial(through_blocks, route.blocks, embedded, enter, segment, leave)
     with ExitStack() as stack:
         # from the inside out: the first component's forward begins first, and ends last
@@ -204,6 +207,7 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, CachedGenerationMixin):
             else:
                 outputs = branches.logits(heads, keep, states)
             if cache is not None:
+                # after the pass: while it runs, components ask how many tokens are before these
                 cache.seen_tokens += part.input_ids.shape[1]
             read.append(self.mixing.mixed(outputs))
             passed.append(states)

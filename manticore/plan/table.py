@@ -10,7 +10,7 @@ from rich.text import Text
 
 from manticore.plan.fit import RESERVED
 from manticore.plan.planner import Plan
-from manticore.report.units import MISSING, count, duration, flops
+from manticore.quantities import MISSING, count, duration, flops
 
 
 def _size(value: float | None) -> str:

@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Polygon
 
+from manticore.quantities import shorten
 from manticore.report.palette import FAINT, INK, MUTED, component_colour, text_on, tint
 from manticore.report.results import Results
-from manticore.report.units import shorten
 
 WIDTH = 9.6
 _LABELS = 1.55

@@ -12,9 +12,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from manticore import quantities
 from manticore.errors import ManticoreError
 from manticore.experiments.rows import HYBRID
-from manticore.report import cells, spending, units
+from manticore.report import cells, spending
 from manticore.report.block_picture import block_picture
 from manticore.report.licences import strictest
 from manticore.report.loading_code import code_for, has_tokenizer
@@ -161,7 +162,7 @@ def _body(results: Results, licence_note: str, folder: Path, has_picture: bool) 
         align_text=beginning(results.align.bos) if results.align else "",
         seed=results.seed,
         tuned=[
-            {"name": name, "score": units.score(score)}
+            {"name": name, "score": quantities.score(score)}
             for name, score in (results.finetune.metrics if results.finetune else {}).items()
         ],
         code=Markup(code_for(results, "path/to/this/folder", with_tokenizer=has_tokenizer(folder))),
@@ -171,12 +172,12 @@ def _body(results: Results, licence_note: str, folder: Path, has_picture: bool) 
 def _parent(name: str, component: ComponentRecord) -> dict[str, str]:
     return {
         "name": name,
-        "family": component.family or units.MISSING,
-        "source": component.source or units.MISSING,
-        "revision": component.revision or units.MISSING,
-        "layers": units.MISSING if component.layers is None else str(component.layers),
-        "width": units.MISSING if component.width is None else str(component.width),
-        "parameters": units.count(component.parameters),
+        "family": component.family or quantities.MISSING,
+        "source": component.source or quantities.MISSING,
+        "revision": component.revision or quantities.MISSING,
+        "layers": quantities.MISSING if component.layers is None else str(component.layers),
+        "width": quantities.MISSING if component.width is None else str(component.width),
+        "parameters": quantities.count(component.parameters),
         "license": component.license or "not known",
     }
 
@@ -189,10 +190,10 @@ def _stages(results: Results) -> list[dict[str, str]]:
     return [
         {
             "name": f"search ({search.method})" if stage is search and search and search.method else name,
-            "data": data[name] or units.MISSING,
-            "steps": units.MISSING if stage.steps is None else f"{stage.steps:,}",
-            "tokens": units.count(stage.tokens),
-            "flops": units.flops(stage.flops),
+            "data": data[name] or quantities.MISSING,
+            "steps": quantities.MISSING if stage.steps is None else f"{stage.steps:,}",
+            "tokens": quantities.count(stage.tokens),
+            "flops": quantities.flops(stage.flops),
         }
         for name, stage in (("align", align), ("search", search), ("finetune", finetune))
         if stage is not None
@@ -219,14 +220,14 @@ def _model_row(compare: CompareRecord, task: TaskInfo, model: str, rows: list[Ro
     return {
         "name": Markup("**hybrid**") if model == HYBRID else model,
         "before": ", ".join(cells.as_downloaded(compare, model, task)),
-        "scores": [units.MISSING if row is None else _score(compare, row, task) for row in rows],
-        "parameters": units.count(first.parameters),
-        "flops": units.flops(first.flops_per_token),
-        "cache": units.memory(first.cache_bytes_per_token),
-        "state": units.memory(first.state_bytes),
+        "scores": [quantities.MISSING if row is None else _score(compare, row, task) for row in rows],
+        "parameters": quantities.count(first.parameters),
+        "flops": quantities.flops(first.flops_per_token),
+        "cache": quantities.memory(first.cache_bytes_per_token),
+        "state": quantities.memory(first.state_bytes),
     }
 
 
 def _score(compare: CompareRecord, row: Row, task: TaskInfo) -> str:
-    said = [units.score(row.mean), *cells.below(row, task), spending.mark(compare, row)]
+    said = [quantities.score(row.mean), *cells.below(row, task), spending.mark(compare, row)]
     return ", ".join(part for part in said if part)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from manticore.report import spending, units
+from manticore import quantities
+from manticore.report import spending
 from manticore.report.results import Results
 from manticore.stages.combine import TaskInfo
 from manticore.stages.compare import CompareRecord, Row
@@ -14,21 +15,21 @@ def below(row: Row, task: TaskInfo) -> list[str]:
     """What stands below a score: its interval, and for text how many bits a byte costs."""
     found = []
     if row.bounds is not None:
-        found.append(units.interval(row.bounds))
+        found.append(quantities.interval(row.bounds))
     elif len(row.seeds) == 1:
         found.append("one seed")
     bits = row.mean_of(BY_BYTES)
     if bits is not None and task.primary_metric != BY_BYTES:
-        found.append(f"{units.score(bits)} bits per byte")
+        found.append(f"{quantities.score(bits)} bits per byte")
     return found
 
 
 def as_downloaded(compare: CompareRecord, model: str, task: TaskInfo) -> list[str]:
     """The score of a model before any training, and what stands below it; an n-dash where there is none."""
-    found = [units.score(compare.before(model, task.primary_metric))]
+    found = [quantities.score(compare.before(model, task.primary_metric))]
     bits = compare.before(model, BY_BYTES)
     if bits is not None and task.primary_metric != BY_BYTES:
-        found.append(f"{units.score(bits)} bits per byte")
+        found.append(f"{quantities.score(bits)} bits per byte")
     return found
 
 
@@ -61,7 +62,7 @@ def scored(task: TaskInfo) -> str:
 def equal_compute(compare: CompareRecord) -> str:
     """The sentence on what the rows of each budget cost."""
     said = [
-        f"{words} (“{units.shorten(compare.budgets[budget].name, 60)}”)" if len(compare.budgets) > 1 else words
+        f"{words} (“{quantities.shorten(compare.budgets[budget].name, 60)}”)" if len(compare.budgets) > 1 else words
         for budget in range(len(compare.budgets))
         if (words := spending.spread(compare, [row for row in compare.rows if row.budget == budget]))
     ]

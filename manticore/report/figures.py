@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from manticore.report import units
+from manticore import quantities
 from manticore.report.block_picture import WIDTH, block_picture
 from manticore.report.palette import (
     FAINT,
@@ -94,9 +94,9 @@ def comparison_figure(results: Results) -> Figure | None:
             )
         if budget < len(compare.budgets):
             what = compare.budgets[budget]
-            spent = f" · {units.flops(what.flops)}" if what.flops is not None else ""
-            ax.set_title(units.shorten(what.name, 44) + spent)
-        ax.set_yticks(range(len(models)), [units.shorten(model, 24) for model in models])
+            spent = f" · {quantities.flops(what.flops)}" if what.flops is not None else ""
+            ax.set_title(quantities.shorten(what.name, 44) + spent)
+        ax.set_yticks(range(len(models)), [quantities.shorten(model, 24) for model in models])
         ax.set_ylim(len(models) - (0.4 if task.chance is None else 0.2), -0.6)
         ax.tick_params(axis="y", length=0, labelcolor=INK, labelsize=8.5)
         ax.grid(axis="y", visible=False)
@@ -134,7 +134,7 @@ def weights_figure(results: Results) -> Figure | None:
                 color=component_colour(component),
                 linestyle=component_dashes(component),
                 marker="o" if len(history) == 1 else None,
-                label=units.shorten(names[component], 30) if block == 0 else None,
+                label=quantities.shorten(names[component], 30) if block == 0 else None,
             )
         ax.set_ylim(-0.03, 1.03)
         ax.set_yticks([0, 0.5, 1])
@@ -142,7 +142,7 @@ def weights_figure(results: Results) -> Figure | None:
         title = f"block {block}"
         if results.path:
             kept = results.path[block]
-            title += f" → {units.shorten(names[kept], 60 // columns)}"
+            title += f" → {quantities.shorten(names[kept], 60 // columns)}"
             ax.set_title(title, color=component_colour(kept))
         else:
             ax.set_title(title)
@@ -209,7 +209,7 @@ def gap_figure(results: Results) -> Figure | None:
         for x, value in enumerate(values):
             if value is not None:
                 ax.plot(x, value, "o", color=(SOFT, tint(INK, 0.55), INK)[x], markersize=7, clip_on=False)
-                _number(ax, units.score(value), (x, value), INK, size=8.5, above=8)
+                _number(ax, quantities.score(value), (x, value), INK, size=8.5, above=8)
         if chance is not None:
             ax.axhline(chance, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
             ax.annotate(
@@ -267,7 +267,7 @@ def _score_line(ax: Axes, y: int, row: Row, task: TaskInfo, colour: str) -> None
     if row.bounds is not None:
         ax.plot(row.bounds, [y, y], color=colour, linewidth=2, solid_capstyle="butt", zorder=3)
     ax.plot(row.mean, y, "o", color=colour, markersize=5.5, zorder=4)
-    _number(ax, units.score(row.mean), (row.mean, y), colour)
+    _number(ax, quantities.score(row.mean), (row.mean, y), colour)
 
 
 def _bars(ax: Axes, group: Sequence[Translation], colour: str, lowest: float) -> None:
@@ -289,18 +289,18 @@ def _number(ax: Axes, text: str, at: tuple[float, float], colour: str, *, size: 
 
 def _metric_label(task: TaskInfo) -> str:
     better = "higher" if task.higher_is_better else "lower"
-    return f"{units.shorten(task.primary_metric, 30)} ({better} is better)"
+    return f"{quantities.shorten(task.primary_metric, 30)} ({better} is better)"
 
 
 def _direction(results: Results, source: int | None, target: int | None, group: Sequence[Translation]) -> str:
     names = results.component_names
     if source is None or target is None or not (0 <= source < len(names) and 0 <= target < len(names)):
-        return units.shorten(group[0].name, 40)
-    return f"{units.shorten(names[source], 24)} → {units.shorten(names[target], 24)}"
+        return quantities.shorten(group[0].name, 40)
+    return f"{quantities.shorten(names[source], 24)} → {quantities.shorten(names[target], 24)}"
 
 
 def _boundary(translation: Translation) -> str:
-    return units.shorten(translation.name, 12) if translation.boundary is None else str(translation.boundary)
+    return quantities.shorten(translation.name, 12) if translation.boundary is None else str(translation.boundary)
 
 
 def _spread(total: int) -> list[int]:

@@ -16,10 +16,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from manticore import quantities
 from manticore.errors import ManticoreError
 from manticore.experiments.rows import HYBRID
 from manticore.paths import refuse_links_out
-from manticore.report import cells, spending, units
+from manticore.report import cells, spending
 from manticore.report.block_picture import layer_words
 from manticore.report.figures import FIGURE_NAMES, Drawing, draw_figures
 from manticore.report.loading_code import loading_code
@@ -100,7 +101,7 @@ def _render(results: Results, folder: Path, drawings: Mapping[str, Drawing]) -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["short"] = units.shorten
+    environment.filters["short"] = quantities.shorten
     judged = verdict(results)
     facts = [_facts(title, folder / file) for title, file in _FACTS]
     figures = {
@@ -154,7 +155,7 @@ def _compare_table(results: Results) -> dict[str, Any] | None:
         return None
     budgets = range(max(1, len(compare.budgets)))
     headings = [
-        (compare.budgets[b].name, units.flops(compare.budgets[b].flops)) if compare.budgets else ("", "")
+        (compare.budgets[b].name, quantities.flops(compare.budgets[b].flops)) if compare.budgets else ("", "")
         for b in budgets
     ]
     shared = compare.row(HYBRID, 0) is not None and any(compare.row(HYBRID, b) is None for b in budgets)
@@ -180,16 +181,16 @@ def _compare_row(results: Results, compare: CompareRecord, model: str, budgets: 
             None
             if row is None
             else {
-                "mean": units.score(row.mean),
+                "mean": quantities.score(row.mean),
                 "below": cells.below(row, results.task or TaskInfo()),
                 "mark": spending.mark(compare, row),
             }
             for row in rows
         ],
-        "parameters": units.count(first.parameters),
-        "flops": units.flops(first.flops_per_token),
-        "cache": units.memory(first.cache_bytes_per_token),
-        "state": units.memory(first.state_bytes),
+        "parameters": quantities.count(first.parameters),
+        "flops": quantities.flops(first.flops_per_token),
+        "cache": quantities.memory(first.cache_bytes_per_token),
+        "state": quantities.memory(first.state_bytes),
     }
 
 
@@ -198,13 +199,13 @@ def _component_table(results: Results) -> list[dict[str, str]]:
         {
             "name": name,
             "colour": component_colour(k),
-            "family": c.family or units.MISSING,
-            "source": c.source or units.MISSING,
-            "layers": units.MISSING if c.layers is None else str(c.layers),
-            "width": units.MISSING if c.width is None else str(c.width),
-            "parameters": units.count(c.parameters),
+            "family": c.family or quantities.MISSING,
+            "source": c.source or quantities.MISSING,
+            "layers": quantities.MISSING if c.layers is None else str(c.layers),
+            "width": quantities.MISSING if c.width is None else str(c.width),
+            "parameters": quantities.count(c.parameters),
             "license": c.license or "not known",
-            "sha256": (c.sha256 or "")[:12] or units.MISSING,
+            "sha256": (c.sha256 or "")[:12] or quantities.MISSING,
         }
         for k, (name, c) in enumerate(zip(results.component_names, results.components))
     ]
@@ -220,10 +221,10 @@ def _cost_table(results: Results) -> list[dict[str, str]]:
     return [
         {
             "stage": c.stage,
-            "steps": units.MISSING if c.steps is None else str(c.steps),
-            "tokens": units.count(c.tokens),
-            "flops": units.flops(c.flops),
-            "seconds": units.duration(c.seconds),
+            "steps": quantities.MISSING if c.steps is None else str(c.steps),
+            "tokens": quantities.count(c.tokens),
+            "flops": quantities.flops(c.flops),
+            "seconds": quantities.duration(c.seconds),
         }
         for c in costs
     ]
@@ -243,7 +244,7 @@ def _notes(figure: str, results: Results) -> str:
     """The sentence under a figure that carries its numbers."""
     if figure == "blocks" and results.path:
         kept = [
-            f"{units.shorten(results.component_names[c], 40)} {layer_words(results, c, n)}".strip()
+            f"{quantities.shorten(results.component_names[c], 40)} {layer_words(results, c, n)}".strip()
             for n, c in enumerate(results.path)
         ]
         changes = sum(a != b for a, b in pairwise(results.path))
@@ -252,10 +253,10 @@ def _notes(figure: str, results: Results) -> str:
     if figure == "alignment" and (align := results.align):
         pieces: list[str] = []
         if align.loss_before is not None and align.loss_after is not None:
-            before, after = units.score(align.loss_before), units.score(align.loss_after)
+            before, after = quantities.score(align.loss_before), quantities.score(align.loss_after)
             pieces.append(f"Held-out loss of the supernet: {before} before, {after} after")
         if align.tokens is not None:
-            pieces.append(f"{units.count(align.tokens)} tokens of calibration text")
+            pieces.append(f"{quantities.count(align.tokens)} tokens of calibration text")
         if align.bos is not None:
             pieces.append(beginning(align.bos))
         return "; ".join(pieces) + "." if pieces else ""
@@ -303,4 +304,4 @@ def _flatten(value: Any, key: str) -> Iterator[tuple[str, str]]:
             yield from _flatten(item, f"{key}.{index}" if key else str(index))
     elif value is not None:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        yield printable(key), units.shorten(printable(text), _LONGEST_FACT)
+        yield printable(key), quantities.shorten(printable(text), _LONGEST_FACT)

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from manticore.report import units
+from manticore import quantities
 from manticore.report.block_picture import WIDTH
 from manticore.report.palette import FAINT, INK, MUTED, component_colour
 from manticore.tasks.mad.examples import KINDS
@@ -42,12 +42,12 @@ def render_scores(scores: Sequence[ModelScore], *, metric: str, title: str) -> T
         cells = []
         for task in tasks:
             found = score.tasks.get(task)
-            cell = Text(units.MISSING if found is None else units.score(found.score))
+            cell = Text(quantities.MISSING if found is None else quantities.score(found.score))
             failed = sum(setting.failed for setting in found.settings) if found is not None else 0
             if failed:
                 cell.append(f"\n{failed} failed", style="yellow")
             cells.append(cell)
-        mean = Text(units.score(score.score))
+        mean = Text(quantities.score(score.score))
         if score.num_scored_tasks < len(tasks):
             mean.append(f"\n{score.num_scored_tasks} tasks", style="yellow")
         table.add_row(Text(score.model), *cells, mean)
@@ -79,7 +79,7 @@ def scores_figure(scores: Sequence[ModelScore], *, tier: str, chance: Mapping[st
             [x for x, _ in drawn],
             [y for _, y in drawn],
             facecolors=colour,
-            label=units.shorten(score.model, 48),
+            label=quantities.shorten(score.model, 48),
             **shape,  # type: ignore[arg-type]
         )
         if score.score is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from manticore.report import units
+from manticore import quantities
 from manticore.report.results import Results
 
 
@@ -18,7 +18,7 @@ def rounding_notes(results: Results) -> list[str]:
         runs = [(run.metrics, run.metrics_float32, run.seed) for run in row.seeds if run.metrics_float32]
         if runs:
             seeds = "; ".join(f"seed {seed}: {_both(saved, single)}" for saved, single, seed in runs)
-            name = units.shorten(row.model, 60)
+            name = quantities.shorten(row.model, 60)
             found.append(f"{name}, budget {row.budget + 1}, is scored as it would be saved; in float32, {seeds}.")
     return found
 

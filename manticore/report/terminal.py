@@ -9,21 +9,22 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from manticore import quantities
 from manticore.experiments.rows import HYBRID
-from manticore.report import cells, spending, units
+from manticore.report import cells, spending
 from manticore.report.results import Results, as_results
-from manticore.report.verdict import Outcome, score_row, verdict, warnings
+from manticore.report.verdict import Standing, score_row, verdict, warnings
 from manticore.stages.combine import TaskInfo
 from manticore.stages.compare import CompareRecord, Row
 
 _TONES = {
-    Outcome.BETTER: "green",
-    Outcome.WORSE: "red",
-    Outcome.NOISE: "yellow",
-    Outcome.SEEN_BETTER: "yellow",
-    Outcome.SEEN_WORSE: "red",
-    Outcome.SEEN_LEVEL: "yellow",
-    Outcome.UNKNOWN: "dim",
+    Standing.BETTER: "green",
+    Standing.WORSE: "red",
+    Standing.NOISE: "yellow",
+    Standing.SEEN_BETTER: "yellow",
+    Standing.SEEN_WORSE: "red",
+    Standing.SEEN_LEVEL: "yellow",
+    Standing.UNKNOWN: "dim",
 }
 
 
@@ -48,7 +49,7 @@ def render_comparison(results: Results | Mapping[str, Any]) -> Group:
         heading = Text(task.primary_metric)
         if compare.budgets:
             what = compare.budgets[budget]
-            heading = Text(f"{what.name}\n{units.flops(what.flops)}")
+            heading = Text(f"{what.name}\n{quantities.flops(what.flops)}")
         scores.add_column(heading, justify="right", overflow="fold")
     costs = Table(title=Text("what each costs to run"))
     costs.add_column("model", overflow="fold")
@@ -62,10 +63,10 @@ def render_comparison(results: Results | Mapping[str, Any]) -> Group:
         scores.add_row(Text(model), *first_cells, *(_score(compare, row, task) for row in rows), style=style)
         costs.add_row(
             Text(model),
-            units.count(first.parameters),
-            units.flops(first.flops_per_token),
-            units.memory(first.cache_bytes_per_token),
-            units.memory(first.state_bytes),
+            quantities.count(first.parameters),
+            quantities.flops(first.flops_per_token),
+            quantities.memory(first.cache_bytes_per_token),
+            quantities.memory(first.state_bytes),
             style=style,
         )
     return Group(scores, *map(Text, cells.notes(results)), costs)
@@ -85,8 +86,8 @@ def render_summary(results: Results | Mapping[str, Any]) -> Group:
 
 def _score(compare: CompareRecord, row: Row | None, task: TaskInfo) -> Text:
     if row is None:
-        return Text(units.MISSING)
-    text = _lines([units.score(row.mean), *cells.below(row, task)])
+        return Text(quantities.MISSING)
+    text = _lines([quantities.score(row.mean), *cells.below(row, task)])
     if mark := spending.mark(compare, row):
         text.append(f"\n{mark}", style="yellow")
     return text

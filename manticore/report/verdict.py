@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from manticore import quantities
 from manticore.experiments.intervals import t_quantile
 from manticore.experiments.rows import HYBRID, NOT_PARENTS
-from manticore.report import spending, units
+from manticore.report import spending
 from manticore.report.results import Results
 from manticore.report.rounding import rounding_notes
 from manticore.stages.combine import TaskInfo
@@ -20,7 +21,7 @@ from manticore.stages.compare import MISMATCH_LIMIT, CompareRecord, Row
 ENOUGH_SEEDS = 3
 
 
-class Outcome(Enum):
+class Standing(Enum):
     BETTER = "better"
     WORSE = "worse"
     NOISE = "within noise"
@@ -35,7 +36,7 @@ class Match:
     """The hybrid against the best parent at one budget."""
 
     budget: int
-    outcome: Outcome
+    outcome: Standing
     hybrid: Row
     parent: Row
     one_seed: bool
@@ -45,20 +46,20 @@ class Match:
 
 @dataclass(frozen=True)
 class Verdict:
-    outcome: Outcome
+    outcome: Standing
     sentence: str
     label: str
     """The outcome in a few words, with the budget that it is confined to."""
 
 
 _RANK = (
-    Outcome.WORSE,
-    Outcome.SEEN_WORSE,
-    Outcome.UNKNOWN,
-    Outcome.NOISE,
-    Outcome.SEEN_LEVEL,
-    Outcome.SEEN_BETTER,
-    Outcome.BETTER,
+    Standing.WORSE,
+    Standing.SEEN_WORSE,
+    Standing.UNKNOWN,
+    Standing.NOISE,
+    Standing.SEEN_LEVEL,
+    Standing.SEEN_BETTER,
+    Standing.BETTER,
 )
 """From bad to good."""
 
@@ -70,7 +71,7 @@ def verdict(results: Results) -> Verdict:
     """
     matches, compare = comparisons(results), results.compare
     if not matches or compare is None:
-        return Verdict(Outcome.UNKNOWN, _why_unknown(results), Outcome.UNKNOWN.value)
+        return Verdict(Standing.UNKNOWN, _why_unknown(results), Standing.UNKNOWN.value)
     task, budgets = results.task or TaskInfo(), [budget.name for budget in compare.budgets]
     rows = [row for match in matches for row in (match.hybrid, match.parent)]
     equal = not any(spending.is_off(compare, row) for row in rows)
@@ -87,7 +88,7 @@ def verdict(results: Results) -> Verdict:
     outcome, label = matches[0].outcome, matches[0].outcome.value
     worst = min(matches, key=lambda match: _RANK.index(match.outcome))
     if budgets and worst.outcome is not outcome:
-        names = [units.shorten(budgets[match.budget], 60) for match in (matches[0], worst)]
+        names = [quantities.shorten(budgets[match.budget], 60) for match in (matches[0], worst)]
         label = f"{outcome.value} (“{names[0]}”); {worst.outcome.value} (“{names[1]}”)"
     known, found = _as_downloaded(compare, task, matches[0])
     if found is not None and _RANK.index(found) < _RANK.index(outcome):
@@ -99,11 +100,11 @@ def _one_parent(results: Results) -> str:
     """A sentence where the hybrid is a parent under another name."""
     if len(set(results.path)) != 1:
         return ""
-    name = units.shorten(results.component_names[results.path[0]], 40)
+    name = quantities.shorten(results.component_names[results.path[0]], 40)
     return f" Every block keeps {name}: this hybrid is that parent, cut and joined again."
 
 
-def _as_downloaded(compare: CompareRecord, task: TaskInfo, match: Match) -> tuple[str, Outcome | None]:
+def _as_downloaded(compare: CompareRecord, task: TaskInfo, match: Match) -> tuple[str, Standing | None]:
     """A sentence on the best parent before any training, and what the hybrid is against it."""
     scores = [(found.metrics.get(task.primary_metric), found.model) for found in compare.untrained]
     known = [(score, model) for score, model in scores if score is not None]
@@ -114,12 +115,12 @@ def _as_downloaded(compare: CompareRecord, task: TaskInfo, match: Match) -> tupl
     low, high = match.hybrid.bounds or (match.hybrid.mean, match.hybrid.mean)
     ahead = sign * (match.hybrid.mean - score)
     if match.hybrid.bounds is None:
-        outcome = Outcome.SEEN_BETTER if ahead > 0 else Outcome.SEEN_WORSE
+        outcome = Standing.SEEN_BETTER if ahead > 0 else Standing.SEEN_WORSE
     elif low <= score <= high:
-        outcome = Outcome.NOISE
+        outcome = Standing.NOISE
     else:
-        outcome = Outcome.BETTER if ahead > 0 else Outcome.WORSE
-    words = f" As downloaded, without any training, {units.shorten(model, 40)} scores {units.score(score)}"
+        outcome = Standing.BETTER if ahead > 0 else Standing.WORSE
+    words = f" As downloaded, without any training, {quantities.shorten(model, 40)} scores {quantities.score(score)}"
     return words + ("." if ahead > 0 else ", which the hybrid does not reach."), outcome
 
 
@@ -167,24 +168,24 @@ def warnings(results: Results) -> list[str]:
     for name, matched in zip(results.component_names, combine.reembedded if combine else ()):
         if combine is not None and matched is not None and matched.coverage is not None:
             found.append(
-                f"{units.shorten(name, 60)} was re-embedded for the tokenizer of {units.shorten(combine.tokenizer, 60)}"
-                f" ({matched.coverage:.0%} of the tokens matched exactly or by role); "
-                "on text its scores are those of the re-embedded model."
+                f"{quantities.shorten(name, 60)} was re-embedded for the tokenizer of "
+                f"{quantities.shorten(combine.tokenizer, 60)} ({matched.coverage:.0%} of the tokens "
+                "matched exactly or by role); on text its scores are those of the re-embedded model."
             )
     found += rounding_notes(results)
     if compare is None:
         return found
     for row in compare.rows:
         if spending.is_off(compare, row):
-            found.append(f"{units.shorten(row.model, 60)}, budget {row.budget + 1}: {_off(compare, row)}")
+            found.append(f"{quantities.shorten(row.model, 60)}, budget {row.budget + 1}: {_off(compare, row)}")
         if row.diverged:
             rates = ", ".join(f"{rate:g}" for rate in row.diverged)
             found.append(
-                f"{units.shorten(row.model, 60)}, budget {row.budget + 1}: diverged with learning rate {rates}, "
+                f"{quantities.shorten(row.model, 60)}, budget {row.budget + 1}: diverged with learning rate {rates}, "
                 "which counts as the worst."
             )
         if row.mean is None:
-            found.append(f"{units.shorten(row.model, 60)}, budget {row.budget + 1}: no finite score.")
+            found.append(f"{quantities.shorten(row.model, 60)}, budget {row.budget + 1}: no finite score.")
     seeds = [len(r.seeds) for r in compare.rows if r.seeds]
     if seeds and min(seeds) < ENOUGH_SEEDS:
         found.append(
@@ -211,42 +212,42 @@ def _match(budget: int, hybrid: Row, parent: Row, higher_is_better: bool) -> Mat
     one_seed = a is None or b is None
     gap = ((hybrid.mean or 0.0) - (parent.mean or 0.0)) * (1 if higher_is_better else -1)
     if a is None or b is None:
-        outcome = Outcome.SEEN_BETTER if gap > 0 else Outcome.SEEN_WORSE if gap < 0 else Outcome.SEEN_LEVEL
+        outcome = Standing.SEEN_BETTER if gap > 0 else Standing.SEEN_WORSE if gap < 0 else Standing.SEEN_LEVEL
     elif a[0] <= b[1] and b[0] <= a[1]:
-        outcome = Outcome.NOISE
+        outcome = Standing.NOISE
     else:
-        outcome = Outcome.BETTER if (a[0] > b[1]) == higher_is_better else Outcome.WORSE
+        outcome = Standing.BETTER if (a[0] > b[1]) == higher_is_better else Standing.WORSE
     return Match(budget, outcome, hybrid, parent, one_seed, gap)
 
 
 def _finding(match: Match, task: TaskInfo, budget: str) -> str:
-    parent = f"its best parent, {units.shorten(match.parent.model, 40)},"
+    parent = f"its best parent, {quantities.shorten(match.parent.model, 40)},"
     phrase = {
-        Outcome.BETTER: f"beats {parent}",
-        Outcome.WORSE: f"loses to {parent}",
-        Outcome.NOISE: f"is within noise of {parent}",
-        Outcome.SEEN_BETTER: f"was seen ahead of {parent}",
-        Outcome.SEEN_WORSE: f"was seen behind {parent}",
-        Outcome.SEEN_LEVEL: f"scored the same as {parent}",
+        Standing.BETTER: f"beats {parent}",
+        Standing.WORSE: f"loses to {parent}",
+        Standing.NOISE: f"is within noise of {parent}",
+        Standing.SEEN_BETTER: f"was seen ahead of {parent}",
+        Standing.SEEN_WORSE: f"was seen behind {parent}",
+        Standing.SEEN_LEVEL: f"scored the same as {parent}",
     }[match.outcome]
     if budget:
-        phrase += f" with the budget “{units.shorten(budget, 60)}”"
-    ours, theirs = units.score(match.hybrid.mean), units.score(match.parent.mean)
+        phrase += f" with the budget “{quantities.shorten(budget, 60)}”"
+    ours, theirs = quantities.score(match.hybrid.mean), quantities.score(match.parent.mean)
     lack = "; too few seeds for an interval" if match.one_seed else ""
-    return f"{phrase} ({units.shorten(task.primary_metric, 30)} {ours} against {theirs}{lack})"
+    return f"{phrase} ({quantities.shorten(task.primary_metric, 30)} {ours} against {theirs}{lack})"
 
 
 def _without_intervals(matches: list[Match], task: TaskInfo, budgets: list[str], words: str) -> str:
     """What was seen, where there are too few seeds to say how sure it is, and what a second seed would add."""
     seeds = min(min(len(match.hybrid.seeds), len(match.parent.seeds)) for match in matches)
-    metric = units.shorten(task.primary_metric, 30)
+    metric = quantities.shorten(task.primary_metric, 30)
     seen = []
     for match in matches:
-        ours, theirs = units.score(match.hybrid.mean), units.score(match.parent.mean)
-        budget = f", with the budget “{units.shorten(budgets[match.budget], 60)}”" if budgets else ""
-        gap = f"{units.score(abs(match.gap))} {'better' if match.gap > 0 else 'worse'}" if match.gap else "no gap"
+        ours, theirs = quantities.score(match.hybrid.mean), quantities.score(match.parent.mean)
+        budget = f", with the budget “{quantities.shorten(budgets[match.budget], 60)}”" if budgets else ""
+        gap = f"{quantities.score(abs(match.gap))} {'better' if match.gap > 0 else 'worse'}" if match.gap else "no gap"
         seen.append(
-            f"{ours} against {theirs} of its best parent, {units.shorten(match.parent.model, 40)}: {gap}{budget}"
+            f"{ours} against {theirs} of its best parent, {quantities.shorten(match.parent.model, 40)}: {gap}{budget}"
         )
     known = "Without intervals" if seeds > 1 else "With one seed"
     sentence = f"{known} the hybrid scored {'; and '.join(seen)} ({metric}, {words})."
@@ -256,8 +257,8 @@ def _without_intervals(matches: list[Match], task: TaskInfo, budgets: list[str],
     alike = abs(matches[0].gap) / t_quantile(1)
     return (
         f"{sentence} How far seeds differ was not measured. A second seed would give 95 % intervals: at a gap of "
-        f"{units.score(abs(matches[0].gap))} they stay apart if each model's two scores lie within {alike:.2g} of each "
-        f"other; {ENOUGH_SEEDS} seeds would need far less."
+        f"{quantities.score(abs(matches[0].gap))} they stay apart if each model's two scores lie within {alike:.2g} of "
+        f"each other; {ENOUGH_SEEDS} seeds would need far less."
     )
 
 

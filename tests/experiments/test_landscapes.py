@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_search import make_hybrid, recall
 
+from manticore.errors import ManticoreError
 from manticore.experiments.landscapes import Landscape, landscape
 from manticore.hybrid.discretize import discretize
 from manticore.training.finetune import finetune
@@ -22,6 +23,23 @@ def test_every_path_scores_what_it_scores_when_it_is_fine_tuned_alone():
     assert told == [(1, (0, 0)), (2, (0, 1)), (3, (1, 0)), (4, (1, 1))]
     assert found.metrics[1, 0] == finetune(discretize(supernet, [1, 0]), task, **settings).metrics
     assert all(torch.equal(tensor, before[name]) for name, tensor in supernet.state_dict().items())
+
+
+def test_a_stopped_landscape_goes_on_and_other_weights_are_refused(tmp_path):
+    settings = {"steps": 1, "batch_size": 4, "cpu": True, "out": tmp_path}
+
+    def stop(done, path):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        landscape(make_hybrid(), recall(), progress=stop, **settings)
+    lines = (tmp_path / "units.jsonl").read_text().splitlines()
+    resumed = landscape(make_hybrid(), recall(), resume=True, **settings)
+    assert (tmp_path / "units.jsonl").read_text().splitlines()[:4] == lines
+    assert resumed == landscape(make_hybrid(), recall(), steps=1, batch_size=4, cpu=True)
+    with pytest.raises(ManticoreError, match=r"landscape: .* is of another model"):
+        landscape(make_hybrid(seed=1), recall(), resume=True, **settings)
 
 
 def test_only_the_given_paths_are_candidates():

@@ -7,7 +7,7 @@ import pytest
 from manticore.experiments.intervals import mean_interval
 from manticore.report import spending
 from manticore.report.results import parse_results
-from manticore.report.verdict import Outcome, comparisons, verdict, warnings
+from manticore.report.verdict import Standing, comparisons, verdict, warnings
 
 
 def _set(record, model, budget, mean, interval):
@@ -18,7 +18,7 @@ def _set(record, model, budget, mean, interval):
 
 def test_better_with_the_numbers_of_the_best_parent(record):
     judged = verdict(parse_results(record))
-    assert judged.outcome is Outcome.BETTER
+    assert judged.outcome is Standing.BETTER
     assert "beats its best parent, mamba" in judged.sentence
     assert "accuracy 0.981 against 0.882" in judged.sentence
     # Parents with everything the hybrid cost overlap with it.
@@ -28,7 +28,7 @@ def test_better_with_the_numbers_of_the_best_parent(record):
 
 @pytest.mark.parametrize(
     ("interval", "outcome"),
-    [([0.85, 0.92], Outcome.BETTER), ([0.85, 0.97], Outcome.NOISE), ([0.999, 1.0], Outcome.WORSE)],
+    [([0.85, 0.92], Standing.BETTER), ([0.85, 0.97], Standing.NOISE), ([0.999, 1.0], Standing.WORSE)],
 )
 def test_outcome_follows_the_intervals(record, interval, outcome):
     _set(record, "mamba", 0, sum(interval) / 2, interval)
@@ -38,7 +38,7 @@ def test_outcome_follows_the_intervals(record, interval, outcome):
 def test_lower_is_better_for_a_loss(record):
     record["task"].update(primary_metric="loss", higher_is_better=False)
     judged = verdict(parse_results(record))
-    assert judged.outcome is Outcome.WORSE
+    assert judged.outcome is Standing.WORSE
     assert "gpt" in judged.sentence  # the parent with the lowest value
 
 
@@ -47,7 +47,7 @@ def test_one_seed_is_never_a_win(record):
         row.update(seeds=row["seeds"][:1], interval=None)
     results = parse_results(record)
     judged = verdict(results)
-    assert judged.outcome is Outcome.SEEN_BETTER
+    assert judged.outcome is Standing.SEEN_BETTER
     assert judged.label == (
         "ahead with one seed, not proven (“fine-tuning alone”); behind with one seed (“everything the hybrid cost”)"
     )
@@ -75,7 +75,7 @@ def test_unknown_without_both_sides(record, missing):
         for row in rows:
             row["mean"] = None
     judged = verdict(parse_results(record))
-    assert judged.outcome is Outcome.UNKNOWN
+    assert judged.outcome is Standing.UNKNOWN
     assert "cannot be said" in judged.sentence
 
 
@@ -106,7 +106,7 @@ def test_warnings_name_what_is_not_at_equal_compute(record):
 
 @pytest.mark.parametrize(
     ("gap", "outcome", "label"),
-    [(1.6, Outcome.SEEN_BETTER, "ahead with one seed"), (-1.6, Outcome.SEEN_WORSE, "behind with one seed")],
+    [(1.6, Standing.SEEN_BETTER, "ahead with one seed"), (-1.6, Standing.SEEN_WORSE, "behind with one seed")],
 )
 def test_a_large_gap_with_one_seed_is_told_and_so_is_what_a_second_would_add(record, gap, outcome, label):
     record["task"].update(primary_metric="loss", higher_is_better=False)
@@ -129,19 +129,19 @@ def test_a_parent_as_downloaded_that_is_better_takes_the_win_away(record):
     compare = record["compare"]
     compare["untrained"] = [{"model": "mamba", "metrics": {"accuracy": 0.5}, "left_out": ""}, {"model": "gpt"}]
     judged = verdict(parse_results(record))
-    assert judged.outcome is Outcome.BETTER
+    assert judged.outcome is Standing.BETTER
     assert judged.sentence.endswith("As downloaded, without any training, mamba scores 0.500.")
     compare["untrained"][1]["metrics"] = {"accuracy": 0.999}
     judged = verdict(parse_results(record))
-    assert (judged.outcome, judged.label) == (Outcome.WORSE, "worse, against a parent as downloaded")
+    assert (judged.outcome, judged.label) == (Standing.WORSE, "worse, against a parent as downloaded")
     assert judged.sentence.endswith("gpt scores 0.999, which the hybrid does not reach.")
     compare["untrained"][1]["metrics"] = {"accuracy": record["compare"]["rows"][4]["mean"] - 0.001}
-    assert verdict(parse_results(record)).outcome is Outcome.NOISE
+    assert verdict(parse_results(record)).outcome is Standing.NOISE
     for row in compare["rows"]:
         row.update(seeds=row["seeds"][:1], interval=None)
-    assert verdict(parse_results(record)).outcome is Outcome.SEEN_BETTER
+    assert verdict(parse_results(record)).outcome is Standing.SEEN_BETTER
     compare["untrained"][1]["metrics"] = {"accuracy": 0.999}
-    assert verdict(parse_results(record)).outcome is Outcome.SEEN_WORSE
+    assert verdict(parse_results(record)).outcome is Standing.SEEN_WORSE
 
 
 def test_whole_steps_are_named_as_the_reason_and_not_as_a_fault(record):
@@ -172,5 +172,5 @@ def test_no_gap_with_one_seed_is_no_win(record):
     for row in record["compare"]["rows"]:
         row.update(seeds=row["seeds"][:1], interval=None, mean=0.5)
     judged = verdict(parse_results(record))
-    assert (judged.outcome, judged.label) == (Outcome.SEEN_LEVEL, "level with one seed")
+    assert (judged.outcome, judged.label) == (Standing.SEEN_LEVEL, "level with one seed")
     assert "How far seeds differ was not measured" in judged.sentence

@@ -22,7 +22,7 @@ import torch
 from manticore.cache import content_key
 from manticore.errors import ManticoreError
 from manticore.experiments.mad.models import Candidate
-from manticore.experiments.mad.training import Outcome, Watcher, train_runs
+from manticore.experiments.mad.training import TrainedRun, Watcher, train_runs
 from manticore.paths import expanded, refuse_links_out
 from manticore.report.mad_scores import scores_figure
 from manticore.report.svg import house_style, to_png, to_svg
@@ -256,7 +256,7 @@ class MadFolder:
     def _file(self, model: Candidate, setting: Setting, run: str) -> Path:
         return self.path / "runs" / _file_name(model.name) / setting.name / f"{run}.json"
 
-    def _write(self, model: Candidate, setting: Setting, outcome: Outcome, parameters: int, device: str) -> None:
+    def _write(self, model: Candidate, setting: Setting, outcome: TrainedRun, parameters: int, device: str) -> None:
         file = self._file(model, setting, outcome.hyper.name)
         file.parent.mkdir(parents=True, exist_ok=True)
         row = outcome.to_dict()

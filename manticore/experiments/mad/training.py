@@ -44,7 +44,7 @@ Watcher = Callable[[int, int, Mapping[str, Any]], None]
 
 
 @dataclass
-class Outcome:
+class TrainedRun:
     """What became of one run."""
 
     hyper: Hyper
@@ -78,7 +78,7 @@ def train_runs(
     stacked: bool | None = None,
     bf16: bool = False,
     watch: Watcher | None = None,
-) -> list[Outcome]:
+) -> list[TrainedRun]:
     """Train and score `model` once per point of the grid, always from the weights that it has now, held in float32.
 
     Args:
@@ -131,12 +131,12 @@ def _train(
     seed: int,
     bf16: bool,
     watch: Watcher | None,
-) -> list[Outcome]:
+) -> list[TrainedRun]:
     start = time.perf_counter()
     inputs, targets = data["train"]
     copies = StackedModel(model, len(hypers))
     optimizer = StackedAdamW(copies, [hyper.weight_decay for hyper in hypers], betas=protocol.betas)
-    outcomes = [Outcome(hyper, together=len(hypers)) for hyper in hypers]
+    outcomes = [TrainedRun(hyper, together=len(hypers)) for hyper in hypers]
     going = list(outcomes)
     for epoch in range(protocol.epochs):
         model.train()
