@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache, wraps
 from importlib import import_module
-from typing import Any, Literal, TypeVar, get_args
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
@@ -125,7 +126,8 @@ def misfit(annotation: Any, value: Any) -> str | None:
             return f"{wanted.expected}). Fix: {wanted.fix}"
         if error.errors()[0]["type"] == "literal_error":
             choices = [str(each) for each in get_args(annotation)]
-            return f"one of {', '.join(choices)}){did_you_mean(str(value), choices)}"
+            near = did_you_mean(value, choices) if isinstance(value, str) else ""
+            return f"one of {', '.join(choices)}){near if near.endswith('?') else '. Fix: choose one of them'}"
         return f"{_WORDS.get(annotation, shown(annotation))})"
     return None
 
@@ -154,7 +156,9 @@ def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
         written, names = dict(function.__annotations__), vars(sys.modules[function.__module__])
     else:
         code = inspect.unwrap(function.__init__ if isinstance(function, type) else function)  # type: ignore[misc]
-        written = {name: each.annotation for name, each in inspect.signature(code).parameters.items()}
+        parameters = inspect.signature(code).parameters.values()
+        several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        written = {each.name: each.annotation for each in parameters if each.kind not in several}
         names = getattr(code, "__globals__", {})
     found = {}
     for name, annotation in written.items():
@@ -164,9 +168,16 @@ def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
     return found
 
 
+def _is_scalar(annotation: Any) -> bool:
+    if get_origin(annotation) is Literal or annotation in (int, float, str, bool, type(None)):
+        return True
+    return get_origin(annotation) in (Union, UnionType) and all(map(_is_scalar, get_args(annotation)))
+
+
 @cache
 def _adapter(annotation: Any) -> TypeAdapter | None:
-    if annotation is inspect.Parameter.empty:
+    # data sets, streams and models are for the function itself to look at
+    if next(_marks(annotation), None) is None and not _is_scalar(annotation):
         return None
     try:
         return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))

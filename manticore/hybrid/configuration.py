@@ -6,18 +6,21 @@ Shapes: K components, N blocks.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import ConfigDict, Field
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin, DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from typing_extensions import TypedDict
 
 from manticore.components.extra_outputs import ask_for_no_more
-from manticore.components.generation_settings import ends_of
 from manticore.components.loading import check_family
 from manticore.components.positions import context_length
 from manticore.components.state_cache import EmptyLayer
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief
+from manticore.making import refuse_misfits
+from manticore.settings import Count, Wanted
 
 
 def cut(num_layers: int, num_blocks: int) -> list[int]:
@@ -38,8 +41,33 @@ _LONGEST_TUPLE = 100
 """More values than a decoder layer of any family returns."""
 
 
-def _is_count(value: object, *, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+_SAVED = "load a config.json that save_pretrained wrote"
+
+Number = Annotated[int, Field(ge=0), Wanted("a whole number", _SAVED)]
+Path = Annotated[list[int], Wanted("one component per block", "name one component per block")]
+Sizes = Annotated[
+    list[list[Annotated[int, Field(ge=0, lt=_LONGEST_TUPLE)]]],
+    Wanted("one count per component's layer", _SAVED),
+]
+Flags = Annotated[list[bool], Wanted("true or false for each component", _SAVED)]
+Parents = Annotated[list[dict[str, str | None]], Wanted("names for each component", _SAVED)]
+
+
+class Generation(TypedDict, total=False):
+    """Settings that a component's ``generate`` goes by; ends of text are tokens."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
+
+    eos_token_id: Number | list[Number] | None
+
+
+Generations = Annotated[list[Generation], Wanted("settings for each component", _SAVED)]
+
+_READ_FROM_FILES = (
+    *("num_components", "num_blocks", "vocab_size", "released", "path", "layer_outputs", "one_token_at_a_time"),
+    *("parents", "generation", "generation_component"),
+)
+"""Fields whose values the code relies on."""
 
 
 class ManticoreConfig(PreTrainedConfig):
@@ -51,9 +79,9 @@ class ManticoreConfig(PreTrainedConfig):
 
     model_type = "manticore"
 
-    num_components: int = 0
+    num_components: Number = 0
     """K."""
-    num_blocks: int = 1
+    num_blocks: Count = 1
     """N: how many segments every component is cut into."""
     mixing: str = "translated"
     """Registered name of how components are mixed."""
@@ -64,21 +92,21 @@ class ManticoreConfig(PreTrainedConfig):
     """Registered name of the kind of projector."""
     projector_options: dict[str, Any] | None = None
     """Arguments of the projectors, such as ``rank``."""
-    layer_outputs: list[list[int]] | None = None
+    layer_outputs: Sizes | None = None
     """Per component and layer: 0 where the layer returns a tensor, else the length of its tuple."""
-    one_token_at_a_time: list[bool] | None = None
+    one_token_at_a_time: Flags | None = None
     """Per component: whether its family can continue a cached prompt by one token only."""
-    path: list[int] | None = None
+    path: Path | None = None
     """The component that each block keeps, once the hybrid is discretized."""
     searched_weights: list[list[float]] | None = None
     """``[N, K]`` mixture weights the hybrid was discretized from."""
-    parents: list[dict[str, Any]] | None = None
+    parents: Parents | None = None
     """Per component the ``source`` it came from, its ``commit`` on the hub, the ``license`` that its card states."""
-    generation: list[dict[str, Any]] | None = None
+    generation: Generations | None = None
     """Per component the settings that its own ``generate`` goes by; None where a task brought its vocabulary."""
-    generation_component: int = 0
+    generation_component: Number = 0
     """The component whose settings hold, apart from ends of text: the one whose tokenizer is the hybrid's."""
-    vocab_size: int = 0
+    vocab_size: Number = 0
     """Rows of the logits."""
     tokenizer_component: int | None = None
     """The component whose tokenizer was kept, where components with others were re-embedded for it."""
@@ -96,16 +124,11 @@ class ManticoreConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if not _is_count(self.num_components, least=0):
-            raise ManticoreError(
-                f"config: num_components is {self.num_components!r} (expected a whole number). "
-                "Fix: load a config.json that save_pretrained wrote"
-            )
+        refuse_misfits("config", ManticoreConfig, {name: getattr(self, name) for name in _READ_FROM_FILES})
         missing = next((k for k in range(self.num_components) if kwargs.get(f"component_{k}") is None), None)
         if missing is not None:
             raise ManticoreError(
-                f"config: component_{missing} is missing (num_components is {self.num_components}). "
-                "Fix: load a config.json that save_pretrained wrote"
+                f"config: component_{missing} is missing (num_components is {self.num_components}). Fix: {_SAVED}"
             )
         values = [kwargs.pop(f"component_{k}") for k in range(self.num_components)]
         # follows from the components that are kept
@@ -129,10 +152,8 @@ class ManticoreConfig(PreTrainedConfig):
                     )
                 value = AutoConfig.for_model(family, **value)
             if not isinstance(value, PreTrainedConfig):
-                raise ManticoreError(
-                    f"config: component_{k} is a {type(value).__name__} (expected a configuration). "
-                    "Fix: load a config.json that save_pretrained wrote"
-                )
+                kind = type(value).__name__
+                raise ManticoreError(f"config: component_{k} is a {kind} (expected a configuration). Fix: {_SAVED}")
             check_family(value, f"config: component_{k}")
             ask_for_no_more(value)
             setattr(self, f"component_{k}", value)
@@ -140,16 +161,13 @@ class ManticoreConfig(PreTrainedConfig):
             # once more, now that there are components that it can reach
             if wanted is not None:
                 setattr(self, f"_{name}", wanted)
-        if self.path is not None and (
-            not isinstance(self.path, list | tuple)
-            or len(self.path) != self.num_blocks
-            or not all(_is_count(m, least=0) and m < self.num_components for m in self.path)
-        ):
+        path, known = self.path, range(self.num_components)
+        if path is not None and (len(path) != self.num_blocks or not all(m in known for m in path)):
             raise ManticoreError(
-                f"config: path {self.path} (expected {self.num_blocks} indices below {self.num_components}). "
+                f"config: path {path} (expected {self.num_blocks} indices below {self.num_components}). "
                 "Fix: name one component per block"
             )
-        if not isinstance(self.released, bool) or (self.released and self.mixing != "gated"):
+        if self.released and self.mixing != "gated":
             raise ManticoreError(
                 f"config: released is {self.released!r} with mixing {self.mixing!r} (expected true with gated only). "
                 "Fix: mixing gated, or released false"
@@ -166,68 +184,25 @@ class ManticoreConfig(PreTrainedConfig):
             self.boundaries  # noqa: B018  (refuses more blocks than layers)
 
     def _check_per_component(self) -> None:
-        """Refuse counts below what a hybrid has, and lists that do not belong to these components."""
-        for name, value, least in (("num_blocks", self.num_blocks, 1), ("vocab_size", self.vocab_size, 0)):
-            if not _is_count(value, least=least):
-                raise ManticoreError(
-                    f"config: {name} is {value!r} (expected a whole number). Fix: give {least} or more"
-                )
+        """Refuse lists that do not belong to these components."""
         kept = self.components if self.path is None else [self.components[k] for k in set(self.path)]
-        rows = min(config.vocab_size for config in kept)
-        if self.vocab_size > rows:
-            raise ManticoreError(
-                f"config: vocab_size is {self.vocab_size}, a component has {rows} tokens. "
-                "Fix: load a config.json that save_pretrained wrote"
-            )
+        rows, count = min(config.vocab_size for config in kept), self.num_components
         depths = [config.num_hidden_layers for config in self.components]
-        outputs, single = self.layer_outputs, self.one_token_at_a_time
-        if outputs is not None and not (
-            isinstance(outputs, list | tuple)
-            and all(isinstance(sizes, list | tuple) for sizes in outputs)
-            and [len(sizes) for sizes in outputs] == depths
-            and all(_is_count(size, least=0) and size < _LONGEST_TUPLE for sizes in outputs for size in sizes)
-        ):
-            raise ManticoreError(
-                f"config: layer_outputs does not name one count for each of the components' {depths} layers. "
-                "Fix: load a config.json that save_pretrained wrote"
-            )
-        if single is not None and not (
-            isinstance(single, list | tuple)
-            and len(single) == self.num_components
-            and all(isinstance(each, bool) for each in single)
-        ):
-            raise ManticoreError(
-                f"config: one_token_at_a_time is {single!r} (expected true or false for each of "
-                f"{self.num_components} components). Fix: load a config.json that save_pretrained wrote"
-            )
-        self._check_generation()
-        parents = self.parents
-        if parents is not None and not (
-            isinstance(parents, list)
-            and len(parents) == self.num_components
-            and all(isinstance(parent, dict) for parent in parents)
-            and all(isinstance(value, str | None) for parent in parents for value in parent.values())
-        ):
-            raise ManticoreError(
-                f"config: parents is {str(parents)[:80]} (expected names for {self.num_components} components). "
-                "Fix: load a config.json that save_pretrained wrote"
-            )
-
-    def _check_generation(self) -> None:
-        """Refuse settings that no ``generate`` could go by, or that belong to other components."""
-        given, owner = self.generation, self.generation_component
-        fits = given is None or (
-            isinstance(given, list)
-            and len(given) == self.num_components
-            and all(isinstance(each, dict) for each in given)
-            and all(_is_count(end, least=0) for each in given for end in ends_of(each.get("eos_token_id")))
-        )
-        if not fits or not _is_count(owner, least=0) or owner >= self.num_components:
-            raise ManticoreError(
-                f"config: generation is {str(given)[:80]}, generation_component {owner!r} (expected settings for each "
-                f"of {self.num_components} components, and one of these). "
-                "Fix: load a config.json that save_pretrained wrote"
-            )
+        listed = {name: getattr(self, name) for name in ("one_token_at_a_time", "generation", "parents")}
+        wrong = [
+            *([f"vocab_size is {self.vocab_size}, a component has {rows} tokens"] if self.vocab_size > rows else []),
+            *(
+                f"{name} is {in_brief(values, 80)} (expected one for each of {count} components)"
+                for name, values in listed.items()
+                if values is not None and len(values) != count
+            ),
+        ]
+        if self.generation_component >= count:
+            wrong.append(f"generation_component is {self.generation_component} (expected an index below {count})")
+        if self.layer_outputs is not None and [len(sizes) for sizes in self.layer_outputs] != depths:
+            wrong.append(f"layer_outputs does not name one count for each of the components' {depths} layers")
+        if wrong:
+            raise ManticoreError(f"config: {wrong[0]}. Fix: {_SAVED}")
 
     def per_component(self, wanted: str | dict[str, Any] | None, what: str) -> dict[str, Any] | None:
         """An implementation of attention or experts as transformers takes it: ``""`` for the hybrid, then by component.

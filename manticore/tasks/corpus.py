@@ -11,12 +11,14 @@ import logging
 import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import datasets
 from datasets import Dataset
 
 from manticore.errors import ManticoreError, in_brief
+from manticore.making import refuse_misfits
+from manticore.settings import Count, Wanted
 from manticore.tasks.text_sources import STDLIB, TextSource, find_text, table_kind
 from manticore.tasks.text_tables import column_documents, is_unicode, read_file, table_documents
 
@@ -24,10 +26,14 @@ logger = logging.getLogger(__name__)
 
 Text: TypeAlias = str | Path | Sequence[str] | Dataset
 
+Column = Annotated[str, Wanted("a name", "name a column")]
+
 _NO_SOURCES = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
-def read_corpus(source: Text = STDLIB, *, text_column: str | None = None, max_bytes: int | None = None) -> list[str]:
+def read_corpus(
+    source: Text = STDLIB, *, text_column: Column | None = None, max_bytes: Count | None = None
+) -> list[str]:
     """The documents of ``source``, in a fixed order, empty ones left out.
 
     Args:
@@ -43,10 +49,7 @@ def read_corpus(source: Text = STDLIB, *, text_column: str | None = None, max_by
         ManticoreError: nothing there, nothing but white space, no text, a table without one clear column of text, or
             several splits.
     """
-    if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1):
-        raise ManticoreError(f"corpus: max_bytes is {max_bytes!r} (expected a whole number). Fix: give 1 or more")
-    if text_column is not None and not isinstance(text_column, str):
-        raise ManticoreError(f"text: text_column is {text_column!r} (expected a name). Fix: name a column")
+    refuse_misfits("corpus", read_corpus, {"max_bytes": max_bytes, "text_column": text_column})
     refuse_no_text(source)
     if isinstance(source, Dataset):
         name, documents = "the data set", column_documents(source, "the data set", text_column)

@@ -22,6 +22,8 @@ from transformers import PreTrainedTokenizerBase
 
 from manticore.components.token_bytes import text_bytes
 from manticore.errors import ManticoreError
+from manticore.making import refuse_misfits
+from manticore.settings import Pair
 from manticore.tasks.beginning import Bos, beginning
 from manticore.tasks.corpus import read_corpus
 from manticore.tasks.metrics import IGNORE, TextMetrics, TokenMetrics
@@ -125,7 +127,7 @@ def _line_end(document: str, share: float) -> int:
 def pack(
     documents: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
-    length: int,
+    length: Pair,
     *,
     bos: Bos = "auto",
     name: str = "text",
@@ -145,8 +147,7 @@ def pack(
         ManticoreError: too short for one pack, no end-of-text or BOS token, or text that does not survive its
             tokenizer.
     """
-    if isinstance(length, bool) or not isinstance(length, int) or length < 2:
-        raise ManticoreError(f"text: length is {length!r} (expected a whole number). Fix: give 2 or more")
+    refuse_misfits("text", pack, {"length": length})
     if tokenizer.eos_token_id is None:
         raise ManticoreError("text: the tokenizer has no end-of-text token (eos_token). Fix: set tokenizer.eos_token")
     if not documents:

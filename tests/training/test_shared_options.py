@@ -8,6 +8,7 @@ from copying_task import copying_task
 from transformers import AutoModelForCausalLM
 
 import manticore
+from manticore.errors import NotFiniteError
 from manticore.experiments import comparison_runs
 from manticore.experiments.compare import compare
 from manticore.schema.recipe import Recipe
@@ -71,6 +72,34 @@ def test_each_run_of_a_comparison_is_given_every_option(gpt, monkeypatch):
     assert len(given) == 2
     for settings in given:
         assert settings.shared() == UNUSUAL
+
+
+def test_parents_ensemble_supernet_and_hybrid_are_given_the_same(gpt, mamba, hybrid, monkeypatch):
+    given = {}
+
+    class Asked(Exception):
+        """Every run has been asked for once."""
+
+    def ask(runs, trainings):
+        for name, flops in trainings:
+            runs._train(comparison_runs.Run(name, flops, 0.5, 0))
+        raise Asked
+
+    def told(model, task, settings, *, cpu, **options):
+        given[len(given)] = settings
+        # counts as a run that diverged: what it would have learned is not asked here
+        raise NotFiniteError("not trained")
+
+    monkeypatch.setattr(comparison_runs.ComparisonRuns, "make", ask)
+    monkeypatch.setattr(comparison_runs, "finetune", told)
+    models = {"gpt": gpt, "mamba": mamba, "supernet (soft)": hybrid, "hybrid": manticore.discretize(hybrid, [0, 1])}
+    with pytest.raises(Asked):
+        compare(models, copying_task(), budget_flops=10**9, learning_rates=[0.1, 0.5], cpu=True, **UNUSUAL)
+    # the ensemble is the fifth
+    assert len(given) == len(models) + 1
+    for settings in given.values():
+        assert settings.shared() == UNUSUAL
+        assert (settings.budget_flops, settings.lr) == (10**9, 0.5)
 
 
 def test_a_recipe_compares_with_everything_that_it_fine_tunes_with(tmp_path, monkeypatch):

@@ -21,8 +21,11 @@ from tqdm.auto import tqdm
 
 from manticore.cache import file_digest
 from manticore.errors import ManticoreError, in_brief
+from manticore.making import checked
 from manticore.paths import expanded
+from manticore.settings import Amount, Count
 from manticore.tasks.lra import images, listops, pathfinder, text
+from manticore.tasks.lra.pathfinder import Level, Side
 from manticore.tasks.shape import TaskShape
 from manticore.tasks.stored_rows import stored_rows
 
@@ -76,15 +79,16 @@ class _Source:
     """Rows of a file in the cache, where making them takes so long that what is done must survive a kill."""
 
 
+@checked("lra/{name}")
 def load(
     name: str,
     data_dir: str | Path | None = None,
     *,
-    num_train: int | None = None,
-    num_validation: int | None = None,
-    num_test: int | None = None,
-    seed: int = 0,
-    level: str = "hard",
+    num_train: Count | None = None,
+    num_validation: Count | None = None,
+    num_test: Count | None = None,
+    seed: Amount = 0,
+    level: Level = "hard",
 ) -> DatasetDict:
     """``train``, ``validation`` and ``test`` with the columns ``input_ids`` and ``label``.
 
@@ -111,15 +115,6 @@ def load(
             f"lra: unknown task (got {name!r}, expected one of {', '.join(ARENAS)}). Fix: choose one of these"
         )
     wanted = dict(zip(SPLITS, (num_train, num_validation, num_test)))
-    for split, count in wanted.items():
-        if count is not None:
-            _expect_whole(name, f"num_{split}", count, at_least=1)
-    _expect_whole(name, "seed", seed, at_least=0)
-    if level not in images.LEVELS:
-        raise ManticoreError(
-            f"lra/{name}: unknown level (got {level!r}, expected one of {', '.join(images.LEVELS)}). "
-            "Fix: choose one of these; the benchmark's is hard"
-        )
     source = _source(name, None if data_dir is None else expanded(data_dir), seed, level)
     arena = ARENAS[name]
     features = Features(
@@ -168,7 +163,7 @@ def _counted(rows: Callable[[], Rows], limit: int, bar: tqdm) -> Rows:
         bar.update()
 
 
-def _source(name: str, data_dir: Path | None, seed: int, level: str) -> _Source:
+def _source(name: str, data_dir: Path | None, seed: int, level: Level) -> _Source:
     if data_dir is None and name == "listops":
         return _generated_listops(seed)
     if data_dir is None and name.startswith("pathfinder"):
@@ -199,9 +194,9 @@ def _generated_listops(seed: int) -> _Source:
     return _Source({"generator": "listops", "seed": seed}, rows, endless=True)
 
 
-def _generated_pathfinder(name: str, seed: int, level: str) -> _Source:
+def _generated_pathfinder(name: str, seed: int, level: Level) -> _Source:
     side = int(name.removeprefix("pathfinder"))
-    rows = {split: partial(_generated_pictures, split, side, level, seed) for split in SPLITS}
+    rows = {split: partial(_generated_pictures, split, side, level, seed) for split in SPLITS}  # type: ignore[arg-type]
     origin = {"generator": "pathfinder", "version": 1, "side": side, "level": level, "seed": seed}
     return _Source(origin, rows, endless=True, piece=PIECE)
 
@@ -257,7 +252,7 @@ def _image_source(origin: Any, train: Callable[[], Rows], count: int, test: Call
     )
 
 
-def _pathfinder_files(name: str, data_dir: Path, level: str) -> _Source:
+def _pathfinder_files(name: str, data_dir: Path, level: Level) -> _Source:
     below = images.LEVELS[level]
     folder = _locate(name, data_dir, name, [f"{below}/metadata"]) / below
     side = int(name.removeprefix("pathfinder"))
@@ -296,7 +291,7 @@ def _generated_rows(split: str, seed: int) -> Rows:
     return _columns(listops.examples(split, seed=seed))
 
 
-def _generated_pictures(split: str, side: int, level: str, seed: int, start: int) -> Rows:
+def _generated_pictures(split: str, side: Side, level: Level, seed: int, start: int) -> Rows:
     for example in pathfinder.examples(split, side=side, level=level, seed=seed, start=start):
         yield {"input_ids": example.pixels.reshape(-1), "label": example.label}
 
@@ -342,14 +337,6 @@ def _digest(paths: Iterable[Path]) -> str:
             f"lra: {error.filename} cannot be read ({error.strerror or error}). Fix: give files that you may read"
         ) from error
     return whole.hexdigest()
-
-
-def _expect_whole(name: str, option: str, value: Any, *, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ManticoreError(
-            f"lra/{name}: {option} out of range (got {value!r}, expected a whole number of at least {at_least}). "
-            f"Fix: {option}={at_least} or more"
-        )
 
 
 def shape(name: str, options: Mapping[str, Any]) -> TaskShape:

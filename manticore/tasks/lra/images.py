@@ -17,15 +17,20 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from manticore.errors import ManticoreError
+from manticore.making import checked
 from manticore.tasks.lra import pathfinder
-from manticore.tasks.lra.pathfinder import Example
+from manticore.tasks.lra.pathfinder import Example, Level
 from manticore.writing import write_text
 
 VOCABULARY = 256
 SIDE = 32
 """Pixels per row of a CIFAR image."""
 CIFAR_BATCHES = {"train": [f"data_batch_{number}.bin" for number in range(1, 6)], "test": ["test_batch.bin"]}
-LEVELS = {"easy": "curv_baseline", "intermediate": "curv_contour_length_9", "hard": "curv_contour_length_14"}
+LEVELS: dict[Level, str] = {
+    "easy": "curv_baseline",
+    "intermediate": "curv_contour_length_9",
+    "hard": "curv_contour_length_14",
+}
 """Folders of the release by difficulty; the benchmark's tables use the hard one."""
 SPLIT_SEED = 42
 """Of the random split of Pathfinder, which the release leaves to its users."""
@@ -200,7 +205,10 @@ def picture_rows(pictures: Iterable[Picture], side: int) -> Iterator[Row]:
         yield {"input_ids": pixels, "label": picture.label}
 
 
-def write_pathfinder(root: str | Path, examples: Iterable[Example], level: str = "hard", *, batch: int = 1000) -> Path:
+@checked("lra/pathfinder")
+def write_pathfinder(
+    root: str | Path, examples: Iterable[Example], level: Level = "hard", *, batch: int = 1000
+) -> Path:
     """Writes images as the release has them, and returns the level's folder below ``root``.
 
     A batch gets its metadata when all of its images are there: what was stopped halfway lacks its last batch only.
@@ -208,11 +216,6 @@ def write_pathfinder(root: str | Path, examples: Iterable[Example], level: str =
     Raises:
         ManticoreError: an unknown level, or the folder has images already.
     """
-    if level not in LEVELS:
-        raise ManticoreError(
-            f"lra/pathfinder: unknown level (got {level!r}, expected one of {', '.join(LEVELS)}). "
-            "Fix: choose one of these"
-        )
     folder = Path(root) / LEVELS[level]
     if (folder / "metadata").exists():
         raise ManticoreError(f"lra/pathfinder {folder}: has images already. Fix: write to another folder")
@@ -232,7 +235,7 @@ def write_pathfinder(root: str | Path, examples: Iterable[Example], level: str =
     return folder
 
 
-def _fields(image: Example, level: str) -> str:
+def _fields(image: Example, level: Level) -> str:
     settings, segments = pathfinder.SETTINGS[len(image.pixels)], pathfinder.LEVELS[level]
     return (
         f"{image.label} {settings.continuity} {segments} {segments // 3} {settings.length} {settings.thickness} "

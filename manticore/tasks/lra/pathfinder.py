@@ -16,11 +16,11 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from manticore.errors import ManticoreError
+from manticore.making import checked
 from manticore.tasks.lra.pathfinder_drawing import (
     DEGREES,
     FULL,
@@ -35,7 +35,9 @@ from manticore.tasks.lra.pathfinder_drawing import (
     stretched,
 )
 
-LEVELS = {"easy": 6, "intermediate": 9, "hard": 14}
+Side = Literal[32, 64, 128]
+Level = Literal["easy", "intermediate", "hard"]
+LEVELS: dict[Level, int] = {"easy": 6, "intermediate": 9, "hard": 14}
 """Segments of each of the two curves; the benchmark's tables use the hard level."""
 
 
@@ -125,7 +127,7 @@ class Drawing:
 
 
 def examples(
-    split: str, count: int | None = None, *, side: int = 32, level: str = "hard", seed: int = 0, start: int = 0
+    split: str, count: int | None = None, *, side: Side = 32, level: Level = "hard", seed: int = 0, start: int = 0
 ) -> Iterator[Example]:
     """The examples ``start`` to ``start + count - 1`` of a split.
 
@@ -145,7 +147,7 @@ def examples(
         yield draw_example(random.Random(f"pathfinder{side}/{level}/{seed}/{split}/{index}").random, side, level)
 
 
-def draw_example(uniform: Uniform, side: int = 32, level: str = "hard") -> Example:
+def draw_example(uniform: Uniform, side: Side = 32, level: Level = "hard") -> Example:
     """Draws one example.
 
     Args:
@@ -161,17 +163,9 @@ def draw_example(uniform: Uniform, side: int = 32, level: str = "hard") -> Examp
     return Example(drawing.pixels(label, first), label, drawing.margin)
 
 
-def draw(uniform: Uniform, side: int = 32, level: str = "hard") -> Drawing:
+@checked("pathfinder")
+def draw(uniform: Uniform, side: Side = 32, level: Level = "hard") -> Drawing:
     """Draws two curves and their distractors; arguments and errors as :func:`draw_example`."""
-    if side not in SETTINGS:
-        raise ManticoreError(
-            f"pathfinder: unknown image size (got {side!r}, expected one of {', '.join(map(str, SETTINGS))}). "
-            "Fix: choose one of these"
-        )
-    if level not in LEVELS:
-        raise ManticoreError(
-            f"pathfinder: unknown level (got {level!r}, expected one of {', '.join(LEVELS)}). Fix: choose one of these"
-        )
     settings, segments = SETTINGS[side], LEVELS[level]
     margin = settings.margins[_below(len(settings.margins), uniform)]
     shape = Shape(side, settings.length, settings.thickness, margin, settings.continuity, settings.border)

@@ -13,9 +13,11 @@ from typing import Any
 from datasets import DatasetDict, Features, List, Value
 
 from manticore.errors import ManticoreError
+from manticore.settings import Amount, Count
 from manticore.tasks.lra import digits, examples
 from manticore.tasks.lra import listops as trees
 from manticore.tasks.lra.examples import ARENAS, SPLITS
+from manticore.tasks.lra.pathfinder import Level
 from manticore.tasks.metrics import ClassMetrics
 from manticore.tasks.stored_rows import stored_rows
 from manticore.tasks.task import Task
@@ -24,10 +26,10 @@ from manticore.tasks.task import Task
 def listops(
     *,
     data_dir: str | Path | None = None,
-    num_train: int | None = None,
-    num_validation: int | None = None,
-    num_test: int | None = None,
-    data_seed: int = 0,
+    num_train: Count | None = None,
+    num_validation: Count | None = None,
+    num_test: Count | None = None,
+    data_seed: Amount = 0,
 ) -> Task:
     """The value of a nested operation on digits: 501 to 1,999 symbols, ten classes.
 
@@ -44,9 +46,9 @@ def listops(
 def text(
     *,
     data_dir: str | Path | None = None,
-    num_train: int | None = None,
-    num_validation: int | None = None,
-    num_test: int | None = None,
+    num_train: Count | None = None,
+    num_validation: Count | None = None,
+    num_test: Count | None = None,
 ) -> Task:
     """Whether a film review is positive: its first 4,000 bytes, two classes.
 
@@ -64,9 +66,9 @@ def text(
 def retrieval(
     *,
     data_dir: str | Path | None = None,
-    num_train: int | None = None,
-    num_validation: int | None = None,
-    num_test: int | None = None,
+    num_train: Count | None = None,
+    num_validation: Count | None = None,
+    num_test: Count | None = None,
 ) -> Task:
     """Whether one of two papers cites the other: 4,000 bytes of each, two classes.
 
@@ -82,9 +84,9 @@ def retrieval(
 def image(
     *,
     data_dir: str | Path | None = None,
-    num_train: int | None = None,
-    num_validation: int | None = None,
-    num_test: int | None = None,
+    num_train: Count | None = None,
+    num_validation: Count | None = None,
+    num_test: Count | None = None,
 ) -> Task:
     """What a picture of CIFAR-10 shows: 1,024 grey pixels, ten classes.
 
@@ -99,12 +101,12 @@ def image(
 
 def pathfinder32(
     *,
-    level: str = "hard",
+    level: Level = "hard",
     data_dir: str | Path | None = None,
-    num_train: int | None = None,
-    num_validation: int | None = None,
-    num_test: int | None = None,
-    data_seed: int = 0,
+    num_train: Count | None = None,
+    num_validation: Count | None = None,
+    num_test: Count | None = None,
+    data_seed: Amount = 0,
 ) -> Task:
     """Whether a dashed path joins two discs: 1,024 pixels, two classes.
 
@@ -121,12 +123,12 @@ def pathfinder32(
 
 def pathfinder128(
     *,
-    level: str = "hard",
+    level: Level = "hard",
     data_dir: str | Path | None = None,
-    num_train: int | None = None,
-    num_validation: int | None = None,
-    num_test: int | None = None,
-    data_seed: int = 0,
+    num_train: Count | None = None,
+    num_validation: Count | None = None,
+    num_test: Count | None = None,
+    data_seed: Amount = 0,
 ) -> Task:
     """Path-X: whether a dashed path joins two discs, 16,384 pixels, two classes.
 
@@ -143,12 +145,12 @@ def pathfinder128(
 
 def listops_short(
     *,
-    min_length: int = 10,
-    max_length: int = 100,
-    num_train: int = 20_000,
-    num_validation: int = 1_000,
-    num_test: int = 2_000,
-    data_seed: int = 0,
+    min_length: Count = 10,
+    max_length: Count = 100,
+    num_train: Count = 20_000,
+    num_validation: Count = 1_000,
+    num_test: Count = 2_000,
+    data_seed: Amount = 0,
 ) -> Task:
     """ListOps with shorter trees than the benchmark's 501 to 1,999 symbols, for small models. It is not LRA.
 
@@ -161,11 +163,6 @@ def listops_short(
         data_seed: of the examples.
     """
     counts = dict(zip(SPLITS, (num_train, num_validation, num_test)))
-    numbers = {f"num_{split}": count for split, count in counts.items()}
-    for option, number in {"min_length": min_length, "max_length": max_length, **numbers}.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ManticoreError(f"listops-short: {option} is {number!r} (expected a whole number). Fix: 1 or more")
-    _check_data_seed("listops-short", data_seed)
     if not min_length <= max_length <= trees.LONGEST:
         raise ManticoreError(
             f"listops-short: lengths from {min_length} to {max_length} (expected an interval up to {trees.LONGEST}). "
@@ -188,11 +185,6 @@ def digits_64() -> Task:
     return _task(digits.NAME, digits.load(), digits.VOCABULARY, digits.LENGTH, digits.CLASSES)
 
 
-def _check_data_seed(name: str, data_seed: object) -> None:
-    if isinstance(data_seed, bool) or not isinstance(data_seed, int) or data_seed < 0:
-        raise ManticoreError(f"{name}: data_seed is {data_seed!r} (expected a whole number). Fix: 0 or more")
-
-
 def _arena(
     name: str,
     data_dir: str | Path | None,
@@ -201,7 +193,6 @@ def _arena(
     num_test: int | None,
     **options: Any,
 ) -> Task:
-    _check_data_seed(f"lra/{name}", options.get("seed", 0))
     data = examples.load(
         name, data_dir, num_train=num_train, num_validation=num_validation, num_test=num_test, **options
     )

@@ -9,9 +9,13 @@ the vector of the last position alone.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Annotated
 
-from manticore.errors import ManticoreError
+import numpy as np
+from pydantic import Field
+
+from manticore.making import checked
+from manticore.settings import Wanted
 from manticore.tasks.mad.streams import Arrays, Streams
 
 
@@ -22,11 +26,14 @@ def compression(streams: Streams, count: int, *, training: bool, vocab_size: int
     return inputs, inputs.copy()
 
 
-def check_compression(task: str, *, vocab_size: int, seq_len: int) -> None:
-    """Raise a ManticoreError for the first option that allows no data."""
-    for option, value in (("vocab_size", vocab_size), ("seq_len", seq_len)):
-        if value < 2:
-            raise ManticoreError(f"{task}: {option} is {value}, expected at least 2. Fix: {option}=2 or more")
+@checked("{task}")
+def check_compression(
+    task: str,
+    *,
+    vocab_size: Annotated[int, Field(ge=2), Wanted("a whole number of at least 2", "vocab_size=2 or more")],
+    seq_len: Annotated[int, Field(ge=2), Wanted("a whole number of at least 2", "seq_len=2 or more")],
+) -> None:
+    """Refuse options that allow no data."""
 
 
 def compression_chance(*, vocab_size: int, seq_len: int) -> float:

@@ -9,9 +9,14 @@ blank goes before a content token drawn at random, so none stands between the la
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
+from pydantic import Field
 
 from manticore.errors import ManticoreError
+from manticore.making import checked
+from manticore.settings import Count, Wanted
 from manticore.tasks.mad.streams import Arrays, Streams
 from manticore.tasks.metrics import IGNORE
 
@@ -37,15 +42,16 @@ def selective_copying(
     return inputs, targets
 
 
-def check_selective_copying(task: str, *, vocab_size: int, seq_len: int, num_tokens_to_copy: int) -> None:
+_Vocabulary = Annotated[
+    int,
+    Field(ge=3),
+    Wanted("a whole number of at least 3: a blank, the copy token and content", "vocab_size=3 or more"),
+]
+
+
+@checked("{task}")
+def check_selective_copying(task: str, *, vocab_size: _Vocabulary, seq_len: int, num_tokens_to_copy: Count) -> None:
     """Raise a ManticoreError for the first option that allows no data."""
-    if vocab_size < 3:
-        raise ManticoreError(
-            f"{task}: vocab_size is {vocab_size}, expected at least 3: a blank, the copy token and content. "
-            "Fix: vocab_size=3 or more"
-        )
-    if num_tokens_to_copy < 1:
-        raise ManticoreError(f"{task}: num_tokens_to_copy is {num_tokens_to_copy}. Fix: give 1 or more")
     if seq_len < 2 * num_tokens_to_copy + 2:
         raise ManticoreError(
             f"{task}: seq_len is {seq_len}, expected at least {2 * num_tokens_to_copy + 2}: twice the "

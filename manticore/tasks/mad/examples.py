@@ -21,7 +21,9 @@ import numpy as np
 from manticore import registry
 from manticore.cache import Entry, cache_folder, content_key
 from manticore.errors import ManticoreError
+from manticore.making import checked
 from manticore.seeding import derive_seed
+from manticore.settings import Amount, Seed
 from manticore.tasks.mad.compression import check_compression, compression, compression_chance
 from manticore.tasks.mad.copying import check_selective_copying, selective_copying, selective_copying_chance
 from manticore.tasks.mad.fuzzy_recall import check_fuzzy_recall, fuzzy_recall, fuzzy_recall_chance
@@ -88,12 +90,13 @@ KINDS: dict[str, Kind] = {
 }
 
 
+@checked("mad/{name}")
 def generate(
     name: str,
     *,
-    num_train_examples: int | None = None,
-    num_test_examples: int = NUM_TEST_EXAMPLES,
-    seed: int = PUBLISHED_SEED,
+    num_train_examples: Amount | None = None,
+    num_test_examples: Amount = NUM_TEST_EXAMPLES,
+    seed: Seed = PUBLISHED_SEED,
     cache: bool = True,
     **options: int | float,
 ) -> dict[str, Arrays]:
@@ -114,9 +117,6 @@ def generate(
     if num_train_examples is None:
         num_train_examples = KINDS[name].num_train_examples
     counts = {"train": num_train_examples, "test": num_test_examples}
-    for split, count in counts.items():
-        expect_integer(name, f"num_{split}_examples", count, at_least=0)
-    check_seed(name, "seed", seed)
     make = partial(_generate, name, settings, counts, seed)
     if not cache:
         return make()
@@ -151,37 +151,14 @@ def checked_options(name: str, options: Mapping[str, int | float]) -> dict[str, 
     if name not in KINDS:
         raise ManticoreError(f"mad: unknown task {name!r}{registry.did_you_mean(name, list(KINDS))}")
     kind = KINDS[name]
-    for option, value in options.items():
+    for option in options:
         if option not in kind.baseline:
             raise ManticoreError(
                 f"mad/{name}: unknown option {option!r}{registry.did_you_mean(option, list(kind.baseline))}"
             )
-        if isinstance(kind.baseline[option], int):
-            expect_integer(name, option, value, at_least=0)
-        elif isinstance(value, bool) or not isinstance(value, (int, float)):
-            usual = kind.baseline[option]
-            raise ManticoreError(f"mad/{name}: {option} is {value!r}, expected a number. Fix: {option}={usual}")
     settings = {**kind.baseline, **options}
     kind.check(f"mad/{name}", **settings)
     return settings
-
-
-def expect_integer(name: str, option: str, value: Any, *, at_least: int) -> None:
-    """Refuse what is no whole number, or too small, as the value of an option of task `name`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < at_least:
-        raise ManticoreError(
-            f"mad/{name}: {option} is {value!r}, expected a whole number of at least {at_least}. "
-            f"Fix: {option}={at_least} or more"
-        )
-
-
-def check_seed(name: str, option: str, seed: Any) -> None:
-    """Refuse what numpy's generators do not take as a seed."""
-    expect_integer(name, option, seed, at_least=0)
-    if seed >= 2**32:
-        raise ManticoreError(
-            f"mad/{name}: {option} is {seed}, expected a whole number below {2**32}. Fix: a smaller {option}"
-        )
 
 
 def _generate(name: str, settings: dict[str, int | float], counts: dict[str, int], seed: int) -> dict[str, Arrays]:

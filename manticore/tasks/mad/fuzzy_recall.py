@@ -17,6 +17,8 @@ from itertools import chain, permutations
 import numpy as np
 
 from manticore.errors import ManticoreError
+from manticore.making import checked
+from manticore.settings import Count
 from manticore.tasks.mad.streams import Arrays, Streams, gathered
 from manticore.tasks.metrics import IGNORE
 
@@ -121,15 +123,14 @@ def _motifs(first: int, stop: int, size: int) -> np.ndarray:
     return flat.reshape(-1, size)
 
 
-def check_fuzzy_recall(task: str, *, vocab_size: int, seq_len: int, k_motif_size: int, v_motif_size: int) -> None:
+@checked("{task}")
+def check_fuzzy_recall(task: str, *, vocab_size: int, seq_len: int, k_motif_size: Count, v_motif_size: Count) -> None:
     """Raise a ManticoreError for the first option that allows no data."""
     usable = vocab_size - 1
     for option, size, tokens in (
         ("k_motif_size", k_motif_size, usable // 2),
         ("v_motif_size", v_motif_size, usable - usable // 2),
     ):
-        if size < 1:
-            raise ManticoreError(f"{task}: {option} is {size}. Fix: give 1 or more")
         if tokens < size:
             raise ManticoreError(
                 f"{task}: {option} is {size}, but vocab_size {vocab_size} leaves {max(0, tokens)} tokens for it and "

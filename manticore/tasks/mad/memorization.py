@@ -10,9 +10,14 @@ shows cannot be known. With 256 training examples that bounds the accuracy for v
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
+from pydantic import Field
 
 from manticore.errors import ManticoreError
+from manticore.making import checked
+from manticore.settings import Seed, Wanted
 from manticore.tasks.mad.streams import Arrays, Streams
 from manticore.tasks.metrics import IGNORE
 
@@ -44,13 +49,16 @@ def facts(vocab_size: int, map_seed: int) -> Arrays:
     return keys, values[: len(keys)]
 
 
-def check_memorization(task: str, *, vocab_size: int, seq_len: int, map_seed: int) -> None:
+_Vocabulary = Annotated[
+    int,
+    Field(ge=3),
+    Wanted("a whole number of at least 3: a key, a value and the token between them", "vocab_size=3 or more"),
+]
+
+
+@checked("{task}")
+def check_memorization(task: str, *, vocab_size: _Vocabulary, seq_len: int, map_seed: Seed) -> None:
     """Raise a ManticoreError for the first option that allows no data."""
-    if vocab_size < 3:
-        raise ManticoreError(
-            f"{task}: vocab_size is {vocab_size}, expected at least 3: a key, a value and the token between them. "
-            "Fix: vocab_size=3 or more"
-        )
     if seq_len < 2 or seq_len % 2:
         raise ManticoreError(
             f"{task}: seq_len is {seq_len}, expected an even number of at least 2 (every key has a place for its "

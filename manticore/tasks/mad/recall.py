@@ -10,10 +10,14 @@ key keeps one value within a sequence.
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from manticore.errors import ManticoreError
+from manticore.making import checked
+from manticore.settings import Amount, Wanted
 from manticore.tasks.mad.streams import Arrays, Streams, gathered
 from manticore.tasks.metrics import IGNORE
 
@@ -67,12 +71,16 @@ def recall_example(
     return tokens[:-1], tokens[1:] if training else scored[1:]
 
 
+_Share = Annotated[
+    float, Field(ge=0, lt=1), Wanted("a number from 0 to below 1", "give a share from 0 up to but not 1")
+]
+
+
+@checked("{task}")
 def check_recall_options(
-    task: str, *, vocab_size: int, seq_len: int, noise_vocab_size: int = 0, frac_noise: float = 0.0
+    task: str, *, vocab_size: int, seq_len: int, noise_vocab_size: Amount = 0, frac_noise: _Share = 0.0
 ) -> None:
     """Raise a ManticoreError for the first option that allows no data."""
-    if noise_vocab_size < 0:
-        raise ManticoreError(f"{task}: noise_vocab_size is {noise_vocab_size}. Fix: give 0 or more")
     usable = vocab_size - noise_vocab_size
     if usable < 4:
         raise ManticoreError(
@@ -84,8 +92,6 @@ def check_recall_options(
             f"{task}: seq_len is {seq_len}, expected an even number of at least 4 (keys and values come in "
             f"pairs). Fix: seq_len={max(4, seq_len + seq_len % 2)}"
         )
-    if not 0 <= frac_noise < 1:
-        raise ManticoreError(f"{task}: frac_noise is {frac_noise}. Fix: give a share from 0 up to but not 1")
     if frac_noise > 0 and noise_vocab_size == 0:
         raise ManticoreError(f"{task}: frac_noise is {frac_noise} but noise_vocab_size is 0. Fix: noise_vocab_size=16")
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
+from manticore.making import checked
+from manticore.settings import Count, Seed
 from manticore.tasks.mad.examples import (
     KINDS,
     PUBLISHED_SEED,
-    check_seed,
-    expect_integer,
     generate,
     generate_validation,
 )
@@ -23,14 +23,15 @@ from manticore.tasks.metrics import MadMetrics
 from manticore.tasks.task import Task
 
 
+@checked("mad/in-context-recall")
 def in_context_recall(
     *,
     vocab_size: int = 16,
     seq_len: int = 128,
-    num_train_examples: int = 12800,
-    num_test_examples: int = 1280,
-    num_validation_examples: int = 1280,
-    data_seed: int = PUBLISHED_SEED,
+    num_train_examples: Count = 12800,
+    num_test_examples: Count = 1280,
+    num_validation_examples: Count = 1280,
+    data_seed: Seed = PUBLISHED_SEED,
 ) -> Task:
     """Recall the value that belongs to a key seen earlier in the sequence.
 
@@ -50,16 +51,17 @@ def in_context_recall(
     )
 
 
+@checked("mad/noisy-in-context-recall")
 def noisy_in_context_recall(
     *,
     vocab_size: int = 32,
     seq_len: int = 128,
     noise_vocab_size: int = 16,
     frac_noise: float = 0.2,
-    num_train_examples: int = 12800,
-    num_test_examples: int = 1280,
-    num_validation_examples: int = 1280,
-    data_seed: int = PUBLISHED_SEED,
+    num_train_examples: Count = 12800,
+    num_test_examples: Count = 1280,
+    num_validation_examples: Count = 1280,
+    data_seed: Seed = PUBLISHED_SEED,
 ) -> Task:
     """In-context recall with pairs of noise tokens between the pairs of keys and values.
 
@@ -81,16 +83,17 @@ def noisy_in_context_recall(
     )
 
 
+@checked("mad/fuzzy-in-context-recall")
 def fuzzy_in_context_recall(
     *,
     vocab_size: int = 16,
     seq_len: int = 128,
     k_motif_size: int = 3,
     v_motif_size: int = 3,
-    num_train_examples: int = 12800,
-    num_test_examples: int = 1280,
-    num_validation_examples: int = 1280,
-    data_seed: int = PUBLISHED_SEED,
+    num_train_examples: Count = 12800,
+    num_test_examples: Count = 1280,
+    num_validation_examples: Count = 1280,
+    data_seed: Seed = PUBLISHED_SEED,
 ) -> Task:
     """In-context recall where keys and values are several tokens long.
 
@@ -112,15 +115,16 @@ def fuzzy_in_context_recall(
     )
 
 
+@checked("mad/selective-copying")
 def selective_copying(
     *,
     vocab_size: int = 16,
     seq_len: int = 256,
     num_tokens_to_copy: int = 16,
-    num_train_examples: int = 12800,
-    num_test_examples: int = 1280,
-    num_validation_examples: int = 1280,
-    data_seed: int = PUBLISHED_SEED,
+    num_train_examples: Count = 12800,
+    num_test_examples: Count = 1280,
+    num_validation_examples: Count = 1280,
+    data_seed: Seed = PUBLISHED_SEED,
 ) -> Task:
     """Repeat the tokens of a sequence in order, without the blanks between them.
 
@@ -141,14 +145,15 @@ def selective_copying(
     )
 
 
+@checked("mad/compression")
 def compression(
     *,
     vocab_size: int = 16,
     seq_len: int = 32,
-    num_train_examples: int = 12800,
-    num_test_examples: int = 1280,
-    num_validation_examples: int = 1280,
-    data_seed: int = PUBLISHED_SEED,
+    num_train_examples: Count = 12800,
+    num_test_examples: Count = 1280,
+    num_validation_examples: Count = 1280,
+    data_seed: Seed = PUBLISHED_SEED,
 ) -> Task:
     """Restore a random sequence from one vector. Made for an auto-encoder: other models see what they shall answer.
 
@@ -168,14 +173,15 @@ def compression(
     )
 
 
+@checked("mad/memorization")
 def memorization(
     *,
     vocab_size: int = 256,
     seq_len: int = 32,
-    num_train_examples: int = 256,
-    num_test_examples: int = 1280,
-    num_validation_examples: int = 1280,
-    data_seed: int = PUBLISHED_SEED,
+    num_train_examples: Count = 256,
+    num_test_examples: Count = 1280,
+    num_validation_examples: Count = 1280,
+    data_seed: Seed = PUBLISHED_SEED,
 ) -> Task:
     """Learn facts by heart that are the same in every sequence; test and training examples ask for the same facts.
 
@@ -196,9 +202,6 @@ def memorization(
 
 
 def _task(name: str, counts: dict[str, int], seed: int, options: dict[str, Any]) -> Task:
-    for split, count in counts.items():
-        expect_integer(name, f"num_{split}_examples", count, at_least=1)
-    check_seed(name, "data_seed", seed)
     arrays = generate(
         name,
         num_train_examples=counts["train"],

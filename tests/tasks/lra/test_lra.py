@@ -306,10 +306,10 @@ def test_path_x_comes_from_the_inner_copy(tmp_path):
 
 def test_wrong_calls_are_one_line_each(tmp_path):
     refused("unknown task .got 'listop', expected one of listops", "listop")
-    refused("num_train out of range .got 0", "listops", num_train=0)
-    refused("num_test out of range .got True", "listops", num_test=True)
-    refused("seed out of range .got -1", "listops", seed=-1)
-    refused("unknown level .got 'middle', expected one of easy", "pathfinder32", tmp_path, level="middle")
+    refused("num_train is 0 .expected a whole number", "listops", num_train=0)
+    refused("num_test is True .expected a whole number", "listops", num_test=True)
+    refused("seed is -1 .expected a whole number", "listops", seed=-1)
+    refused("level is 'middle' .expected one of easy", "pathfinder32", tmp_path, level="middle")
     refused("no such folder", "listops", tmp_path / "nowhere")
     refused("pass data_dir", "retrieval")
     for name in ("text", "image"):

@@ -94,12 +94,12 @@ def test_retrieval_has_two_documents(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_options_are_one_line(options: dict, message: str) -> None:
-    with pytest.raises(ManticoreError, match=rf"^listops-short: {re.escape(message)}[^\n]*$"):
+    with pytest.raises(ManticoreError, match=rf"^(task ')?listops-short'?: {re.escape(message)}[^\n]*$"):
         load_task("listops-short", **{**SMALL, **options})
 
 
 def test_a_wrong_seed_is_named_as_the_task_names_it() -> None:
-    with pytest.raises(ManticoreError, match=r"^lra/pathfinder32: data_seed is -1 [^\n]*Fix: 0 or more$"):
+    with pytest.raises(ManticoreError, match=r"^task 'lra/pathfinder32': data_seed is -1 [^\n]*Fix: give 0 or more$"):
         load_task("lra/pathfinder32", data_seed=-1, num_train=1, num_validation=1, num_test=1)
 
 

@@ -163,7 +163,7 @@ def test_the_rows_of_a_seed_stay_what_they_are(side):
 
 def test_wrong_calls_are_one_line_each():
     uniform = random.Random(0).random
-    with pytest.raises(ManticoreError, match=r"unknown image size .got 48, expected one of 32, 64, 128.* Fix: "):
+    with pytest.raises(ManticoreError, match=r"side is 48 .expected one of 32, 64, 128.* Fix: "):
         draw_example(uniform, 48)
-    with pytest.raises(ManticoreError, match=r"unknown level .got 'middle'.* Fix: "):
+    with pytest.raises(ManticoreError, match=r"level is 'middle' .expected one of easy.* Fix: "):
         next(examples("train", level="middle"))
