@@ -69,6 +69,7 @@ def merged(kind: type[S], settings: S | None, options: Mapping[str, Any], *, sta
         ManticoreError: settings of another kind, or values that are out of range.
         TypeError: an option is missing that has no default.
     """
+    declared = kind.model_fields
     if settings is not None:
         if not isinstance(settings, kind):
             raise ManticoreError(
@@ -83,7 +84,8 @@ def merged(kind: type[S], settings: S | None, options: Mapping[str, Any], *, sta
     loaded: dict[str, Any] = {}
     for name, value in options.items():
         field = kind.model_fields[name]
-        wide = marker(field, InPython)
+        # a recipe's section holds text alone, the function takes more
+        wide = marker(declared.get(name, field), InPython)
         if wide is not None and wide.loaded and not isinstance(value, str):
             loaded[name] = value
         elif value is None and isinstance(field.default, dict):

@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
+from manticore.keywords import merged
 from manticore.report.results import Results, parse_results
 from manticore.schema.recipe import Recipe
+from manticore.settings import Align
 from manticore.stages import STAGES, stages_of
 from manticore.stages.align import AlignRecord
 from manticore.stages.records import Record
@@ -55,3 +57,9 @@ def test_what_a_record_is_written_with_is_what_the_report_reads():
 def test_the_list_of_stages_needs_no_torch():
     code = "import sys, manticore.stages, manticore.stages.commands; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_settings_of_a_recipe_take_what_the_function_takes():
+    rows = object()
+    found = merged(Align, Recipe.model_validate(RECIPE).align, {"text": rows}, stage="align")
+    assert found.text is rows
