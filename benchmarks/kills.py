@@ -3,7 +3,7 @@
     python benchmarks/kills.py [--kills 20] [--seed 0] [--work DIR] [--out benchmarks/results/kills.json]
 
 Every kill is a SIGKILL at a random moment of the stage; the next process resumes. Where a stage ends before it has been
-killed often enough, it is put back to its beginning. Written after every stage; with the same ``--work`` it goes on.
+killed often enough, it is put back to its beginning. Written after every stage; ``--work`` keeps the unstopped run.
 """
 
 from __future__ import annotations

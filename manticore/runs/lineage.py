@@ -49,6 +49,9 @@ def weights_digest(model: PreTrainedModel) -> str:
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.is_meta:
+            # its content waits elsewhere, and cannot be trained
+            continue
         content = tensor.detach().cpu().contiguous().reshape(-1)
         if content.numel():
             digest.update(memoryview(content.view(torch.uint8).numpy()))
