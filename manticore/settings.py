@@ -147,7 +147,7 @@ def plain(value: Any) -> Any:
 class Settings(BaseModel):
     """Options that belong together: unknown names are errors, values are not bent into shape."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, defer_build=True)
 
     unkeyed: ClassVar[frozenset[str]] = frozenset()
     """Fields that no number of a run depends on, or that are found in it in another form."""

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Mapping
-from numbers import Integral
 from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
@@ -137,22 +134,6 @@ def check_backbone(model: PreTrainedModel, task: Task, *, stage: str) -> None:
             f"{stage}: {task.name} is made for models with backbone {task.backbone!r} (got {backbone!r}). "
             "Fix: another model, or another task"
         )
-
-
-def check_numbers(
-    stage: str, *, counts: Mapping[str, int | None], rates: Mapping[str, float | None] | None = None
-) -> None:
-    """Refuse counts below 1 and learning rates that are not positive; None passes.
-
-    Raises:
-        ManticoreError: one of them is.
-    """
-    for name, count in counts.items():
-        if count is not None and (isinstance(count, bool) or not isinstance(count, Integral) or count < 1):
-            raise ManticoreError(f"{stage}: {name} is {count!r} (expected a whole number). Fix: give 1 or more")
-    for name, rate in (rates or {}).items():
-        if rate is not None and not 0 < rate < math.inf:
-            raise ManticoreError(f"{stage}: {name} is {rate!r} (expected a positive number). Fix: {name}=1e-3")
 
 
 def fit_to_task(model: PreTrainedModel, task: Task, seed: int) -> PreTrainedModel:
