@@ -195,7 +195,7 @@ def folder_of(name: str) -> str:
 
 
 def refused_row(family: str) -> dict[str, Any]:
-    """The reason for which a family is no component, or None if it was taken."""
+    """The reason for which a family is not a component, or None if it was taken."""
     if family == "t5":
         shape = T5Config(vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=4, num_heads=4)
         model: PreTrainedModel = T5ForConditionalGeneration(shape)

@@ -101,7 +101,7 @@ def probe(features: np.ndarray, labels: np.ndarray) -> float:
 def measure_pathfinder(side: int, level: str, count: int) -> dict[str, Any]:
     """Cost and statistics of ``count`` images, drawn as examples are, but all from one stream."""
     uniform = random.Random(f"benchmark/{side}/{level}").random
-    # the segments, drawn once per process, are no part of an example's cost
+    # the segments, drawn once per process, are not part of an example's cost
     pathfinder.draw(uniform, side, level)
     features, labels, distances, black, begun, same = [], [], [], [], [], []
     seconds = 0.0

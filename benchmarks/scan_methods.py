@@ -1,7 +1,7 @@
 """The ways to run a selective scan that ``scan.py`` compares, and the least time that one core could need.
 
 Shapes and strides are those that transformers' Mamba mixer hands to its scan: u and delta contiguous, z, B and C views
-into the outputs of projections, steps before channels. Letters: B batch, D channels, L steps, N state size.
+into the outputs of projections, steps before channels. Shapes: B batch, D channels, L steps, N state size.
 """
 
 from __future__ import annotations

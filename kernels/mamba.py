@@ -7,7 +7,7 @@ scan the cached state, so that a cached prompt can be continued by several token
 continuation from a zero state).
 
 Mamba-2 mixers keep transformers' scan; on CPU it runs with a smaller chunk: same result, less work and memory.
-Letters: B batch, D channels, L time steps, N state size.
+Shapes: B batch, D channels, L time steps, N state size.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The selective scan of Mamba with its gradients, in the layout of mamba-ssm, on any device and without a build.
 
 ``selective_scan`` is the one entry. ``scan_reference`` defines what it computes; ``scan_dispatch`` decides which path
-computes it. Letters: B batch, D channels, L time steps, N state size.
+computes it. Shapes: B batch, D channels, L time steps, N state size.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What every path of the selective scan takes and gives: the shapes, in one place.
 
-Letters: B batch, D channels, L time steps, N state size. States are [B, N, D] inside (channels innermost, because
+Shapes: B batch, D channels, L time steps, N state size. States are [B, N, D] inside (channels innermost, because
 every path is vectorised over channels); the public function speaks mamba-ssm's [B, D, N].
 """
 

@@ -5,7 +5,7 @@ scan runs, so the module is what is probed. It takes no initial state, and its b
 last state: calls with the former go to the next path, and the latter is computed by that path's kernels.
 
 What it saves are its own states and the output before the gate, both as bytes in one tensor.
-Letters: B batch, D channels, L time steps, N state size.
+Shapes: B batch, D channels, L time steps, N state size.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Tensors go over as pointer and strides, without copies. Sums that cross items of work (B and C over channels, the
 parameters over the batch) come back in parts and are added here, in an order that does not depend on the threads.
-Letters: B batch, D channels, L time steps, N state size.
+Shapes: B batch, D channels, L time steps, N state size.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Mamba (Gu and Dao, 2023), section 3.2, with the discretization that the released
     out[t] = y[t] * silu(z[t])
 
 Computed in the dtype of the inputs: float64 in, float64 throughout. Every other path is tested against this file.
-Letters: B batch, D channels, L time steps, N state size.
+Shapes: B batch, D channels, L time steps, N state size.
 """
 
 from __future__ import annotations

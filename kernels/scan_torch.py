@@ -9,7 +9,7 @@ in place; all other gradients of the chunk are then batched products of g with w
 of B * D * L * N elements ever exists, and time grows linearly with L (autograd through a loop of selects is
 quadratic: the gradient of each select is a zero-filled copy of the whole sequence).
 
-Letters: B batch, D channels, L time steps, N state size, T steps of a chunk. Chunk tensors are [T, B, N, D].
+Shapes: B batch, D channels, L time steps, N state size, T steps of a chunk. Chunk tensors are [T, B, N, D].
 """
 
 from __future__ import annotations

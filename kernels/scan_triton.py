@@ -5,7 +5,7 @@ same dtypes; inside everything is float32. How many channels share a program fol
 more of them save traffic for B, C and the parts of their gradients, fewer fill the device.
 
 Under ``TRITON_INTERPRET=1`` (set before triton is first imported) the kernels run on the CPU, for checking.
-Letters: B batch, D channels, L time steps, N state size.
+Shapes: B batch, D channels, L time steps, N state size.
 """
 
 from __future__ import annotations

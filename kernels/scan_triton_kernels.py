@@ -17,7 +17,7 @@ From tile to tile the state passes through global memory (8 bytes per channel an
 programs leave as parts that the caller adds, so results do not depend on the order in which programs run.
 
 Sequences are read along contiguous time; everything is computed in float32, whatever the tensors' dtype.
-Letters: N state size (padded to a power of two), L time steps; gy is the gradient of y, the output before the gate.
+Shapes: N state size (padded to a power of two), L time steps; gy is the gradient of y, the output before the gate.
 """
 
 # in Triton a tuple grows only by a sum, and its length is part of its type

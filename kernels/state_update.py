@@ -5,7 +5,7 @@
 The definition is ``update_in_torch``; on CUDA one Triton kernel does it in a single pass over the state, and ``state``
 is overwritten. The models that ``manticore.kernels.mamba`` switches keep transformers' own step: it is the same formula
 in torch, on the CPU both take the same operations, and no GPU was at hand to show a gain.
-Letters: B batch, D channels, N state size.
+Shapes: B batch, D channels, N state size.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Wanted(NamedTuple):
 
 
 class InPython(NamedTuple):
-    """Marks a field that takes more in Python than in text: what is no text is handed on as it is."""
+    """Marks a field that takes more in Python than in text: what is not text is handed on as it is."""
 
     annotation: str
     """What it takes there, for signatures and stubs."""
@@ -403,7 +403,7 @@ class Comparing(Settings):
     seeds: Seeds = [0, 1, 2]
     """One fine-tuning per seed and model; three or more show a spread worth the name."""
     ensemble: bool = True
-    """Add the average of the logits of all models that are no hybrids."""
+    """Add the average of the logits of all models that are not hybrids."""
     workers: Depth = 1
     """On a CPU, runs made at the same time, each in a process with one thread."""
 

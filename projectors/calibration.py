@@ -1,6 +1,6 @@
 """Calibration text for alignment: packs of equal length, some to fit on and some held out.
 
-Letters: P packs, B batch, T tokens.
+Shapes: P packs, B batch, T tokens.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The language-modelling loss of a hybrid, and gradient steps on its projectors alone.
 
-Letters: B batch, T tokens, V vocabulary.
+Shapes: B batch, T tokens, V vocabulary.
 """
 
 from __future__ import annotations

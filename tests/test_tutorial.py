@@ -55,6 +55,6 @@ def test_the_tutorial_and_the_readme_run(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "trainable params" in done.stdout
-    assert "base_model" not in done.stdout  # folders are no parents that a reader of the hub could open
+    assert "base_model" not in done.stdout  # folders are not parents that a reader of the hub could open
     assert (tmp_path / "searched/mixture_weights.csv").is_file()
     assert (tmp_path / "adapter/adapter_config.json").is_file()

@@ -105,7 +105,7 @@ def main() -> None:
         # DistributedDataParallel's advice on every run without skipped branches
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for stream in (sys.stdout, sys.stderr):
-        # a terminal that knows ASCII only, or a file name that is no text, is no reason to stop
+        # a terminal that knows ASCII only, or a file name that is not text, is no reason to stop
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     end_tidily_on_sigterm()

@@ -56,7 +56,7 @@ def family_problem(told: Callable[[str], Any], causal: Set[str] | None) -> str |
     if family in REFUSED_FAMILIES:
         return f"family {family!r} is refused: {REFUSED_FAMILIES[family]}. Fix: use another family"
     if causal is None:
-        return f"family {family!r} is no causal language model. Fix: give one (…ForCausalLM)"
+        return f"family {family!r} is not a causal language model. Fix: give one (…ForCausalLM)"
     if told("is_encoder_decoder"):
         return f"family {family!r} is an encoder-decoder. Fix: give a decoder-only causal LM"
     if (problem := architecture_problem(told("architectures"), causal)) is not None:
@@ -83,7 +83,7 @@ def raw_configuration(folder: Path) -> Mapping[str, Any]:
     """The content of config.json.
 
     Raises:
-        ManticoreError: it cannot be read, or is no configuration of a component.
+        ManticoreError: it cannot be read, or is not a configuration of a component.
     """
     try:
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))

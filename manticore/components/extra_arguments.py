@@ -3,7 +3,7 @@
 Trainers, peft, collators and ``generate`` add arguments that most models of transformers take. Those that change
 nothing pass; those that tell packed documents apart become positions; a misspelt one is refused.
 
-Letters: B batch, T tokens.
+Shapes: B batch, T tokens.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where a sequence ends in a padded batch, and which positions its tokens have.
 
-Letters: B batch, T tokens.
+Shapes: B batch, T tokens.
 """
 
 from __future__ import annotations

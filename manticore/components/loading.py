@@ -60,7 +60,7 @@ def load_component(
         return model.eval()
     if not isinstance(source, str | Path):
         raise ManticoreError(
-            f"a {type(source).__name__} is no component (expected a folder, a hub id or a PreTrainedModel). "
+            f"a {type(source).__name__} is not a component (expected a folder, a hub id or a PreTrainedModel). "
             "Fix: merge adapters into their model first"
         )
     name = str(source)
@@ -209,7 +209,7 @@ def load_config(name: str, *, revision: str | None = None) -> PreTrainedConfig:
 
 
 def check_family(config: PreTrainedConfig, name: str) -> None:
-    """Refuse what is no decoder-only causal LM, by configuration alone."""
+    """Refuse what is not a decoder-only causal LM, by configuration alone."""
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
     causal = None if known is None and type(config) not in AutoModelForCausalLM._model_mapping else _names(known)
     problem = family_problem(lambda field: getattr(config, field, None), causal)
@@ -280,7 +280,7 @@ def align_memory(model: PreTrainedModel) -> None:
 
 
 def _check_object(model: PreTrainedModel) -> None:
-    """Refuse a model in memory that is no causal LM, such as a family's bare body or its classifier."""
+    """Refuse a model in memory that is not a causal LM, such as a family's bare body or its classifier."""
     name = str(model.config.name_or_path or type(model).__name__)
     check_family(model.config, name)
     expected = _causal_classes(model.config)

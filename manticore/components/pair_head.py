@@ -3,7 +3,7 @@
     logits = W2 gelu(W1 [x1, x2, x1·x2, x1-x2] + b1) + b2
 
 Features as in Tay et al. 2020, arXiv 2011.04006 (Retrieval); one hidden layer, as in later work on state-space models.
-Letters: B pairs, T tokens, D width, C classes.
+Shapes: B pairs, T tokens, D width, C classes.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def reembed(
         name: what errors call the model.
 
     Raises:
-        ManticoreError: fewer rows than its tokenizer has tokens, or a head that is no linear map.
+        ManticoreError: fewer rows than its tokenizer has tokens, or a head that is not a linear map.
     """
     embeddings: Any = model.get_input_embeddings()
     head: Any = model.get_output_embeddings()

@@ -21,7 +21,7 @@ def refuse_missing_folder(name: str) -> None:
     """Refuse what can only be a local folder and is not there.
 
     Raises:
-        ManticoreError: `name` is written like a path, lies in a folder that exists, or is no legal id.
+        ManticoreError: `name` is written like a path, lies in a folder that exists, or is not a legal id.
     """
     if not Path(name).exists() and _is_path(name):
         raise ManticoreError(f"{name}: no such folder. {nearest_folder(name) or 'Fix: check the path'}")

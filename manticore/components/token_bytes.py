@@ -97,7 +97,7 @@ class TokenBytes:
     def cut(self, texts: Sequence[bytes]) -> list[tuple[int, ...]]:
         """The tokens that this tokenizer cuts each text into, as if it stood in the middle of a line.
 
-        Bytes that are no characters are covered by the longest tokens that fit. What the tokenizer has no token for is
+        Bytes that are not characters are covered by the longest tokens that fit. What the tokenizer has no token for is
         left out.
         """
         parts = [_STRAY.split(text.decode("utf-8", "surrogateescape")) for text in texts]
@@ -128,7 +128,7 @@ class TokenBytes:
 
 
 def text_bytes(tokenizer: PreTrainedTokenizerBase) -> Tensor | None:
-    """Bytes of text that each token stands for, int64 [V], 0 for special tokens; None where tokens are no bytes.
+    """Bytes of text that each token stands for, int64 [V], 0 for special tokens; None where tokens are not bytes.
 
     A space that a tokenizer puts before a text counts like any other.
     """

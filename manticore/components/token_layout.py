@@ -5,7 +5,7 @@ A recurrent layer passes its state on over padding, a convolution or a window co
 where nothing is read afterwards. Whatever else is given is rearranged into that, run, and put back: the logits are
 those of the documents alone.
 
-Letters: B batch, T tokens, n rows of a piece, L their length.
+Shapes: B batch, T tokens, n rows of a piece, L their length.
 """
 
 from __future__ import annotations

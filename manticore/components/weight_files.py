@@ -127,7 +127,7 @@ def _tensors(name: str, file: Path) -> dict[str, tuple[int, str]]:
 
 
 def _refuse_no_weights(name: str, model: nn.Module, kinds: Mapping[str, str]) -> None:
-    """Refuse weights that are no real numbers; tables of whole numbers, such as masks, may lie beside them."""
+    """Refuse weights that are not real numbers; tables of whole numbers, such as masks, may lie beside them."""
     weights = {key.rpartition(f"{model.base_model_prefix}.")[2] for key, _ in model.named_parameters()}
     for key, kind in kinds.items():
         whole = not kind.startswith(("F", "BF", "C"))

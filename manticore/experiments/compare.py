@@ -89,7 +89,7 @@ class Comparison:
     budgets: list[Budget]
     rows: list[ComparisonRow]
     untrained: list[UntrainedRow]
-    """The models that are no hybrids and were given as models or folders, as they were."""
+    """The models that are not hybrids and were given as models or folders, as they were."""
     notes: list[str]
     """Sentences that the table cannot be read without."""
 

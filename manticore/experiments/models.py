@@ -132,7 +132,7 @@ def _tokenizer(source: Source) -> PreTrainedTokenizerBase | None:
 
 
 def add_ensemble(sources: dict[str, Source], task: Task) -> None:
-    """Beside the models that are no hybrids, the mean of their logits: a routed hybrid whose routes stay apart."""
+    """Beside the models that are not hybrids, the mean of their logits: a routed hybrid whose routes stay apart."""
     parents = plain_models(sources)
     if len(parents) < 2 or ENSEMBLE in sources:
         return
@@ -164,7 +164,7 @@ def averaged(
 
 
 def plain_models(sources: Mapping[str, Source]) -> dict[str, PreTrainedModel | str | Path]:
-    """Those given as models, folders or hub ids that are no hybrids."""
+    """Those given as models, folders or hub ids that are not hybrids."""
     return {
         name: source
         for name, source in sources.items()

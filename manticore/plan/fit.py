@@ -22,7 +22,7 @@ def parse_bytes(text: str) -> int:
     """``80GB`` → 80 000 000 000; ``80GiB`` → 80 · 2³⁰.
 
     Raises:
-        ManticoreError: it is no size.
+        ManticoreError: it is not a size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", text.upper())
     size = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0

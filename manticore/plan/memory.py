@@ -5,8 +5,8 @@
     peak                    the highest (level + peak of the piece), or weights + optimizer state + all gradients
 
 Data parallel, every device holds all of it and the buckets in which gradients are averaged, as large as these. Sharded
-over n devices, each holds an n-th of the weights, gradients and optimizer state of the layers and what is no layer,
-and during a step also all that is no layer, and two layers, in full.
+over n devices, each holds an n-th of the weights, gradients and optimizer state of the layers and what is not a layer,
+and during a step also all that is not a layer, and two layers, in full.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Part:
     waiting: float = 0
     """Features of the other components at that place, whose gradients wait in the backward."""
     unit: str = ""
-    """The layer kind that the piece is, for sharding; empty for what is no layer."""
+    """The layer kind that the piece is, for sharding; empty for what is not a layer."""
 
 
 class Bench:

@@ -48,7 +48,7 @@ def environment() -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Revision of the source and whether it has changes of its own; None where it is no git checkout."""
+    """Revision of the source and whether it has changes of its own; None where it is not a git checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,7 +1,7 @@
 """YAML text to plain values that remember where they were written.
 
 A subset of YAML that holds no surprises: mappings, lists and scalars. Tags (which can run code), aliases (which
-can blow up), duplicate keys and keys that are no text are refused with their line.
+can blow up), duplicate keys and keys that are not text are refused with their line.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def _pretrained(path: Path, entry: Any) -> Iterator[Finding]:
     if family is None:
         hint = did_you_mean(entry.family, list(causal_families()))
         hint = hint if hint.startswith(". Did") else ". Fix: a model_type of transformers, such as gpt_neo or mamba"
-        yield (*path, "family"), f"{entry.family!r} is no causal language model of transformers{hint}"
+        yield (*path, "family"), f"{entry.family!r} is not a causal language model of transformers{hint}"
     elif family in REFUSED_FAMILIES:
         yield (*path, "family"), f"{family!r} is refused: {REFUSED_FAMILIES[family]}. Fix: use another family"
     elif entry.config or not _plain(entry.width):

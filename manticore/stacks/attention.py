@@ -4,7 +4,7 @@
 
 Rotary embeddings turn channel i and i + K/2 of queries and keys by position * base^(-2i/K) (Su et al., 2021).
 
-Letters: B batch, T tokens, D width, H heads, K head width.
+Shapes: B batch, T tokens, D width, H heads, K head width.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ The stack is embeddings and layers without a last norm, so z is pooled from the 
 cosines of position i; the decoder sees nothing but z, and no residual goes around it (Poli et al., "Mechanistic
 Design", 2024, and its public code).
 
-Letters: B batch, T tokens, D width, V vocabulary.
+Shapes: B batch, T tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LONGEST_WAVE = 10000.0
 class StackForAutoEncoding(StackPreTrainedModel):
     """A stack as encoder, and a decoder that writes all tokens of the sequence at once.
 
-    Saved and loaded by its own class: it is no language model, so no ``Auto`` class leads to it.
+    Saved and loaded by its own class: it is not a language model, so no ``Auto`` class leads to it.
     """
 
     backbone = "autoencoder"

@@ -1,6 +1,6 @@
 """Stacks that classify sequences or tokens: a linear head on what leaves the last norm.
 
-Letters: B batch, T tokens, D width, C classes.
+Shapes: B batch, T tokens, D width, C classes.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class StackClassifier(StackPreTrainedModel):
         """
         if not isinstance(stack, StackPreTrainedModel):
             raise ManticoreError(
-                f"from_causal_lm: a {type(stack).__name__} is no stack. "
+                f"from_causal_lm: a {type(stack).__name__} is not a stack. "
                 "Fix: ManticoreForSequenceClassification.from_causal_lm, which takes any causal language model"
             )
         config: Any = copy.deepcopy(stack.config)

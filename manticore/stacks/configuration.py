@@ -1,6 +1,6 @@
 """Configuration of a stack: a flat list of layers, each a name with its options, and the width.
 
-Letters: D width, S longest sequence.
+Shapes: D width, S longest sequence.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ class StackConfig(PreTrainedConfig):
             raise ManticoreError(f"stack: {len(names)} layers. Fix: at most {MOST_LAYERS}")
         for name in of_names:
             if name not in names:
-                raise ManticoreError(f"stack: options for {name!r}, which is no layer of it{did_you_mean(name, names)}")
+                raise ManticoreError(
+                    f"stack: options for {name!r}, which is not a layer of it{did_you_mean(name, names)}"
+                )
         pairs = [(name, {**of_names.get(name, {}), **options}) for name, options in self.layer_list]
         # pairs as lists, which is what they are once saved and loaded
         layers: list[Any] = [[name, options] if options else name for name, options in pairs]

@@ -6,7 +6,7 @@ q, k, v pass a short convolution and SiLU; q and k are scaled to length 1; b_t =
 (Schlag et al., 2021; Yang et al., 2024); the gated one a_t = exp(-exp(A) softplus(W x_t + c)) and an output gate
 (Yang, Kautz & Hatamizadeh, 2024).
 
-Letters: B batch, T tokens, D width, H heads, K head width.
+Shapes: B batch, T tokens, D width, H heads, K head width.
 """
 
 from __future__ import annotations

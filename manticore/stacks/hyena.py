@@ -7,7 +7,7 @@
 x0, x1, x2, v are projections after a short convolution. A group's projections are computed once and repeated
 ``proj_groups`` times (Poli et al., 2023; Massaroli et al., 2023; Poli et al., "Mechanistic Design", 2024).
 
-Letters: B batch, T tokens, D width, C inner channels, G groups (heads), I channels of a group, E experts.
+Shapes: B batch, T tokens, D width, C inner channels, G groups (heads), I channels of a group, E experts.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     gated     S_t = diag(w_t) S_{t-1} + k_t v_t^T, o_t = S_t^T q_t / sqrt(K),   w_t = sigmoid(W2 W1 x_t + b)^(1/16)
               y_t = out(norm(o_t) * silu(g_t))                        (Yang et al., 2023)
 
-Letters: B batch, T tokens, D width, H heads, K head width.
+Shapes: B batch, T tokens, D width, H heads, K head width.
 """
 
 from __future__ import annotations

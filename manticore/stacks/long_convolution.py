@@ -6,7 +6,7 @@
 z_t is a learned table, started at (t, cos, -sin) of a slow wave; f one learned frequency per hidden unit; d_c fixed,
 spread so that channels forget after between 0.3 and 1.5 times the table's length.
 
-Letters: B batch, T tokens, C channels, S rows of the table.
+Shapes: B batch, T tokens, C channels, S rows of the table.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
               A [C, N] diagonal, d_t [C] from a map of low rank                     (Gu & Dao, 2023)
     Mamba-2   the same with one d_t and one A per head, normed after the gate       (Dao & Gu, 2024)
 
-Letters: B batch, T tokens, D width, C inner channels, N state size, H heads, P head width, R rank of the time step.
+Shapes: B batch, T tokens, D width, C inner channels, N state size, H heads, P head width, R rank of the time step.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A primitive takes ``[B, T, D]`` and gives ``[B, T, D]``; the layer around it adds norm and residual. Without a memory
 it runs whole sequences; with one it continues what the memory holds, by any number of tokens.
 
-Letters: B batch, T tokens, D width, C channels.
+Shapes: B batch, T tokens, D width, C channels.
 """
 
 from __future__ import annotations

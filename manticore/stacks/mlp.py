@@ -3,7 +3,7 @@
     mlp       W2 gelu(W1 x)                      (GELU by its tanh approximation)
     swiglu    W3 (silu(W1 x) * W2 x)             (Shazeer, 2020)
 
-Letters: B batch, T tokens, D width.
+Shapes: B batch, T tokens, D width.
 """
 
 from __future__ import annotations

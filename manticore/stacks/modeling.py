@@ -3,7 +3,7 @@
     x <- x + layer(norm(x)) for every layer, then norm and a linear head. No tied weights and no table of positions:
     order comes from rotations, convolutions and states.
 
-Letters: B batch, T tokens, D width, V vocabulary.
+Shapes: B batch, T tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations

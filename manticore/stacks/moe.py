@@ -6,7 +6,7 @@
 The first is what the released code of MAD computes, and so what its published scores rest on. In both every expert
 is computed.
 
-Letters: B batch, T tokens, D width, E experts.
+Shapes: B batch, T tokens, D width, E experts.
 """
 
 from __future__ import annotations

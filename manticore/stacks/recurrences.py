@@ -10,7 +10,7 @@ With logarithms of the decays summed inside a chunk every factor is exp(differen
 fast a state decays. In the delta rule the u_t of a chunk solve a triangular system (the WY form of Yang et al.,
 "Parallelizing Linear Transformers with the Delta Rule", 2024).
 
-Letters: B batch, H heads, T tokens, N chunks, C tokens of a chunk, K key width, V value width.
+Shapes: B batch, H heads, T tokens, N chunks, C tokens of a chunk, K key width, V value width.
 """
 
 from __future__ import annotations

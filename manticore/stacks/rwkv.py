@@ -7,7 +7,7 @@
 Every input is a mix of the token and the one before it. In version 5 the mixes and the decays w are learned numbers,
 in version 6 maps of low rank add what the input says (Peng et al., "Eagle and Finch", 2024).
 
-Letters: B batch, T tokens, D width, H heads, K head width.
+Shapes: B batch, T tokens, D width, H heads, K head width.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 The short gated convolution is the mixer of LFM2 (Liquid AI, 2025): ``C * conv(B * x)`` with B, C, x projections.
 
-Letters: B batch, T tokens, D width, C channels, k kernel size.
+Shapes: B batch, T tokens, D width, C channels, k kernel size.
 """
 
 from __future__ import annotations

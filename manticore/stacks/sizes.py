@@ -1,6 +1,6 @@
 """What a stack costs, layer by layer, without building it: parameters, state, FLOPs.
 
-Letters: T tokens.
+Shapes: T tokens.
 """
 
 from __future__ import annotations

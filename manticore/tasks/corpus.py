@@ -66,7 +66,7 @@ def read_corpus(
 
 
 def refuse_no_text(source: object, stage: str | None = None) -> None:
-    """Refuse several splits at once, streams, and what is no text at all.
+    """Refuse several splits at once, streams, and what is not text at all.
 
     Raises:
         ManticoreError: it is one of these.

@@ -44,7 +44,7 @@ class TextSource:
     files: tuple[Path, ...] = ()
     """Files in a fixed order; none for ``stdlib``, the hub and saved data sets."""
     many: bool = False
-    """Whether a folder or a pattern was given: what is no text may then be left out."""
+    """Whether a folder or a pattern was given: what is not text may then be left out."""
 
     @property
     def has_columns(self) -> bool:

@@ -2,7 +2,7 @@
 
 Every batch has the shape [B, T] with T the task's length: shorter examples are filled up on the right, where no
 causal model can see the filling and no loss or metric counts it. So every training step costs the same FLOPs.
-Letters: B batch, T tokens.
+Shapes: B batch, T tokens.
 """
 
 from __future__ import annotations

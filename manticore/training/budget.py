@@ -5,7 +5,7 @@ kernel with a registered formula count, element-wise work does not). It runs on 
 tensors that have shapes only, on the CPU, so that every machine counts the same. The copy has the live model's
 structure and ``requires_grad`` pattern, adapters and exchanged kernels included. An operator of an unknown library
 has no formula and would count as zero, so it raises.
-Letters: B batch, T tokens.
+Shapes: B batch, T tokens.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def decayed(model: nn.Module, candidates: Iterable[str]) -> list[str]:
 
 
 def _sets_a_scale_or_a_start(model: nn.Module, name: str) -> bool:
-    """Whether a parameter of two dimensions or more is no map, by its name or by what holds it."""
+    """Whether a parameter of two dimensions or more is not a map, by its name or by what holds it."""
     holder, _, own = name.rpartition(".")
     return own in STATE_PARAMETERS or own.endswith("bias") or "Norm" in type(model.get_submodule(holder)).__name__
 

@@ -30,17 +30,17 @@ def resolve_task(
     """`task` itself, or the registered task of that name, read with `tokenizer` or else the model's own.
 
     Raises:
-        ManticoreError: `model` is no model, `task` is no task, its examples are too long for the model, or it is made
+        ManticoreError: `model` is not a model, `task` is not a task, its examples are too long for the model, or it is made
             for another kind of model.
     """
     if not isinstance(model, nn.Module):
         raise ManticoreError(
-            f"{stage}: {model!r} is no model. Fix: load it first, with AutoModelForCausalLM.from_pretrained"
+            f"{stage}: {model!r} is not a model. Fix: load it first, with AutoModelForCausalLM.from_pretrained"
         )
     if isinstance(task, str):
         task = load_task(task, tokenizer=tokenizer or own_tokenizer(model), seed=seed)
     elif not isinstance(task, Task):
-        raise ManticoreError(f"{stage}: {task!r} is no task. Fix: give the name of one; `manticore ls tasks`")
+        raise ManticoreError(f"{stage}: {task!r} is not a task. Fix: give the name of one; `manticore ls tasks`")
     check_length(model, task, stage=stage)
     check_backbone(model, task, stage=stage)
     check_vocabulary(model, task, stage=stage)

@@ -82,7 +82,7 @@ def pretrain(
         progress: True for a bar on the terminal, or a function of (step, steps, row).
 
     Raises:
-        ManticoreError: a family that is no causal LM, a shape it cannot have, bad text, ``out`` exists.
+        ManticoreError: a family that is not a causal LM, a shape it cannot have, bad text, ``out`` exists.
     """
     wanted: Any = settings.tokenizer
     given = None if isinstance(wanted, str) and wanted == TRAIN else _loaded_tokenizer(wanted)
@@ -163,7 +163,7 @@ def _corpora(
     """The texts of a new tokenizer, in an order that does not depend on how they are listed."""
     if isinstance(texts, str | Path | Dataset) or not texts:
         raise ManticoreError(
-            "pretrain: tokenizer_texts is no list of texts. Fix: give one or more, each as text is given"
+            "pretrain: tokenizer_texts is not a list of texts. Fix: give one or more, each as text is given"
         )
     if given is not None:
         raise ManticoreError("pretrain: tokenizer_texts beside a given tokenizer. Fix: leave one of them out")

@@ -76,7 +76,7 @@ def _known(family: str) -> str:
             return spelling
     hint = _near(family, list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
     hint = hint or ". Fix: a model_type of transformers, such as gpt_neo or mamba"
-    raise ManticoreError(f"pretrain: family {family!r} is no causal language model of transformers{hint}")
+    raise ManticoreError(f"pretrain: family {family!r} is not a causal language model of transformers{hint}")
 
 
 def _near(word: str, choices: list[str]) -> str:

@@ -8,7 +8,7 @@ and one weight decay per copy (Loshchilov and Hutter 2019, as torch.optim.AdamW 
 
 Each copy sees only its own gradients, so it ends where it would have ended alone, within floating-point noise. One copy
 is not mapped, so any model can be one.
-Letters: G copies, B batch, T tokens, V vocabulary.
+Shapes: G copies, B batch, T tokens, V vocabulary.
 """
 
 from __future__ import annotations

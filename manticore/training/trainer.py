@@ -7,7 +7,7 @@ over the whole optimizer step, however many micro-batches and processes it is cu
 A run that is killed at any moment and resumed ends with the same weights and the same rows, bit for bit on one
 CPU: checkpoints are renamed into place when whole, hold every tensor that training can change under its name in
 memory, and fall together with a logged row.
-Letters: B batch, T tokens, V vocabulary.
+Shapes: B batch, T tokens, V vocabulary.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ HOSTILE: dict[str, tuple[str, Change, str]] = {
     "a hybrid that is a pickle": ("hybrid", only_a_pickle, "weights only as pickle"),
     "an index that leads to a pickle": ("gpt", sharded("shard.bin"), "leads to 'shard.bin'"),
     "an index that leads out of the folder": ("gpt", sharded("../mamba/model.safetensors"), "leads to '../mamba/"),
-    "an index that is no index": (
+    "an index that is not an index": (
         "gpt",
         lambda folder: (sharded("")(folder), file("model.safetensors.index.json", "[]")(folder)),
         "model.safetensors.index.json cannot be read",
@@ -152,7 +152,7 @@ HOSTILE: dict[str, tuple[str, Change, str]] = {
         "does not fit config.json",
     ),
     "a hybrid without its weights": ("hybrid", weights(lambda t: [t.pop(n) for n in list(t)[3:]]), "are not in the"),
-    "mixture weights that are no shares": (
+    "mixture weights that are not shares": (
         "hybrid",
         weights(lambda t: t.update({"mixing.weights": t["mixing.weights"] * 7})),
         "row 0 sums to 7",
@@ -169,7 +169,7 @@ HOSTILE: dict[str, tuple[str, Change, str]] = {
     "a layer that is a function": ("stack", settings(layers=["os.system"]), "unknown layer 'os.system'"),
     "a billion components": ("hybrid", settings(num_components=10**9), "num_components 1000000000"),
     "components that are missing": ("hybrid", settings(num_components=3), "component_2 is missing"),
-    "blocks that are no number": ("hybrid", settings(num_blocks=0), "num_blocks is 0"),
+    "blocks that are not a number": ("hybrid", settings(num_blocks=0), "num_blocks is 0"),
     "a trillion rows of logits": ("hybrid", settings(vocab_size=10**12), "vocab_size is 1000000000000"),
     "a mixing that is a function": ("hybrid", settings(mixing="os:system"), "unknown mixing 'os:system'"),
     "a projector that is a path": ("hybrid", settings(projector="../../x"), "unknown projector '../../x'"),

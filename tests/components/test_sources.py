@@ -1,4 +1,4 @@
-"""A mistyped folder is no model on the hub: refused at once, with the folder that was meant."""
+"""A mistyped folder is not a model on the hub: refused at once, with the folder that was meant."""
 
 import socket
 

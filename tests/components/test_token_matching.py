@@ -136,7 +136,7 @@ def test_what_a_tokenizer_has_no_token_for_has_no_match(
     found = matched(code, prefixes)
     kept, theirs = code.get_vocab(), prefixes.get_vocab()
     assert (found.sources[kept["~"]], found.kinds[kept["~"]]) == ((), "none")
-    # unknown pieces are no part of a mean
+    # unknown pieces are not part of a mean
     assert all(theirs["<unk>"] not in pieces for pieces in found.sources)
 
 

@@ -1,4 +1,4 @@
-"""What a person can hand to a hybrid from Python: mixture weights in every form, and things that are no hybrid."""
+"""What a person can hand to a hybrid from Python: mixture weights in every form, and things that are not hybrids."""
 
 import pytest
 import torch

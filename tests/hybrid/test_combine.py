@@ -51,7 +51,7 @@ def other_tokenizer() -> PreTrainedTokenizerFast:
         ({"models": lambda a, b: []}, r"one component \(expected two or more\)"),
         ({"models": lambda a, b: a}, r"one component \(expected two or more\)"),
         ({"models": lambda a, b: "folder"}, r"one component \(expected two or more\)"),
-        ({"models": lambda a, b: [a, object()]}, "a object is no component"),
+        ({"models": lambda a, b: [a, object()]}, "a object is not a component"),
         ({"num_blocks": 0}, "num_blocks is 0"),
         ({"num_blocks": -2}, "num_blocks is -2"),
         ({"num_blocks": 2.0}, "num_blocks is 2.0"),
@@ -114,7 +114,7 @@ def test_a_model_that_sees_later_tokens_is_refused(
 
 def test_adapters_around_a_model_are_refused(tiny_gpt: PreTrainedModel, tiny_mamba: PreTrainedModel) -> None:
     wrapped = get_peft_model(tiny_gpt, LoraConfig(target_modules=["q_proj"], r=2))
-    with pytest.raises(ManticoreError, match=r"a PeftModel is no component.*Fix: merge adapters"):
+    with pytest.raises(ManticoreError, match=r"a PeftModel is not a component.*Fix: merge adapters"):
         manticore.combine([wrapped, tiny_mamba], num_blocks=2)
 
 

@@ -1,6 +1,6 @@
 """The three mixings: invariants at the vertices and between copies, gradients, shares and paths.
 
-Letters: K components, N blocks.
+Shapes: K components, N blocks.
 """
 
 from __future__ import annotations

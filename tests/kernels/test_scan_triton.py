@@ -56,7 +56,7 @@ def run(tensors, softplus=True):
     ],
 )
 def test_equals_the_loop(batch, channels, steps, state_size):
-    """Many tiles of time, several programs of channels, sizes that are no powers of two."""
+    """Many tiles of time, several programs of channels, sizes that are not powers of two."""
     tensors = make(batch, channels, steps, state_size, dtype=torch.float32)
     assert_close(run(on_device(tensors)), truth(tensors), TOLERANCE)
 

@@ -75,7 +75,7 @@ def test_everything_is_said_in_one_pass_beside_the_schema_errors(folders: Path) 
     )
     found = said(text, folders, "task.options.seq_len=[1, 2]")
     assert [line.partition(" ")[2] for line in found[:4]] == [
-        "pretrain[0].family: 'gpt_neoo' is no causal language model of transformers. Did you mean 'gpt_neo'?",
+        "pretrain[0].family: 'gpt_neoo' is not a causal language model of transformers. Did you mean 'gpt_neo'?",
         "pretrain[1].text: no such file or folder. Fix: check the path, or write hf:nowhere.txt if it is a data set on "
         "the hub",
         "align.text: no such file or folder. Fix: check the path, or write hf:gone/ if it is a data set on the hub",
@@ -92,10 +92,10 @@ def test_everything_is_said_in_one_pass_beside_the_schema_errors(folders: Path) 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"model_type": "mine"}, "components[0].source: family 'mine' is no causal language model"),
+        ({"model_type": "mine"}, "components[0].source: family 'mine' is not a causal language model"),
         ({"model_type": "mine", "auto_map": {"AutoConfig": "x.Y"}}, "asks to run its own Python code"),
         ({"model_type": "rwkv"}, "family 'rwkv' is refused"),
-        ({"model_type": "t5", "is_encoder_decoder": True}, "family 't5' is no causal language model"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "family 't5' is not a causal language model"),
         ({"architectures": ["GPTNeoForSequenceClassification"]}, "is a GPTNeoForSequenceClassification (expected GPTN"),
         ({"quantization_config": {"bits": 4}}, "its weights are quantised"),
         ({"model_type": "manticore"}, "it is a hybrid itself"),

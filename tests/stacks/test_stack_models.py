@@ -150,7 +150,7 @@ def test_weights_start_as_the_configuration_says() -> None:
 
 
 def test_the_older_start_of_mad_reaches_every_linear_map() -> None:
-    """Also those to which a layer gives a start of its own; what is no linear map keeps its own."""
+    """Also those to which a layer gives a start of its own; what is not a linear map keeps its own."""
     torch.manual_seed(0)
     layers = ["mamba", "mh-gated-linear-attention", "hyena", "rwkv6-time-mixer"]
     model = StackForCausalLM(StackConfig(layers=layers, linear_init="normal", vocab_size=400))
@@ -221,7 +221,7 @@ def test_options_of_a_preset_can_be_added_to() -> None:
     assert config.layer_list == [mamba, attention, mamba, attention, mamba]
     turned = preset_config("mambaformer", layer_options={"mh-attention": {"rotary": True}})
     assert [options for name, options in turned.layer_list if name == "mh-attention"] == [{"rotary": True}] * 2
-    with pytest.raises(ManticoreError, match=r"options for 'mambo', which is no layer of it. Did you mean 'mamba'"):
+    with pytest.raises(ManticoreError, match=r"options for 'mambo', which is not a layer of it. Did you mean 'mamba'"):
         preset_config("mambaformer", layer_options={"mambo": {}})
 
 
@@ -351,7 +351,7 @@ def test_layers_without_a_table_take_any_length() -> None:
         ({"layers": []}, "layers is .. .expected a list of names"),
         ({"layers": "mamba"}, "layers is 'mamba' .expected a list of names"),
         ({"layers": ["mh-attention"], "hidden_size": 100}, "16 heads do not divide width 100"),
-        ({"layers": ["mamba"], "layer_options": {"mambo": {}}}, "options for 'mambo', which is no layer of it. Did"),
+        ({"layers": ["mamba"], "layer_options": {"mambo": {}}}, "options for 'mambo', which is not a layer of it. Did"),
         ({"layers": ["mamba", 3]}, "layers is .*expected a list of names"),
         ({"vocab_size": 0}, "vocab_size is 0"),
         ({"vocab_sise": 20}, "unknown setting 'vocab_sise'. Did you mean 'vocab_size'"),

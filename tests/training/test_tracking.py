@@ -41,7 +41,7 @@ def test_tensorboard_shows_the_search_with_its_mixture_weights(
         assert seen["train/loss"][row["step"]] == pytest.approx(row["loss"])
         assert seen["train/entropy"][row["step"]] == pytest.approx(row["entropy"])
         assert seen["train/mixture_weights/1/0"][row["step"]] == pytest.approx(row["mixture_weights"][1][0])
-    # transformers says so per row and cell where a value is no number
+    # transformers says so per row and cell where a value is not a number
     assert "Trainer is attempting to log" not in caplog.text
 
 

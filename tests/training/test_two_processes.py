@@ -16,7 +16,7 @@ from manticore.hybrid.discretize import discretize
 from manticore.processes import is_first, wait_for_all
 from manticore.training.finetune import finetune
 
-# 21 examples are no whole number of batches, so epochs end between them
+# 21 examples are not a whole number of batches, so epochs end between them
 SETTINGS = {"steps": 6, "batch_size": 4, "lr": 1e-3, "save_steps": 2, "log_steps": 1, "cpu": True}
 
 

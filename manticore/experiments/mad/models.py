@@ -162,7 +162,7 @@ def _saved(name: str, vocab_size: int, positions: int, seed: int) -> PreTrainedM
 
     if "/" not in name and not Path(name).exists():
         raise ManticoreError(
-            f"mad: {name!r} is no stack, no folder and no hub id{registry.did_you_mean(name, _names())}"
+            f"mad: {name!r} is not a stack, a folder or a hub id{registry.did_you_mean(name, _names())}"
         )
     model, _ = load_model(name)
     limit = positions_of(model)

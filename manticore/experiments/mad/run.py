@@ -233,7 +233,7 @@ class MadFolder:
             return
         # a process that was killed at once has left a half-written file with such a name
         if self.path.exists() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
-            raise ManticoreError(f"--out {self.path}: is no folder of MAD results. Fix: choose another name")
+            raise ManticoreError(f"--out {self.path}: is not a folder of MAD results. Fix: choose another name")
         self.path.mkdir(parents=True, exist_ok=True)
         write_record(file, {**now.pop(SETTINGS), **now})
 

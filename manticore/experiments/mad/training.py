@@ -4,7 +4,7 @@ One loop of its own beside the Trainer: the runs of a grid are small, on one dev
 order, and train as one stacked model where that works. After every epoch each run is scored on the split that the
 protocol selects on; a run ends when it is solved or no longer finite, and its result is that of the epoch with the
 lowest perplexity there.
-Letters: G runs, B batch, T tokens.
+Shapes: G runs, B batch, T tokens.
 """
 
 from __future__ import annotations

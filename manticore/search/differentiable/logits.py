@@ -19,7 +19,7 @@ def lifted(weights: Tensor, floor: float) -> Tensor:
     """``weights`` ``[..., K]`` moved off the faces of the simplex: at least about ``floor`` each, sums one.
 
     Raises:
-        ManticoreError: the rows are no probabilities, or the floor is not in (0, 1 / K).
+        ManticoreError: the rows are not probabilities, or the floor is not in (0, 1 / K).
     """
     values = weights.detach().to(torch.promote_types(weights.dtype, torch.float32)).clone()
     check_floor(floor, values, "start_floor")

@@ -186,7 +186,7 @@ def picture_rows(pictures: Iterable[Picture], side: int) -> Iterator[Row]:
     """Rows with ``input_ids`` and ``label`` of grey images of ``side`` x ``side`` pixels.
 
     Raises:
-        ManticoreError: a file that is no image, or one of another size or kind.
+        ManticoreError: a file that is not an image, or one of another size or kind.
     """
     for picture in pictures:
         try:

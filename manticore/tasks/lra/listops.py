@@ -116,7 +116,7 @@ def read_tsv(path: str | Path) -> Iterator[Example]:
     """The examples of an official file.
 
     Raises:
-        ManticoreError: no text, a missing column, an unknown symbol, a label that is no digit, or too many symbols.
+        ManticoreError: no text, a missing column, an unknown symbol, a label that is not a digit, or too many symbols.
     """
     try:
         yield from _read_rows(Path(path))

@@ -88,7 +88,7 @@ def test_a_folder_of_other_results_is_refused(tmp_path, saved):
     for out, protocol, resume, message in (
         ("mad", SHORT, False, "holds results already. Fix: --resume"),
         ("mad", replace(SHORT, epochs=9), True, "was started with another protocol (epochs: 1, now 9)"),
-        ("full", SHORT, True, "is no folder of MAD results"),
+        ("full", SHORT, True, "is not a folder of MAD results"),
     ):
         with pytest.raises(ManticoreError, match=r"^[^\n]*$") as caught:
             MadFolder(tmp_path / out, models, SETTINGS, protocol, tier="smoke", resume=resume)
