@@ -30,8 +30,8 @@ def resolve_task(
     """`task` itself, or the registered task of that name, read with `tokenizer` or else the model's own.
 
     Raises:
-        ManticoreError: `model` is not a model, `task` is not a task, its examples are too long for the model, or it is made
-            for another kind of model.
+        ManticoreError: `model` is not a model, `task` is not a task, its examples are too long for the model, or it is
+            made for another kind of model.
     """
     if not isinstance(model, nn.Module):
         raise ManticoreError(
