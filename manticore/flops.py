@@ -6,6 +6,7 @@ kernel with a registered formula count; element-wise work does not.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,13 +25,17 @@ from torch.utils.flop_counter import (
 )
 
 from manticore.errors import ManticoreError
-from manticore.stacks.long_convolution import real_fft_flops
 
 aten = torch.ops.aten
 _PLAIN_NAMESPACES = frozenset({"aten", "prim", "prims", "profiler"})
 _PRODUCT = re.compile(r"(mm|mv|dot)_?$|attention")
 
 Shape = Sequence[int]
+
+
+def real_fft_flops(length: int) -> int:
+    """FLOPs of one real Fourier transform, the usual estimate."""
+    return round(2.5 * length * math.log2(length)) if length > 1 else 0
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def mad(
     )
     quiet_libraries()
     from manticore.experiments.mad.run import METRICS, MadFolder
-    from manticore.report.mad_scores import render_scores
+    from manticore.report.mad_scores import render_scores, write_scores_figure
 
     folder = MadFolder(out, scored, settings, chosen, tier=tier, seed=seed, resume=resume)
     same = ["--protocol", protocol] if protocol != "published" else []
@@ -97,6 +97,7 @@ def mad(
         say("stopped; finished runs are kept")
         say(f"next: {shlex.join(['manticore', 'mad', *models, *again])}")
         raise SystemExit(exit_code_of(stop)) from None
+    write_scores_figure(folder.path, folder.scores(METRICS[0]), tier=tier, chance=folder.chance())
     for metric in METRICS:
         console.print(render_scores(folder.scores(metric), metric=metric, title=f"MAD, {tier} tier"))
     if tier == "smoke":

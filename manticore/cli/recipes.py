@@ -17,6 +17,7 @@ from manticore.schema.loading import find, launch_configurations, load_recipe, s
 from manticore.schema.options import options_of
 from manticore.schema.recipe import Recipe
 from manticore.schema.validation import literals, model_at
+from manticore.stages.prerequisites import missing_prerequisites
 from manticore.writing import write_text
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")]
@@ -125,7 +126,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
 
     Example: manticore check mine.yaml search.steps=40
     """
-    loaded = load_recipe(recipe, overrides, here=True)
+    loaded = load_recipe(recipe, overrides, needs=missing_prerequisites)
     console.print(f"{loaded.source}: ok", markup=False, highlight=False, soft_wrap=True)
     command = join(["manticore", "run", recipe, *(overrides or [])])
     console.print(f"next: {command}", markup=False, highlight=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from manticore.cli.terminal import RunReporter, console, done, quiet_libraries, 
 from manticore.errors import ManticoreError
 from manticore.runs.files import MODEL, PAGE
 from manticore.schema.loading import load_recipe
+from manticore.stages.prerequisites import missing_prerequisites
 
 if TYPE_CHECKING:
     from manticore.runs.folder import RunFolder
@@ -34,7 +35,7 @@ def run(
 
     Example: manticore run quickstart search.steps=60 -o my-run
     """
-    loaded = load_recipe(recipe, overrides, here=True)
+    loaded = load_recipe(recipe, overrides, needs=missing_prerequisites)
     say(f"run: {loaded.source}")
     from manticore.runs.folder import create_run
 

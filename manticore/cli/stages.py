@@ -119,8 +119,8 @@ def align(hybrid: Hybrid, out: Out, seed: Seed = 0, *, settings: dict[str, Any])
     refuse_existing(out)
     say(f"align: {hybrid} on {settings['tokens']:,} tokens of {settings['text']}")
     import manticore
-    from manticore.runs.models import load_hybrid
     from manticore.stages.align import Align, AlignRecord
+    from manticore.training.saved_models import load_hybrid
 
     quiet_libraries()
     model: Any = load_hybrid(hybrid, supernet=True)
@@ -154,9 +154,9 @@ def search(
     start_processes(processes)
     say(f"search: {settings['method']} on {task} in {hybrid}")
     import manticore
-    from manticore.runs.models import load_hybrid
     from manticore.stages.search import Search, SearchRecord
     from manticore.tasks.task import load_task
+    from manticore.training.saved_models import load_hybrid
 
     quiet_libraries()
     model = load_hybrid(hybrid, supernet=True)
@@ -185,8 +185,8 @@ def discretize(hybrid: Hybrid, out: Out, *, settings: dict[str, Any]) -> None:
     refuse_existing(out)
     say(f"discretize: {hybrid} to {settings['path'] or 'its best path'}")
     import manticore
-    from manticore.runs.models import load_hybrid
     from manticore.stages.discretize import Discretize
+    from manticore.training.saved_models import load_hybrid
 
     quiet_libraries()
     small = manticore.discretize(load_hybrid(hybrid, supernet=True), **settings)
@@ -219,11 +219,11 @@ def finetune(
     import manticore
     from manticore.report.results import as_results
     from manticore.report.rounding import rounding_notes
-    from manticore.runs.models import load_model
     from manticore.stages.combine import TaskInfo
     from manticore.stages.commands import task_words
     from manticore.stages.finetune import Finetune, FinetuneRecord
     from manticore.tasks.task import load_task
+    from manticore.training.saved_models import load_model
     from manticore.training.sharding import save_model
 
     quiet_libraries()
@@ -273,11 +273,11 @@ def compare(
     from manticore.report import render_comparison
     from manticore.report.results import as_results
     from manticore.report.rounding import rounding_notes
-    from manticore.runs.models import load_model
     from manticore.stages.combine import TaskInfo
     from manticore.stages.commands import task_words
     from manticore.stages.compare import Compare
     from manticore.tasks.task import load_task
+    from manticore.training.saved_models import load_model
 
     quiet_libraries()
     sources = {name: str(source) for name, source in named(models).items()}
@@ -327,9 +327,9 @@ def evaluate(
     chosen = checked_task(task, task_option)
     say(f"evaluate: {model} on {task}, {split}")
     import manticore
-    from manticore.runs.models import load_model
     from manticore.stages.commands import finetune_command, task_words
     from manticore.tasks.task import load_task
+    from manticore.training.saved_models import load_model
 
     quiet_libraries()
     loaded, tokenizer = load_model(model)
@@ -361,10 +361,10 @@ def generate(
     """
     from transformers import set_seed
 
-    from manticore.runs.models import load_model
     from manticore.stages.commands import evaluate_command, noted_task, words_for
     from manticore.stages.finetune import Finetune
     from manticore.training.prepare import check_tokens, positions
+    from manticore.training.saved_models import load_model
 
     quiet_libraries()
     loaded, tokenizer = load_model(model)

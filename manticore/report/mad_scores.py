@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
@@ -12,8 +13,10 @@ from rich.text import Text
 from manticore import quantities
 from manticore.report.block_picture import WIDTH
 from manticore.report.palette import FAINT, INK, MUTED, component_colour
+from manticore.report.svg import house_style, to_png, to_svg
 from manticore.tasks.mad.examples import KINDS
 from manticore.tasks.mad.score import ModelScore
+from manticore.writing import write_bytes, write_text
 
 _SHORT = {
     "in-context-recall": "recall",
@@ -28,6 +31,14 @@ _NARROW = {"copying": "copy", "compression": "com-\npress", "memorization": "mem
 _MARKS = ("o", "s", "^", "D", "v", "P")
 _SPREAD = 0.56
 """Share of a task's column that its marks spread over."""
+
+
+def write_scores_figure(folder: Path, scores: Sequence[ModelScore], *, tier: str, chance: Mapping[str, float]) -> None:
+    """Write ``scores.svg`` and ``scores.png``, see :func:`scores_figure`."""
+    with house_style():
+        figure = scores_figure(scores, tier=tier, chance=chance)
+        write_text(folder / "scores.svg", to_svg(figure))
+        write_bytes(folder / "scores.png", to_png(figure))
 
 
 def render_scores(scores: Sequence[ModelScore], *, metric: str, title: str) -> Table:

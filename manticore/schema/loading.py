@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,13 +13,15 @@ from pydantic import TypeAdapter, ValidationError
 from manticore.errors import ManticoreError
 from manticore.paths import expanded
 from manticore.registry import did_you_mean
-from manticore.schema.consistency import inconsistencies
+from manticore.schema.consistency import Finding, inconsistencies
 from manticore.schema.document import MAX_BYTES, Document, read_document
 from manticore.schema.overrides import apply_overrides
-from manticore.schema.prerequisites import missing_prerequisites
 from manticore.schema.problems import Problem, RecipeError
 from manticore.schema.recipe import Recipe
 from manticore.schema.validation import findings
+
+Needs = Callable[[Mapping[str, Any]], Iterator[Finding]]
+"""From well-formed sections to what they need and this machine has not."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,14 @@ def find(name: str) -> Path:
     raise ManticoreError(f"no recipe {name!r}{did_you_mean(name, list(shipped()))}")
 
 
-def load_recipe(name: str, overrides: list[str] | None = None, *, here: bool = False) -> LoadedRecipe:
+def load_recipe(name: str, overrides: list[str] | None = None, *, needs: Needs | None = None) -> LoadedRecipe:
     """Read and check a recipe.
 
     Args:
         name: a file, or the name of a shipped recipe.
         overrides: ``key=value`` texts that replace what the file says.
-        here: whether it is to be run here: what it needs of this machine, such as its texts, must then be there.
+        needs: says what the recipe needs of this machine and is not there, such as its texts, where it is to be run
+            here: :func:`manticore.stages.prerequisites.missing_prerequisites`.
 
     Raises:
         RecipeError: with every problem of the recipe, one line each.
@@ -89,20 +93,20 @@ def load_recipe(name: str, overrides: list[str] | None = None, *, here: bool = F
     document = read_document(data, source)
     if isinstance(document.values, dict):
         apply_overrides(document, list(overrides or []))
-        recipe = check(document, here=here)
+        recipe = check(document, needs)
         if recipe is not None and not document.problems:
             return LoadedRecipe(recipe, data.decode("utf-8-sig"), source, tuple(overrides or []))
     raise RecipeError(document.problems)
 
 
-def check(document: Document, *, here: bool = False) -> Recipe | None:
+def check(document: Document, needs: Needs | None = None) -> Recipe | None:
     """Add to ``document.problems`` all that is wrong with its values; the recipe if nothing is."""
     recipe, found = findings(Recipe, document.values)
     wrong = {path[0] for path, _ in found if path}
     sections = _well_formed(document.values, wrong)
     found += inconsistencies(sections)
-    if here:
-        found += missing_prerequisites(sections)
+    if needs is not None:
+        found += needs(sections)
     # what could not even be read holds no value to complain about
     spoiled = {problem.path for problem in document.problems}
     document.problems += [Problem(document.place(path), path, text) for path, text in found if path not in spoiled]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from manticore.errors import ManticoreError
+from manticore.flops import real_fft_flops
 from manticore.stacks.mixer import compute_dtype, linear_flops
 
 _FEATURES = 3
@@ -48,11 +49,6 @@ def long_convolution(x: Tensor, filters: Tensor) -> Tensor:
 def long_convolution_flops(tokens: int, channels: int, filters: int) -> int:
     """FLOPs of the transforms of :func:`long_convolution`, 5/2 n log2 n for a real one of length n."""
     return (2 * channels + filters) * real_fft_flops(_fft_length(tokens))
-
-
-def real_fft_flops(length: int) -> int:
-    """FLOPs of one real Fourier transform, the usual estimate."""
-    return round(2.5 * length * math.log2(length)) if length > 1 else 0
 
 
 def _fft_length(tokens: int) -> int:

@@ -55,8 +55,8 @@ class Finetune(Stage):
         yield costing.training(self.name, "costliest path", case, costing.paths["costliest"])
 
     def work(self, run: Run, folder: Path) -> Outcome:
-        from manticore.runs.models import load_hybrid
         from manticore.training.classifiers import loading_class
+        from manticore.training.saved_models import load_hybrid
 
         result = manticore.finetune(
             load_hybrid(run.path / "discretize" / MODEL),

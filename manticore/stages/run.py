@@ -106,15 +106,15 @@ class Run:
         Args:
             seed: of fresh embeddings and heads.
         """
-        from manticore.runs.models import load_hybrid
         from manticore.training.prepare import fit_to_task
+        from manticore.training.saved_models import load_hybrid
 
         stage = "combine" if self.recipe.align is None else "align"
         return fit_to_task(load_hybrid(self.path / stage / MODEL), self.task, seed)  # type: ignore[return-value]
 
     def searched(self) -> ManticorePreTrainedModel:
         """The supernet after the search; where there was none, before."""
-        from manticore.runs.models import load_hybrid
+        from manticore.training.saved_models import load_hybrid
 
         if self.recipe.search is None:
             return self.aligned(self.recipe.seed)

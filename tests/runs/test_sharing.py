@@ -20,7 +20,7 @@ from benchmarks.tiny_families import tiny_model
 from manticore.errors import ManticoreError
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.report.sharing import LOADER
-from manticore.runs.models import load_hybrid
+from manticore.training.saved_models import load_hybrid
 
 ROOT = Path(__file__).resolve().parents[2]
 ASKED = [

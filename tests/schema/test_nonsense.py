@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from manticore.errors import ManticoreError
-from manticore.schema import prerequisites
 from manticore.schema.document import read_value
 from manticore.schema.loading import load_recipe
 from manticore.settings import Align, Combine, Comparing, Finetune, Pretrain, Search, Settings
+from manticore.stages import prerequisites
+from manticore.stages.prerequisites import missing_prerequisites
 
 RECIPE = """\
 name: mini
@@ -28,7 +29,7 @@ def refused(tmp_path: Path, *, entry: str = "", section: str = "seed: 0") -> str
     file = tmp_path / "mine.yaml"
     file.write_text(RECIPE.format(entry=entry, section=section))
     with pytest.raises(ManticoreError) as caught:
-        load_recipe(str(file), here=True)
+        load_recipe(str(file), needs=missing_prerequisites)
     return str(caught.value).replace(f"{tmp_path}/", "")
 
 
@@ -68,7 +69,7 @@ def _with_entry(tmp_path: Path, name: str, written: str) -> str:
         before = {"layers": "layers: 4", "width": "width: 64"}[name]
         file.write_text(RECIPE.format(entry="", section="").replace(before, f"{name}: {written}"))
         with pytest.raises(ManticoreError) as caught:
-            load_recipe(str(file), here=True)
+            load_recipe(str(file), needs=missing_prerequisites)
         return str(caught.value).replace(f"{tmp_path}/", "")
     return refused(tmp_path, entry=f", {name}: {written}")
 

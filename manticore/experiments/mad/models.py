@@ -157,8 +157,8 @@ def _new(name: str, vocab_size: int, positions: int, seed: int) -> PreTrainedMod
 def _saved(name: str, vocab_size: int, positions: int, seed: int) -> PreTrainedModel:
     from manticore.components.vocabulary import with_vocabulary
     from manticore.hybrid.modeling import ManticoreForCausalLM
-    from manticore.runs.models import load_model
     from manticore.training.prepare import positions as positions_of
+    from manticore.training.saved_models import load_model
 
     if "/" not in name and not Path(name).exists():
         raise ManticoreError(

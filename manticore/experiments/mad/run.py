@@ -24,8 +24,6 @@ from manticore.errors import ManticoreError
 from manticore.experiments.mad.models import Candidate
 from manticore.experiments.mad.training import TrainedRun, Watcher, train_runs
 from manticore.paths import expanded, refuse_links_out
-from manticore.report.mad_scores import scores_figure
-from manticore.report.svg import house_style, to_png, to_svg
 from manticore.runs.ledger import (
     CONDITIONS,
     INPUTS,
@@ -45,7 +43,7 @@ from manticore.tasks.mad.score import ModelScore, Run, model_scores
 from manticore.tasks.mad.streams import Arrays
 from manticore.tasks.task import Backbone
 from manticore.training.budget import count_parameters
-from manticore.writing import write_bytes, write_json, write_text
+from manticore.writing import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -194,7 +192,7 @@ class MadFolder:
         )
 
     def write_scores(self) -> list[ModelScore]:
-        """Write ``scores.json`` and the plot; returns the scores by ``mad_macro``."""
+        """Write ``scores.json``; returns the scores by ``mad_macro``."""
         scores = {metric: self.scores(metric) for metric in METRICS}
         record = {
             "tier": self.tier,
@@ -203,15 +201,14 @@ class MadFolder:
             **{metric: [_score_record(score) for score in scores[metric]] for metric in METRICS},
         }
         write_json(self.path / "scores.json", record)
-        chance = {
+        return scores["mad_macro"]
+
+    def chance(self) -> dict[str, float]:
+        """Task → what a uniform guess scores, mean over its settings."""
+        return {
             task: fmean(KINDS[task].chance(**s.options) for s in self.settings if s.task == task)
             for task in {setting.task for setting in self.settings}
         }
-        with house_style():
-            figure = scores_figure(scores["mad_macro"], tier=self.tier, chance=chance)
-            write_text(self.path / "scores.svg", to_svg(figure))
-            write_bytes(self.path / "scores.png", to_png(figure))
-        return scores["mad_macro"]
 
     def _open(self, now: dict[str, Any], resume: bool) -> None:
         file = self.path / "grid.json"

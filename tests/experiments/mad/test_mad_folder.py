@@ -12,6 +12,7 @@ from manticore.cli.app import app
 from manticore.errors import ManticoreError
 from manticore.experiments.mad.models import Candidate, candidates
 from manticore.experiments.mad.run import MadFolder
+from manticore.report.mad_scores import write_scores_figure
 from manticore.runs.lock import locked
 from manticore.tasks.mad.grid import Setting
 from manticore.tasks.mad.protocol import PROTOCOLS
@@ -59,6 +60,7 @@ def test_one_file_per_run_and_scores_over_them(tmp_path, saved):
     assert model["score"] == pytest.approx(sum(task["score"] for task in model["tasks"].values()) / 2)
     assert scores["accuracy"][0]["score"] != model["score"]
     assert "test split" in scores["note"]
+    write_scores_figure(tmp_path / "mad", out.scores("mad_macro"), tier="smoke", chance=out.chance())
     assert (tmp_path / "mad" / "scores.svg").read_text().startswith("<?xml")
     assert (tmp_path / "mad" / "scores.png").read_bytes().startswith(b"\x89PNG")
 

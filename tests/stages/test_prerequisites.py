@@ -12,6 +12,7 @@ from manticore.cli.app import app
 from manticore.components.checkpoint_folder import causal_families
 from manticore.errors import ManticoreError
 from manticore.schema.loading import load_recipe
+from manticore.stages.prerequisites import missing_prerequisites
 from tests.conftest import gpt_neo
 
 PRETRAIN = """\
@@ -31,7 +32,7 @@ def said(text: str, tmp_path: Path, *overrides: str) -> list[str]:
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     try:
-        load_recipe(str(file), list(overrides), here=True)
+        load_recipe(str(file), list(overrides), needs=missing_prerequisites)
     except ManticoreError as error:
         return str(error).replace(f"{file}:", "").split("\n")
     return []

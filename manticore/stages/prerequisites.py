@@ -26,11 +26,10 @@ from manticore.components.checkpoint_folder import (
 )
 from manticore.errors import ManticoreError
 from manticore.registry import did_you_mean
+from manticore.schema.consistency import Finding
 from manticore.schema.options import options_of, reads_tokenizer
 from manticore.schema.problems import Path
 from manticore.tasks.text_sources import find_text
-
-Finding = tuple[Path, str]
 
 _HEAD_WIDTH = 32
 _LEAST_POSITIONS = 1024
