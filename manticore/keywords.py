@@ -7,6 +7,7 @@ with its default, in its signature and with its help in its docstring.
 from __future__ import annotations
 
 import inspect
+import reprlib
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
@@ -136,9 +137,9 @@ def _said(kind: type[Settings], options: Mapping[str, Any], details: ErrorDetail
         return f"{stage}: {name} is {value!r}{_choice(name, field, value)}"
     wanted = marker(field, Wanted)
     if wanted is None:
-        return f"{stage}: {name} is {value!r} ({details['msg']}). Fix: see help(manticore.{stage})"
+        return f"{stage}: {name} is {reprlib.repr(value)} ({details['msg']}). Fix: see help(manticore.{stage})"
     expected = f" (expected {wanted.expected})" if wanted.expected else ""
-    return f"{stage}: {name} is {value!r}{expected}. Fix: {wanted.fix}"
+    return f"{stage}: {name} is {reprlib.repr(value)}{expected}. Fix: {wanted.fix}"
 
 
 def _choice(name: str, field: FieldInfo, value: Any) -> str:

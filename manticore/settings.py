@@ -185,9 +185,11 @@ class Pretrain(Reading):
     """Read so much of the text only."""
     tokenizer: Annotated[Text, InPython("str | Path | PreTrainedTokenizerBase")] = "train"
     """Folder or hub id of a tokenizer, or train: a new one, shared by all models with this text and vocab_size."""
-    tokenizer_texts: Annotated[Annotated[list[Text], Field(min_length=1)] | None, InPython("Sequence[Text] | None")] = (
-        None
-    )
+    tokenizer_texts: Annotated[
+        Annotated[list[Text], Field(min_length=1)] | None,
+        InPython("Sequence[Text] | None"),
+        Wanted("a list of texts", "give one or more, each as text is given"),
+    ] = None
     """Texts that a new tokenizer is trained on, so that models with different texts share it; left out, the text."""
     vocab_size: Size = 1024
     """Tokens of a new tokenizer."""

@@ -20,7 +20,7 @@ import typer
 
 from manticore.cli.faults import exit_code_of
 from manticore.cli.terminal import say
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, NotFiniteError
 from manticore.paths import expanded, refuse_links_out
 from manticore.processes import is_first, wait_for_all
 from manticore.writing import refuse_existing, remove, sync, write_text
@@ -29,8 +29,8 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with what a stoppe
 
 NOTE = "UNFINISHED.md"
 _MADE = ".made"
-_PARTS = ("**/checkpoint-*", "**/units.jsonl")
-"""Of finished work."""
+_CHECKPOINTS, _RUNS = "**/checkpoint-*", "**/units.jsonl"
+"""Finished work."""
 
 
 def refuse_begun(out: str, resume: bool) -> None:
@@ -101,7 +101,9 @@ def _leave(path: Path, stop: BaseException) -> None:
         # a launcher asks again
         signal.signal(number, signal.SIG_IGN)
     remove(path / _MADE)
-    if not any(any(path.glob(part)) for part in _PARTS):
+    # a training that diverged would diverge again from its own checkpoints
+    parts = (_RUNS,) if isinstance(stop, NotFiniteError) else (_RUNS, _CHECKPOINTS)
+    if not any(any(path.glob(part)) for part in parts):
         remove(path)
     elif isinstance(stop, KeyboardInterrupt):
         say(f"stopped; what was done is kept in {path}")

@@ -30,11 +30,12 @@ def test_a_rate_that_diverges_counts_as_the_worst_and_is_named(tmp_path, caplog)
 def test_a_rate_that_diverges_with_a_later_seed_gives_way_to_the_next_best(monkeypatch):
     rates = [1e-3, 1e-4]
 
-    def diverging(model, task, *, lr, seed, **options):
+    def diverging(model, task, settings, *, seed, **options):
         from manticore.training.finetune import finetune
 
         # the better rate of the two, with its second seed
-        return finetune(model, task, lr=TOO_HIGH if (lr, seed) == (best, 1) else lr, seed=seed, **options)
+        lr = TOO_HIGH if (settings.lr, seed) == (best, 1) else settings.lr
+        return finetune(model, task, settings.model_copy(update={"lr": lr}), seed=seed, **options)
 
     models = {"narrow": parents()["narrow"]}
     best = run(models, learning_rates=rates, seeds=[0]).row("narrow").seeds[0]["lr"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ def _work(words: Sequence[str], said: str, folder: str, environment: Mapping[str
     file = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(file, stream)
+    # a shell that starts the tests in the background lets them ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     import torch
 
     from manticore.cli.app import main

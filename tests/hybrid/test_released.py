@@ -220,7 +220,10 @@ def test_searched_as_released(tmp_path: Path) -> None:
 def test_what_is_refused() -> None:
     classifier = manticore.ManticoreForSequenceClassification
     for call, message in (
-        (lambda: manticore.combine([gpt_neo(), mamba()], released=True), "released with mixing 'translated'. Fix: "),
+        (
+            lambda: manticore.combine([gpt_neo(), mamba()], released=True),
+            "released: expected with gated mixing only, got mixing 'translated'. Fix: ",
+        ),
         (lambda: manticore.align(released(gpt_neo(), mamba()), ["a b c"] * 50), "align: this hybrid computes"),
         (
             lambda: classifier.from_causal_lm(released(gpt_neo(), mamba()), num_labels=2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 import manticore
+from manticore.components.cache_argument import CACHE_ARGUMENT
 from manticore.components.transformers_version import END, FIRST, is_known
 from manticore.errors import ManticoreError
 from manticore.hybrid import unknown_version
@@ -25,16 +27,18 @@ def later_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def lose_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was cached is gone at the next token; only its length is still known."""
-    own = ManticoreForCausalLM._logits
+    forward = ManticoreForCausalLM.forward
 
-    def forgetful(self: Any, *args: Any) -> Any:
-        logits = own(self, *args)
-        for layer in args[4].layers if args[4] is not None else ():
+    @wraps(forward)
+    def forgetful(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = forward(self, *args, **kwargs)
+        cache = output.get(CACHE_ARGUMENT)
+        for layer in cache.layers if cache is not None else ():
             if getattr(layer, "values", None) is not None:
                 layer.values.zero_()
-        return logits
+        return output
 
-    monkeypatch.setattr(ManticoreForCausalLM, "_logits", forgetful)
+    monkeypatch.setattr(ManticoreForCausalLM, "forward", forgetful)
 
 
 @pytest.mark.parametrize(

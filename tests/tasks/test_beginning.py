@@ -59,7 +59,7 @@ def test_the_choice(plain, adding):
     assert beginning(without, "auto", stage="text") is None
     with pytest.raises(ManticoreError, match=r"bos is 'always', but the tokenizer has no BOS token\. Fix"):
         pack(DOCUMENTS, without, 16, bos="always")
-    with pytest.raises(ManticoreError, match=r"bos is 'yes' \(expected auto, always or never\)"):
+    with pytest.raises(ManticoreError, match=r"bos is 'yes' \(expected one of auto, always, never\)"):
         load_task("text", tokenizer=adding, source=DOCUMENTS, length=16, bos="yes")
 
 

@@ -26,7 +26,7 @@ def test_options_win_over_what_is_derived():
     [
         ("gpt_neoo", {}, "Did you mean 'gpt_neo'"),
         ("zzz", {}, "such as gpt_neo or mamba"),
-        ("vit", {}, "no causal language model"),
+        ("vit", {}, "not a causal language model"),
         ("rwkv", {}, "is refused"),
         ("gpt_neo", {"width": 65}, "cannot have 2 layers of width 65"),
         ("gpt_neo", {"options": {"attention_types": [[["global"], 5]]}}, "cannot have 2 layers"),
