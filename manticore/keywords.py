@@ -87,7 +87,7 @@ def merged(kind: type[S], settings: S | None, options: Mapping[str, Any], *, sta
         field = kind.model_fields[name]
         # a recipe's section holds text alone, the function takes more
         wide = marker(declared.get(name, field), InPython)
-        if wide is not None and wide.loaded and not isinstance(value, str):
+        if wide is not None and wide.loaded and (not isinstance(value, str) or value in wide.also):
             loaded[name] = value
         elif value is None and isinstance(field.default, dict):
             values[name] = {}

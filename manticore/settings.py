@@ -43,6 +43,8 @@ class InPython(NamedTuple):
     """What it takes there, for signatures and stubs."""
     loaded: bool = True
     """Whether that may be something in memory, which no check of these settings looks at."""
+    also: tuple[str, ...] = ()
+    """Texts that it takes there only."""
 
 
 def wrong(text: str, at: str | None = None) -> PydanticCustomError:
@@ -105,7 +107,7 @@ Positive = Annotated[
 NotNegative = Annotated[
     float, Field(ge=0, le=3.4e38, allow_inf_nan=False), Wanted("0 or a positive number", "for instance 0.01")
 ]
-Flops = Annotated[Positive, WrapValidator(_exact)]
+Flops = Annotated[Positive, WrapValidator(_exact), Wanted("a positive number", "for instance 1e12")]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, lt=1), Wanted("", "give a share between 0 and 1")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
@@ -132,11 +134,14 @@ Trackers = Annotated[
 
 
 def plain(value: Any) -> Any:
-    """A value as YAML would hold it: sequences as lists, mappings as such, numbers of numpy as Python's."""
+    """A value as YAML would hold it: sequences and arrays as lists, mappings as such, what is numpy's as Python's."""
     if isinstance(value, bool | str | int | float) or value is None:
         return value
     if isinstance(value, Mapping):
         return {name: plain(item) for name, item in value.items()}
+    if type(value).__module__.partition(".")[0] == "numpy" and hasattr(value, "tolist"):
+        # arrays, and what is neither a number nor a bool of Python's: numpy.bool_
+        return value.tolist()
     if isinstance(value, Sequence):
         return [plain(item) for item in value]
     if isinstance(value, Integral):
@@ -228,7 +233,9 @@ class Combine(Settings):
     """Kind of map between the components' feature spaces."""
     projector_options: Options = {}
     """Options of that kind, such as rank for low-rank."""
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, InPython("torch.dtype | str | None")] = None
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, InPython("torch.dtype | str | None", also=("float64",))
+    ] = None
     """Type of the weights; left out, the one they were saved in."""
     tokenizer: Annotated[Text | None, InPython("PreTrainedTokenizerBase | str | Path | int | None")] = None
     """Where tokenizers differ: the component whose tokenizer is kept; the others are re-embedded for it."""
