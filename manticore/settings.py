@@ -245,7 +245,7 @@ class Combine(Settings):
     @model_validator(mode="after")
     def _released_is_gated(self) -> Self:
         if self.released and self.mixing != "gated":
-            text = f"expected with gated mixing only, got mixing {self.mixing!r}. Fix: gated"
+            text = f"only with gated mixing, got mixing {self.mixing!r}. Fix: mixing: gated"
             raise wrong(text, at="released")
         return self
 

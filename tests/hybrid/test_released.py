@@ -222,7 +222,7 @@ def test_what_is_refused() -> None:
     for call, message in (
         (
             lambda: manticore.combine([gpt_neo(), mamba()], released=True),
-            "released: expected with gated mixing only, got mixing 'translated'. Fix: ",
+            "released: only with gated mixing, got mixing 'translated'. Fix: ",
         ),
         (lambda: manticore.align(released(gpt_neo(), mamba()), ["a b c"] * 50), "align: this hybrid computes"),
         (

@@ -209,7 +209,7 @@ def test_what_is_no_recipe_is_one_line(text: str | bytes, expected: str, tmp_pat
         ),
         pytest.param(
             MINIMAL + "combine: {released: true}\nalign: null\n",
-            "mine.yaml:6: combine.released: expected with gated mixing only, got mixing 'translated'. Fix: gated",
+            "mine.yaml:6: combine.released: only with gated mixing, got mixing 'translated'. Fix: mixing: gated",
             id="released mixing",
         ),
         pytest.param(
