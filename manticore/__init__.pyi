@@ -1,4 +1,4 @@
-"""Public names. Made by tests/helpers/public_stub.py; tests/test_public_stub.py keeps it fresh."""
+"""Public names. Made by tests/builders/public_stub.py; tests/test_public_stub.py keeps it fresh."""
 
 import torch
 from collections.abc import Callable

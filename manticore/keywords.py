@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import reprlib
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, TypeVar, get_args
 
@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from manticore.errors import ManticoreError, SeveralErrors
 from manticore.registry import did_you_mean, resolve
-from manticore.settings import InPython, Named, Settings, Wanted, plain
+from manticore.settings import InPython, Named, Settings, Wanted, literals, marks, plain
 
 R = TypeVar("R")
 S = TypeVar("S", bound=Settings)
@@ -111,14 +111,8 @@ def merged(kind: type[S], settings: S | None, options: Mapping[str, Any], *, sta
 
 def marker(field: FieldInfo, kind: type[R]) -> R | None:
     """The outermost mark of a kind that a field's type has; None where it has none."""
-    marks = (*reversed(field.metadata), *_marks(field.annotation))
-    return next((mark for mark in marks if isinstance(mark, kind)), None)
-
-
-def _marks(annotation: Any) -> Iterator[Any]:
-    yield from reversed(getattr(annotation, "__metadata__", ()))
-    for part in get_args(annotation):
-        yield from _marks(part)
+    found = (*reversed(field.metadata), *marks(field.annotation))
+    return next((mark for mark in found if isinstance(mark, kind)), None)
 
 
 def _said(kind: type[Settings], options: Mapping[str, Any], details: ErrorDetails, stage: str) -> str:
@@ -143,17 +137,12 @@ def _said(kind: type[Settings], options: Mapping[str, Any], details: ErrorDetail
 
 
 def _choice(name: str, field: FieldInfo, value: Any) -> str:
-    choices = [text for text in _literals(field.annotation) if isinstance(text, str)]
+    choices = literals(field.annotation)
     near = did_you_mean(str(value), choices)
     if near.startswith(". Did"):
         return near
     listed = " or ".join([", ".join(map(repr, choices[:-1])), repr(choices[-1])] if choices[1:] else map(repr, choices))
     return f" (expected {listed}). Fix: {name}={choices[0]!r}"
-
-
-def _literals(annotation: Any) -> Iterator[Any]:
-    for part in get_args(annotation):
-        yield from _literals(part) if get_args(part) else (part,)
 
 
 def _signatures(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache, wraps
 from importlib import import_module
@@ -19,7 +19,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from manticore import registry
 from manticore.errors import ManticoreError, in_brief
 from manticore.registry import did_you_mean
-from manticore.settings import Wanted, plain
+from manticore.settings import Wanted, marks, plain
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -121,7 +121,7 @@ def misfit(annotation: Any, value: Any) -> str | None:
     try:
         adapter.validate_python(plain(value))
     except ValidationError as error:
-        wanted = next(_marks(annotation), None)
+        wanted = _wanted(annotation)
         if wanted is not None:
             return f"{wanted.expected}). Fix: {wanted.fix}"
         if error.errors()[0]["type"] == "literal_error":
@@ -143,10 +143,8 @@ def shown(annotation: Any) -> str:
     return " | ".join(shown(part) for part in get_args(annotation)) or str(annotation)
 
 
-def _marks(annotation: Any) -> Iterator[Wanted]:
-    yield from (mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, Wanted))
-    for part in get_args(annotation):
-        yield from _marks(part)
+def _wanted(annotation: Any) -> Wanted | None:
+    return next((mark for mark in marks(annotation) if isinstance(mark, Wanted)), None)
 
 
 @cache
@@ -177,7 +175,7 @@ def _is_scalar(annotation: Any) -> bool:
 @cache
 def _adapter(annotation: Any) -> TypeAdapter | None:
     # data sets, streams and models are for the function itself to look at
-    if next(_marks(annotation), None) is None and not _is_scalar(annotation):
+    if _wanted(annotation) is None and not _is_scalar(annotation):
         return None
     try:
         return TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))

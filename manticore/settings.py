@@ -6,9 +6,9 @@ A field has the option's type, range and default; the text under it is its help,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
@@ -55,6 +55,21 @@ def wrong(text: str, at: str | None = None) -> PydanticCustomError:
         at: the field that it is about, where the whole of the settings is checked.
     """
     return PydanticCustomError("wrong", "{text}", {"text": text} if at is None else {"text": text, "at": at})
+
+
+def marks(annotation: Any) -> Iterator[Any]:
+    """What a type is marked with, from the outside in."""
+    yield from reversed(getattr(annotation, "__metadata__", ()))
+    for part in get_args(annotation):
+        yield from marks(part)
+
+
+def literals(annotation: Any) -> list[str]:
+    """The texts a ``Literal`` annotation allows, also inside a union."""
+    found: list[str] = []
+    for argument in get_args(annotation):
+        found += [argument] if isinstance(argument, str) else literals(argument)
+    return found
 
 
 def _named(kind: str) -> Any:

@@ -67,7 +67,7 @@ def test_an_option_of_every_training_is_added_in_one_place(tmp_path):
     start = text.index("class Training(Settings)")
     end = text.index("    batch_size: Size = 32\n", start)
     file.write_text(text[:end] + FIELD + text[end:], encoding="utf-8")
-    paths = [str(root.parent), str(root.parent / "tests" / "helpers")]
+    paths = [str(root.parent), str(root.parent / "tests" / "builders")]
     done = subprocess.run(
         [sys.executable, "-c", USE, str(copy.parent), str(tmp_path / "runs"), json.dumps(paths)],
         capture_output=True, text=True, cwd=tmp_path,

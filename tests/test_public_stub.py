@@ -23,7 +23,7 @@ BY_HAND = 10
 
 
 def test_the_stub_is_fresh():
-    assert public_stub.FILE.read_text(encoding="utf-8") == public_stub.stub(), "python tests/helpers/public_stub.py"
+    assert public_stub.FILE.read_text(encoding="utf-8") == public_stub.stub(), "python tests/builders/public_stub.py"
 
 
 @pytest.mark.parametrize("name", TAKING)

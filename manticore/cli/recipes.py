@@ -16,7 +16,8 @@ from manticore.paths import expanded
 from manticore.schema.loading import find, launch_configurations, load_recipe, shipped
 from manticore.schema.options import options_of
 from manticore.schema.recipe import Recipe
-from manticore.schema.validation import literals, model_at
+from manticore.schema.validation import model_at
+from manticore.settings import literals
 from manticore.stages.prerequisites import missing_prerequisites
 from manticore.writing import write_text
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from manticore.cache import file_digest
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief
 from manticore.paths import refuse_links_out
 from manticore.reading import damaged, read_object
 from manticore.writing import write_json, write_text
@@ -88,7 +88,7 @@ def refuse_another(before: Mapping[str, Any], now: Mapping[str, Any], where: str
         old, new = before[SETTINGS].get(name), now[SETTINGS].get(name)
         if old != new:
             raise ManticoreError(
-                f"{where} was started with {name}={_short(old)} (got {_short(new)}). "
+                f"{where} was started with {name}={in_brief(repr(old), 100)} (got {in_brief(repr(new), 100)}). "
                 f"Fix: resume with the same settings or {fix}"
             )
     refuse_changed(before.get(INPUTS, {}), now[INPUTS], where, fix)
@@ -263,20 +263,16 @@ def _line(value: Mapping[str, Any]) -> str:
 
 
 def _signed(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {**value, _DIGEST: _digest(value)}
+    return {**value, _DIGEST: digest_of(value)}
 
 
 def _is_signed(record: dict[str, Any]) -> bool:
     """Whether a record is what was written; takes its digest out."""
     digest = record.pop(_DIGEST, None)
-    return digest is None or digest == _digest(record)
+    return digest is None or digest == digest_of(record)
 
 
-def _digest(value: Mapping[str, Any]) -> str:
+def digest_of(value: Mapping[str, Any]) -> str:
+    """The sha256 of a JSON object, in hex; the order of its names does not matter."""
     # by way of JSON, which knows neither tuples nor keys that are numbers
     return hashlib.sha256(json.dumps(json.loads(json.dumps(value)), sort_keys=True).encode()).hexdigest()
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:99] + "…"

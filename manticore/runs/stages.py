@@ -6,8 +6,6 @@ A stage's inputs are what it was asked to do together with the inputs of all sta
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 import time
@@ -20,7 +18,7 @@ from manticore.cache import file_digest
 from manticore.errors import ManticoreError
 from manticore.reading import damaged
 from manticore.runs.files import MODEL
-from manticore.runs.ledger import Digests, read_record, refuse_changed, write_record
+from manticore.runs.ledger import Digests, digest_of, read_record, refuse_changed, write_record
 from manticore.runs.reporter import Reporter
 
 logger = logging.getLogger(__name__)
@@ -40,8 +38,8 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One step of a run."""
+class GuardedStage:
+    """One step of a run, with what decides whether it is done already."""
 
     name: str
     plan: str
@@ -58,7 +56,7 @@ class Stage:
 
 def run_stages(
     folder: Path,
-    stages: Sequence[Stage],
+    stages: Sequence[GuardedStage],
     reporter: Reporter,
     written: Callable[[dict[str, Any]], None],
     digests: Digests | None = None,
@@ -84,7 +82,7 @@ def run_stages(
     read: dict[str, Any] = {}
     made: dict[Path, Any] = {}
     for stage in stages:
-        chain = _hash({"before": chain, "stage": stage.name, "inputs": stage.inputs})
+        chain = digest_of({"before": chain, "stage": stage.name, "inputs": stage.inputs})
         own = folder / stage.name
         state = stage_state(own)
         begun = state.get("inputs") == chain
@@ -165,10 +163,6 @@ def _refuse_changed_models(made: Mapping[Path, Mapping[str, str]], digests: Dige
                     f"{model / name}: {'is not what was written' if name in there else 'is missing'}, and later stages "
                     f"read it. Fix: put it back, or remove the folder {model.parent} to have it made again, then resume"
                 )
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def stage_state(own: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 
 from manticore.registry import did_you_mean
 from manticore.schema.problems import Path, shown
+from manticore.settings import literals
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -110,11 +111,3 @@ def _choices(model: type[BaseModel], path: Path) -> list[str]:
     parent = model_at(model, path[:-1])
     field = parent.model_fields.get(str(path[-1])) if parent else None
     return literals(field.annotation) if field else []
-
-
-def literals(annotation: Any) -> list[str]:
-    """The texts a ``Literal`` annotation allows, also inside a union."""
-    found: list[str] = []
-    for argument in get_args(annotation):
-        found += [argument] if isinstance(argument, str) else literals(argument)
-    return found

@@ -10,8 +10,7 @@ import manticore
 from manticore.runs.folder import RunFolder
 from manticore.runs.lock import locked
 from manticore.runs.reporter import LogReporter, Reporter
-from manticore.runs.stages import Stage as GuardedStage
-from manticore.runs.stages import run_stages
+from manticore.runs.stages import GuardedStage, run_stages
 from manticore.stages import STAGES, stages_of
 from manticore.stages.report import write_pages
 from manticore.stages.run import Run

@@ -5,6 +5,7 @@ A stage's file imports nothing heavy at its top, so that checking a recipe and `
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class StagePlan:
     verdict: str
 
 
-class Stage:
+class Stage(ABC):
     """One step of a run. A recipe has a section of its name, and leaves the stage out where that is empty."""
 
     name: ClassVar[str]
@@ -47,9 +48,9 @@ class Stage:
         """The recipe's section for this stage; empty or None: it is left out."""
         return getattr(recipe, self.name)
 
+    @abstractmethod
     def plan_line(self, recipe: Recipe) -> str:
         """What it will do, in a few words."""
-        raise NotImplementedError
 
     def inputs(self, recipe: Recipe) -> Mapping[str, Any]:
         """What determines its result, beside the seed and the stages before it; JSON values."""
@@ -64,10 +65,11 @@ class Stage:
         """The folder of a model that it leaves behind, beside its own folder."""
         return None
 
+    @abstractmethod
     def cost(self, costing: Costing) -> Iterator[StagePlan]:
         """What it takes: rows of the plan. What it leaves on the disk, it tells ``costing``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def work(self, run: Run, folder: Path) -> Outcome:
         """Do it, and return its parts of ``results.json``.
 
@@ -75,7 +77,6 @@ class Stage:
             run: the recipe, and what earlier stages have left.
             folder: the stage's own. If it holds an interrupted attempt, that is continued.
         """
-        raise NotImplementedError
 
 
 def amount(training: Any, recipe: Recipe) -> str:

@@ -54,12 +54,6 @@ def checkpoints(folder: Path) -> list[Path]:
     return [found[step] for step in sorted(found)]
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder`."""
-    found = checkpoints(folder)
-    return found[-1] if found else None
-
-
 def checkpoint_step(checkpoint: Path) -> int:
     """The optimizer step after which `checkpoint` was written."""
     return int(checkpoint.name.rpartition("-")[2])

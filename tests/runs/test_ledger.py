@@ -16,7 +16,7 @@ import manticore.runs.ledger as ledger
 from manticore.errors import ManticoreError
 from manticore.runs.ledger import Digests, RunLog, read_record, write_record
 from manticore.runs.reporter import LogReporter
-from manticore.runs.stages import STATE, Outcome, Stage, run_stages
+from manticore.runs.stages import STATE, GuardedStage, Outcome, run_stages
 
 SETTINGS = {"lr": 1e-3, "steps": [1, 2]}
 INPUTS = {"weights of a": "1" * 64, "data": "2" * 64}
@@ -185,7 +185,7 @@ def go(folder: Path, **changes: Any) -> dict[str, Any]:
             raise KeyboardInterrupt
         return Outcome({own.name: {"loss": 0.5}}, "done")
 
-    stages = [Stage(name, "plan", {"value": 1}, work, reads=lambda: reads) for name in ("a", "b")]
+    stages = [GuardedStage(name, "plan", {"value": 1}, work, reads=lambda: reads) for name in ("a", "b")]
     return run_stages(folder, stages, LogReporter(), lambda so_far: None)
 
 

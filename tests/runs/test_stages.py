@@ -13,7 +13,7 @@ import pytest
 
 from manticore.errors import ManticoreError
 from manticore.runs.lock import locked
-from manticore.runs.stages import Outcome, Stage, run_stages
+from manticore.runs.stages import GuardedStage, Outcome, run_stages
 from manticore.writing import new_folder, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,14 +42,14 @@ def go(folder: Path, *inputs: int, fail_in: str = "") -> tuple[list[str], dict]:
     """Run stages a, b, c with these inputs; their results, and what happened."""
     watcher = Watcher()
 
-    def stage(name: str, value: int) -> Stage:
+    def stage(name: str, value: int) -> GuardedStage:
         def work(own: Path) -> Outcome:
             if name == fail_in:
                 (own / "half").touch()
                 raise ManticoreError(f"{name} cannot")
             return Outcome({"all": {name: value}, name: {"half": (own / "half").exists()}}, "done")
 
-        return Stage(name, "plan", {"value": value}, work)
+        return GuardedStage(name, "plan", {"value": value}, work)
 
     stages = [stage(name, value) for name, value in zip("abc", inputs)]
     results: dict = {}
@@ -169,7 +169,7 @@ def test_a_product_is_checked_before_it_is_believed(tmp_path: Path, how: str) ->
 
     def events() -> list[str]:
         watcher = Watcher()
-        run_stages(tmp_path, [Stage("a", "plan", {}, work, product)], watcher, lambda so_far: None)
+        run_stages(tmp_path, [GuardedStage("a", "plan", {}, work, product)], watcher, lambda so_far: None)
         return watcher.events
 
     assert events() == ["a started", "a finished"]

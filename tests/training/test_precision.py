@@ -17,7 +17,7 @@ from manticore.experiments.compare import compare
 from manticore.experiments.mad.training import train_runs
 from manticore.hybrid.discretize import discretize
 from manticore.tasks.mad.protocol import Hyper, Protocol
-from manticore.training.checkpoints import last_checkpoint
+from manticore.training.checkpoints import checkpoints
 from manticore.training.finetune import evaluate, finetune
 from manticore.training.precision import Precision
 
@@ -137,7 +137,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_bits(path, task, t
     with pytest.raises(KeyboardInterrupt):
         finetune(stopped, task, out=tmp_path / "out", progress=stop, **options)
     assert kinds(stopped) == {torch.bfloat16}
-    checkpoint = last_checkpoint(tmp_path / "out" / "checkpoints")
+    checkpoint = checkpoints(tmp_path / "out" / "checkpoints")[-1]
     assert checkpoint.name == "checkpoint-4"
     assert {t.dtype for t in load_file(checkpoint / "trained.safetensors").values()} == {torch.float32}
     resumed = finetune(copy.deepcopy(half), task, out=tmp_path / "out", resume=True, **options)

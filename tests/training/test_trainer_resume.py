@@ -13,7 +13,7 @@ from copying_task import copying_task
 from safetensors.torch import load_file
 
 from manticore.errors import ManticoreError
-from manticore.training.checkpoints import checkpoints, last_checkpoint
+from manticore.training.checkpoints import checkpoints
 from manticore.training.finetune import finetune
 
 STEPS, SAVE, LOG = 14, 4, 3
@@ -82,7 +82,7 @@ def test_a_killed_run_resumes_to_the_same_weights_rows_and_metrics(uninterrupted
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     assert rows(out), "it logged before it died"
     expected_step = {6: 4, 12: 8}[kill_at]
-    assert last_checkpoint(out / "checkpoints").name == f"checkpoint-{expected_step}"
+    assert checkpoints(out / "checkpoints")[-1].name == f"checkpoint-{expected_step}"
 
     resumed = run(model(), out, resume=True)
 
@@ -125,7 +125,7 @@ def test_the_last_two_checkpoints_are_kept(uninterrupted):
 
 def test_a_checkpoint_holds_what_trains(uninterrupted):
     _, out = uninterrupted
-    checkpoint = last_checkpoint(out / "checkpoints")
+    checkpoint = checkpoints(out / "checkpoints")[-1]
     assert set(load_file(checkpoint / "trained.safetensors")) == {n for n, _ in model().named_parameters()}
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from class_tasks import class_task
-from copying_task import VOCABULARY, copying_task
-from transformers import AutoModelForCausalLM, GPTNeoConfig, MambaConfig
+from copying_task import copying_task
+from small_models import gpt_model, mamba_model
 from two_processes import run_by_two
 
 from manticore.errors import ManticoreError
@@ -21,19 +21,7 @@ SETTINGS = {"steps": 6, "batch_size": 4, "lr": 1e-3, "save_steps": 2, "log_steps
 
 
 def supernet():
-    torch.manual_seed(1)
-    gpt = GPTNeoConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        num_layers=2,
-        num_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=32,
-        attention_types=[[["global"], 2]],
-    )
-    mamba = MambaConfig(vocab_size=VOCABULARY, hidden_size=12, num_hidden_layers=3, state_size=4)
-    parents = [AutoModelForCausalLM.from_config(config) for config in (gpt, mamba)]
-    return combine(parents, num_blocks=2, check=False)
+    return combine([gpt_model(), mamba_model()], num_blocks=2, check=False)
 
 
 def run(name, out, accumulation=1, **more):

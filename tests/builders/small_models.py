@@ -31,6 +31,10 @@ def gpt_model():
 
 @pytest.fixture
 def mamba():
+    return mamba_model()
+
+
+def mamba_model():
     torch.manual_seed(2)
     config = MambaConfig(vocab_size=VOCABULARY, hidden_size=12, num_hidden_layers=3, state_size=4)
     return AutoModelForCausalLM.from_config(config)

@@ -1,6 +1,6 @@
 """Writes ``manticore/__init__.pyi``, which shows editors and mypy every option with its type and default.
 
-python tests/helpers/public_stub.py
+python tests/builders/public_stub.py
 """
 
 import ast
@@ -37,7 +37,7 @@ def stub() -> str:
             imported.add(f"from {module} import {name} as {name}")
     return "\n".join(
         [
-            '"""Public names. Made by tests/helpers/public_stub.py; tests/test_public_stub.py keeps it fresh."""',
+            '"""Public names. Made by tests/builders/public_stub.py; tests/test_public_stub.py keeps it fresh."""',
             "",
             "import torch",
             *sorted(imported),
