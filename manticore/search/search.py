@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,26 +15,22 @@ from manticore.errors import ManticoreError, require_hybrid
 from manticore.hybrid.discretize import best_path
 from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
-from manticore.kernels.mamba import fast_scan, has_selective_scan
 from manticore.keywords import takes
 from manticore.modes import kept_modes
 from manticore.registry import resolve
-from manticore.runs.lineage import training_inputs
 from manticore.search.differentiable.joint import Order
 from manticore.search.differentiable.methods import SearchMethod
 from manticore.search.differentiable.mixture_log import LOGGED_WEIGHTS, MixtureWeightsCsv
 from manticore.search.differentiable.trainer import MixturePlan, SearchTrainer
 from manticore.seeding import derive_seed
 from manticore.settings import METHOD_OPTIONS, Search
-from manticore.training.budget import flops_per_step
 from manticore.training.callbacks import Progress
-from manticore.training.checkpoints import open_folder
-from manticore.training.finetune import recomputed_activations
+from manticore.training.opening import opened
 from manticore.training.precision import Precision
 from manticore.training.prepare import fit_to_task, resolve_task
 from manticore.training.tracking import trackers
 from manticore.training.trainable import merge_lora, set_trainable
-from manticore.training.trainer import scheduler_name, training_arguments, with_length
+from manticore.training.trainer import scheduler_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -136,55 +131,41 @@ def search(
             # last of all, when the mixture weights are numbers again
             stack.callback(hybrid.update_ends)
         stack.enter_context(kept_modes(hybrid))
-        stack.enter_context(fast_scan(hybrid))
         stack.enter_context(_learning(hybrid.mixing.mixture_parameters()))
-        stack.callback(precision.settle)
-        precision.warn()
-        precision.hold()
-        if settings.gradient_checkpointing:
-            stack.enter_context(recomputed_activations(hybrid))
-        flops = flops_per_step(hybrid, settings.batch_size, task.length)
-        settings = with_length(settings, flops, stage="search")
-        steps = settings.steps or settings.default_steps
-        folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        checkpoint = None
-        if out is not None:
-            checkpoint = open_folder(
-                folder / "checkpoints",
-                settings.key(task=task.name, start=hybrid.mixture_weights.tolist(), seed=seed, bf16=precision.autocast),
-                resume=resume,
+        training = stack.enter_context(
+            opened(
+                hybrid,
+                task,
+                settings,
+                precision,
                 stage="search",
-                inputs=training_inputs(hybrid, task),
-                scan=has_selective_scan(hybrid),
+                draws="search",
+                seed=seed,
+                out=out,
+                resume=resume,
+                cpu=cpu,
+                log_steps=1,
+                key={"start": hybrid.mixture_weights.tolist()},
             )
-        args = training_arguments(
-            folder / "checkpoints",
-            settings,
-            log_steps=1,
-            saves=out is not None,
-            seed=derive_seed(seed, "search"),
-            data_seed=derive_seed(seed, "data order"),
-            bf16=precision.autocast,
-            cpu=cpu,
         )
         trainer = SearchTrainer(
             hybrid,
-            args,
+            training.args,
             task,
             plan=MixturePlan(
-                make_method=lambda parameters: make_method(parameters, derive_seed(seed, "mixture"), steps),
+                make_method=lambda parameters: make_method(parameters, derive_seed(seed, "mixture"), training.steps),
                 order=parsed_order,
                 schedule=scheduler_name(settings.mixture_schedule),
                 warmup_steps=settings.mixture_warmup_steps,
                 seed=seed,
             ),
             stage="search",
-            checkpoint=checkpoint,
+            checkpoint=training.checkpoint,
             decay=settings.decay,
-            metrics_file=None if out is None else folder / "metrics.jsonl",
+            metrics_file=None if out is None else training.folder / "metrics.jsonl",
             callbacks=told
             if out is None
-            else [*told, MixtureWeightsCsv(folder / "mixture_weights.csv", hybrid.config.num_components)],
+            else [*told, MixtureWeightsCsv(training.folder / "mixture_weights.csv", hybrid.config.num_components)],
             progress=progress,
         )
         rows = trainer.run()
@@ -198,9 +179,9 @@ def search(
             {"step": row["step"], "loss": row["loss"], "weights": row[LOGGED_WEIGHTS], "entropy": row["entropy"]}
             for row in rows
         ],
-        steps=steps,
-        tokens=steps * settings.batch_size * task.tokens_per_example,
-        flops=steps * flops,
+        steps=training.steps,
+        tokens=training.steps * settings.batch_size * task.tokens_per_example,
+        flops=training.steps * training.flops,
         seconds=trainer.stopwatch.seconds,
     )
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import tempfile
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,23 +9,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from manticore.components.loading import refuse_not_finite
-from manticore.errors import ManticoreError, NotFiniteError
-from manticore.kernels.mamba import fast_scan, has_selective_scan
+from manticore.errors import ManticoreError
 from manticore.keywords import takes
-from manticore.modes import kept_modes, recomputed_activations
-from manticore.runs.lineage import training_inputs
-from manticore.seeding import derive_seed
 from manticore.settings import Evaluate, Finetune
-from manticore.training.batches import batches
-from manticore.training.budget import flops_per_step
 from manticore.training.callbacks import Progress
-from manticore.training.checkpoints import open_folder
 from manticore.training.classifiers import suits
+from manticore.training.opening import opened
 from manticore.training.precision import Precision, differing
 from manticore.training.prepare import fit_to_task, resolve_task
+from manticore.training.scoring import score
 from manticore.training.tracking import trackers
 from manticore.training.trainable import merge_lora, set_trainable
-from manticore.training.trainer import TaskTrainer, training_arguments, with_length
+from manticore.training.trainer import TaskTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -115,44 +107,26 @@ def finetune(
         seed=seed,
     )
     scores, scored = {}, {"batch_size": settings.batch_size, "max_examples": settings.test_examples}
-    with ExitStack() as stack:
-        stack.enter_context(fast_scan(model))
-        stack.callback(precision.settle)
-        precision.warn()
-        precision.hold()
-        if settings.gradient_checkpointing:
-            stack.enter_context(recomputed_activations(model))
-        flops = flops_per_step(model, settings.batch_size, task.length)
-        settings = with_length(settings, flops, stage="finetune")
-        steps = settings.steps or settings.default_steps
-        folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        checkpoint = None
-        if out is not None:
-            checkpoint = open_folder(
-                folder / "checkpoints",
-                settings.key(task=task.name, seed=seed, bf16=precision.autocast),
-                resume=resume,
-                stage="finetune",
-                inputs=training_inputs(model, task),
-                scan=has_selective_scan(model),
-            )
-        args = training_arguments(
-            folder / "checkpoints",
-            settings,
-            log_steps=settings.log_steps or max(1, steps // 200),
-            saves=out is not None,
-            seed=derive_seed(seed, "finetune"),
-            data_seed=derive_seed(seed, "data order"),
-            bf16=precision.autocast,
-            cpu=cpu,
-        )
+    with opened(
+        model,
+        task,
+        settings,
+        precision,
+        stage="finetune",
+        draws="finetune",
+        seed=seed,
+        out=out,
+        resume=resume,
+        cpu=cpu,
+        log_steps=settings.log_steps,
+    ) as training:
         trainer = TaskTrainer(
             model,
-            args,
+            training.args,
             task,
-            checkpoint=checkpoint,
+            checkpoint=training.checkpoint,
             decay=settings.decay,
-            metrics_file=None if out is None else folder / "metrics.jsonl",
+            metrics_file=None if out is None else training.folder / "metrics.jsonl",
             progress=progress,
             callbacks=told,
         )
@@ -165,9 +139,9 @@ def finetune(
     metrics = evaluate(model, task, **scored)
     return FinetuneResult(
         model=model,
-        steps=steps,
-        tokens=steps * settings.batch_size * task.tokens_per_example,
-        flops=steps * flops,
+        steps=training.steps,
+        tokens=training.steps * settings.batch_size * task.tokens_per_example,
+        flops=training.steps * training.flops,
         seconds=trainer.stopwatch.seconds,
         metrics=metrics,
         history=history,
@@ -219,19 +193,4 @@ def evaluate(
             "for them. Fix: fine-tune the model on the task first, and score result.model"
         )
     refuse_not_finite(model, "evaluate")
-    device = next(model.parameters()).device
-    state = task.metric_state()
-    with torch.no_grad(), kept_modes(model), fast_scan(model):
-        model.eval()
-        for batch in batches(task.data[split], length=task.length, **dict(settings)):
-            targets = batch.pop("targets").to(device)
-            logits = model(**{n: v.to(device) for n, v in batch.items()}, use_cache=False).logits
-            state.update(logits, targets)
-    scores = state.compute()
-    for name, score in scores.items():
-        if math.isnan(score):
-            raise NotFiniteError(
-                f"evaluate: {name} on {task.name}, {split}, is NaN, though all weights are finite. "
-                "Fix: a higher precision (float32), or examples that have targets"
-            )
-    return scores
+    return score(model, task, split, batch_size=settings.batch_size, max_examples=settings.max_examples)[0]
