@@ -38,6 +38,8 @@ class Point:
     """Of each held-out example, in nats per scored position; rounded, so that they are read back as they were."""
     seconds: float = 0.0
     """Training time so far."""
+    test: float | None = None
+    """The metric on the test split, where landscapes are measured; no search looks at it."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

@@ -80,6 +80,7 @@ def open_folder(
     stage: str,
     inputs: Mapping[str, str] | None = None,
     scan: bool = False,
+    grows: bool = False,
 ) -> Path | None:
     """Make `folder` ready for a run and return the checkpoint to go on from, if there is one.
 
@@ -90,6 +91,7 @@ def open_folder(
         stage: the caller's name in error messages.
         inputs: name → digest of what is trained and what it reads.
         scan: whether the model has layers that run by the selective scan.
+        grows: whether a run of fewer ``steps`` is the beginning of this one, as it is where the rate stays constant.
 
     Raises:
         ManticoreError: checkpoints exist and `resume` is off, the run there had other settings or inputs, or a link in
@@ -113,6 +115,8 @@ def open_folder(
         sealed = INPUTS in before
         noted = {name: before.pop(name, {}) for name in (INPUTS, CONDITIONS)}
         before = {"processes": 1, **(before if sealed else without_fingerprints(before))}
+        if grows and before.get("steps", 0) <= now[SETTINGS]["steps"]:
+            before["steps"] = now[SETTINGS]["steps"]
         refuse_another({SETTINGS: before, **noted}, now, f"{stage}: {folder}", "choose another out")
         last = _newest_whole(found, stage, sealed)
     if is_first():

@@ -100,6 +100,7 @@ def opened(
                 stage=stage,
                 inputs=training_inputs(model, task) if inputs is None else inputs,
                 scan=has_selective_scan(model),
+                grows=settings.schedule == "constant",
             )
         args = training_arguments(
             folder / "checkpoints",
