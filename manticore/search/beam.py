@@ -17,8 +17,9 @@ def beam(space: Space, score: Callable[[Path], P | None], loss: Callable[[P], fl
     """Score all paths, or those that a beam comes by.
 
     The beam holds whole paths, so that each score is one that a path can have. It begins with the components alone
-    (where only some paths may be chosen, also with a sample of these); at every block it also holds its paths with another component there, and the best ones go on. After the last block
-    it begins again with the first, until nothing new is found or ``MOST_SCORED`` paths are scored.
+    (where only some paths may be chosen, also with a sample of these); at every block it also holds its paths with
+    another component there, and the best ones go on. After the last block it begins again with the first, until nothing
+    new is found or ``MOST_SCORED`` paths are scored.
 
     Args:
         space: the paths.
