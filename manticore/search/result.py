@@ -107,8 +107,8 @@ class SearchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the model, as JSON values."""
-        names = ("path", "history", "steps", "tokens", "flops", "seconds", "unit_flops", "trained_flops", "reason")
-        names += ("metric", "higher_is_better")
+        names = ["path", "history", "steps", "tokens", "flops", "seconds", "unit_flops", "trained_flops"]
+        names += ["reason", "metric", "higher_is_better"]
         found = {name: getattr(self, name) for name in names}
         return {**found, "weights": self.weights.tolist(), "candidates": [each.to_dict() for each in self.candidates]}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from manticore.experiments.side_by_side import side_by_side
 from manticore.runs.ledger import RunLog
-from manticore.search.choice import Choice, Request, Search
+from manticore.search.choice import Choice, Request, Search, Shared
 from manticore.search.curves import Curves, Point
 from manticore.search.objective import Failed, Objective
 from manticore.search.space import spelled
@@ -55,7 +55,9 @@ class Study:
         """Answer a method's requests until it has chosen."""
         try:
             while True:
-                self.make(next(search))
+                asked = next(search)
+                assert not isinstance(asked, Shared), "no method asks for shared weights yet"
+                self.make(asked)
         except StopIteration as end:
             choice: Choice = end.value
             return choice
