@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path as Folder
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
@@ -16,10 +15,10 @@ from manticore.registry import resolve
 from manticore.runs.lineage import training_inputs
 from manticore.search.choice import Choice, PathMethod
 from manticore.search.curves import Curves
-from manticore.search.objective import Objective, unit_flops
+from manticore.search.objective import Objective, place, unit_flops
 from manticore.search.result import Candidate, SearchResult
 from manticore.search.study import Study
-from manticore.settings import METHOD_OPTIONS, Finetune, OneTraining, Search
+from manticore.settings import Finetune, OneTraining, Search
 from manticore.training.begun import Begun
 from manticore.training.callbacks import Progress
 from manticore.training.prepare import fit_to_task, resolve_task
@@ -60,13 +59,10 @@ def find(
     folder = Folder(kept.name) if kept is not None else Folder(cast(str, out))
     unit, trains = unit_flops(supernet, task, tuning(settings), settings.finetune_flops)
     objective = Objective(
-        supernet, task, trains, unit, folder / "candidates", seed=seed, examples=settings.validation_examples, cpu=cpu
+        supernet, task, trains, unit, folder, seed=seed, examples=settings.validation_examples, cpu=cpu
     )
     curves = Curves(objective.space, task.higher_is_better, objective.marks)
     method: PathMethod = resolve("search", settings.method)
-    accepted = inspect.signature(method).parameters
-    given: dict[str, Any] = {option: getattr(settings, name) for name, option in METHOD_OPTIONS.items()}
-    given = {option: value for option, value in given.items() if value is not None and option in accepted}
     study = Study(
         objective,
         curves,
@@ -77,7 +73,7 @@ def find(
         workers=useful_workers(settings.workers, cpu=cpu),
         told=_told(progress),
     )
-    choice = study.run(method(curves, seed, **given))
+    choice = study.run(method(curves, seed, **settings.method_options()))
     if choice.path in curves.failed:
         raise NotFiniteError(f"search: every candidate failed; the last one {curves.failed[choice.path]}")
     for path in curves.points:
@@ -112,7 +108,7 @@ def _result(objective: Objective, curves: Curves, choice: Choice, kept: Temporar
         reason=choice.reason,
         metric=objective.task.primary_metric,
         higher_is_better=curves.higher_is_better,
-        begun=Begun(model, objective.place(choice.path) / "checkpoints") if goes_on else None,
+        begun=Begun(model, place(objective.folder, choice.path)) if goes_on else None,
         kept=kept,
     )
 
