@@ -176,7 +176,7 @@ def search(
             if result.begun is not None:
                 shutil.copytree(result.begun.checkpoints, folder / BEGUN)
                 shutil.rmtree(kept / "search" / CANDIDATES)
-            how = SearchRecord.written(method=settings["method"], order=settings["order"], **result.to_dict())
+            how = SearchRecord.of(result, settings["method"], settings["order"])
             about = {"seed": seed, "task": {"name": task, "options": chosen}}
             write_json(folder / Search.note, {**about, **how})
     say(result.verdict)
@@ -201,11 +201,11 @@ def discretize(hybrid: Hybrid, out: Out, *, settings: dict[str, Any]) -> None:
     found: Any = load_hybrid(hybrid)
     begun = getattr(begun_beside(found, hybrid), "checkpoints", None)
     # what a search has trained is discretized already, to the path that it found
-    whole = begun is not None and settings["path"] in (None, found.config.path)
-    small = found if whole else manticore.discretize(found, **settings)
+    whole = settings["path"] in (None, found.config.path)
+    small = found if begun is not None and whole else manticore.discretize(found, **settings)
     with new_folder(out) as folder:
         small.save_pretrained(folder)
-        if whole:
+        if begun is not None and whole:
             shutil.copytree(begun, folder / BEGUN)
     say(f"path {small.config.path}")
     done(out, Discretize().next_command(out, small, hybrid))

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from tqdm.auto import tqdm
 
 from manticore.errors import NotFiniteError
 from manticore.experiments.side_by_side import useful_workers
@@ -14,10 +15,11 @@ from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.registry import resolve
 from manticore.runs.lineage import training_inputs
 from manticore.search.choice import Choice, PathMethod
-from manticore.search.curves import Curves
+from manticore.search.curves import MARKS, Curves
+from manticore.search.forecast import forecast
 from manticore.search.objective import Objective, place, unit_flops
 from manticore.search.result import Candidate, SearchResult
-from manticore.search.study import Study
+from manticore.search.study import Study, Told
 from manticore.settings import Finetune, OneTraining, Search
 from manticore.training.begun import Begun
 from manticore.training.callbacks import Progress
@@ -71,7 +73,7 @@ def find(
         inputs=training_inputs(supernet, task),
         resume=resume,
         workers=useful_workers(settings.workers, cpu=cpu),
-        told=_told(progress),
+        told=_watching(progress, method, objective, curves, settings.method_options()),
     )
     choice = study.run(method(curves, seed, **settings.method_options()))
     if choice.path in curves.failed:
@@ -113,7 +115,22 @@ def _result(objective: Objective, curves: Curves, choice: Choice, kept: Temporar
     )
 
 
-def _told(progress: bool | Progress) -> Any:
-    if callable(progress):
-        return lambda done, what: progress(done, done, {})
-    return (lambda done, what: print(what)) if progress else None
+def _watching(
+    progress: bool | Progress, method: PathMethod, objective: Objective, curves: Curves, options: dict[str, Any]
+) -> Told | None:
+    """What is told after every evaluation: marks that candidates have trained to, of those that may be needed."""
+    if not progress:
+        return None
+    at_most = round(MARKS * forecast(method, objective.space, objective.marks, objective.seed, **options)[-1].units)
+
+    def tell(done: int, what: str) -> None:
+        marks = sum(max(curve) for curve in curves.points.values() if curve)
+        leading = min((curve[max(curve)].loss for curve in curves.points.values() if curve), default=math.nan)
+        if callable(progress):
+            progress(marks, max(marks, at_most), {"loss": leading})
+        else:
+            bar.set_postfix_str(f"{what}, best loss {leading:.3f}")
+            bar.update(marks - bar.n)
+
+    bar = tqdm(total=at_most, desc="search", unit="mark", disable=callable(progress))
+    return tell

@@ -144,7 +144,9 @@ class Compare(Stage):
         models = _parents(run, section.ensemble)
         if not run.by_candidates:
             models[SUPERNET] = run.soft
-        models[HYBRID] = lambda seed: run.discrete(path, seed)
+        if len(set(path)) > 1:
+            # else it is a parent, which stands in the table already
+            models[HYBRID] = lambda seed: run.discrete(path, seed)
         comparison = manticore.compare(
             models,
             run.task,

@@ -20,6 +20,7 @@ from manticore.stages.stage import Stage, StagePlan, amount
 
 if TYPE_CHECKING:
     from manticore.plan.costing import Costing
+    from manticore.search.result import SearchResult
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class SearchRecord(Record):
     metric: str = ""
     higher_is_better: bool = True
 
+    @classmethod
+    def of(cls, result: SearchResult, method: str, order: str) -> dict[str, Any]:
+        """What a search found, as JSON values; only mixture weights that are learned have an order."""
+        return cls.written(method=method, order="" if result.candidates else order, **result.to_dict())
+
 
 class Search(Stage):
     name = "search"
@@ -111,7 +117,7 @@ class Search(Stage):
             progress=run.progress(self.name),
         )
         run.save(result.model, folder)
-        found = SearchRecord.written(method=section.method, order=section.order, **result.to_dict())
+        found = SearchRecord.of(result, section.method, section.order)
         return Outcome({"search": found}, f"path {run.path_text(result.path)}")
 
     def next_command(self, out: str, words: str | None = None) -> str:
