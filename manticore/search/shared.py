@@ -127,7 +127,7 @@ class _Sharing:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         points = {path: self._kept(path) for path in map(tuple, end["paths"])}
         kept = {path: point for path, point in points.items() if point is not None}
-        return SharedScores(kept, end["flops"], end["failed"])
+        return SharedScores(kept, end["flops"], end["steps"], end["failed"], end["seconds"])
 
     def _found(self, progress: bool | Progress) -> dict[str, Any]:
         objective, batch = self.objective, self.objective.settings.batch_size
@@ -148,7 +148,7 @@ class _Sharing:
         flops = sum(map(costs, paths))
         scored = beam(self.request.space, self._scoring(supernet, flops), lambda point: point.loss)
         failed = None if scored else "no path has finite scores"
-        return {"paths": list(scored), "flops": flops, "failed": failed, "steps": len(paths)}
+        return {"paths": list(scored), "flops": flops, "steps": len(paths), "failed": failed, "seconds": self._seconds}
 
     def _train(self, supernet: ManticorePreTrainedModel, paths: list[Path], progress: bool | Progress) -> None:
         objective = self.objective
@@ -171,7 +171,12 @@ class _Sharing:
     ) -> dict[str, Any]:
         logger.warning("search: the shared weights: %s", why)
         made = 0 if self._trainer is None else self._trainer.state.global_step + 1
-        return {"paths": [], "flops": sum(map(costs, paths[:made])), "failed": why, "steps": made}
+        spent = sum(map(costs, paths[:made]))
+        return {"paths": [], "flops": spent, "steps": made, "failed": why, "seconds": self._seconds}
+
+    @property
+    def _seconds(self) -> float:
+        return 0.0 if self._trainer is None else self._trainer.stopwatch.seconds
 
     def _scoring(self, supernet: ManticorePreTrainedModel, afforded: int) -> Any:
         objective, space = self.objective, self.request.space

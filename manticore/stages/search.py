@@ -55,6 +55,8 @@ class SearchRecord(Record):
     path: tuple[int, ...] = ()
     candidates: tuple[CandidateRecord, ...] = ()
     """Empty where mixture weights were learned."""
+    shared: tuple[CandidateRecord, ...] = ()
+    """Of one-shot search, what paths scored with the weights that they share."""
     unit_flops: float | None = None
     """Training FLOPs of one fine-tuning."""
     trained_flops: float | None = None
