@@ -22,7 +22,7 @@ from manticore.errors import ManticoreError, NotFiniteError
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.runs.ledger import RunLog
 from manticore.runs.lineage import task_inputs, weights_digest
-from manticore.search.beam import MOST_SCORED, beam
+from manticore.search.beam import MOST_SCORED, beam, compared_examples
 from manticore.search.choice import Shared
 from manticore.search.curves import Point, SharedScores
 from manticore.search.objective import Objective, held_out
@@ -41,8 +41,6 @@ logger = logging.getLogger(__name__)
 SHARED = "shared"
 """The folder of the shared weights, beside those of candidates."""
 SCORES = "scores.jsonl"
-FEWEST_EXAMPLES = 32
-"""Scoring takes at most what the training took, by fewer held-out examples per path, but not fewer than these."""
 
 
 def follow(supernet: ManticorePreTrainedModel, path: Path) -> ManticorePreTrainedModel:
@@ -185,7 +183,7 @@ class _Sharing:
         )
         one = max(map(costs, space.parents))
         most = min(objective.examples, len(objective.task.data["validation"]))
-        examples = max(min(FEWEST_EXAMPLES, most), min(most, afforded // (min(space.size, MOST_SCORED) * one)))
+        examples = compared_examples(most, afforded, min(space.size, MOST_SCORED), one)
 
         def score(path: Path) -> Point | None:
             if self.log.get(spelled(path)) is None:
