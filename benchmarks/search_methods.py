@@ -171,16 +171,20 @@ def tables(rows: list[dict[str, Any]]) -> Iterable[Table]:
 
 def over(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The mean over landscapes of one method."""
-    names = {
-        key: [int(each) for each in set.intersection(*(set(map(int, row[key])) for row in rows))]
-        for key in ("regret", "held")
-    }
+
+    def mean(key: str) -> dict[int, float]:
+        shared = set.intersection(*(set(row[key]) for row in rows))
+        return {each: _mean(row[key][each] for row in rows) for each in sorted(shared)}
+
     return {
-        "method": rows[0]["method"], "landscapes": len(rows), "cost": _mean(row["cost"] for row in rows),
-        "most": max(row["most"] for row in rows), "worst": max(row["worst"] for row in rows), "paths": [],
-        **{key: {each: _mean(row[key][each] for row in rows) for each in sorted(units)} for key, units in names.items()},
-        "regret of the mean": {u: _mean(row["regret of the mean"][u] for row in rows) for u in sorted(names["regret"])},
-    }  # fmt: skip
+        "method": rows[0]["method"],
+        "landscapes": len(rows),
+        "cost": _mean(row["cost"] for row in rows),
+        "most": max(row["most"] for row in rows),
+        "worst": max(row["worst"] for row in rows),
+        "paths": [],
+        **{key: mean(key) for key in ("regret", "regret of the mean", "held")},
+    }
 
 
 def _table(title: str, rows: list[dict[str, Any]], shown: Callable[[dict[str, Any]], str]) -> Table:
