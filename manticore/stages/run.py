@@ -19,6 +19,7 @@ from manticore.runs.ledger import Digests
 from manticore.runs.reporter import LogReporter, Reporter
 from manticore.runs.stages import DIGESTS, results_of
 from manticore.schema.options import trains_candidates
+from manticore.settings import Training
 from manticore.writing import new_folder
 
 if TYPE_CHECKING:
@@ -127,10 +128,17 @@ class Run:
         return load_hybrid(self.path / "search" / MODEL)
 
     def begun(self, path: list[int]) -> Path | None:
-        """The checkpoints of the training of a path that a search has begun and chosen; None where it has not."""
+        """The checkpoints of the training of a path that the search has begun and fine-tuning goes on with.
+
+        None where the search has chosen another path, or trains in another way than fine-tuning does.
+        """
         from manticore.search.objective import place
 
-        if not self.by_candidates or self.results_of("search")["path"] != path:
+        search, tuning = self.recipe.search, self.recipe.finetune
+        if search is None or not self.by_candidates or self.results_of("search")["path"] != path:
+            return None
+        own = search.model_fields_set & {*Training.model_fields, "lr"}
+        if any(getattr(search, name) != getattr(tuning, name) for name in own):
             return None
         found = place(self.path / "search", path)
         return found if found.is_dir() else None
