@@ -7,19 +7,20 @@ bytes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import manticore
+from manticore import settings
 from manticore.cache import content_key
+from manticore.errors import ManticoreError
 from manticore.runs.files import MODEL
 from manticore.runs.ledger import Digests
 from manticore.runs.reporter import LogReporter, Reporter
 from manticore.runs.stages import DIGESTS, results_of
 from manticore.schema.options import trains_candidates
-from manticore.settings import Training
 from manticore.writing import new_folder
 
 if TYPE_CHECKING:
@@ -88,13 +89,36 @@ class Run:
     @cached_property
     def task(self) -> Task:
         """The task, read with the tokenizer that the hybrid keeps."""
+        return self._task({})
+
+    @property
+    def search_task(self) -> Task:
+        """What candidates of the search train on: the task, or a cheaper one of its kind.
+
+        Raises:
+            ManticoreError: a model of the one could not be one of the other.
+        """
+        search = self.recipe.search
+        if search is None or not search.task_options:
+            return self.task
+        cheaper = self._task(search.task_options)
+        for what in ("vocab_size", "num_classes", "documents"):
+            ours, theirs = getattr(self.task, what), getattr(cheaper, what)
+            if ours != theirs:
+                raise ManticoreError(
+                    f"search.task_options: {what} of the task becomes {theirs} with them (expected {ours}, as it is "
+                    "without). Fix: change only how long, how many or how hard its examples are"
+                )
+        return cheaper
+
+    def _task(self, options: Mapping[str, Any]) -> Task:
         from manticore.components.loading import load_tokenizer
         from manticore.tasks.task import load_task
 
         owner = self.tokenizer_component or 0
         tokenizer = load_tokenizer(self.sources[owner], revision=self.recipe.components[owner].revision)
         choice = self.recipe.task
-        return load_task(choice.name, tokenizer=tokenizer, seed=self.recipe.seed, **choice.options)
+        return load_task(choice.name, tokenizer=tokenizer, seed=self.recipe.seed, **{**choice.options, **options})
 
     @property
     def tokenizer_component(self) -> int | None:
@@ -137,11 +161,22 @@ class Run:
         search, tuning = self.recipe.search, self.recipe.finetune
         if search is None or not self.by_candidates or self.results_of("search")["path"] != path:
             return None
-        own = search.model_fields_set & {*Training.model_fields, "lr"}
-        if any(getattr(search, name) != getattr(tuning, name) for name in own):
+        own = search.model_fields_set & {*settings.Training.model_fields, "lr"}
+        if search.task_options or any(getattr(search, name) != getattr(tuning, name) for name in own):
             return None
         found = place(self.path / "search", path)
         return found if found.is_dir() else None
+
+    def unit_flops(self, task: Task) -> int:
+        """Training FLOPs of the recipe's fine-tuning on a task, by the costliest parent where it is given in steps."""
+        from manticore.search.objective import Objective
+
+        tuning = self.recipe.finetune
+        if tuning.budget_flops is not None:
+            return int(tuning.budget_flops)
+        trains = settings.Finetune(**tuning.shared(), lr=tuning.lr)
+        steps = tuning.steps or tuning.default_steps
+        return steps * Objective(self.aligned(self.recipe.seed), task, trains, 1, self.path).costliest_step
 
     def discrete(self, path: list[int], seed: int) -> ManticorePreTrainedModel:
         """The hybrid of a path before its fine-tuning.
