@@ -15,7 +15,7 @@ from manticore.hybrid.lora import lora_table as lora_table
 from manticore.hybrid.lora import lora_targets as lora_targets
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.hybrid.modeling import ManticoreForCausalLM as ManticoreForCausalLM
-from manticore.hybrid.pair_classification import ManticoreForPairClassification as ManticoreForPairClassification
+from manticore.hybrid.classification import ManticoreForPairClassification as ManticoreForPairClassification
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.projectors.alignment import AlignmentReport
 from manticore.report.sharing import share as share
@@ -32,7 +32,7 @@ from manticore.stacks.classification import StackForSequenceClassification as St
 from manticore.stacks.classification import StackForTokenClassification as StackForTokenClassification
 from manticore.stacks.configuration import StackConfig as StackConfig
 from manticore.stacks.modeling import StackForCausalLM as StackForCausalLM
-from manticore.stacks.pair_classification import StackForPairClassification as StackForPairClassification
+from manticore.stacks.classification import StackForPairClassification as StackForPairClassification
 from manticore.tasks.corpus import Text
 from manticore.tasks.task import Task
 from manticore.training.callbacks import Progress

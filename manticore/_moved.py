@@ -16,6 +16,8 @@ MOVED = {
     "manticore.hybrid.base": "manticore.hybrid.pretrained",
     "manticore.hybrid.building": "manticore.hybrid.modeling",
     "manticore.hybrid.cache": "manticore.hybrid.decoding",
+    "manticore.hybrid.pair_classification": "manticore.hybrid.classification",
+    "manticore.stacks.pair_classification": "manticore.stacks.classification",
     "manticore.runs.mad": "manticore.experiments.mad.run",
     "manticore.runs.models": "manticore.training.saved_models",
     "manticore.runs.mad_models": "manticore.experiments.mad.models",

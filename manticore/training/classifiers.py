@@ -10,19 +10,19 @@ from manticore.components.loading import load_component, load_config, load_weigh
 from manticore.errors import ManticoreError
 from manticore.hybrid.classification import (
     ManticoreClassifier,
+    ManticoreForPairClassification,
     ManticoreForSequenceClassification,
     ManticoreForTokenClassification,
 )
 from manticore.hybrid.mixing import check_weights
-from manticore.hybrid.pair_classification import ManticoreForPairClassification
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.stacks.classification import (
     StackClassifier,
+    StackForPairClassification,
     StackForSequenceClassification,
     StackForTokenClassification,
 )
 from manticore.stacks.modeling import StackForCausalLM
-from manticore.stacks.pair_classification import StackForPairClassification
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -18,9 +18,9 @@ from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 import manticore
 from benchmarks.tiny_families import tiny_model
 from manticore.errors import ManticoreError
-from manticore.hybrid.pair_classification import ManticoreForPairClassification
+from manticore.hybrid.classification import ManticoreForPairClassification
 from manticore.stacks.autoencoder import StackForAutoEncoding
-from manticore.stacks.pair_classification import StackForPairClassification
+from manticore.stacks.classification import StackForPairClassification
 
 IDS = torch.randint(3, 97, (2, 8), generator=torch.Generator().manual_seed(0))
 
