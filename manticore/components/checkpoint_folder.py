@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from manticore._auto import CONFIGURATIONS
-from manticore.errors import ManticoreError, in_brief
+from manticore.errors import ManticoreError
+from manticore.reading import read_object
 
 REFUSED_FAMILIES = {
     "rwkv": "it rescales its weights in place while it runs",
@@ -85,13 +86,7 @@ def raw_configuration(folder: Path) -> Mapping[str, Any]:
     Raises:
         ManticoreError: it cannot be read, or is not a configuration of a component.
     """
-    try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(raw, dict) or not raw:
-            raise ValueError("it holds no settings")
-    except (OSError, ValueError, RecursionError) as error:
-        reason = in_brief(error)
-        raise ManticoreError(f"config.json cannot be read ({reason}). Fix: give the folder of a checkpoint") from error
+    raw = read_object(folder / "config.json", "give the folder of a checkpoint") or {}
     family = raw.get("model_type")
     if not isinstance(family, str):
         raise ManticoreError("config.json names no model_type. Fix: give the folder of a checkpoint")

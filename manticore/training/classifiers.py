@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manticore.components.loading import load_component, load_config, load_weights
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, about
 from manticore.hybrid.classification import (
     ManticoreClassifier,
     ManticoreForPairClassification,
@@ -95,10 +95,8 @@ def load_saved(source: str | Path) -> PreTrainedModel:
     kind = _SAVED.get((config.architectures or [""])[0])
     model = load_component(source) if kind is None else load_weights(kind, name, config)
     if isinstance(model, ManticorePreTrainedModel):
-        try:
+        with about(name):
             check_weights(model.mixture_weights, model.config.num_blocks, model.config.num_components)
-        except ManticoreError as error:
-            raise ManticoreError(f"{name}: {error}") from error
     return model
 
 

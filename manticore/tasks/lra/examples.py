@@ -20,7 +20,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_da
 from tqdm.auto import tqdm
 
 from manticore.cache import file_digest
-from manticore.errors import ManticoreError, in_brief
+from manticore.errors import ManticoreError, told
 from manticore.making import checked
 from manticore.paths import expanded
 from manticore.settings import Amount, Count
@@ -266,15 +266,10 @@ def _pathfinder_files(name: str, data_dir: Path, level: Level) -> _Source:
 def _hub_source(name: str) -> _Source:
     identifier = HUB_IDS[name]
     where = f"lra/{name} {identifier}"
-    try:
+    fix = f"go online, or pass data_dir, the folder {'aclImdb' if name == 'text' else 'cifar-10-batches-bin'}"
+    # datasets raises dozens of classes, its own and its dependencies'; each means that there is no such data here
+    with told(where, "cannot be had from the hub", fix):
         rows = {split: datasets.load_dataset(identifier, split=split) for split in ("train", "test")}
-    except Exception as error:
-        # datasets raises dozens of classes, its own and its dependencies'; each means that there is no such data here
-        reason = in_brief(error)
-        raise ManticoreError(
-            f"{where}: cannot be had from the hub ({type(error).__name__}: {reason}). "
-            f"Fix: go online, or pass data_dir, the folder {'aclImdb' if name == 'text' else 'cifar-10-batches-bin'}"
-        ) from error
     train, test = rows["train"], rows["test"]
     if name == "text":
         return _text_source(text.reviews_of_rows(train, where), text.reviews_of_rows(test, where))
@@ -329,13 +324,9 @@ def _digest(paths: Iterable[Path]) -> str:
         ManticoreError: one cannot be read.
     """
     whole = hashlib.sha256()
-    try:
-        for path in paths:
+    for path in paths:
+        with told(f"lra: {path}", "cannot be read", "give files that you may read", OSError):
             whole.update(f"{path.name} {file_digest(path)} ".encode(errors="surrogateescape"))
-    except OSError as error:
-        raise ManticoreError(
-            f"lra: {error.filename} cannot be read ({error.strerror or error}). Fix: give files that you may read"
-        ) from error
     return whole.hexdigest()
 
 
