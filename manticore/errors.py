@@ -46,7 +46,7 @@ def told(where: str, what: str, fix: str, *kinds: type[Exception]) -> Iterator[N
     """Let what a library raises inside end in one line, ``<where>: <what> (<the library's reason>). Fix: <fix>``.
 
     Args:
-        where: what it is about.
+        where: what it is about; empty where that is put before it later.
         what: went wrong.
         fix: what to do.
         kinds: the classes that it raises; none: all, for libraries that raise dozens.
@@ -60,7 +60,7 @@ def told(where: str, what: str, fix: str, *kinds: type[Exception]) -> Iterator[N
         if isinstance(error, PermissionError) and error.filename:
             raise closed(error.filename) from error
         reason = getattr(error, "strerror", None) or _said(error) or type(error).__name__
-        raise ManticoreError(f"{where}: {what} ({reason}). Fix: {fix}") from error
+        raise ManticoreError(f"{where and f'{where}: '}{what} ({reason}). Fix: {fix}") from error
 
 
 def _said(error: Exception) -> str:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from manticore._auto import CONFIGURATIONS
-from manticore.errors import ManticoreError
-from manticore.reading import read_object
+from manticore.errors import ManticoreError, told
 
 REFUSED_FAMILIES = {
     "rwkv": "it rescales its weights in place while it runs",
@@ -86,8 +85,9 @@ def raw_configuration(folder: Path) -> Mapping[str, Any]:
     Raises:
         ManticoreError: it cannot be read, or is not a configuration of a component.
     """
-    raw = read_object(folder / "config.json", "give the folder of a checkpoint") or {}
-    family = raw.get("model_type")
+    with told("", "config.json cannot be read", "give the folder of a checkpoint", OSError, ValueError, RecursionError):
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    family = raw.get("model_type") if isinstance(raw, dict) else None
     if not isinstance(family, str):
         raise ManticoreError("config.json names no model_type. Fix: give the folder of a checkpoint")
     if family in CONFIGURATIONS:

@@ -190,7 +190,7 @@ def load_config(name: str, *, revision: str | None = None) -> PreTrainedConfig:
             "Fix: use a checkpoint of a family that it ships"
         )
     # strict configurations raise many classes; each means that config.json is wrong
-    with about(name), told("config.json", "is not valid", "give the one that belongs to the checkpoint"):
+    with about(name), told("", "config.json is not valid", "give the one that belongs to the checkpoint"):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     check_family(config, name)
     return config

@@ -20,7 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from manticore.components.checkpoint_folder import refuse_no_weights
 from manticore.components.generation_limits import check_generation_limits
 from manticore.components.sources import file_of
-from manticore.errors import ManticoreError, about, told
+from manticore.errors import ManticoreError, told
 
 MOST_LAYERS = 10_000
 """More layers than any model has; to build so many would take minutes before a file is read."""
@@ -58,7 +58,7 @@ def check_files(name: str, build: Callable[[], nn.Module], *, revision: str | No
     kinds = [_tensors(name, file) for file in files]
     stored = sum(count for tensors in kinds for count, _ in tensors.values())
     # families check their sizes each in its own way
-    with about(name), told("config.json", "describes no model", _BELONGS), torch.device("meta"), no_init_weights():
+    with about(name), told("", "config.json describes no model", _BELONGS), torch.device("meta"), no_init_weights():
         model = build()
     _refuse_no_weights(name, model, {key: kind for tensors in kinds for key, (_, kind) in tensors.items()})
     needed = sum(parameter.numel() for parameter in model.parameters())
@@ -98,7 +98,8 @@ def _weight_files(name: str, revision: str | None) -> list[Path]:
     index = file_of(name, SAFE_WEIGHTS_INDEX_NAME, revision=revision)
     if index is None:
         return []
-    with about(name), told(index.name, "cannot be read", "download the checkpoint again"):
+    no_files = f"{index.name} does not lead to safetensors files beside it"
+    with told(name, no_files, "download the checkpoint again", OSError, ValueError):
         shards = _Index.model_validate_json(index.read_bytes()).weight_map.values()
     found = [file_of(name, shard, revision=revision) for shard in sorted(set(shards))]
     return [file for file in found if file is not None]

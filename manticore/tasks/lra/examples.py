@@ -325,7 +325,7 @@ def _digest(paths: Iterable[Path]) -> str:
     """
     whole = hashlib.sha256()
     for path in paths:
-        with told(f"lra: {path}", "cannot be read", "give files that you may read", OSError):
+        with told("lra", f"{path} cannot be read", "give files that you may read", OSError):
             whole.update(f"{path.name} {file_digest(path)} ".encode(errors="surrogateescape"))
     return whole.hexdigest()
 
