@@ -20,7 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from manticore.components.checkpoint_folder import refuse_no_weights
 from manticore.components.generation_limits import check_generation_limits
 from manticore.components.sources import file_of
-from manticore.errors import ManticoreError, told
+from manticore.errors import ManticoreError, about, told
 
 MOST_LAYERS = 10_000
 """More layers than any model has; to build so many would take minutes before a file is read."""
