@@ -18,6 +18,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from manticore.components.classifier import Classifier
 from manticore.components.extra_arguments import loss_arguments
 from manticore.components.last_token import last_token, pick
+from manticore.components.shapes import expect_shape
 from manticore.errors import ManticoreError
 
 
@@ -56,11 +57,7 @@ def stacked(
     """
     if input_ids is None or input_ids_2 is None:
         raise ManticoreError("forward: pairs have two documents. Fix: give input_ids and input_ids_2")
-    if input_ids.shape != input_ids_2.shape:
-        raise ManticoreError(
-            f"forward: documents of shapes {list(input_ids.shape)} and {list(input_ids_2.shape)} (expected one shape). "
-            "Fix: pad both to one length"
-        )
+    expect_shape("input_ids_2", input_ids_2, input_ids.shape, "pad both documents to one length")
     if (attention_mask is None) != (attention_mask_2 is None):
         raise ManticoreError("forward: one document has a mask, the other none. Fix: give both or neither")
     ids = torch.cat([input_ids, input_ids_2])
