@@ -215,9 +215,7 @@ def register(kind: str, name: str, target: Any, summary: str) -> None:
             f"register: unknown kind {kind!r} (expected one of {', '.join(sorted(_ENTRIES))}). Fix: choose one"
         )
     if name in entries:
-        raise ManticoreError(
-            f"register: {kind} {name!r} exists already ({entries[name].target}). Fix: choose another name"
-        )
+        raise ManticoreError(f"register: {kind} {name!r} exists already ({entries[name].target}). Fix: another name")
     entries[name] = Entry(target, summary)
 
 

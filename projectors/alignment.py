@@ -284,7 +284,7 @@ def _check(hybrid: ManticoreForCausalLM) -> None:
     refuse_released(hybrid.config, "align")
     if hybrid.is_discretized:
         raise ManticoreError(
-            "align: the hybrid is discretized, so its components no longer run alone. Fix: align before discretizing"
+            "align: components of a discretized hybrid cannot run alone. Fix: align before discretizing"
         )
 
 
@@ -297,9 +297,7 @@ def _check_packs(hybrid: ManticoreForCausalLM, *packs: Packs) -> None:
             "Fix: tokenise with the hybrid's tokenizer, or give it the task's vocabulary first"
         )
     if any(bool((part.targets == IGNORE).all()) for part in packs):
-        raise ManticoreError(
-            "align: the targets hold nothing to predict (-100 everywhere). Fix: leave the column out, or take more rows"
-        )
+        raise ManticoreError("align: the targets are -100 everywhere. Fix: leave the column out, or take more rows")
     length = packs[0].input_ids.shape[1]
     for k, runner in enumerate(hybrid.runners):
         limit = None if runner is None else runner.positions

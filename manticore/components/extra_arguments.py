@@ -100,9 +100,7 @@ def positions_of_documents(
     if offsets:
         for other in offsets[1:]:
             if other.shape != offsets[0].shape or decided((other != offsets[0]).any())[0]:
-                raise ManticoreError(
-                    "forward: cu_seq_lens_q and cu_seq_lens_k differ. Fix: give one alone, or equal ones"
-                )
+                raise ManticoreError("forward: cu_seq_lens_q and cu_seq_lens_k differ. Fix: give one, or equal ones")
         begins |= _placed(offsets[0], batch, tokens).to(device)
     elif "seq_idx" not in values and position_ids is None:
         raise ManticoreError(

@@ -47,9 +47,7 @@ def check_generation_limits(name: str, revision: str | None) -> None:
         for key, value in (values or {}).items():
             expected = None if value is None else _expected(key, value)
             if expected is not None:
-                raise ManticoreError(
-                    f"{name}: {file}: {key} is {value!r:.60} (expected {expected}). Fix: correct it, or take it out"
-                )
+                raise ManticoreError(f"{name}: {file}: {key} is {value!r:.60} (expected {expected}). Fix: correct it")
 
 
 def _expected(key: str, value: Any) -> str | None:

@@ -50,10 +50,9 @@ def named_component(choice: object, names: Sequence[str]) -> int:
     short = [Path(name).name for name in names]
     if isinstance(choice, str) and short.count(choice) == 1:
         return short.index(choice)
-    if isinstance(choice, str) and choice.isdecimal():
-        choice = int(choice)
-    if type(choice) is int and 0 <= choice < count:
-        return choice
+    index = int(choice) if isinstance(choice, str) and choice.isdecimal() else choice
+    if type(index) is int and 0 <= index < count:
+        return index
     several = isinstance(choice, str) and choice in short
     what = "names several components" if several else "is not a component"
     near = did_you_mean(choice, [*names, *short]) if isinstance(choice, str) and not several else ""

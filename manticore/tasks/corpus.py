@@ -148,9 +148,7 @@ def _files(source: TextSource, text_column: str | None) -> list[str]:
         else:
             raise ManticoreError(f"text {name}: binary, or not UTF-8. Fix: give a text file, or convert it to UTF-8")
     if no_text and not documents:
-        raise ManticoreError(
-            f"text {source.name}: none of its {no_text} files is UTF-8 text. Fix: give a folder of text files"
-        )
+        raise ManticoreError(f"text {source.name}: none of its {no_text} files is UTF-8 text. Fix: give text files")
     if no_text:
         many = len(source.files)
         logger.warning("text %s: %d of %d files are not UTF-8 text and were left out", source.name, no_text, many)
@@ -195,9 +193,7 @@ def _strings(source: Sequence[str]) -> list[str]:
         if not is_unicode(document):
             raise ManticoreError(f"text: item {index} holds half characters (surrogates). Fix: decode it as UTF-8")
     if len(documents) > 1 and all(len(document) <= 1 for document in documents):
-        raise ManticoreError(
-            f"text: a list of {len(documents)} single characters, expected documents. Fix: pass [text], not list(text)"
-        )
+        raise ManticoreError(f"text: a list of {len(documents)} single characters. Fix: pass [text], not list(text)")
     return documents
 
 

@@ -54,9 +54,7 @@ def _only_member(path: Path, name: str) -> bytes:
     with zipfile.ZipFile(path) as archive:
         members = [member for member in archive.infolist() if not member.is_dir()]
         if len(members) != 1:
-            raise ManticoreError(
-                f"text {name}: {len(members)} files inside (expected one). Fix: unpack it into a folder"
-            )
+            raise ManticoreError(f"text {name}: {len(members)} files inside (expected one). Fix: unpack it to a folder")
         return archive.read(members[0])
 
 
@@ -236,7 +234,7 @@ def _strings(values: Sequence[Any], column: str, name: str, where: Sequence[str]
             )
         if not is_unicode(value):
             raise ManticoreError(
-                f"text {name}: {place(index)} holds half characters (surrogates). Fix: decode it as UTF-8"
+                f"text {name}: {place(index)} holds half characters (surrogates). Fix: decode as UTF-8"
             )
     return list(values)
 

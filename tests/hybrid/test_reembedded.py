@@ -166,7 +166,7 @@ def test_a_task_with_its_own_vocabulary_needs_no_choice(folders: dict[str, Path]
     ("choice", "reason"),
     [
         ("porse", r"tokenizer 'porse' is not a component. Did you mean 'prose'\?"),
-        ("2", r"tokenizer '2' is not a component \(expected a name or an index\). Fix: give 0 to 1"),
+        ("2", r"tokenizer '2' is not a component \(expected a name or an index\). Fix: give the index, 0 to 1"),
         (-1, "tokenizer -1 is not a component"),
         (True, "tokenizer True is not a component"),
         (1.0, "tokenizer 1.0 is not a component"),

@@ -111,9 +111,7 @@ def load(
         ManticoreError: an unknown task, a folder with another layout, or files that are not what they should be.
     """
     if name not in ARENAS:
-        raise ManticoreError(
-            f"lra: unknown task (got {name!r}, expected one of {', '.join(ARENAS)}). Fix: choose one of these"
-        )
+        raise ManticoreError(f"lra: unknown task {name!r} (expected one of {', '.join(ARENAS)}). Fix: choose one")
     wanted = dict(zip(SPLITS, (num_train, num_validation, num_test)))
     source = _source(name, None if data_dir is None else expanded(data_dir), seed, level)
     arena = ARENAS[name]
@@ -171,13 +169,9 @@ def _source(name: str, data_dir: Path | None, seed: int, level: Level) -> _Sourc
     if data_dir is None and name in HUB_IDS:
         return _hub_source(name)
     if data_dir is None:
-        raise ManticoreError(
-            f"lra/{name}: is not available without files. Fix: pass data_dir, the folder of the official release"
-        )
+        raise ManticoreError(f"lra/{name}: needs files. Fix: pass data_dir, the folder of the official release")
     if not data_dir.is_dir():
-        raise ManticoreError(
-            f"lra/{name} {data_dir}: no such folder. Fix: pass as data_dir a folder that exists and holds the release"
-        )
+        raise ManticoreError(f"lra/{name} {data_dir}: no such folder. Fix: pass as data_dir the release's folder")
     if name == "listops":
         return _listops_files(data_dir)
     if name == "text":

@@ -76,9 +76,7 @@ def cifar_rows(paths: Sequence[Path]) -> Iterator[Row]:
     for path in paths:
         content = np.fromfile(path, np.uint8)
         if content.size == 0 or content.size % RECORD_BYTES:
-            raise ManticoreError(
-                f"lra/image {path}: {content.size} bytes (expected a multiple of {RECORD_BYTES}). Fix: {_CIFAR}"
-            )
+            raise ManticoreError(f"lra/image {path}: {content.size} bytes (expected n x {RECORD_BYTES}). Fix: {_CIFAR}")
         for index, record in enumerate(content.reshape(-1, RECORD_BYTES)):
             label = label_of(int(record[0]), 10, f"lra/image {path}, image {index}", _CIFAR)
             # a record holds all red values, then green, then blue
@@ -235,8 +233,6 @@ def _metadata_lines(path: Path) -> Iterator[list[str]]:
     with told(f"lra/pathfinder {path}", "cannot be read as metadata", _AGAIN, ValueError, EOFError):
         array = np.load(path, allow_pickle=False)
     if array.ndim != 2:
-        raise ManticoreError(
-            f"lra/pathfinder {path}: an array of shape {array.shape} (expected images x 11 columns). Fix: {_AGAIN}"
-        )
+        raise ManticoreError(f"lra/pathfinder {path}: shape {array.shape} (expected images x 11). Fix: {_AGAIN}")
     for row in array:
         yield [item.decode() if isinstance(item, bytes) else str(item) for item in row]

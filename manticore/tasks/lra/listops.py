@@ -133,9 +133,7 @@ def _read_rows(path: Path) -> Iterator[Example]:
             with about(where):
                 ids = from_text(source)
             if not 1 <= len(ids) <= LONGEST + 1:
-                raise ManticoreError(
-                    f"{where}: wrong number of symbols (got {len(ids)}, expected 1 to {LONGEST + 1}). Fix: {_RELEASE}"
-                )
+                raise ManticoreError(f"{where}: {len(ids)} symbols (expected 1 to {LONGEST + 1}). Fix: {_RELEASE}")
             yield ids, label
 
 
