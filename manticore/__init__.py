@@ -28,7 +28,7 @@ _PUBLIC = {
     "StackForPairClassification": "manticore.stacks.classification",
     "StackForSequenceClassification": "manticore.stacks.classification",
     "StackForTokenClassification": "manticore.stacks.classification",
-    "align": "manticore.projectors.alignment",
+    "align": "manticore.training.alignment",
     "combine": "manticore.hybrid.combine",
     "compare": "manticore.experiments.compare",
     "discretize": "manticore.hybrid.discretize",

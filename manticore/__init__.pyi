@@ -17,7 +17,7 @@ from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.hybrid.modeling import ManticoreForCausalLM as ManticoreForCausalLM
 from manticore.hybrid.classification import ManticoreForPairClassification as ManticoreForPairClassification
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
-from manticore.projectors.alignment import AlignmentReport
+from manticore.training.alignment import AlignmentReport
 from manticore.report.sharing import share as share
 from manticore.search.search import SearchResult
 from manticore.settings import Align

@@ -13,9 +13,9 @@ from datasets import Dataset, DatasetDict
 
 import manticore
 from manticore.errors import ManticoreError
-from manticore.projectors.calibration import calibration_packs
 from manticore.tasks.corpus import read_corpus
 from manticore.tasks.task import load_task
+from manticore.training.calibration import calibration_packs
 from manticore.training.pretrain import pretrain
 from tests.conftest import gpt_neo
 

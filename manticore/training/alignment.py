@@ -29,12 +29,12 @@ from manticore.hybrid.modeling import through_blocks
 from manticore.hybrid.released import refuse_released
 from manticore.kernels.mamba import fast_scan
 from manticore.keywords import takes
-from manticore.projectors.calibration import Packs, calibration_packs
-from manticore.projectors.descent import Clock, Progress, counted, descend, mean_loss
 from manticore.projectors.ridge import FeatureSums
 from manticore.seeding import derive_seed
 from manticore.settings import Align
 from manticore.tasks.metrics import IGNORE
+from manticore.training.calibration import Packs, calibration_packs
+from manticore.training.descent import Clock, Progress, counted, descend, mean_loss
 
 if TYPE_CHECKING:
     from manticore.components.runner import Runner
