@@ -17,6 +17,7 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,12 @@ def kill(process: Any, place: Path, stage: str, delay: float) -> str:
     return str(state(place, stage).get("status", "not begun"))
 
 
+def forget(place: Path, stages: Sequence[str]) -> None:
+    """Put a run back to before some stages: a process is killed a little late, and may have begun or made them."""
+    for name in (*stages, "model"):
+        shutil.rmtree(place / "run" / name, ignore_errors=True)
+
+
 def bits(place: Path, stage: str) -> dict[str, Any]:
     """What a finished stage has left: its results, and the bytes of its weights."""
     own = place / "run" / stage
@@ -127,6 +134,7 @@ def main() -> None:
         backup = folder / f"before {stage}"
         if not backup.exists():
             killed.mkdir(exist_ok=True)
+            forget(killed, STAGES[STAGES.index(stage) :])
             shutil.copytree(killed, backup)
         row: dict[str, Any] = {"stage": stage, "kills": 0, "in it": 0, "put back": 0, "failed": 0}
         lasts = state(whole, stage)["seconds"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +36,15 @@ def test_the_kernels_folder_does_not_hide_the_package_that_transformers_imports(
         "print(getattr(module, '__file__', None))"
     )
     assert str(ROOT) not in found
+
+
+def test_an_installed_package_has_every_folder_of_code() -> None:
+    listed = re.search(r"^packages = (\[.*?\])", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    assert listed is not None
+    declared = set(ast.literal_eval(listed[1]))
+    root = ROOT / "manticore"
+    code = {file.parent for folder in (root, *root.iterdir()) if folder.is_dir() for file in folder.glob("**/*.py")}
+    assert declared >= {".".join(("manticore", *folder.relative_to(root).parts)) for folder in code}
 
 
 def test_root_folders_are_reached_through_relative_links() -> None:

@@ -1,104 +1,198 @@
-"""The scores of every path through a supernet, so that what a search found can be compared with what there was.
+"""The learning curves of every path through a hybrid, so that what a search finds can be compared with what there was.
 
-Expensive: components to the power of blocks fine-tunings. For benchmarks of searches on small hybrids.
+Expensive: components to the power of blocks fine-tunings. For benchmarks of searches on small hybrids, which replay
+methods on recorded curves (:func:`replay`).
 """
 
 from __future__ import annotations
 
-import itertools
-import pathlib
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from manticore.hybrid.discretize import discretize
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
-from manticore.runs.ledger import RUNS, RunLog
-from manticore.runs.lineage import training_inputs
-from manticore.tasks.task import Task
-from manticore.training.finetune import finetune
+from manticore.search.choice import Choice, PathMethod, Shared
+from manticore.search.curves import MARKS, Curves, Point, SharedScores
+from manticore.search.objective import Objective
+from manticore.search.space import Path, Space, spelled
+from manticore.training.scoring import score
 
-Path = tuple[int, ...]
-"""One component index per block."""
+DENSE = MARKS
+"""Every mark up to a unit is scored, then every third."""
+
+
+def marks(units: int) -> list[int]:
+    """The marks of a landscape of so many units."""
+    return [mark for mark in range(1, units * MARKS + 1) if mark <= DENSE or mark % 3 == 0]
+
+
+@dataclass
+class TestedObjective(Objective):
+    """An objective that also scores the test split, at whole units, for the truth that no search sees."""
+
+    __test__ = False  # no class of tests
+    until: Sequence[int] = ()
+    """The marks."""
+    test_examples: int = 512
+
+    @property
+    def marks(self) -> list[int]:  # type: ignore[override]
+        return list(self.until)
+
+    def measure(self, model: ManticorePreTrainedModel, mark: int) -> Point:
+        point = super().measure(model, mark)
+        if mark % MARKS:
+            return point
+        batch, examples = self.settings.batch_size, self.test_examples
+        metrics, _ = score(model, self.task, "test", batch_size=batch, max_examples=examples)
+        return replace(point, test=metrics[self.task.primary_metric])
 
 
 @dataclass(frozen=True)
 class Landscape:
-    """What each candidate scored after the same fine-tuning."""
+    """The curves of one hybrid, for one seed."""
 
-    metrics: dict[Path, dict[str, float]]
-    """Path → its metrics on the test split."""
-    metric: str
-    """The metric that decides."""
+    space: Space
     higher_is_better: bool
+    points: dict[Path, dict[int, Point]]
+    """Without the losses of single examples, which are many; ``errors`` holds what they are needed for."""
+    errors: dict[tuple[Path, Path], dict[int, float]]
+    """Two paths → mark → the paired standard error of the difference of their losses, in nats."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What was measured: task, seed, unit in FLOPs, …"""
 
-    @property
-    def best(self) -> Path:
-        """The path with the best score."""
-        return min(self.metrics, key=self.shortfall)
+    @classmethod
+    def of(cls, curves: Curves, **facts: Any) -> Landscape:
+        """From curves whose points hold the losses of examples."""
+        paths = sorted(curves.points)
+        errors = {
+            (a, b): {mark: round(curves.error(a, b, mark), 5) for mark in curves.points[a] if mark in curves.points[b]}
+            for i, a in enumerate(paths)
+            for b in paths[i + 1 :]
+        }
+        bare = {p: {m: replace(point, losses=()) for m, point in curve.items()} for p, curve in curves.points.items()}
+        return cls(curves.space, curves.higher_is_better, bare, errors, facts)
 
-    def shortfall(self, path: Sequence[int]) -> float:
-        """How far a path scores below the best one, in the task's metric; at least 0."""
-        return max(self._scores.values()) - self._scores[tuple(path)]
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        columns = ("steps", "flops", "spent", "loss", "metric", "test", "seconds")
+        return {
+            **self.facts,
+            "blocks": self.space.num_blocks,
+            "components": self.space.num_components,
+            "higher_is_better": self.higher_is_better,
+            "curves": {
+                spelled(path): {
+                    "mark": list(curve),
+                    **{c: [_round(getattr(p, c)) for p in curve.values()] for c in columns},
+                }
+                for path, curve in self.points.items()
+            },
+            "errors": {f"{spelled(a)},{spelled(b)}": list(found.values()) for (a, b), found in self.errors.items()},
+        }
 
-    def regret(self, path: Sequence[int]) -> float:
-        """The shortfall as a share of the way from the best path to the worst: 0 is the best, 1 the worst.
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Landscape:
+        """From :meth:`to_dict`."""
+        points = {}
+        for name, columns in record["curves"].items():
+            rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
+            points[path_of(name)] = {row["mark"]: Point(**row) for row in rows}
+        errors = {}
+        for pair, values in record["errors"].items():
+            a, b = map(path_of, pair.split(","))
+            errors[a, b] = dict(zip(points[a], values))
+        known = ("blocks", "components", "higher_is_better", "curves", "errors")
+        facts = {name: value for name, value in record.items() if name not in known}
+        space = Space(record["blocks"], record["components"])
+        return cls(space, record["higher_is_better"], points, errors, facts)
 
-        Where all candidates score the same every one is the best.
-        """
-        span = max(self._scores.values()) - min(self._scores.values())
-        return self.shortfall(path) / (span or 1.0)
-
-    @property
-    def blind_shortfall(self) -> float:
-        """The expected shortfall of a path that is drawn at random."""
-        return max(self._scores.values()) - statistics.fmean(self._scores.values())
-
-    @property
-    def _scores(self) -> dict[Path, float]:
-        """Higher is better."""
+    def truth(self, units: int) -> dict[Path, float]:
+        """Path → its metric on the test split after so many units, signed so that higher is better."""
         sign = 1 if self.higher_is_better else -1
-        return {path: sign * metrics[self.metric] for path, metrics in self.metrics.items()}
+        found = {path: curve[units * MARKS].test for path, curve in self.points.items()}
+        return {path: sign * value for path, value in found.items() if value is not None}
 
 
-def landscape(
-    supernet: ManticorePreTrainedModel,
-    task: Task,
+def _round(value: Any) -> Any:
+    return round(value, 5) if isinstance(value, float) else value
+
+
+def path_of(name: str) -> Path:
+    """From ``0-1``."""
+    return tuple(map(int, name.split("-")))
+
+
+def regret(truth: Mapping[Path, float], path: Path) -> float:
+    """How far a path is below the best one, as a share of the way from the best to the worst; 0 where all are equal."""
+    best, worst = max(truth.values()), min(truth.values())
+    return (best - truth[path]) / ((best - worst) or 1.0)
+
+
+def mean_truth(truths: Sequence[Mapping[Path, float]]) -> dict[Path, float]:
+    """The mean over seeds: what is true of a pair and a task, beyond one order of the data."""
+    return {path: statistics.fmean(truth[path] for truth in truths) for path in truths[0]}
+
+
+class _Recorded(Curves):
+    """Curves whose points come from a landscape when they are asked for."""
+
+    def __init__(self, landscape: Landscape, scored: Sequence[int]) -> None:
+        super().__init__(landscape.space, landscape.higher_is_better, list(scored))
+        self._landscape = landscape
+
+    def error(self, a: Path, b: Path, mark: int) -> float:
+        errors = self._landscape.errors
+        return (errors.get((a, b)) or errors[b, a])[mark]
+
+    def fetch(self, path: Path, mark: int) -> None:
+        """What a search would have seen of a candidate that is trained to a mark."""
+        for each, point in self._landscape.points[path].items():
+            if each == mark or (each < mark and each in self.marks):
+                self.add(path, point)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a method would have done."""
+
+    choice: Choice
+    cost: float
+    """Units, scoring included."""
+    training: dict[Path, int]
+    """Candidate → FLOPs of its training."""
+
+
+def replay(
+    landscape: Landscape,
+    method: PathMethod,
+    seed: int,
+    scored: Sequence[int],
     *,
-    paths: Iterable[Sequence[int]] | None = None,
-    out: str | pathlib.Path | None = None,
-    resume: bool = False,
-    progress: Callable[[int, Path], None] | None = None,
-    **settings: Any,
-) -> Landscape:
-    """Fine-tune every path of a supernet with the same settings and score it.
+    shared: Callable[[Shared], SharedScores] | None = None,
+    **options: Any,
+) -> Replay:
+    """Run a method on recorded curves.
 
     Args:
-        supernet: left as it is.
-        task: what is trained and scored on.
-        paths: the candidates; None: all, components to the power of blocks.
-        out: folder for the scores, a line per path that is done; None writes nothing.
-        resume: go on with the scores in ``out``, if there are any.
-        progress: told how many paths are done, and the one that was done last.
-        settings: those of :func:`manticore.finetune`; with ``budget_flops`` paths of different cost get equal compute.
-            With ``out`` they are JSON values.
-
-    Raises:
-        ManticoreError: the hybrid is discretized already, ``out`` is of other settings, weights or data, or what
-            ``finetune`` raises.
+        landscape: the curves.
+        method: of searching.
+        seed: of what it draws.
+        scored: the marks where candidates are scored.
+        shared: what paths score with shared weights, for methods that ask.
+        options: of the method.
     """
-    if paths is None:
-        paths = itertools.product(range(supernet.config.num_components), repeat=supernet.config.num_blocks)
-    log = RunLog(None, {}, resume=resume, stage="landscape")
-    if out is not None:
-        log = RunLog(
-            pathlib.Path(out) / RUNS, settings, training_inputs(supernet, task), resume=resume, stage="landscape"
-        )
-    metrics: dict[Path, dict[str, float]] = {}
-    for path in map(tuple, paths):
-        name = ",".join(map(str, path))
-        metrics[path] = log.get(name) or log.add(name, finetune(discretize(supernet, path), task, **settings).metrics)
-        if progress is not None:
-            progress(len(metrics), path)
-    return Landscape(metrics, task.primary_metric, task.higher_is_better)
+    curves = _Recorded(landscape, scored)
+    search = method(curves, seed, **options)
+    try:
+        while True:
+            asked = next(search)
+            if isinstance(asked, Shared):
+                assert shared is not None, "a method that trains shared weights needs them"
+                curves.shared = shared(asked)
+                continue
+            for path, mark in asked:
+                curves.fetch(path, mark)
+    except StopIteration as end:
+        return Replay(end.value, curves.flops / landscape.facts["unit"], curves.training_flops)

@@ -39,6 +39,11 @@ logger = logging.getLogger(__name__)
 PARTIAL = ".partial"
 """Folder in which a checkpoint is written before it gets its name."""
 
+CHECKPOINTS = "checkpoints"
+"""The folder of a training's checkpoints, in the folder of the training."""
+RECORD = "settings.json"
+"""A run's key, beside its checkpoints."""
+
 TENSORS = "trained.safetensors"
 CLOCK = "seconds.json"
 
@@ -80,6 +85,7 @@ def open_folder(
     stage: str,
     inputs: Mapping[str, str] | None = None,
     scan: bool = False,
+    grows: bool = False,
 ) -> Path | None:
     """Make `folder` ready for a run and return the checkpoint to go on from, if there is one.
 
@@ -90,6 +96,7 @@ def open_folder(
         stage: the caller's name in error messages.
         inputs: name → digest of what is trained and what it reads.
         scan: whether the model has layers that run by the selective scan.
+        grows: whether a run of fewer ``steps`` is the beginning of this one, as it is where the rate stays constant.
 
     Raises:
         ManticoreError: checkpoints exist and `resume` is off, the run there had other settings or inputs, or a link in
@@ -99,7 +106,7 @@ def open_folder(
     now = key({"processes": process_count(), **settings}, inputs or {}, scan=scan)
     refuse_links_out(folder)
     found = checkpoints(folder)
-    record = folder / "settings.json"
+    record = folder / RECORD
     last = None
     if found:
         if not resume:
@@ -113,6 +120,8 @@ def open_folder(
         sealed = INPUTS in before
         noted = {name: before.pop(name, {}) for name in (INPUTS, CONDITIONS)}
         before = {"processes": 1, **(before if sealed else without_fingerprints(before))}
+        if grows and before.get("steps", 0) <= now[SETTINGS]["steps"]:
+            before["steps"] = now[SETTINGS]["steps"]
         refuse_another({SETTINGS: before, **noted}, now, f"{stage}: {folder}", "choose another out")
         last = _newest_whole(found, stage, sealed)
     if is_first():
@@ -120,6 +129,13 @@ def open_folder(
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
         write_record(record, {**now[SETTINGS], INPUTS: now[INPUTS], CONDITIONS: now[CONDITIONS]})
     return last
+
+
+def noted_inputs(folder: Path) -> dict[str, str] | None:
+    """Digests of what the run in a folder began with; None where they are not noted."""
+    record = read_record(folder / RECORD, "choose another out") or {}
+    found: dict[str, str] | None = record.get(INPUTS)
+    return found
 
 
 def _newest_whole(found: list[Path], stage: str, sealed: bool) -> Path | None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import tempfile
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,27 +9,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from manticore.components.loading import refuse_not_finite
-from manticore.errors import ManticoreError, NotFiniteError
-from manticore.kernels.mamba import fast_scan, has_selective_scan
+from manticore.errors import ManticoreError
 from manticore.keywords import takes
-from manticore.modes import kept_modes, recomputed_activations
-from manticore.runs.lineage import training_inputs
-from manticore.seeding import derive_seed
 from manticore.settings import Evaluate, Finetune
-from manticore.training.batches import batches
-from manticore.training.budget import flops_per_step
+from manticore.training.begun import Begun, begun_beside
 from manticore.training.callbacks import Progress
-from manticore.training.checkpoints import open_folder
 from manticore.training.classifiers import suits
+from manticore.training.opening import opened
 from manticore.training.precision import Precision, differing
 from manticore.training.prepare import fit_to_task, resolve_task
+from manticore.training.saved_models import load_model
+from manticore.training.scoring import score
 from manticore.training.tracking import trackers
 from manticore.training.trainable import merge_lora, set_trainable
-from manticore.training.trainer import TaskTrainer, training_arguments, with_length
+from manticore.training.trainer import TaskTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from manticore.search.result import SearchResult
     from manticore.tasks.task import Task
 
 
@@ -67,7 +62,7 @@ class FinetuneResult:
 
 @takes(Finetune)
 def finetune(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Begun | SearchResult | str | Path,
     task: str | Task,
     settings: Finetune,
     *,
@@ -85,8 +80,10 @@ def finetune(
     the model first, unless it is one for as many classes: the result's ``model``, with copies of the weights.
 
     Args:
-        model: a hybrid, a stack or any causal LM of transformers; changed in place, or left as it is where a classifier
-            is made of it.
+        model: a hybrid, a stack or any causal LM of transformers, or the folder of one; changed in place, or left as it
+            is where a classifier is made of it. What a search has found, or its folder, goes on with the weights, the
+            optimizer and the place in the data that the search left, where the settings are the same; a length and a
+            warm-up that are not given are the search's. Else it starts anew, and a warning says why.
         task: a task, or the name of a registered one.
         settings: the options below in one object, which single ones change.
         seed: of the data order, dropout and fresh parameters.
@@ -100,6 +97,9 @@ def finetune(
         ManticoreError: impossible arguments, a budget below one step, a loss that is not finite, a full disk.
     """
     told = trackers(settings.report_to, out, stage="finetune")
+    model, begun = _with_what_was_begun(model)
+    if begun is not None:
+        settings = begun.completed(settings)
     task = resolve_task(task, model, tokenizer, seed, stage="finetune")
     model = fit_to_task(model, task, seed)
     precision = Precision(model, settings.dtype, bf16=settings.bf16, cpu=cpu, stage="finetune")
@@ -115,44 +115,27 @@ def finetune(
         seed=seed,
     )
     scores, scored = {}, {"batch_size": settings.batch_size, "max_examples": settings.test_examples}
-    with ExitStack() as stack:
-        stack.enter_context(fast_scan(model))
-        stack.callback(precision.settle)
-        precision.warn()
-        precision.hold()
-        if settings.gradient_checkpointing:
-            stack.enter_context(recomputed_activations(model))
-        flops = flops_per_step(model, settings.batch_size, task.length)
-        settings = with_length(settings, flops, stage="finetune")
-        steps = settings.steps or settings.default_steps
-        folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        checkpoint = None
-        if out is not None:
-            checkpoint = open_folder(
-                folder / "checkpoints",
-                settings.key(task=task.name, seed=seed, bf16=precision.autocast),
-                resume=resume,
-                stage="finetune",
-                inputs=training_inputs(model, task),
-                scan=has_selective_scan(model),
-            )
-        args = training_arguments(
-            folder / "checkpoints",
-            settings,
-            log_steps=settings.log_steps or max(1, steps // 200),
-            saves=out is not None,
-            seed=derive_seed(seed, "finetune"),
-            data_seed=derive_seed(seed, "data order"),
-            bf16=precision.autocast,
-            cpu=cpu,
-        )
+    with opened(
+        model,
+        task,
+        settings,
+        precision,
+        stage="finetune",
+        draws="finetune",
+        seed=seed,
+        out=out,
+        resume=resume,
+        cpu=cpu,
+        log_steps=settings.log_steps,
+        begun=begun,
+    ) as training:
         trainer = TaskTrainer(
             model,
-            args,
+            training.args,
             task,
-            checkpoint=checkpoint,
+            checkpoint=training.checkpoint,
             decay=settings.decay,
-            metrics_file=None if out is None else folder / "metrics.jsonl",
+            metrics_file=None if out is None else training.folder / "metrics.jsonl",
             progress=progress,
             callbacks=told,
         )
@@ -165,15 +148,23 @@ def finetune(
     metrics = evaluate(model, task, **scored)
     return FinetuneResult(
         model=model,
-        steps=steps,
-        tokens=steps * settings.batch_size * task.tokens_per_example,
-        flops=steps * flops,
+        steps=training.steps,
+        tokens=training.steps * settings.batch_size * task.tokens_per_example,
+        flops=training.steps * training.flops,
         seconds=trainer.stopwatch.seconds,
         metrics=metrics,
         history=history,
         metrics_float32=differing(scores, metrics) if scores else None,
         dtypes=dict(precision.saved),
     )
+
+
+def _with_what_was_begun(model: Any) -> tuple[PreTrainedModel, Begun | None]:
+    """A model, and the training that a search has begun with it, where there is one."""
+    if isinstance(model, str | Path):
+        model = begun_beside(load_model(model)[0], model)
+    begun = model if isinstance(model, Begun) else getattr(model, "begun", None)
+    return (model, None) if begun is None else (begun.model, begun)
 
 
 @takes(Evaluate)
@@ -219,19 +210,4 @@ def evaluate(
             "for them. Fix: fine-tune the model on the task first, and score result.model"
         )
     refuse_not_finite(model, "evaluate")
-    device = next(model.parameters()).device
-    state = task.metric_state()
-    with torch.no_grad(), kept_modes(model), fast_scan(model):
-        model.eval()
-        for batch in batches(task.data[split], length=task.length, **dict(settings)):
-            targets = batch.pop("targets").to(device)
-            logits = model(**{n: v.to(device) for n, v in batch.items()}, use_cache=False).logits
-            state.update(logits, targets)
-    scores = state.compute()
-    for name, score in scores.items():
-        if math.isnan(score):
-            raise NotFiniteError(
-                f"evaluate: {name} on {task.name}, {split}, is NaN, though all weights are finite. "
-                "Fix: a higher precision (float32), or examples that have targets"
-            )
-    return scores
+    return score(model, task, split, batch_size=settings.batch_size, max_examples=settings.max_examples)[0]

@@ -1,0 +1,72 @@
+"""What a search can choose: paths through the blocks of a hybrid, one component per block."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from manticore.errors import ManticoreError
+
+Path = tuple[int, ...]
+"""One component index per block."""
+
+MOST_PATHS = 1_000_000
+"""More are not listed: no search could train a share of them worth the name."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """Paths over ``num_components`` components and ``num_blocks`` blocks."""
+
+    num_blocks: int
+    num_components: int
+    allowed: frozenset[Path] | None = None
+    """The paths that may be chosen; None: all. Parents are always among what a search looks at."""
+
+    @property
+    def size(self) -> int:
+        """How many paths may be chosen."""
+        return self.num_components**self.num_blocks if self.allowed is None else len(self.allowed)
+
+    @property
+    def parents(self) -> list[Path]:
+        """The paths that are one component throughout."""
+        return [(k,) * self.num_blocks for k in range(self.num_components)]
+
+    def paths(self) -> list[Path]:
+        """All paths that may be chosen, parents first.
+
+        Raises:
+            ManticoreError: they are too many to list.
+        """
+        if self.num_components**self.num_blocks > MOST_PATHS:
+            raise ManticoreError(
+                f"search: {self.num_components} components in {self.num_blocks} blocks have "
+                f"{self.num_components**self.num_blocks:.3g} paths (at most {MOST_PATHS:,} are listed). "
+                "Fix: method='blockwise', or fewer blocks"
+            )
+        every = itertools.product(range(self.num_components), repeat=self.num_blocks)
+        found = [path for path in every if self.allowed is None or path in self.allowed]
+        return sorted(found, key=lambda path: (len(set(path)) > 1, path))
+
+    def may_choose(self, path: Path) -> bool:
+        """Whether a path may be what the search finds."""
+        return self.allowed is None or path in self.allowed
+
+    def flips(self, path: Path, blocks: tuple[int, ...]) -> Iterator[Path]:
+        """The paths that have one other component in all of these blocks."""
+        for k in range(self.num_components):
+            other = tuple(k if n in blocks else m for n, m in enumerate(path))
+            if other != path and self.may_choose(other):
+                yield other
+
+
+def handovers(path: Path) -> int:
+    """How often a path goes from one component to another."""
+    return sum(a != b for a, b in itertools.pairwise(path))
+
+
+def spelled(path: Path) -> str:
+    """A path as it stands in file names and records: ``0-1``."""
+    return "-".join(map(str, path))
