@@ -79,6 +79,14 @@ def architecture_problem(named: Any, causal: Set[str]) -> str | None:
     return f"the checkpoint is a {found[0]} (expected {' or '.join(sorted(causal))}). Fix: give a causal language model"
 
 
+def unknown_family(raw: Mapping[str, Any]) -> str:
+    """Why a checkpoint of a family that transformers does not know cannot be taken."""
+    fix = "Fix: use a checkpoint of a family that transformers ships"
+    if "auto_map" in raw:
+        return f"it asks to run its own Python code (auto_map), which is never done. {fix}"
+    return f"model_type {raw.get('model_type')!r} is unknown to this version of transformers. {fix}"
+
+
 def raw_configuration(folder: Path) -> Mapping[str, Any]:
     """The content of config.json.
 
@@ -96,10 +104,7 @@ def raw_configuration(folder: Path) -> Mapping[str, Any]:
         return raw
     known = causal_families().get(family)
     if known is None and "auto_map" in raw:
-        raise ManticoreError(
-            "it asks to run its own Python code (auto_map), which is never done. "
-            "Fix: use a checkpoint of a family that transformers ships"
-        )
+        raise ManticoreError(unknown_family(raw))
     problem = family_problem(raw.get, None if known is None else set(known))
     if problem is not None:
         raise ManticoreError(problem)

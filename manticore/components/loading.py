@@ -15,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from manticore.components.checkpoint_folder import TOKENIZER_FILES, architecture_problem, family_problem
+from manticore.components.checkpoint_folder import TOKENIZER_FILES, architecture_problem, family_problem, unknown_family
 from manticore.components.extra_outputs import ask_for_no_more, configurations
 from manticore.components.loaded_weights import in_precision, keeping_loaded_weights, note_separate_head
 from manticore.components.positions import token_embeddings
@@ -179,16 +179,8 @@ def load_config(name: str, *, revision: str | None = None) -> PreTrainedConfig:
         raise ManticoreError(f"{name}: no such folder here, and {why}. {fix}") from error
     family = raw.get("model_type")
     known = isinstance(family, str) and family in CONFIG_MAPPING
-    if "auto_map" in raw and not known:
-        raise ManticoreError(
-            f"{name}: it asks to run its own Python code (auto_map), which is never done. "
-            "Fix: use a checkpoint of a family that transformers ships"
-        )
     if not known:
-        raise ManticoreError(
-            f"{name}: model_type {family!r} is unknown to this version of transformers. "
-            "Fix: use a checkpoint of a family that it ships"
-        )
+        raise ManticoreError(f"{name}: {unknown_family(raw)}")
     # strict configurations raise many classes; each means that config.json is wrong
     with about(name), told("", "config.json is not valid", "give the one that belongs to the checkpoint"):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)

@@ -202,7 +202,8 @@ def check_weights(
     fix = "give shares that sum to 1 in each row, or an index per block"
     with told("set_mixture_weights", f"{in_brief(repr(weights))} ({expected})", fix):
         tensor = torch.as_tensor(weights)
-    if tensor.dim() == 1 and len(tensor) == num_blocks and not tensor.is_floating_point():
+    indices = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    if tensor.dim() == 1 and len(tensor) == num_blocks and indices:
         path = check_path(tensor.tolist(), num_blocks, num_components, "set_mixture_weights")
         return torch.nn.functional.one_hot(torch.tensor(path), num_components).float()
     wrong = None

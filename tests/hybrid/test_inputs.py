@@ -41,8 +41,8 @@ WRONG: dict[str, tuple[str, Callable[[ManticoreForCausalLM], Any]]] = {
         r"attention_mask has shape \[2, 5\] \(expected \[2, 11\]",
         lambda h: h(IDS, attention_mask=torch.ones(2, 5)),
     ),
-    "mask of others": (r"is \[3, 11\] \(expected \[2, 11\]", lambda h: h(IDS, attention_mask=torch.ones(3, 11))),
-    "mask of pairs": (r"is \[2, 1, 11, 11\] ", lambda h: h(IDS, attention_mask=torch.ones(2, 1, 11, 11))),
+    "mask of others": (r"has shape \[3, 11\] \(expected \[2, 11\]", lambda h: h(IDS, attention_mask=torch.ones(3, 11))),
+    "mask of pairs": (r"has shape \[2, 1, 11, 11\] ", lambda h: h(IDS, attention_mask=torch.ones(2, 1, 11, 11))),
     "masks by kind": (
         "attention_mask is a dict",
         lambda h: h(IDS, attention_mask={"full_attention": torch.ones(2, 11)}),
@@ -59,7 +59,7 @@ WRONG: dict[str, tuple[str, Callable[[ManticoreForCausalLM], Any]]] = {
         lambda h: h(IDS[:1], past_key_values=h(IDS, use_cache=True).past_key_values),
     ),
     "mask without the cached": (
-        r"is \[2, 1\] \(expected \[2, 12\]",
+        r"has shape \[2, 1\] \(expected \[2, 12\]",
         lambda h: h(
             IDS[:, :1], attention_mask=torch.ones(2, 1), past_key_values=h(IDS, use_cache=True).past_key_values
         ),

@@ -286,7 +286,7 @@ def test_weights_come_back_as_they_were_set(mixing: str, components: int, build:
 @pytest.mark.parametrize(
     ("weights", "reason"),
     [
-        ([[0.5, 0.5]], r"shape \[1, 2\] \(expected \[3, 2\], or 3 component indices\)"),
+        ([[0.5, 0.5]], r"shape \[1, 2\] \(expected numbers \[3, 2\], or 3 component indices\)"),
         ([[0.2, 0.3, 0.5]] * 3, r"shape \[3, 3\]"),
         ([0, 1], r"shape \[2\]"),
         ([0.0, 1.0, 0.0], r"shape \[3\]"),
