@@ -98,36 +98,16 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
         "low-rank": ("kinds:LowRank", "pad or cut, plus a map of low rank"),
     },
     "search": {
-<<<<<<< HEAD
         "auto": ("auto:auto", "race up to four paths, blockwise beyond"),
         "race": ("race:race", "all paths train until one is clearly ahead on held-out data"),
         "blockwise": ("blockwise:blockwise", "parents, then one block after the other of the better one"),
+        "oneshot": ("oneshot:oneshot", "shared weights name a few paths, which race each other and the parents"),
         "halving": ("baselines:halving", "the better half of all paths goes on, again and again"),
         "random": ("baselines:random_paths", "paths drawn at random, the fair baseline"),
         "exhaustive": ("baselines:exhaustive", "all paths, each for a whole unit"),
         "darts": ("differentiable.methods:Darts", "softmax of logits, gradient descent on the logits"),
         "dash": ("differentiable.methods:Dash", "one Gumbel-softmax sample per step, annealed temperature"),
         "gaea": ("differentiable.methods:Gaea", "exponentiated gradient, always on the simplex"),
-=======
-        "auto": Entry("manticore.search.auto:auto", "race up to four paths, blockwise beyond"),
-        "race": Entry("manticore.search.race:race", "all paths train until one is clearly ahead on held-out data"),
-        "blockwise": Entry(
-            "manticore.search.blockwise:blockwise", "parents, then one block after the other of the better one"
-        ),
-        "oneshot": Entry(
-            "manticore.search.oneshot:oneshot", "shared weights name a few paths, which race each other and the parents"
-        ),
-        "halving": Entry("manticore.search.baselines:halving", "the better half of all paths goes on, again and again"),
-        "random": Entry("manticore.search.baselines:random_paths", "paths drawn at random, the fair baseline"),
-        "exhaustive": Entry("manticore.search.baselines:exhaustive", "all paths, each for a whole unit"),
-        "darts": Entry(
-            "manticore.search.differentiable.methods:Darts", "softmax of logits, gradient descent on the logits"
-        ),
-        "dash": Entry(
-            "manticore.search.differentiable.methods:Dash", "one Gumbel-softmax sample per step, annealed temperature"
-        ),
-        "gaea": Entry("manticore.search.differentiable.methods:Gaea", "exponentiated gradient, always on the simplex"),
->>>>>>> main
     },
     "stack": {
         "transformer": ("presets:TRANSFORMER", "mh-attention and swiglu, twice"),
