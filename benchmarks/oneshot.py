@@ -41,9 +41,10 @@ RATIOS = ("seconds", "activations", "resident")
 BARS = {"seconds": 1.1, "activations": 1.1, "resident": 1.1, "flops": 0.05}
 RECIPE = """\
 name: oneshot
-components:
-  - {{name: gpt, pretrain: {{family: gpt_neo, layers: 12, width: 32, steps: 20, length: 64, max_bytes: 400000}}}}
-  - {{name: mamba, pretrain: {{family: mamba, layers: 12, width: 24, steps: 20, length: 64, max_bytes: 400000}}}}
+pretrain:
+  - {{name: gpt, family: gpt_neo, layers: 12, width: 32, steps: 20, batch_size: 8, length: 64, max_bytes: 400000}}
+  - {{name: mamba, family: mamba, layers: 12, width: 24, steps: 20, batch_size: 8, length: 64, max_bytes: 400000}}
+components: [{{name: gpt, source: gpt}}, {{name: mamba, source: mamba}}]
 task: {{name: text, options: {{length: 64, max_bytes: 400000}}}}
 combine: {{num_blocks: 12}}
 align: null
