@@ -5,9 +5,16 @@ from functools import cache
 from tiny_models import NO_ENDS, gpt_neo_config, mamba_config, seeded
 
 import manticore
+from manticore.search.shared import SharedTrainer
+from manticore.settings import Finetune
 from manticore.tasks.task import load_task
+from manticore.training.opening import opened
+from manticore.training.precision import Precision
+from manticore.training.trainable import set_trainable
+from manticore.training.trainer import TaskTrainer
 
 VOCABULARY = 8
+TUNING = Finetune(batch_size=16, lr=2e-3, warmup_steps=2, weight_decay=0.1)
 
 
 def tiny_gpt(seed, dropout):
@@ -37,3 +44,17 @@ def recall():
         num_validation_examples=8,
         num_test_examples=8,
     )
+
+
+def trained(hybrid, paths, steps=None, **changes):
+    """Train a supernet on these paths, a step each, or a path by itself; the trainer."""
+    settings = TUNING.model_copy(update={"steps": steps or len(paths), **changes})
+    set_trainable(hybrid, "all")
+    precision = Precision(hybrid, "auto", bf16=False, cpu=True, stage="search")
+    with opened(
+        hybrid, recall(), settings, precision, stage="search", draws="shared", seed=0, out=None, resume=False, cpu=True
+    ) as training:
+        common = (hybrid, training.args, recall())
+        trainer = SharedTrainer(*common, paths=paths, stage="search") if paths else TaskTrainer(*common)
+        trainer.run()
+    return trainer
