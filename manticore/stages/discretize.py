@@ -69,8 +69,8 @@ class Discretize(Stage):
             small = searched if trained else run.discrete(path, run.recipe.seed)
             run.save(small, folder)
             after = score(small)
-            metric = after[run.task.primary_metric]
-            found = DiscretizeRecord.written(path=path, loss_after=after["loss"], metric_after=metric)
+            scores = {"loss_after": after["loss"], "metric_after": after[run.task.primary_metric]}
+            found = DiscretizeRecord.written(path=path, **scores)
             how = "as the search has left it" if trained else "before its fine-tuning"
             return Outcome({"discretize": found}, f"{run.path_text(path)}, {how}")
         run.save(run.discrete(path, run.recipe.seed), folder)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import manticore
 from manticore import settings
 from manticore.cache import content_key
-from manticore.errors import ManticoreError
 from manticore.runs.files import MODEL
 from manticore.runs.ledger import Digests
 from manticore.runs.reporter import LogReporter, Reporter
@@ -93,23 +92,9 @@ class Run:
 
     @property
     def search_task(self) -> Task:
-        """What candidates of the search train on: the task, or a cheaper one of its kind.
-
-        Raises:
-            ManticoreError: a model of the one could not be one of the other.
-        """
+        """What candidates of the search train on: the task, or a cheaper one of its kind."""
         search = self.recipe.search
-        if search is None or not search.task_options:
-            return self.task
-        cheaper = self._task(search.task_options)
-        for what in ("vocab_size", "num_classes", "documents"):
-            ours, theirs = getattr(self.task, what), getattr(cheaper, what)
-            if ours != theirs:
-                raise ManticoreError(
-                    f"search.task_options: {what} of the task becomes {theirs} with them (expected {ours}, as it is "
-                    "without). Fix: change only how long, how many or how hard its examples are"
-                )
-        return cheaper
+        return self._task(search.task_options) if search is not None and search.task_options else self.task
 
     def _task(self, options: Mapping[str, Any]) -> Task:
         from manticore.components.loading import load_tokenizer
@@ -126,17 +111,18 @@ class Run:
         chosen = self.recipe.combine.tokenizer
         return None if chosen is None else [component.name for component in self.recipe.components].index(chosen)
 
-    def aligned(self, seed: int) -> ManticorePreTrainedModel:
-        """The supernet before any training on the task, with the vocabulary and the heads that the task needs.
+    def aligned(self, seed: int, task: Task | None = None) -> ManticorePreTrainedModel:
+        """The supernet before any training on a task, with the vocabulary and the heads that it needs.
 
         Args:
             seed: of fresh embeddings and heads.
+            task: None for the recipe's.
         """
         from manticore.training.prepare import fit_to_task
         from manticore.training.saved_models import load_hybrid
 
         stage = "combine" if self.recipe.align is None else "align"
-        return fit_to_task(load_hybrid(self.path / stage / MODEL), self.task, seed)  # type: ignore[return-value]
+        return fit_to_task(load_hybrid(self.path / stage / MODEL), task or self.task, seed)  # type: ignore[return-value]
 
     @property
     def by_candidates(self) -> bool:
@@ -176,7 +162,7 @@ class Run:
             return int(tuning.budget_flops)
         trains = settings.Finetune(**tuning.shared(), lr=tuning.lr)
         steps = tuning.steps or tuning.default_steps
-        return steps * Objective(self.aligned(self.recipe.seed), task, trains, 1, self.path).costliest_step
+        return steps * Objective(self.aligned(self.recipe.seed, task), task, trains, 1, self.path).costliest_step
 
     def discrete(self, path: list[int], seed: int) -> ManticorePreTrainedModel:
         """The hybrid of a path before its fine-tuning.

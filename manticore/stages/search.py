@@ -109,12 +109,12 @@ class Search(Stage):
         yield costing.training(self.name, "supernet", case, None)
 
     def work(self, run: Run, folder: Path) -> Outcome:
-        section = self.settings(run.recipe)
+        section, task = self.settings(run.recipe), run.search_task
         if run.by_candidates and section.finetune_flops is None:
-            section = section.model_copy(update={"finetune_flops": run.unit_flops(run.search_task)})
+            section = section.model_copy(update={"finetune_flops": run.unit_flops(task)})
         result = manticore.search(
-            run.aligned(run.recipe.seed),
-            run.search_task,
+            run.aligned(run.recipe.seed, task),
+            task,
             section,
             seed=run.recipe.seed,
             out=folder,
