@@ -31,8 +31,8 @@ def smaller(function, **settings):
 
 
 manticore.align = smaller(manticore.align, tokens=2048)
+# of as few steps as a search over candidates takes
 def unit(hybrid):
-    """Of as few steps as a search over candidates takes."""
     parents = [manticore.discretize(hybrid, [k] * hybrid.config.num_blocks) for k in range(2)]
     return 12 * max(flops_per_step(parent, 2, 32) for parent in parents)
 
