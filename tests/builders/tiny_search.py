@@ -2,8 +2,7 @@
 
 from functools import cache
 
-import torch
-from transformers import GPTNeoConfig, GPTNeoForCausalLM, MambaConfig, MambaForCausalLM
+from tiny_models import NO_ENDS, gpt_neo_config, mamba_config, seeded
 
 import manticore
 from manticore.search.shared import SharedTrainer
@@ -18,36 +17,13 @@ VOCABULARY = 8
 TUNING = Finetune(batch_size=16, lr=2e-3, warmup_steps=2, weight_decay=0.1)
 
 
-def tiny_gpt(seed: int, dropout: float) -> GPTNeoForCausalLM:
-    torch.manual_seed(seed)
-    config = GPTNeoConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        num_layers=2,
-        num_heads=2,
-        attention_types=[[["global"], 2]],
-        max_position_embeddings=32,
-        intermediate_size=32,
-        resid_dropout=dropout,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return GPTNeoForCausalLM(config)
+def tiny_gpt(seed, dropout):
+    sizes = {"max_position_embeddings": 32, "intermediate_size": 32, "resid_dropout": dropout}
+    return seeded(gpt_neo_config(VOCABULARY, 16, 2, **sizes, **NO_ENDS), seed)
 
 
-def tiny_mamba(seed: int) -> MambaForCausalLM:
-    torch.manual_seed(seed)
-    config = MambaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=12,
-        num_hidden_layers=3,
-        state_size=4,
-        time_step_rank=2,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    return MambaForCausalLM(config)
+def tiny_mamba(seed):
+    return seeded(mamba_config(VOCABULARY, 12, 3, time_step_rank=2, pad_token_id=None, **NO_ENDS), seed)
 
 
 def make_hybrid(mixing="translated", num_blocks=2, seed=0, dropout=0.0):
