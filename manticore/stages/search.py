@@ -111,7 +111,7 @@ class Search(Stage):
     def work(self, run: Run, folder: Path) -> Outcome:
         section, task = self.settings(run.recipe), run.search_task
         if run.by_candidates and section.finetune_flops is None:
-            section = section.model_copy(update={"finetune_flops": run.unit_flops(task)})
+            section = section.model_copy(update={"finetune_flops": run.unit_flops(task, section)})
         result = manticore.search(
             run.aligned(run.recipe.seed, task),
             task,
