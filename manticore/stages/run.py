@@ -20,6 +20,7 @@ from manticore.runs.ledger import Digests
 from manticore.runs.reporter import LogReporter, Reporter
 from manticore.runs.stages import DIGESTS, results_of
 from manticore.schema.options import trains_candidates
+from manticore.schema.recipe import SHARED
 from manticore.writing import new_folder
 
 if TYPE_CHECKING:
@@ -147,8 +148,7 @@ class Run:
         search, tuning = self.recipe.search, self.recipe.finetune
         if search is None or not self.by_candidates or self.results_of("search")["path"] != path:
             return None
-        own = search.model_fields_set & {*settings.Training.model_fields, "lr"}
-        if search.task_options or any(getattr(search, name) != getattr(tuning, name) for name in own):
+        if search.task_options or any(getattr(search, name) != getattr(tuning, name) for name in SHARED):
             return None
         found = place(self.path / "search", path)
         return found if found.is_dir() else None
