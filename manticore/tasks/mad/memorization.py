@@ -57,7 +57,7 @@ _Vocabulary = Annotated[
 _Pairs = Annotated[
     int,
     Field(ge=2, multiple_of=2),
-    Wanted("an even number of at least 2: every key has a place for its value", "seq_len=32"),
+    Wanted("an even number of at least 2: every key has a place for its value", "seq_len=2 or more, even"),
 ]
 
 

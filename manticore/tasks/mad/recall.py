@@ -74,7 +74,7 @@ def recall_example(
 _Pairs = Annotated[
     int,
     Field(ge=4, multiple_of=2),
-    Wanted("an even number of at least 4: keys and values come in pairs", "seq_len=128"),
+    Wanted("an even number of at least 4: keys and values come in pairs", "seq_len=4 or more, even"),
 ]
 _Share = Annotated[
     float, Field(ge=0, lt=1), Wanted("a number from 0 to below 1", "give a share from 0 up to but not 1")
