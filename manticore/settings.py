@@ -429,6 +429,11 @@ class Search(OneTraining):
     start_floor: Share | None = None
     """Smallest probability to start from."""
 
+    def method_options(self) -> dict[str, Any]:
+        """The options of the method that are given, by its own names for them."""
+        given = {option: getattr(self, name) for name, option in METHOD_OPTIONS.items()}
+        return {option: value for option, value in given.items() if value is not None}
+
     default_steps = 120
     # what a search that learns weights does not depend on
     unkeyed = OneTraining.unkeyed | {*RACING_OPTIONS, "gap", "max_handovers", "candidates"}
