@@ -161,7 +161,7 @@ def _body(results: Results, licence_note: str, folder: Path, has_picture: bool) 
         direction="higher" if task.higher_is_better else "lower",
         budgets=budgets,
         before=compare is not None and cells.has_downloaded(compare),
-        spent=cells.equal_compute(compare) if compare else "",
+        spent=cells.equal_compute(results),
         notes=cells.notes(results),
         rows=[
             _model_row(results, compare, model, [score_row(compare, model, b) for b in range(len(budgets))])

@@ -212,7 +212,7 @@ def _compare_table(results: Results) -> dict[str, Any] | None:
         "headings": headings,
         "shared": shared,
         "before": cells.has_downloaded(compare),
-        "spent": cells.equal_compute(compare),
+        "spent": cells.equal_compute(results),
         "notes": cells.notes(results),
         "rows": [_compare_row(results, compare, m, budgets) for m in compare.models],
     }
@@ -295,7 +295,7 @@ def _caption(figure: str, drawing: Drawing, results: Results) -> str:
     crosses = (
         "Crosses are parents as downloaded, without any training." if cells.has_downloaded(results.compare) else ""
     )
-    return " ".join(filter(None, [drawing.caption, crosses, cells.equal_compute(results.compare)]))
+    return " ".join(filter(None, [drawing.caption, crosses, cells.equal_compute(results)]))
 
 
 def _notes(figure: str, results: Results) -> str:
