@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path as Folder
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
@@ -15,7 +16,7 @@ from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.registry import resolve
 from manticore.runs.lineage import training_inputs
 from manticore.search.choice import Choice, PathMethod
-from manticore.search.curves import MARKS, Curves
+from manticore.search.curves import MARKS, Curves, SharedScores
 from manticore.search.forecast import forecast
 from manticore.search.objective import Objective, place, unit_flops
 from manticore.search.result import Candidate, SearchResult
@@ -91,7 +92,9 @@ def _result(objective: Objective, curves: Curves, choice: Choice, kept: Temporar
     ]
     candidates += [Candidate(list(path), [], why) for path, why in curves.failed.items() if path not in curves.points]
     model = objective.trained(choice.path)
-    steps = sum(each.points[-1].steps for each in candidates if each.points)
+    trained = [each.points[-1] for each in candidates if each.points]
+    shared = curves.shared or SharedScores({}, 0)
+    steps = sum(point.steps for point in trained) + shared.steps
     space, batch = objective.space, objective.settings.batch_size
     # low-rank updates are part of the weights by now, and would be counted twice
     goes_on = objective.settings.trainable != "lora"
@@ -102,9 +105,10 @@ def _result(objective: Objective, curves: Curves, choice: Choice, kept: Temporar
         history=[],
         steps=steps,
         tokens=steps * batch * objective.task.tokens_per_example,
-        flops=sum(candidate.flops for candidate in candidates),
-        seconds=sum(candidate.points[-1].seconds for candidate in candidates if candidate.points),
+        flops=curves.flops,
+        seconds=sum(point.seconds for point in trained) + shared.seconds,
         candidates=candidates,
+        shared=[Candidate(list(path), [point]) for path, point in shared.points.items()],
         unit_flops=objective.unit,
         trained_flops=curves.points[choice.path][choice.mark].flops,
         reason=choice.reason,
@@ -125,6 +129,8 @@ def _watching(
 
     def tell(done: int, what: str) -> None:
         marks = sum(max(curve) for curve in curves.points.values() if curve)
+        if curves.shared is not None:
+            marks += round(MARKS * curves.shared.flops / objective.unit)
         leading = min((curve[max(curve)].loss for curve in curves.points.values() if curve), default=math.nan)
         if callable(progress):
             progress(marks, max(marks, at_most), {"loss": leading})
