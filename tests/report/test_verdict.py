@@ -64,7 +64,8 @@ def test_one_seed_is_never_a_win(record):
         "With one seed mamba → gpt scored 0.981 against 0.882 of the best parent (mamba), 0.099 better with the same "
         "fine-tuning; and 0.981 against 0.985 of the best parent (mamba), 0.004 worse at the same total (accuracy). "
         "How far seeds differ was not measured. A second seed would give 95 % intervals: at a gap of 0.099 they stay "
-        "apart if each model's two scores lie within 0.0078 of each other; 3 seeds would need far less. The search pays only"
+        "apart if each model's two scores lie within 0.0078 of each other; 3 seeds would need far less. The search "
+        "pays only"
     )
     assert any("Only 1 seed " in text for text in warnings(results))
 
