@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -71,6 +71,8 @@ class SearchRecord(Record):
     """Why the search ended there."""
     metric: str = ""
     higher_is_better: bool = True
+    task_options: dict[str, str] = field(default_factory=dict)
+    """What was others in the task that the candidates trained on, where that was a cheaper one."""
 
     @classmethod
     def of(cls, result: SearchResult, method: str, order: str) -> dict[str, Any]:
@@ -115,6 +117,7 @@ class Search(Stage):
         )
         run.save(result.model, folder)
         found = SearchRecord.of(result, section.method, section.order)
+        found["task_options"] = {name: str(value) for name, value in section.task_options.items()}
         return Outcome({"search": found}, f"path {run.path_text(result.path)}")
 
     def next_command(self, out: str, words: str | None = None) -> str:
