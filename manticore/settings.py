@@ -384,7 +384,9 @@ LEARNING_OPTIONS = (
     "report_to",
 )
 """Options of a search that only methods have that learn mixture weights."""
-RACING_OPTIONS = ("finetune_flops", "validation_examples", "workers")
+SHARING_OPTIONS = ("workers", "storage", "study_name")
+"""Options of a search that say who does its work: its result does not depend on them."""
+RACING_OPTIONS = ("finetune_flops", "validation_examples", *SHARING_OPTIONS)
 """Options of a search that only methods have that train candidates."""
 
 
@@ -405,6 +407,11 @@ class Search(OneTraining):
     """random: how many paths are drawn; left out, 2."""
     workers: Depth = 1
     """On a CPU, candidates trained at the same time, each in a process with one thread."""
+    storage: Text | None = None
+    """URL of the database of trials, for workers on many machines: postgresql://USER@HOST/DATABASE, its password best
+    in PGPASSWORD; left out, an SQLite file in the output folder."""
+    study_name: Text | None = None
+    """Name of the study in that database; left out, one that follows from what is searched."""
     order: Literal["simultaneous", "alternating", "bilevel"] = "simultaneous"
     """When they are: with the network, in turns on the same data, or in turns on a held-out half."""
     warmup_steps: Amount | None = None

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from manticore.errors import NotFiniteError
+from manticore.errors import ManticoreError, NotFiniteError
 from manticore.experiments.side_by_side import useful_workers
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
+from manticore.processes import process_count
 from manticore.registry import resolve
 from manticore.runs.lineage import training_inputs
 from manticore.search.choice import Choice, PathMethod
 from manticore.search.curves import Curves
 from manticore.search.objective import Objective, unit_flops
 from manticore.search.result import Candidate, SearchResult
+from manticore.search.storage import Connection
 from manticore.search.study import Study
 from manticore.settings import METHOD_OPTIONS, Finetune, OneTraining, Search
 from manticore.training.begun import Begun
@@ -54,6 +56,7 @@ def find(
     Raises:
         ManticoreError: impossible arguments, a unit of too few steps, no candidate that trains, a full disk.
     """
+    _refuse_workers(settings, out, cpu=cpu)
     task = resolve_task(task, hybrid, tokenizer, seed, stage="search")
     supernet = cast(ManticorePreTrainedModel, fit_to_task(hybrid, task, seed))
     kept = TemporaryDirectory() if out is None else None
@@ -67,14 +70,17 @@ def find(
     accepted = inspect.signature(method).parameters
     given: dict[str, Any] = {option: getattr(settings, name) for name, option in METHOD_OPTIONS.items()}
     given = {option: value for option, value in given.items() if value is not None and option in accepted}
+    alone = kept is not None and settings.workers == 1
+    key = trains.key(task=task.name, seed=seed, unit=unit, examples=objective.examples)
     study = Study(
         objective,
         curves,
-        folder=folder,
-        key={"settings": trains.key(task=task.name, seed=seed), "unit": unit, "examples": objective.examples},
+        Connection(settings.storage, None if alone else folder, settings.study_name),
+        settings={**key, "blocks": objective.space.num_blocks, "components": objective.space.num_components},
         inputs=training_inputs(supernet, task),
-        resume=resume,
-        workers=useful_workers(settings.workers, cpu=cpu),
+        folder=folder,
+        joins=resume or settings.storage is not None,
+        workers=settings.workers,
         told=_told(progress),
     )
     choice = study.run(method(curves, seed, **given))
@@ -83,7 +89,24 @@ def find(
     for path in curves.points:
         if path != choice.path:
             objective.discard(path)
+    study.tidy()
     return _result(objective, curves, choice, kept)
+
+
+def _refuse_workers(settings: Search, out: str | Folder | None, *, cpu: bool) -> None:
+    if process_count() > 1:
+        raise ManticoreError(
+            f"search: method {settings.method!r} trains each candidate in one process (got {process_count()}). "
+            "Fix: --workers instead of --processes, or a method that learns mixture weights (--method darts)"
+        )
+    if settings.storage is not None and out is None:
+        raise ManticoreError("search: a storage needs an out, for candidates' checkpoints. Fix: out=FOLDER")
+    if settings.workers > 1 and useful_workers(settings.workers, cpu=cpu) == 1:
+        raise ManticoreError(
+            f"search: workers is {settings.workers}, but these are processes of one CPU on Linux. Fix: leave it out; "
+            "for one worker per accelerator start the command once for each (CUDA_VISIBLE_DEVICES=0 manticore search …), "
+            "all with the same --storage sqlite:///FILE and the same -o"
+        )
 
 
 def _result(objective: Objective, curves: Curves, choice: Choice, kept: TemporaryDirectory[str] | None) -> SearchResult:
