@@ -13,7 +13,7 @@ from manticore.cli.faults import exit_code_of
 from manticore.cli.launching import Processes, start_processes
 from manticore.cli.parameters import Out, Seed, Task, TaskOptions, pairs, takes
 from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say, say_text
-from manticore.cli.unfinished import Resume, refuse_begun, unfinished
+from manticore.cli.unfinished import Resume, refuse_begun, unfinished, unfinished_by_several
 from manticore.errors import ManticoreError, SeveralErrors
 from manticore.paths import expanded
 from manticore.processes import is_first
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 
 Hybrid = Annotated[str, typer.Argument(metavar="HYBRID", help="A folder that `manticore combine` or align wrote.")]
+_SEARCHED = "search"
+"""The folder of candidates and of the study."""
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of a model or a hybrid.")]
 
 
@@ -149,7 +151,8 @@ def search(
 
     Example: manticore search aligned --task text --steps 120 -o searched
     """
-    refuse_begun(out, resume)
+    several = settings["storage"] is not None
+    refuse_begun(out, resume, kept=_SEARCHED if several else None)
     chosen = checked_task(task, task_option)
     start_processes(processes)
     say(f"search: {settings['method']} on {task} in {hybrid}")
@@ -162,10 +165,11 @@ def search(
     model = load_hybrid(hybrid, supernet=True)
     loaded = load_task(task, tokenizer=model.tokenizer, seed=seed, **chosen)
     _say_replaced(hybrid, model, model.tokenizer, loaded)
-    with unfinished(out, resume) as (kept, folder):
+    place = unfinished_by_several(out, _SEARCHED) if several else unfinished(out, resume)
+    with place as (kept, folder):
         with progress_bar("search") as progress:
             result = manticore.search(
-                model, loaded, seed=seed, out=kept / "search", resume=resume, progress=progress, **settings
+                model, loaded, seed=seed, out=kept / _SEARCHED, resume=resume, progress=progress, **settings
             )
         if is_first():
             result.model.save_pretrained(folder)

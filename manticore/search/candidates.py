@@ -104,7 +104,7 @@ def _refuse_workers(settings: Search, out: str | Folder | None, *, cpu: bool) ->
     if settings.workers > 1 and useful_workers(settings.workers, cpu=cpu) == 1:
         raise ManticoreError(
             f"search: workers is {settings.workers}, but these are processes of one CPU on Linux. Fix: leave it out; "
-            "for one worker per accelerator start the command once for each (CUDA_VISIBLE_DEVICES=0 manticore search …), "
+            "for one worker per accelerator start the command once for each (CUDA_VISIBLE_DEVICES=0 manticore …), "
             "all with the same --storage sqlite:///FILE and the same -o"
         )
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import manticore
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
+from manticore.settings import SHARING_OPTIONS
 from manticore.stages.records import Record, Step, Weights
 from manticore.stages.run import Run
 from manticore.stages.stage import Stage, StagePlan, amount
@@ -72,6 +73,9 @@ class Search(Stage):
     def plan_line(self, recipe: Recipe) -> str:
         section = self.settings(recipe)
         return f"{section.method}, {amount(section, recipe)}"
+
+    def inputs(self, recipe: Recipe) -> Mapping[str, Any]:
+        return self.settings(recipe).model_dump(mode="json", exclude={*SHARING_OPTIONS})
 
     def cost(self, costing: Costing) -> Iterator[StagePlan]:
         case = costing.measure(self.name, costing.setting(self.settings(costing.recipe)), None)
