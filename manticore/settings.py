@@ -361,15 +361,15 @@ class OneTraining(Training):
         return self
 
 
+_OF_METHODS = ("gap", "max_handovers", "candidates", "sampling", "shared_units", "top")
+
 METHOD_OPTIONS = {
     "mixture_lr": "lr",
     "mixture_weight_decay": "weight_decay",
     "temperature": "temperature",
     "final_temperature": "final_temperature",
     "start_floor": "start_floor",
-    "gap": "gap",
-    "max_handovers": "max_handovers",
-    "candidates": "candidates",
+    **{name: name for name in _OF_METHODS},
 }
 """Option of a search → what methods call it, those that have it."""
 
@@ -400,11 +400,18 @@ class Search(OneTraining):
     validation_examples: Count = 256
     """Held-out examples that candidates are scored on."""
     gap: Positive | None = None
-    """race: lead in held-out loss that ends it, in nats per scored position; left out, 0.2."""
+    """race, oneshot: lead in held-out loss that ends it, in nats per scored position; left out, 0.2."""
     max_handovers: Amount | None = None
     """blockwise: leave out paths that change components more often."""
     candidates: Count | None = None
     """random: how many paths are drawn; left out, 2."""
+    sampling: Literal["uniform", "weighted", "layouts"] | None = None
+    """oneshot: how the path of a step is drawn: every block alike (the default), as often as mixture weights say, or
+    how many blocks each component has, then which."""
+    shared_units: Positive | None = None
+    """oneshot: what training the shared weights costs, in units; left out, half a unit for each component."""
+    top: Count | None = None
+    """oneshot: how many paths train for real, beside the parents; left out, 3."""
     workers: Depth = 1
     """On a CPU, candidates trained at the same time, each in a process with one thread."""
     storage: Text | None = None
@@ -436,9 +443,14 @@ class Search(OneTraining):
     start_floor: Share | None = None
     """Smallest probability to start from."""
 
+    def method_options(self) -> dict[str, Any]:
+        """The options of the method that are given, by its own names for them."""
+        given = {option: getattr(self, name) for name, option in METHOD_OPTIONS.items()}
+        return {option: value for option, value in given.items() if value is not None}
+
     default_steps = 120
     # what a search that learns weights does not depend on
-    unkeyed = OneTraining.unkeyed | {*RACING_OPTIONS, "gap", "max_handovers", "candidates"}
+    unkeyed = OneTraining.unkeyed | {*RACING_OPTIONS, *_OF_METHODS}
 
 
 class Discretize(Settings):

@@ -23,7 +23,7 @@ from manticore.cli.terminal import say
 from manticore.errors import ManticoreError, NotFiniteError
 from manticore.paths import expanded, refuse_links_out
 from manticore.printing import without_passwords
-from manticore.processes import is_first, own_mark, wait_for_all
+from manticore.processes import is_first, wait_for_all
 from manticore.writing import partial_path, refuse_existing, remove, remove_left_behind, sync, write_text
 
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what a stopped one has left in the folder.")]

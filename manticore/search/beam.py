@@ -10,7 +10,22 @@ from manticore.search.space import Path, Space
 MOST_SCORED = 256
 """Up to so many paths, all are scored; of more, no more than this."""
 
+FEWEST_EXAMPLES = 32
+"""Held-out examples that each of them is scored on, at least."""
+
 P = TypeVar("P")
+
+
+def compared_examples(most: int, training: float, paths: int, forward: float) -> int:
+    """Held-out examples per path, so that scoring costs at most as much as the shared weights did.
+
+    Args:
+        most: as many as there are, and as candidates are scored on.
+        training: FLOPs of the shared weights.
+        paths: to score.
+        forward: FLOPs of a forward pass of one example.
+    """
+    return min(most, max(FEWEST_EXAMPLES, int(training // (paths * forward))))
 
 
 def beam(space: Space, score: Callable[[Path], P | None], loss: Callable[[P], float]) -> dict[Path, P]:

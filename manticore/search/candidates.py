@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
+import math
 from pathlib import Path as Folder
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from tqdm.auto import tqdm
 
 from manticore.errors import ManticoreError, NotFiniteError
 from manticore.experiments.side_by_side import useful_workers
@@ -16,12 +17,13 @@ from manticore.processes import process_count
 from manticore.registry import resolve
 from manticore.runs.lineage import training_inputs
 from manticore.search.choice import Choice, PathMethod
-from manticore.search.curves import Curves
-from manticore.search.objective import Objective, unit_flops
+from manticore.search.curves import MARKS, Curves, SharedScores
+from manticore.search.forecast import forecast
+from manticore.search.objective import Objective, place, unit_flops
 from manticore.search.result import Candidate, SearchResult
 from manticore.search.storage import Connection
-from manticore.search.study import Study
-from manticore.settings import METHOD_OPTIONS, Finetune, OneTraining, Search
+from manticore.search.study import Study, Told
+from manticore.settings import Finetune, OneTraining, Search
 from manticore.training.begun import Begun
 from manticore.training.callbacks import Progress
 from manticore.training.prepare import fit_to_task, resolve_task
@@ -63,13 +65,10 @@ def find(
     folder = Folder(kept.name) if kept is not None else Folder(cast(str, out))
     unit, trains = unit_flops(supernet, task, tuning(settings), settings.finetune_flops)
     objective = Objective(
-        supernet, task, trains, unit, folder / "candidates", seed=seed, examples=settings.validation_examples, cpu=cpu
+        supernet, task, trains, unit, folder, seed=seed, examples=settings.validation_examples, cpu=cpu
     )
     curves = Curves(objective.space, task.higher_is_better, objective.marks)
     method: PathMethod = resolve("search", settings.method)
-    accepted = inspect.signature(method).parameters
-    given: dict[str, Any] = {option: getattr(settings, name) for name, option in METHOD_OPTIONS.items()}
-    given = {option: value for option, value in given.items() if value is not None and option in accepted}
     alone = kept is not None and settings.workers == 1
     key = trains.key(task=task.name, seed=seed, unit=unit, examples=objective.examples)
     study = Study(
@@ -81,9 +80,9 @@ def find(
         folder=folder,
         joins=resume or settings.storage is not None,
         workers=settings.workers,
-        told=_told(progress),
+        told=_watching(progress, method, objective, curves, settings.method_options()),
     )
-    choice = study.run(method(curves, seed, **given))
+    choice = study.run(method(curves, seed, **settings.method_options()))
     if choice.path in curves.failed:
         raise NotFiniteError(f"search: every candidate failed; the last one {curves.failed[choice.path]}")
     for path in curves.points:
@@ -116,7 +115,9 @@ def _result(objective: Objective, curves: Curves, choice: Choice, kept: Temporar
     ]
     candidates += [Candidate(list(path), [], why) for path, why in curves.failed.items() if path not in curves.points]
     model = objective.trained(choice.path)
-    steps = sum(each.points[-1].steps for each in candidates if each.points)
+    trained = [each.points[-1] for each in candidates if each.points]
+    shared = curves.shared or SharedScores({}, 0)
+    steps = sum(point.steps for point in trained) + shared.steps
     space, batch = objective.space, objective.settings.batch_size
     # low-rank updates are part of the weights by now, and would be counted twice
     goes_on = objective.settings.trainable != "lora"
@@ -127,20 +128,38 @@ def _result(objective: Objective, curves: Curves, choice: Choice, kept: Temporar
         history=[],
         steps=steps,
         tokens=steps * batch * objective.task.tokens_per_example,
-        flops=sum(candidate.flops for candidate in candidates),
-        seconds=sum(candidate.points[-1].seconds for candidate in candidates if candidate.points),
+        flops=curves.flops,
+        seconds=sum(point.seconds for point in trained) + shared.seconds,
         candidates=candidates,
+        shared=[Candidate(list(path), [point]) for path, point in shared.points.items()],
         unit_flops=objective.unit,
         trained_flops=curves.points[choice.path][choice.mark].flops,
         reason=choice.reason,
         metric=objective.task.primary_metric,
         higher_is_better=curves.higher_is_better,
-        begun=Begun(model, objective.place(choice.path) / "checkpoints") if goes_on else None,
+        begun=Begun(model, place(objective.folder, choice.path)) if goes_on else None,
         kept=kept,
     )
 
 
-def _told(progress: bool | Progress) -> Any:
-    if callable(progress):
-        return lambda done, what: progress(done, done, {})
-    return (lambda done, what: print(what)) if progress else None
+def _watching(
+    progress: bool | Progress, method: PathMethod, objective: Objective, curves: Curves, options: dict[str, Any]
+) -> Told | None:
+    """What is told after every evaluation: marks that candidates have trained to, of those that may be needed."""
+    if not progress:
+        return None
+    at_most = round(MARKS * forecast(method, objective.space, objective.marks, objective.seed, **options)[-1].units)
+
+    def tell(done: int, what: str) -> None:
+        marks = sum(max(curve) for curve in curves.points.values() if curve)
+        if curves.shared is not None:
+            marks += round(MARKS * curves.shared.flops / objective.unit)
+        leading = min((curve[max(curve)].loss for curve in curves.points.values() if curve), default=math.nan)
+        if callable(progress):
+            progress(marks, max(marks, at_most), {"loss": leading})
+        else:
+            bar.set_postfix_str(f"{what}, best loss {leading:.3f}")
+            bar.update(marks - bar.n)
+
+    bar = tqdm(total=at_most, desc="search", unit="mark", disable=callable(progress))
+    return tell

@@ -9,6 +9,7 @@ that ask at the same time, the first counts.
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
 import warnings
@@ -27,7 +28,8 @@ from manticore.search.choice import Choice, Request, Search, Shared
 from manticore.search.curves import Curves, Point
 from manticore.search.objective import Failed, Objective
 from manticore.search.presence import Presence
-from manticore.search.space import spelled
+from manticore.search.shared import shared_scores
+from manticore.search.space import Path, spelled
 from manticore.search.storage import Connection, quiet
 
 logger = logging.getLogger(__name__)
@@ -125,7 +127,8 @@ class Study:
         with quiet():
             self._study = connection.study(settings, inputs, joins=joins)
         self._presence = Presence(folder)
-        self._asked: dict[str, Request] = {}
+        self._asked: dict[str, Request | Shared] = {}
+        self._known: set[str] = set()
 
     def run(self, search: Search) -> Choice:
         """Answer a method's requests until it has chosen.
@@ -137,8 +140,10 @@ class Study:
             try:
                 while True:
                     asked = next(search)
-                    assert not isinstance(asked, Shared), "no method asks for shared weights yet"
-                    self.make(asked)
+                    if isinstance(asked, Shared):
+                        self._answer({_name(asked): asked})
+                    else:
+                        self.make(asked)
             except StopIteration as end:
                 choice: Choice = end.value
                 return choice
@@ -152,39 +157,57 @@ class Study:
 
     def make(self, requests: Sequence[Request]) -> None:
         """Train candidates to marks, or wait for others that do; the curves hold their points afterwards."""
-        wanted = {_name(request): request for request in requests if request[0] not in self.curves.failed}
-        for name, answer in self._answered(wanted).items():
-            path, _ = wanted[name]
-            if answer.failed is not None:
-                self.curves.failed[path] = answer.failed
-                logger.warning("search: path %s: %s; the search goes on without it", spelled(path), answer.failed)
-            for point in answer.points:
-                self.curves.add(path, Point.read(point))
+        self._answer({_name(request): request for request in requests if request[0] not in self.curves.failed})
 
-    def _answered(self, wanted: Mapping[str, Request]) -> dict[str, Answer]:
+    def _answer(self, wanted: Mapping[str, Request | Shared]) -> None:
         """Take trials out of the queue until every request is answered, by whomever."""
         self._asked = dict(wanted)
-        told: set[str] | None = None
+        # what is there from the beginning is no news
+        self._look(wanted, news=False)
         while True:
             self._bury()
-            trials = self._trials()
-            answers = {name: answer for name in wanted if (answer := trials.answer(name)) is not None}
-            told = self._tell({*answers}, told)
-            if len(answers) == len(wanted):
-                return answers
-            for name in wanted:
-                if name not in answers and trials.first(name) is None:
+            trials = self._look(wanted)
+            open_ = [name for name in wanted if name not in self._known]
+            if not open_:
+                return
+            for name in open_:
+                if trials.first(name) is None:
                     self._enqueue(name, wanted[name], trials)
-            waiting = self._trials().waiting(wanted)
+            waiting = self._trials().waiting(open_)
             if not waiting:
                 time.sleep(LOOK)
             elif self._workers > 1 and waiting > 1:
                 self._connection.close()
                 for _ in side_by_side(self._take_in_a_fork, range(waiting), self._workers, outlives=True):
-                    told = self._tell({name for name in wanted if self._trials().answer(name) is not None}, told)
+                    self._look(wanted)
                     self._connection.close()
             else:
                 self._take()
+
+    def _look(self, wanted: Mapping[str, Request | Shared], *, news: bool = True) -> _Trials:
+        """Put the answers that there are into the curves, and tell about new ones."""
+        trials = self._trials()
+        for name, asked in wanted.items():
+            if name in self._known or (answer := trials.answer(name)) is None:
+                continue
+            self._known.add(name)
+            if isinstance(asked, Shared):
+                # it keeps a ledger of its own
+                self.curves.shared = shared_scores(self.objective, asked)
+            else:
+                self._show(asked[0], answer)
+            if news:
+                self._done += 1
+                if self._told is not None:
+                    self._told(self._done, name)
+        return trials
+
+    def _show(self, path: Path, answer: Answer) -> None:
+        if answer.failed is not None:
+            self.curves.failed[path] = answer.failed
+            logger.warning("search: path %s: %s; the search goes on without it", spelled(path), answer.failed)
+        for point in answer.points:
+            self.curves.add(path, Point.read(point))
 
     def _take_in_a_fork(self, _: int) -> None:
         with _ends_on_sigterm():
@@ -211,11 +234,14 @@ class Study:
         if name not in self._asked or first is None or first.number != trial.number:
             # others were faster, in asking or in taking; what is asked for further on is put back
             raise optuna.TrialPruned
-        path, mark = self._asked[name]
+        asked = self._asked[name]
         trial.set_user_attr(_WORKER, self._presence.worker)
         try:
-            with self._presence.alone(spelled(path)):
-                points = self.objective.advance(path, mark)
+            with self._presence.alone("shared" if isinstance(asked, Shared) else f"path-{spelled(asked[0])}"):
+                if isinstance(asked, Shared):
+                    scores = shared_scores(self.objective, asked).points.values()
+                    return min((point.loss for point in scores), default=math.inf)
+                points = self.objective.advance(*asked)
         except Failed as failure:
             trial.set_user_attr(_FAILED, str(failure))
             raise
@@ -233,17 +259,21 @@ class Study:
             found.setdefault(trial.user_attrs.get(_REQUEST, ""), []).append(trial)
         return _Trials(found)
 
-    def _enqueue(self, name: str, request: Request, trials: _Trials) -> None:
-        path, mark = request
-        most = self.curves.space.num_components - 1
-        blocks = {f"block {n}": component for n, component in enumerate(path)}
-        ranges: dict[str, BaseDistribution] = {block: IntDistribution(0, most) for block in blocks}
+    def _enqueue(self, name: str, asked: Request | Shared, trials: _Trials) -> None:
+        params: dict[str, int] = {}
+        ranges: dict[str, BaseDistribution] = {}
+        if not isinstance(asked, Shared):
+            path, mark = asked
+            blocks = {f"block {n}": component for n, component in enumerate(path)}
+            params = {**blocks, "mark": mark}
+            ranges = {block: IntDistribution(0, self.curves.space.num_components - 1) for block in blocks}
+            ranges["mark"] = IntDistribution(0, self.curves.marks[-1])
         before = trials.of(name)
         self._study.add_trial(
             create_trial(
                 state=TrialState.WAITING,
-                params={**blocks, "mark": mark},
-                distributions={**ranges, "mark": IntDistribution(0, self.curves.marks[-1])},
+                params=params,
+                distributions=ranges,
                 user_attrs={_REQUEST: name, **({"retry_of": before[0].number} if before else {})},
             )
         )
@@ -261,14 +291,6 @@ class Study:
                     # another worker has just done so
                     continue
 
-    def _tell(self, answered: set[str], before: set[str] | None) -> set[str]:
-        """Tell about what was answered since; nothing about what was there from the beginning."""
-        for name in sorted(answered - before) if before is not None else ():
-            self._done += 1
-            if self._told is not None:
-                self._told(self._done, name)
-        return answered
-
 
 @contextmanager
 def _ends_on_sigterm() -> Iterator[None]:
@@ -284,6 +306,8 @@ def _ends_on_sigterm() -> Iterator[None]:
         raise SystemExit(128 + signal.SIGTERM) from None
 
 
-def _name(request: Request) -> str:
-    path, mark = request
+def _name(asked: Request | Shared) -> str:
+    if isinstance(asked, Shared):
+        return f"{asked.units:g} units of shared weights, {asked.sampling}"
+    path, mark = asked
     return f"{spelled(path)} to mark {mark}"
