@@ -44,6 +44,7 @@ BUSY = 120
 
 _KEY, _TOKEN = "key", "folder"
 _MADE_TWICE = ("already exists", "duplicate key", "UNIQUE constraint")
+_TRIES = 10
 _TABLES = {"studies", "version_info", "alembic_version"}
 _EXPECTED = "expected sqlite:///FILE or postgresql://USER@HOST/DATABASE"
 
@@ -88,7 +89,8 @@ class Connection:
             return "memory"
         if self._url.get_backend_name() == "sqlite":
             return str(self._url.database)
-        return self._url.set(username=None, password=None, query={}).render_as_string()
+        url = self._url
+        return URL.create(url.drivername, host=url.host, port=url.port, database=url.database).render_as_string()
 
     def study(self, settings: Mapping[str, Any], inputs: Mapping[str, str], *, joins: bool) -> optuna.Study:
         """The study of a search, new or found.
@@ -167,8 +169,7 @@ class Connection:
         lite = self._url.get_backend_name() == "sqlite"
         connect = {"timeout": BUSY} if lite else {"connect_timeout": PATIENCE}
         text = self._url.render_as_string(hide_password=False)
-        deadline = time.monotonic() + PATIENCE
-        while True:
+        for left in reversed(range(_TRIES)):
             try:
                 with warnings.catch_warnings():
                     # heartbeats are as old as optuna 2.8
@@ -180,12 +181,14 @@ class Connection:
                         heartbeat_interval=HEARTBEAT,
                         grace_period=GRACE,
                     )
-                return self._storage
+                break
             except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
                 # another worker is making the same tables
-                if not any(said in str(error) for said in _MADE_TWICE) or time.monotonic() > deadline:
+                if not left or not any(said in f"{error} {error.__cause__}" for said in _MADE_TWICE):
                     raise
                 time.sleep(random.random())
+        assert self._storage is not None
+        return self._storage
 
     def _recognise(self, study: optuna.Study, now: Mapping[str, Any], made: bool) -> None:
         """Write the key into a new study; refuse a found one with another."""
@@ -219,6 +222,8 @@ def _checked(text: str) -> URL:
     if url.drivername in ("postgres", "postgresql"):
         # the driver that is installed with the extra, not sqlalchemy's default
         url = url.set(drivername="postgresql+psycopg")
+    if "@" in (url.host or ""):
+        raise ManticoreError("search: storage has an @ in its password. Fix: write it as %40, or use PGPASSWORD")
     kind, _, driver = url.drivername.partition("+")
     if kind == "sqlite" and url.database not in (None, "", ":memory:"):
         return url

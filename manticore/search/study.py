@@ -157,6 +157,9 @@ class Study:
 
     def make(self, requests: Sequence[Request]) -> None:
         """Train candidates to marks, or wait for others that do; the curves hold their points afterwards."""
+        for path, _ in requests:
+            # in the order in which they were asked for, whoever is first to answer
+            self.curves.points.setdefault(path, {})
         self._answer({_name(request): request for request in requests if request[0] not in self.curves.failed})
 
     def _answer(self, wanted: Mapping[str, Request | Shared]) -> None:
