@@ -226,6 +226,8 @@ def search(
     shared_units: float | None = None,
     top: int | None = None,
     workers: int = 1,
+    storage: str | None = None,
+    study_name: str | None = None,
     order: Literal['simultaneous', 'alternating', 'bilevel'] = 'simultaneous',
     mixture_lr: float | None = None,
     mixture_weight_decay: float | None = None,
