@@ -179,7 +179,9 @@ def search(
             result.model.save_pretrained(folder)
             if result.begun is not None:
                 shutil.copytree(result.begun.checkpoints, folder / BEGUN)
-                shutil.rmtree(kept / "search" / CANDIDATES)
+                if not several:
+                    # others may be about to read them, now or later
+                    shutil.rmtree(kept / _SEARCHED / CANDIDATES)
             how = SearchRecord.of(result, settings["method"], settings["order"])
             about = {"seed": seed, "task": {"name": task, "options": chosen}}
             write_json(folder / Search.note, {**about, **how})
