@@ -179,7 +179,8 @@ class Study:
             waiting = self._trials().waiting(open_)
             if not waiting:
                 time.sleep(LOOK)
-            elif self._workers > 1 and waiting > 1:
+            elif self._workers > 1:
+                # a single one too: what kills its process must not kill this one
                 self._connection.close()
                 for _ in side_by_side(self._take_in_a_fork, range(waiting), self._workers, outlives=True):
                     self._look(wanted)

@@ -9,6 +9,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import manticore
+from manticore import settings
 from manticore.runs.stages import Outcome
 from manticore.schema import sections
 from manticore.schema.options import trains_candidates
