@@ -114,6 +114,14 @@ _ENTRIES: dict[str, dict[str, Entry]] = {
         "low-rank": Entry("manticore.projectors.kinds:LowRank", "pad or cut, plus a map of low rank"),
     },
     "search": {
+        "auto": Entry("manticore.search.auto:auto", "race up to four paths, blockwise beyond"),
+        "race": Entry("manticore.search.race:race", "all paths train until one is clearly ahead on held-out data"),
+        "blockwise": Entry(
+            "manticore.search.blockwise:blockwise", "parents, then one block after the other of the better one"
+        ),
+        "halving": Entry("manticore.search.baselines:halving", "the better half of all paths goes on, again and again"),
+        "random": Entry("manticore.search.baselines:random_paths", "paths drawn at random, the fair baseline"),
+        "exhaustive": Entry("manticore.search.baselines:exhaustive", "all paths, each for a whole unit"),
         "darts": Entry(
             "manticore.search.differentiable.methods:Darts", "softmax of logits, gradient descent on the logits"
         ),

@@ -416,19 +416,49 @@ METHOD_OPTIONS = {
     "temperature": "temperature",
     "final_temperature": "final_temperature",
     "start_floor": "start_floor",
+    "gap": "gap",
+    "max_handovers": "max_handovers",
+    "candidates": "candidates",
 }
 """Option of a search → what methods call it, those that have it."""
 
+LEARNING_OPTIONS = (
+    "order",
+    "mixture_schedule",
+    "mixture_warmup_steps",
+    "start",
+    "steps",
+    "budget_flops",
+    "save_steps",
+    "report_to",
+)
+"""Options of a search that only methods have that learn mixture weights."""
+RACING_OPTIONS = ("finetune_flops", "validation_examples", "workers")
+"""Options of a search that only methods have that train candidates."""
+
 
 class Search(OneTraining):
-    """Learn which component each block should use."""
+    """Find out which component each block should use."""
 
-    method: SearchMethod = "darts"
-    """How the mixture weights are learned."""
+    method: SearchMethod = "auto"
+    """auto races up to four paths and goes block by block over more; darts, dash and gaea learn mixture weights."""
+    finetune_flops: Flops | None = None
+    """A unit, for methods that train candidates: training FLOPs of fine-tuning one path; left out, 300 steps' worth."""
+    validation_examples: Count = 256
+    """Held-out examples that candidates are scored on."""
+    gap: Positive | None = None
+    """race: lead in held-out loss that ends it, in nats per scored position; left out, 0.2."""
+    max_handovers: Amount | None = None
+    """blockwise: leave out paths that change components more often."""
+    candidates: Count | None = None
+    """random: how many paths are drawn; left out, 2."""
+    workers: Depth = 1
+    """On a CPU, candidates trained at the same time, each in a process with one thread."""
     order: Literal["simultaneous", "alternating", "bilevel"] = "simultaneous"
     """When they are: with the network, in turns on the same data, or in turns on a held-out half."""
-    warmup_steps: Amount = 0
-    """Steps over which the network's learning rate rises from zero."""
+    warmup_steps: Amount | None = None
+    """Steps over which the learning rate rises from zero; left out, none where weights are learned, else as in
+    fine-tuning."""
     mixture_lr: Positive | None = None
     """Learning rate of the mixture weights; left out, the method's own."""
     mixture_weight_decay: NotNegative | None = None
@@ -455,6 +485,8 @@ class Search(OneTraining):
     have positions for."""
 
     default_steps = 120
+    # what a search that learns weights does not depend on
+    unkeyed = OneTraining.unkeyed | {*RACING_OPTIONS, "gap", "max_handovers", "candidates"}
 
 
 class Discretize(Settings):

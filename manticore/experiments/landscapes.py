@@ -7,13 +7,13 @@ methods on recorded curves (:func:`replay`).
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
-from manticore.search.choice import Choice, PathMethod
-from manticore.search.curves import MARKS, Curves, Point
+from manticore.search.choice import Choice, PathMethod, Shared
+from manticore.search.curves import MARKS, Curves, Point, SharedScores
 from manticore.search.objective import Objective
 from manticore.search.space import Path, Space, spelled
 from manticore.training.scoring import score
@@ -164,7 +164,15 @@ class Replay:
     """Candidate → FLOPs of its training."""
 
 
-def replay(landscape: Landscape, method: PathMethod, seed: int, scored: Sequence[int], **options: Any) -> Replay:
+def replay(
+    landscape: Landscape,
+    method: PathMethod,
+    seed: int,
+    scored: Sequence[int],
+    *,
+    shared: Callable[[Shared], SharedScores] | None = None,
+    **options: Any,
+) -> Replay:
     """Run a method on recorded curves.
 
     Args:
@@ -172,14 +180,19 @@ def replay(landscape: Landscape, method: PathMethod, seed: int, scored: Sequence
         method: of searching.
         seed: of what it draws.
         scored: the marks where candidates are scored.
+        shared: what paths score with shared weights, for methods that ask.
         options: of the method.
     """
     curves = _Recorded(landscape, scored)
     search = method(curves, seed, **options)
     try:
         while True:
-            for path, mark in next(search):
+            asked = next(search)
+            if isinstance(asked, Shared):
+                assert shared is not None, "a method that trains shared weights needs them"
+                curves.shared = shared(asked)
+                continue
+            for path, mark in asked:
                 curves.fetch(path, mark)
     except StopIteration as end:
-        spent = sum(curves.training_flops.values()) + curves.evaluation_flops
-        return Replay(end.value, spent / landscape.facts["unit"], curves.training_flops)
+        return Replay(end.value, curves.flops / landscape.facts["unit"], curves.training_flops)

@@ -12,9 +12,9 @@ from typing import Any
 from manticore.errors import ManticoreError
 from manticore.paths import expanded
 from manticore.registry import did_you_mean
-from manticore.schema.options import expected, options_of, reads_tokenizer
+from manticore.schema.options import expected, foreign_options, options_of, reads_tokenizer
 from manticore.schema.problems import Path, shown
-from manticore.settings import METHOD_OPTIONS, Scalar
+from manticore.settings import Scalar
 
 Finding = tuple[Path, str]
 
@@ -70,13 +70,8 @@ def options(path: Path, kind: str, name: str, given: dict[str, Scalar]) -> Itera
 
 
 def _method_options(search: Any) -> Iterator[Finding]:
-    known = options_of("search", search.method)
-    for key, option in METHOD_OPTIONS.items():
-        if known is not None and option not in known and getattr(search, key) is not None:
-            yield (
-                ("search", key),
-                f"method {search.method!r} has no {key} (got {getattr(search, key)}). Fix: leave it out",
-            )
+    for key in foreign_options(search):
+        yield ("search", key), f"method {search.method!r} has no {key} (got {getattr(search, key)}). Fix: leave it out"
 
 
 def _twice(section: str, names: list[str]) -> Iterator[Finding]:

@@ -54,13 +54,36 @@ def options_of(kind: str, name: str) -> dict[str, Option] | None:
 
 def reads_tokenizer(task: str) -> bool:
     """Whether a task reads text with a tokenizer; the others bring their own vocabulary."""
-    target = registry.entries("task")[task].target
+    return _has_argument("task", task, "tokenizer")
+
+
+def trains_candidates(method: str) -> bool:
+    """Whether a search trains candidates and looks at their curves; the others learn mixture weights."""
+    return _has_argument("search", method, "curves")
+
+
+def foreign_options(search: settings.Search) -> list[str]:
+    """Options that are given, though the search's method does not have them."""
+    own = options_of("search", search.method)
+    lacks = settings.LEARNING_OPTIONS if trains_candidates(search.method) else settings.RACING_OPTIONS
+    found = []
+    for name, field in settings.Search.model_fields.items():
+        value, option = getattr(search, name), settings.METHOD_OPTIONS.get(name)
+        # a tensor to start from is not compared with a text
+        given = value is not None and (not isinstance(value, str | int | float) or value != field.default)
+        if given and (name in lacks or (option is not None and own is not None and option not in own)):
+            found.append(name)
+    return found
+
+
+def _has_argument(kind: str, name: str, argument: str) -> bool:
+    target = registry.entries(kind)[name].target
     if not isinstance(target, str):
-        return "tokenizer" in inspect.signature(target).parameters
+        return argument in inspect.signature(target).parameters
     module, _, attribute = target.partition(":")
     for node in ast.parse(_source(module) or "").body:
         if isinstance(node, ast.FunctionDef) and node.name == attribute:
-            return any(argument.arg == "tokenizer" for argument in (*node.args.args, *node.args.kwonlyargs))
+            return any(each.arg == argument for each in (*node.args.args, *node.args.kwonlyargs))
     return False
 
 

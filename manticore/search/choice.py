@@ -1,8 +1,9 @@
 """What a search over paths is: it asks for candidates at marks, looks at their curves, and chooses.
 
-A method is a generator: it yields lists of (path, mark) and finds their points in the curves when it goes on. What
-it asks next depends on the curves and the seed alone, never on who trained what first, so that any number of
-workers, a resumed search and a replay on recorded curves (``benchmarks/search_methods.py``) take the same decisions.
+A method is a generator: it yields lists of (path, mark) and finds their points in the curves when it goes on, or it
+yields :class:`Shared` and finds ``curves.shared``. What it asks next depends on the curves and the seed alone, never on
+who trained what first, so that any number of workers, a resumed search and a replay on recorded curves
+(``benchmarks/search_methods.py``) take the same decisions.
 """
 
 from __future__ import annotations
@@ -12,10 +13,22 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from manticore.search.curves import Curves
-from manticore.search.space import Path
+from manticore.search.space import Path, Space
 
 Request: TypeAlias = tuple[Path, int]
 """A candidate, and the mark that it is to be trained to and scored at."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Asks what paths score with weights that they share: one sampled path per step trains the supernet."""
+
+    space: Space
+    """The paths to sample and to score."""
+    units: float
+    """What the training costs."""
+    sampling: str
+    """How paths are drawn (:mod:`manticore.search.sampling`)."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +42,7 @@ class Choice:
     """Why, in a sentence."""
 
 
-Search: TypeAlias = Generator[list[Request], None, Choice]
+Search: TypeAlias = Generator[list[Request] | Shared, None, Choice]
 
 
 class PathMethod(Protocol):

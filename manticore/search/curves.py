@@ -51,6 +51,18 @@ class Point:
         return cls(**{**values, "losses": tuple(values["losses"])})
 
 
+@dataclass(frozen=True)
+class SharedScores:
+    """What paths scored with weights that they share, and what these have cost."""
+
+    points: Mapping[Path, Point]
+    """Path → its score; all of mark 0."""
+    flops: int
+    """Of the training of the shared weights."""
+    failed: str | None = None
+    """Why there are no scores, if there are none."""
+
+
 @dataclass
 class Curves:
     """The points of all candidates so far, and what became of those that could not go on."""
@@ -62,6 +74,8 @@ class Curves:
     points: dict[Path, dict[int, Point]] = field(default_factory=dict)
     failed: dict[Path, str] = field(default_factory=dict)
     """Candidate → why: it diverged, or ran out of memory."""
+    shared: SharedScores | None = None
+    """What a search that trains shared weights has found with them."""
 
     def add(self, path: Path, point: Point) -> None:
         self.points.setdefault(path, {})[point.mark] = point
@@ -79,7 +93,12 @@ class Curves:
         return point.metric if self.higher_is_better else -point.metric
 
     def error(self, a: Path, b: Path, mark: int) -> float:
-        """The standard error of the difference of two candidates' losses, paired example by example, in nats."""
+        """The standard error of the difference of two candidates' losses, paired example by example, in nats.
+
+        0 where one of them failed before: nothing about that is by chance.
+        """
+        if not all(mark in self.points.get(path, {}) for path in (a, b)):
+            return 0.0
         ours, theirs = (self.points[path][mark].losses for path in (a, b))
         return float(np.std(np.subtract(ours, theirs), ddof=1) / math.sqrt(len(ours))) if len(ours) > 1 else math.inf
 
@@ -106,4 +125,12 @@ class Curves:
     @property
     def evaluation_flops(self) -> int:
         """What all scoring has cost."""
-        return sum(point.spent for curve in self.points.values() for point in curve.values())
+        shared = [] if self.shared is None else self.shared.points.values()
+        scored = [point for curve in self.points.values() for point in curve.values()]
+        return sum(point.spent for point in [*scored, *shared])
+
+    @property
+    def flops(self) -> int:
+        """All that was spent: candidates, shared weights, scoring."""
+        shared = 0 if self.shared is None else self.shared.flops
+        return sum(self.training_flops.values()) + shared + self.evaluation_flops

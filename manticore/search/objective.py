@@ -15,6 +15,8 @@ from pathlib import Path as Folder
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import TrainerCallback
 
 from manticore.errors import ManticoreError, NotFiniteError
@@ -27,10 +29,11 @@ from manticore.search.space import Path, Space, spelled
 from manticore.settings import Finetune
 from manticore.training.budget import flops_per_step
 from manticore.training.callbacks import Progress, Stopwatch
+from manticore.training.checkpoints import TENSORS, checkpoints
 from manticore.training.opening import opened
 from manticore.training.precision import Precision
 from manticore.training.scoring import score
-from manticore.training.trainable import set_trainable
+from manticore.training.trainable import merge_lora, set_trainable
 from manticore.training.trainer import TaskTrainer, default_warmup
 
 if TYPE_CHECKING:
@@ -184,6 +187,17 @@ class Objective:
             raise Failed(f"diverged: {error}") from error
         except torch.OutOfMemoryError as error:
             raise Failed("out of memory") from error
+
+    def trained(self, path: Path) -> ManticorePreTrainedModel:
+        """A candidate with the weights of its last checkpoint, in the type that they are saved in."""
+        model = self.model(path)
+        current: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+        with torch.no_grad():
+            for name, tensor in load_file(checkpoints(self.place(path) / "checkpoints")[-1] / TENSORS).items():
+                current[name].copy_(tensor)
+        if self.settings.trainable == "lora":
+            merge_lora(model)
+        return model
 
     def discard(self, path: Path) -> None:
         """Remove what a candidate's training has left on the disk."""

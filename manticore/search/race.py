@@ -6,8 +6,11 @@ than chance. Decisions fall at common marks only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from manticore.search.choice import Choice, Search
 from manticore.search.curves import MARKS, Curves
+from manticore.search.space import Path
 
 GAP = 0.2
 """Nats per scored position that end a race."""
@@ -24,8 +27,13 @@ def race(curves: Curves, seed: int, *, gap: float = GAP) -> Search:
         gap: lead in held-out loss, in nats per scored position, that ends it; the lead must also be five paired
             standard errors.
     """
-    paths, marks = curves.space.paths(), [mark for mark in curves.marks if mark <= CAP]
-    paths = [*paths, *(path for path in curves.space.parents if path not in paths)]
+    paths = curves.space.paths()
+    return (yield from among([*paths, *(path for path in curves.space.parents if path not in paths)], curves, gap=gap))
+
+
+def among(paths: Sequence[Path], curves: Curves, *, gap: float = GAP) -> Search:
+    """The race of some paths, two or more."""
+    marks = [mark for mark in curves.marks if mark <= CAP]
     mark, why = marks[-1], f"the race went to its end, {marks[-1]}/{MARKS} of a unit"
     for mark in marks:
         yield [(path, mark) for path in paths]

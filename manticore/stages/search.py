@@ -20,6 +20,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class CurvePoint(Record):
+    """A candidate at a mark, on held-out data: ``loss`` in nats per scored position, ``metric`` the task's own."""
+
+    mark: int = 0
+    """In twelfths of a unit."""
+    steps: int = 0
+    flops: float | None = None
+    loss: float | None = None
+    metric: float | None = None
+
+
+@dataclass(frozen=True)
+class CandidateRecord(Record):
+    """A path that a search has trained; ``flops`` are those of its training and scoring."""
+
+    path: tuple[int, ...] = ()
+    points: tuple[CurvePoint, ...] = ()
+    failed: str = ""
+    chosen: bool = False
+    flops: float | None = None
+
+
+@dataclass(frozen=True)
 class SearchRecord(Record):
     method: str = ""
     order: str = ""
@@ -30,6 +53,16 @@ class SearchRecord(Record):
     history: tuple[Step, ...] = ()
     weights: Weights = ()
     path: tuple[int, ...] = ()
+    candidates: tuple[CandidateRecord, ...] = ()
+    """Empty where mixture weights were learned."""
+    unit_flops: float | None = None
+    """Training FLOPs of one fine-tuning."""
+    trained_flops: float | None = None
+    """What the path found had cost when the search ended; fine-tuning goes on from there."""
+    reason: str = ""
+    """Why the search ended there."""
+    metric: str = ""
+    higher_is_better: bool = True
 
 
 class Search(Stage):

@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 PARTIAL = ".partial"
 """Folder in which a checkpoint is written before it gets its name."""
 
+RECORD = "settings.json"
+"""A run's key, beside its checkpoints."""
+
 TENSORS = "trained.safetensors"
 CLOCK = "seconds.json"
 
@@ -101,7 +104,7 @@ def open_folder(
     now = key({"processes": process_count(), **settings}, inputs or {}, scan=scan)
     refuse_links_out(folder)
     found = checkpoints(folder)
-    record = folder / "settings.json"
+    record = folder / RECORD
     last = None
     if found:
         if not resume:
@@ -124,6 +127,13 @@ def open_folder(
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)
         write_record(record, {**now[SETTINGS], INPUTS: now[INPUTS], CONDITIONS: now[CONDITIONS]})
     return last
+
+
+def noted_inputs(folder: Path) -> dict[str, str] | None:
+    """Digests of what the run in a folder began with; None where they are not noted."""
+    record = read_record(folder / RECORD, "choose another out") or {}
+    found: dict[str, str] | None = record.get(INPUTS)
+    return found
 
 
 def _newest_whole(found: list[Path], stage: str, sealed: bool) -> Path | None:

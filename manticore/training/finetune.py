@@ -12,11 +12,13 @@ from manticore.components.loading import refuse_not_finite
 from manticore.errors import ManticoreError
 from manticore.keywords import takes
 from manticore.settings import Evaluate, Finetune
+from manticore.training.begun import Begun, begun_beside
 from manticore.training.callbacks import Progress
 from manticore.training.classifiers import suits
 from manticore.training.opening import opened
 from manticore.training.precision import Precision, differing
 from manticore.training.prepare import fit_to_task, resolve_task
+from manticore.training.saved_models import load_model
 from manticore.training.scoring import score
 from manticore.training.tracking import trackers
 from manticore.training.trainable import merge_lora, set_trainable
@@ -25,6 +27,7 @@ from manticore.training.trainer import TaskTrainer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from manticore.search.result import SearchResult
     from manticore.tasks.task import Task
 
 
@@ -59,7 +62,7 @@ class FinetuneResult:
 
 @takes(Finetune)
 def finetune(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Begun | SearchResult | str | Path,
     task: str | Task,
     settings: Finetune,
     *,
@@ -77,8 +80,10 @@ def finetune(
     the model first, unless it is one for as many classes: the result's ``model``, with copies of the weights.
 
     Args:
-        model: a hybrid, a stack or any causal LM of transformers; changed in place, or left as it is where a classifier
-            is made of it.
+        model: a hybrid, a stack or any causal LM of transformers, or the folder of one; changed in place, or left as it
+            is where a classifier is made of it. What a search has found, or its folder, goes on with the weights, the
+            optimizer and the place in the data that the search left, where the settings are the same; the warm-up is
+            the search's where none is given. Else it starts anew, and a warning says why.
         task: a task, or the name of a registered one.
         settings: the options below in one object, which single ones change.
         seed: of the data order, dropout and fresh parameters.
@@ -92,6 +97,9 @@ def finetune(
         ManticoreError: impossible arguments, a budget below one step, a loss that is not finite, a full disk.
     """
     told = trackers(settings.report_to, out, stage="finetune")
+    model, begun = _with_what_was_begun(model)
+    if begun is not None and settings.warmup_steps is None:
+        settings = settings.model_copy(update={"warmup_steps": begun.warmup_steps})
     task = resolve_task(task, model, tokenizer, seed, stage="finetune")
     model = fit_to_task(model, task, seed)
     precision = Precision(model, settings.dtype, bf16=settings.bf16, cpu=cpu, stage="finetune")
@@ -119,6 +127,7 @@ def finetune(
         resume=resume,
         cpu=cpu,
         log_steps=settings.log_steps,
+        begun=begun,
     ) as training:
         trainer = TaskTrainer(
             model,
@@ -148,6 +157,14 @@ def finetune(
         metrics_float32=differing(scores, metrics) if scores else None,
         dtypes=dict(precision.saved),
     )
+
+
+def _with_what_was_begun(model: Any) -> tuple[PreTrainedModel, Begun | None]:
+    """A model, and the training that a search has begun with it, where there is one."""
+    if isinstance(model, str | Path):
+        model = begun_beside(load_model(model)[0], model)
+    begun = model if isinstance(model, Begun) else getattr(model, "begun", None)
+    return (model, None) if begun is None else (begun.model, begun)
 
 
 @takes(Evaluate)

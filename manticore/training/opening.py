@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from manticore.kernels.mamba import fast_scan, has_selective_scan
 from manticore.modes import recomputed_activations
-from manticore.runs.lineage import training_inputs
+from manticore.runs.lineage import task_inputs, training_inputs
 from manticore.seeding import derive_seed
 from manticore.settings import OneTraining
+from manticore.training.begun import Begun
 from manticore.training.budget import flops_per_step
-from manticore.training.checkpoints import open_folder
+from manticore.training.checkpoints import checkpoints, noted_inputs, open_folder
 from manticore.training.precision import Precision
 from manticore.training.trainer import training_arguments, with_length
 
@@ -59,6 +60,7 @@ def opened(
     log_steps: int | None = None,
     key: Mapping[str, object] | None = None,
     inputs: Mapping[str, str] | None = None,
+    begun: Begun | None = None,
 ) -> Iterator[Opened[S]]:
     """Bring a model into the state that it trains in, and its folder into order; afterwards it is as it is saved.
 
@@ -76,6 +78,7 @@ def opened(
         log_steps: steps between logged rows; None: about two hundred rows.
         key: what determines the numbers beside the settings, the task and the seed.
         inputs: digests of what is trained and read; None: those of the model and the task as they are.
+        begun: the training that a search has begun with this model, to go on with where the settings are the same.
 
     Raises:
         ManticoreError: a budget below one step, or a folder of another training.
@@ -91,19 +94,25 @@ def opened(
         settings = with_length(settings, flops, stage=stage)
         steps = settings.steps or settings.default_steps
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        checkpoint = None
-        if out is not None:
+        where, checkpoint = folder / "checkpoints", None
+        wanted = settings.key(**{"task": task.name, "seed": seed, "bf16": precision.autocast, **(key or {})})
+        if begun is not None and not checkpoints(where):
+            inputs = begun.adopted(wanted, task_inputs(task), where)
+            resume = resume or inputs is not None
+        elif begun is not None:
+            inputs = noted_inputs(where)
+        if out is not None or checkpoints(where):
             checkpoint = open_folder(
-                folder / "checkpoints",
-                settings.key(**{"task": task.name, "seed": seed, "bf16": precision.autocast, **(key or {})}),
+                where,
+                wanted,
                 resume=resume,
                 stage=stage,
-                inputs=training_inputs(model, task) if inputs is None else inputs,
+                inputs=training_inputs(model, task) if inputs is None else {**inputs, **task_inputs(task)},
                 scan=has_selective_scan(model),
                 grows=settings.schedule == "constant",
             )
         args = training_arguments(
-            folder / "checkpoints",
+            where,
             settings,
             log_steps=log_steps or max(1, steps // 200),
             saves=out is not None,

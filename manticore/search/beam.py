@@ -1,0 +1,60 @@
+"""The paths that shared weights are asked about: all, or a beam through the blocks where they are too many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from manticore.search.space import Path, Space
+
+MOST_SCORED = 256
+"""Up to so many paths, all are scored; of more, no more than this."""
+
+P = TypeVar("P")
+
+
+def beam(space: Space, score: Callable[[Path], P | None], loss: Callable[[P], float]) -> dict[Path, P]:
+    """Score all paths, or those that a beam comes by.
+
+    The beam holds whole paths, so that each score is one that a path can have. It begins with the components alone
+    (where only some paths may be chosen, also with a sample of these); at every block it also holds its paths with
+    another component there, and the best ones go on. After the last block it begins again with the first, until nothing
+    new is found or ``MOST_SCORED`` paths are scored.
+
+    Args:
+        space: the paths.
+        score: of a path; None where it has none.
+        loss: of a score, lower is better.
+
+    Returns:
+        Path → its score, in the order in which they were asked for.
+    """
+    found: dict[Path, P | None] = {}
+
+    def look(path: Path) -> None:
+        if path not in found and len(found) < MOST_SCORED:
+            found[path] = score(path)
+
+    def order(path: Path) -> tuple[float, Path]:
+        value = found[path]
+        return float("inf") if value is None else loss(value), path
+
+    if space.size <= MOST_SCORED:
+        for path in space.paths():
+            look(path)
+        return {path: value for path, value in found.items() if value is not None}
+    width = max(2, MOST_SCORED // (2 * space.num_blocks * (space.num_components - 1)))
+    listed = sorted(space.allowed or ())
+    # flips alone may lead from no parent to what may be chosen
+    held = [*space.parents, *listed[:: max(1, len(listed) // width)]]
+    for path in held:
+        look(path)
+    before = -1
+    while before < len(found) < MOST_SCORED:
+        before = len(found)
+        for n in range(space.num_blocks):
+            others = [flipped for path in held for flipped in space.flips(path, (n,))]
+            for path in others:
+                look(path)
+            held = sorted({*held, *others} & found.keys(), key=order)[:width]
+    return {path: value for path, value in found.items() if value is not None}

@@ -1,0 +1,123 @@
+"""A search over candidates, from the hybrid to the winner: what :func:`manticore.search` does by default."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path as Folder
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from manticore.errors import NotFiniteError
+from manticore.experiments.side_by_side import useful_workers
+from manticore.hybrid.pretrained import ManticorePreTrainedModel
+from manticore.registry import resolve
+from manticore.runs.lineage import training_inputs
+from manticore.search.choice import Choice, PathMethod
+from manticore.search.curves import Curves
+from manticore.search.objective import Objective, unit_flops
+from manticore.search.result import Candidate, SearchResult
+from manticore.search.study import Study
+from manticore.settings import METHOD_OPTIONS, Finetune, OneTraining, Search
+from manticore.training.begun import Begun
+from manticore.training.callbacks import Progress
+from manticore.training.prepare import fit_to_task, resolve_task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from manticore.tasks.task import Task
+
+_OF_A_CANDIDATE = OneTraining.model_fields.keys() - {"steps", "budget_flops", "save_steps", "report_to"}
+
+
+def tuning(settings: Search) -> Finetune:
+    """How candidates train."""
+    return Finetune(**{name: getattr(settings, name) for name in _OF_A_CANDIDATE})
+
+
+def find(
+    hybrid: ManticorePreTrainedModel,
+    task: str | Task,
+    settings: Search,
+    *,
+    seed: int,
+    out: str | Folder | None,
+    resume: bool,
+    cpu: bool,
+    progress: bool | Progress,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> SearchResult:
+    """Train paths, score them at common marks, choose one; arguments as in :func:`manticore.search`.
+
+    Raises:
+        ManticoreError: impossible arguments, a unit of too few steps, no candidate that trains, a full disk.
+    """
+    task = resolve_task(task, hybrid, tokenizer, seed, stage="search")
+    supernet = cast(ManticorePreTrainedModel, fit_to_task(hybrid, task, seed))
+    kept = TemporaryDirectory() if out is None else None
+    folder = Folder(kept.name) if kept is not None else Folder(cast(str, out))
+    unit, trains = unit_flops(supernet, task, tuning(settings), settings.finetune_flops)
+    objective = Objective(
+        supernet, task, trains, unit, folder / "candidates", seed=seed, examples=settings.validation_examples, cpu=cpu
+    )
+    curves = Curves(objective.space, task.higher_is_better, objective.marks)
+    method: PathMethod = resolve("search", settings.method)
+    accepted = inspect.signature(method).parameters
+    given: dict[str, Any] = {option: getattr(settings, name) for name, option in METHOD_OPTIONS.items()}
+    given = {option: value for option, value in given.items() if value is not None and option in accepted}
+    study = Study(
+        objective,
+        curves,
+        folder=folder,
+        key={"settings": trains.key(task=task.name, seed=seed), "unit": unit, "examples": objective.examples},
+        inputs=training_inputs(supernet, task),
+        resume=resume,
+        workers=useful_workers(settings.workers, cpu=cpu),
+        told=_told(progress),
+    )
+    choice = study.run(method(curves, seed, **given))
+    if choice.path in curves.failed:
+        raise NotFiniteError(f"search: every candidate failed; the last one {curves.failed[choice.path]}")
+    for path in curves.points:
+        if path != choice.path:
+            objective.discard(path)
+    return _result(objective, curves, choice, kept)
+
+
+def _result(objective: Objective, curves: Curves, choice: Choice, kept: TemporaryDirectory[str] | None) -> SearchResult:
+    candidates = [
+        Candidate(list(path), list(curve.values()), curves.failed.get(path, ""), path == choice.path)
+        for path, curve in curves.points.items()
+    ]
+    candidates += [Candidate(list(path), [], why) for path, why in curves.failed.items() if path not in curves.points]
+    model = objective.trained(choice.path)
+    steps = sum(each.points[-1].steps for each in candidates if each.points)
+    space, batch = objective.space, objective.settings.batch_size
+    # low-rank updates are part of the weights by now, and would be counted twice
+    goes_on = objective.settings.trainable != "lora"
+    return SearchResult(
+        model=model,
+        weights=torch.nn.functional.one_hot(torch.tensor(choice.path), space.num_components).float(),
+        path=list(choice.path),
+        history=[],
+        steps=steps,
+        tokens=steps * batch * objective.task.tokens_per_example,
+        flops=sum(candidate.flops for candidate in candidates),
+        seconds=sum(candidate.points[-1].seconds for candidate in candidates if candidate.points),
+        candidates=candidates,
+        unit_flops=objective.unit,
+        trained_flops=curves.points[choice.path][choice.mark].flops,
+        reason=choice.reason,
+        metric=objective.task.primary_metric,
+        higher_is_better=curves.higher_is_better,
+        begun=Begun(model, objective.place(choice.path) / "checkpoints") if goes_on else None,
+        kept=kept,
+    )
+
+
+def _told(progress: bool | Progress) -> Any:
+    if callable(progress):
+        return lambda done, what: progress(done, done, {})
+    return (lambda done, what: print(what)) if progress else None

@@ -1,0 +1,118 @@
+"""What a search found, with which candidates, and what it took."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor
+
+from manticore.hybrid.pretrained import ManticorePreTrainedModel
+from manticore.search.curves import MARKS, Point
+from manticore.training.begun import Begun
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A path, and how far it came."""
+
+    path: list[int]
+    points: list[Point]
+    """Its learning curve on held-out data."""
+    failed: str = ""
+    """Why it could not go on."""
+    chosen: bool = False
+
+    @property
+    def flops(self) -> int:
+        """What its training and its scoring have cost."""
+        return (self.points[-1].flops if self.points else 0) + sum(point.spent for point in self.points)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, without the losses of single examples."""
+        shown = ("mark", "steps", "flops", "loss", "metric")
+        points = [{name: getattr(point, name) for name in shown} for point in self.points]
+        return {"path": self.path, "points": points, "failed": self.failed, "chosen": self.chosen, "flops": self.flops}
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found and what it took."""
+
+    model: ManticorePreTrainedModel
+    """Of a search over candidates: the hybrid that was found, trained as far as the search came; ``finetune`` of this
+    result goes on with it. Of one that learns mixture weights: the supernet that was given, trained in place, or for a
+    task with classes the classifier made of it; it holds the weights found."""
+    weights: Tensor
+    """Mixture weights ``[N, K]``; those of a path are one-hot."""
+    path: list[int]
+    """The best component of each block, N indices."""
+    history: list[dict[str, Any]]
+    """Per step of a search that learns weights: ``step``; ``loss`` of its batch; ``weights`` ``[N][K]`` and their mean
+    ``entropy`` in nats after it. Empty for one over candidates."""
+    steps: int
+    """Optimizer steps; of a search over candidates, those of all of them."""
+    tokens: int
+    """Input tokens trained on."""
+    flops: int
+    """All that was spent: training, forward and backward, and the scoring of candidates; losers included."""
+    seconds: float
+    """Training time, earlier sessions of a resumed search included."""
+    candidates: list[Candidate] = field(default_factory=list)
+    """What was looked at; empty for a search that learns weights."""
+    unit_flops: int = 0
+    """Training FLOPs of a unit."""
+    trained_flops: int = 0
+    """Training FLOPs that the model has had, and that fine-tuning goes on from."""
+    reason: str = ""
+    """Why the search ended there, in a sentence."""
+    metric: str = ""
+    """The task's primary metric."""
+    higher_is_better: bool = True
+    begun: Begun | None = None
+    """The training of the model, for ``finetune`` to go on with."""
+    kept: TemporaryDirectory[str] | None = None
+    """Holds its checkpoints where the search had no ``out``."""
+
+    @property
+    def verdict(self) -> str:
+        """Whether the path found is worth more than the best parent, in a sentence; families stand for components."""
+        return self.worded([config.model_type for config in self.model.config.components])
+
+    def worded(self, names: Sequence[str]) -> str:
+        """The verdict, with these names of the components."""
+        chosen = next((each for each in self.candidates if each.chosen), None)
+        found = path_text(self.path, names)
+        if chosen is None:
+            return f"{found} has the largest mixture weights; no path was trained"
+        ours, sign = chosen.points[-1], 1 if self.higher_is_better else -1
+        after = f"after {ours.mark}/{MARKS} of a unit, on held-out data"
+        if len(set(self.path)) == 1:
+            scored = f"{self.metric} {ours.metric:.3f} {after}"
+            return f"{found} alone is as good as any path that was looked at: take it ({scored})"
+        rivals = [
+            (point.metric * sign, each.path[0])
+            for each in self.candidates
+            for point in each.points
+            if len(set(each.path)) == 1 and point.mark == ours.mark
+        ]
+        if not rivals:
+            return f"{found} was chosen; no parent was trained beside it"
+        best, parent = max(rivals)
+        lead = ours.metric * sign - best
+        return f"{found} is ahead of the best parent, {names[parent]}, by {lead:.3f} in {self.metric} {after}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the model, as JSON values."""
+        names = ["path", "history", "steps", "tokens", "flops", "seconds", "unit_flops", "trained_flops"]
+        names += ["reason", "metric", "higher_is_better"]
+        found = {name: getattr(self, name) for name in names}
+        return {**found, "weights": self.weights.tolist(), "candidates": [each.to_dict() for each in self.candidates]}
+
+
+def path_text(path: Sequence[int], names: Sequence[str]) -> str:
+    """``mamba → gpt``: the components of a path, each once where it keeps several blocks in a row."""
+    return " → ".join(names[k] for k, _ in itertools.groupby(path))
