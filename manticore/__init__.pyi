@@ -19,7 +19,7 @@ from manticore.hybrid.pair_classification import ManticoreForPairClassification 
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.projectors.alignment import AlignmentReport
 from manticore.report.sharing import share as share
-from manticore.search.search import SearchResult
+from manticore.search.result import SearchResult
 from manticore.settings import Align
 from manticore.settings import Combine
 from manticore.settings import Compare
@@ -35,6 +35,7 @@ from manticore.stacks.modeling import StackForCausalLM as StackForCausalLM
 from manticore.stacks.pair_classification import StackForPairClassification as StackForPairClassification
 from manticore.tasks.corpus import Text
 from manticore.tasks.task import Task
+from manticore.training.begun import Begun
 from manticore.training.callbacks import Progress
 from manticore.training.finetune import FinetuneResult
 from pathlib import Path
@@ -129,7 +130,7 @@ def evaluate(
 ) -> dict[str, float]: ...
 
 def finetune(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Begun | SearchResult | str | Path,
     task: str | Task,
     settings: Finetune | None = None,
     *,
@@ -202,7 +203,7 @@ def search(
     adam_betas: Sequence[float] = (0.9, 0.999),
     adam_eps: float = 1e-08,
     schedule: Literal['constant', 'linear', 'cosine'] = 'constant',
-    warmup_steps: int = 0,
+    warmup_steps: int | None = None,
     accumulation: int = 1,
     max_grad_norm: float = 1.0,
     trainable: Literal['all', 'frozen', 'projectors', 'lora'] = 'all',
@@ -215,7 +216,13 @@ def search(
     lr: float = 0.001,
     save_steps: int | None = None,
     report_to: str | Sequence[str] | None = None,
-    method: str = 'darts',
+    method: str = 'auto',
+    finetune_flops: float | None = None,
+    validation_examples: int = 256,
+    gap: float | None = None,
+    max_handovers: int | None = None,
+    candidates: int | None = None,
+    workers: int = 1,
     order: Literal['simultaneous', 'alternating', 'bilevel'] = 'simultaneous',
     mixture_lr: float | None = None,
     mixture_weight_decay: float | None = None,

@@ -484,6 +484,11 @@ class Search(OneTraining):
     """What costs are measured at, such as tokens=4096,batch=1; left out, 4096 tokens, or as many as all components
     have positions for."""
 
+    def method_options(self) -> dict[str, Any]:
+        """The options of the method that are given, by its own names for them."""
+        given = {option: getattr(self, name) for name, option in METHOD_OPTIONS.items()}
+        return {option: value for option, value in given.items() if value is not None}
+
     default_steps = 120
     # what a search that learns weights does not depend on
     unkeyed = OneTraining.unkeyed | {*RACING_OPTIONS, "gap", "max_handovers", "candidates"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -145,17 +146,20 @@ def search(
     *,
     settings: dict[str, Any],
 ) -> None:
-    """Learn which component each block of a hybrid should use, on a task.
+    """Find out on a task which component each block of a hybrid should use; fine-tuning goes on with what was found.
 
-    Example: manticore search aligned --task text --steps 120 -o searched
+    Example: manticore search aligned --task text -o searched
     """
     refuse_begun(out, resume)
     chosen = checked_task(task, task_option)
     start_processes(processes)
     say(f"search: {settings['method']} on {task} in {hybrid}")
     import manticore
+    from manticore.search.objective import CANDIDATES
+    from manticore.stages.commands import task_words
     from manticore.stages.search import Search, SearchRecord
     from manticore.tasks.task import load_task
+    from manticore.training.begun import BEGUN
     from manticore.training.saved_models import load_hybrid
 
     quiet_libraries()
@@ -169,11 +173,15 @@ def search(
             )
         if is_first():
             result.model.save_pretrained(folder)
-            how = SearchRecord.written(method=settings["method"], order=settings["order"], **result.to_dict())
+            if result.begun is not None:
+                shutil.copytree(result.begun.checkpoints, folder / BEGUN)
+                shutil.rmtree(kept / "search" / CANDIDATES)
+            how = SearchRecord.of(result, settings["method"], settings["order"])
             about = {"seed": seed, "task": {"name": task, "options": chosen}}
             write_json(folder / Search.note, {**about, **how})
+    say(result.verdict)
     say(f"path {result.path}")
-    done(out, Search().next_command(out))
+    done(out, Search().next_command(out, task_words(task, chosen) if result.candidates else None))
 
 
 @takes(Discretize)
@@ -186,12 +194,19 @@ def discretize(hybrid: Hybrid, out: Out, *, settings: dict[str, Any]) -> None:
     say(f"discretize: {hybrid} to {settings['path'] or 'its best path'}")
     import manticore
     from manticore.stages.discretize import Discretize
+    from manticore.training.begun import BEGUN, begun_beside
     from manticore.training.saved_models import load_hybrid
 
     quiet_libraries()
-    small = manticore.discretize(load_hybrid(hybrid, supernet=True), **settings)
+    found: Any = load_hybrid(hybrid)
+    begun = getattr(begun_beside(found, hybrid), "checkpoints", None)
+    # what a search has trained is discretized already, to the path that it found
+    whole = settings["path"] in (None, found.config.path)
+    small = found if begun is not None and whole else manticore.discretize(found, **settings)
     with new_folder(out) as folder:
         small.save_pretrained(folder)
+        if begun is not None and whole:
+            shutil.copytree(begun, folder / BEGUN)
     say(f"path {small.config.path}")
     done(out, Discretize().next_command(out, small, hybrid))
 
@@ -223,6 +238,7 @@ def finetune(
     from manticore.stages.commands import task_words
     from manticore.stages.finetune import Finetune, FinetuneRecord
     from manticore.tasks.task import load_task
+    from manticore.training.begun import begun_beside
     from manticore.training.saved_models import load_model
     from manticore.training.sharding import save_model
 
@@ -233,7 +249,13 @@ def finetune(
     with unfinished(out, resume) as (kept, folder):
         with progress_bar("finetune") as progress:
             result = manticore.finetune(
-                loaded, problem, seed=seed, out=kept / "finetune", resume=resume, progress=progress, **settings
+                begun_beside(loaded, model),
+                problem,
+                seed=seed,
+                out=kept / "finetune",
+                resume=resume,
+                progress=progress,
+                **settings,
             )
         save_model(result.model, folder, result.dtypes)
         if is_first():

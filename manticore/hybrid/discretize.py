@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from torch import nn
 
 from manticore.components.rebuilding import named_tensors, rebuilt
 from manticore.errors import ManticoreError, require_hybrid
@@ -13,6 +15,9 @@ from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.mixing import check_path
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
+
+if TYPE_CHECKING:
+    from manticore.search.result import SearchResult
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +29,14 @@ def best_path(hybrid: ManticorePreTrainedModel) -> list[int]:
     return hybrid.mixing.best_path()
 
 
-def discretize(hybrid: M, path: Sequence[int] | None = None) -> M:
+def discretize(hybrid: M | SearchResult, path: Sequence[int] | None = None) -> M:
     """A hybrid that keeps, per block, one component's segment, and projectors where components change.
 
     It computes what the supernet computes at that vertex. The supernet is left as it is.
 
     Args:
-        hybrid: a supernet, for text or for classes.
+        hybrid: a supernet, for text or for classes; or what a search has found: of a search over candidates, the path
+            that it has trained is returned as it is.
         path: N component indices; None takes :func:`best_path`, and says so if there is nothing to choose by.
 
     Returns:
@@ -40,6 +46,11 @@ def discretize(hybrid: M, path: Sequence[int] | None = None) -> M:
         ManticoreError: already discretized, adapters not merged, an impossible path, or a family that shares weights
             between layers.
     """
+    if not isinstance(hybrid, nn.Module) and hasattr(hybrid, "candidates"):
+        if hybrid.candidates and (path is None or list(path) == hybrid.path):
+            return hybrid.model  # type: ignore[return-value]
+        hybrid, path = hybrid.model, hybrid.path if path is None else path  # type: ignore[assignment]
+    hybrid = cast(M, hybrid)
     require_hybrid(hybrid, "discretize")
     if getattr(hybrid, "peft_config", None):
         raise ManticoreError(

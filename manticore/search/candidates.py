@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path as Folder
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from tqdm.auto import tqdm
 
 from manticore.errors import NotFiniteError
 from manticore.experiments.side_by_side import useful_workers
@@ -15,11 +15,12 @@ from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.registry import resolve
 from manticore.runs.lineage import training_inputs
 from manticore.search.choice import Choice, PathMethod
-from manticore.search.curves import Curves
-from manticore.search.objective import Objective, unit_flops
+from manticore.search.curves import MARKS, Curves
+from manticore.search.forecast import forecast
+from manticore.search.objective import Objective, place, unit_flops
 from manticore.search.result import Candidate, SearchResult
-from manticore.search.study import Study
-from manticore.settings import METHOD_OPTIONS, Finetune, OneTraining, Search
+from manticore.search.study import Study, Told
+from manticore.settings import Finetune, OneTraining, Search
 from manticore.training.begun import Begun
 from manticore.training.callbacks import Progress
 from manticore.training.prepare import fit_to_task, resolve_task
@@ -60,13 +61,10 @@ def find(
     folder = Folder(kept.name) if kept is not None else Folder(cast(str, out))
     unit, trains = unit_flops(supernet, task, tuning(settings), settings.finetune_flops)
     objective = Objective(
-        supernet, task, trains, unit, folder / "candidates", seed=seed, examples=settings.validation_examples, cpu=cpu
+        supernet, task, trains, unit, folder, seed=seed, examples=settings.validation_examples, cpu=cpu
     )
     curves = Curves(objective.space, task.higher_is_better, objective.marks)
     method: PathMethod = resolve("search", settings.method)
-    accepted = inspect.signature(method).parameters
-    given: dict[str, Any] = {option: getattr(settings, name) for name, option in METHOD_OPTIONS.items()}
-    given = {option: value for option, value in given.items() if value is not None and option in accepted}
     study = Study(
         objective,
         curves,
@@ -75,9 +73,9 @@ def find(
         inputs=training_inputs(supernet, task),
         resume=resume,
         workers=useful_workers(settings.workers, cpu=cpu),
-        told=_told(progress),
+        told=_watching(progress, method, objective, curves, settings.method_options()),
     )
-    choice = study.run(method(curves, seed, **given))
+    choice = study.run(method(curves, seed, **settings.method_options()))
     if choice.path in curves.failed:
         raise NotFiniteError(f"search: every candidate failed; the last one {curves.failed[choice.path]}")
     for path in curves.points:
@@ -112,12 +110,27 @@ def _result(objective: Objective, curves: Curves, choice: Choice, kept: Temporar
         reason=choice.reason,
         metric=objective.task.primary_metric,
         higher_is_better=curves.higher_is_better,
-        begun=Begun(model, objective.place(choice.path) / "checkpoints") if goes_on else None,
+        begun=Begun(model, place(objective.folder, choice.path)) if goes_on else None,
         kept=kept,
     )
 
 
-def _told(progress: bool | Progress) -> Any:
-    if callable(progress):
-        return lambda done, what: progress(done, done, {})
-    return (lambda done, what: print(what)) if progress else None
+def _watching(
+    progress: bool | Progress, method: PathMethod, objective: Objective, curves: Curves, options: dict[str, Any]
+) -> Told | None:
+    """What is told after every evaluation: marks that candidates have trained to, of those that may be needed."""
+    if not progress:
+        return None
+    at_most = round(MARKS * forecast(method, objective.space, objective.marks, objective.seed, **options)[-1].units)
+
+    def tell(done: int, what: str) -> None:
+        marks = sum(max(curve) for curve in curves.points.values() if curve)
+        leading = min((curve[max(curve)].loss for curve in curves.points.values() if curve), default=math.nan)
+        if callable(progress):
+            progress(marks, max(marks, at_most), {"loss": leading})
+        else:
+            bar.set_postfix_str(f"{what}, best loss {leading:.3f}")
+            bar.update(marks - bar.n)
+
+    bar = tqdm(total=at_most, desc="search", unit="mark", disable=callable(progress))
+    return tell

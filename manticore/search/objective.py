@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path as Folder
@@ -27,14 +27,16 @@ from manticore.runs.lineage import task_inputs, weights_digest
 from manticore.search.curves import MARKS, Point
 from manticore.search.space import Path, Space, spelled
 from manticore.settings import Finetune
+from manticore.training.begun import UNIT
 from manticore.training.budget import flops_per_step
 from manticore.training.callbacks import Progress, Stopwatch
-from manticore.training.checkpoints import TENSORS, checkpoints
+from manticore.training.checkpoints import CHECKPOINTS, TENSORS, checkpoints
 from manticore.training.opening import opened
 from manticore.training.precision import Precision
 from manticore.training.scoring import score
 from manticore.training.trainable import merge_lora, set_trainable
 from manticore.training.trainer import TaskTrainer, default_warmup
+from manticore.writing import write_json
 
 if TYPE_CHECKING:
     from manticore.tasks.task import Task
@@ -48,6 +50,26 @@ DIGITS = 5
 EVALUATION_SHARE = 0.1
 """Scoring may cost this share of the training between two marks; else there are fewer marks."""
 _SPACINGS = (1, 2, 4)
+
+
+CANDIDATES = "candidates"
+
+
+def place(search: Folder, path: Sequence[int]) -> Folder:
+    """The checkpoints of a candidate, in the folder of a search."""
+    return search / CANDIDATES / spelled(tuple(path)) / CHECKPOINTS
+
+
+def spacing(scoring: float, unit: float) -> list[int]:
+    """The marks of a unit: as dense as scoring costs at most a tenth of the training between two of them.
+
+    Args:
+        scoring: FLOPs of scoring a candidate once.
+        unit: FLOPs of a unit.
+    """
+    afforded = [gap for gap in _SPACINGS if scoring <= EVALUATION_SHARE * unit * gap / MARKS]
+    gap = afforded[0] if afforded else _SPACINGS[-1]
+    return list(range(gap, MARKS + 1, gap))
 
 
 class Failed(Exception):
@@ -83,7 +105,7 @@ class Objective:
     unit: int
     """Training FLOPs of a unit."""
     folder: Folder
-    """A folder per candidate goes in here."""
+    """Of the search; each candidate has a folder in it."""
     seed: int = 0
     examples: int = 256
     """Of the validation split."""
@@ -98,10 +120,12 @@ class Objective:
     @cached_property
     def marks(self) -> list[int]:
         """Where candidates are scored: every twelfth of a unit, or fewer where scoring would cost too much."""
-        costs = [self._evaluation_flops(self.model(path)) for path in self.space.parents]
-        afforded = [gap for gap in _SPACINGS if max(costs) <= EVALUATION_SHARE * self.unit * gap / MARKS]
-        spacing = afforded[0] if afforded else _SPACINGS[-1]
-        return list(range(spacing, MARKS + 1, spacing))
+        return spacing(max(self._evaluation_flops(self.model(path)) for path in self.space.parents), self.unit)
+
+    @property
+    def costliest_step(self) -> int:
+        """Training FLOPs of a step of the costliest parent."""
+        return max(self._step_flops(path) for path in self.space.parents)
 
     def model(self, path: Path) -> ManticorePreTrainedModel:
         """A candidate before its training, with what trains marked."""
@@ -115,7 +139,7 @@ class Objective:
 
     def place(self, path: Path) -> Folder:
         """A candidate's folder."""
-        return self.folder / spelled(path)
+        return self.folder / CANDIDATES / spelled(path)
 
     def steps(self, path: Path, mark: int) -> int:
         """Optimizer steps that a candidate has made at a mark: all have spent the same, so fast ones have made more."""
@@ -179,6 +203,7 @@ class Objective:
                     checkpoint=training.checkpoint, decay=settings.decay, progress=progress,
                     metrics_file=training.folder / "metrics.jsonl", callbacks=[_Scoring(set(due), at)],
                 )  # fmt: skip
+                write_json(training.folder / CHECKPOINTS / UNIT, self.unit)
                 trainer.run()
                 if log.get(str(mark)) is None:
                     # its last checkpoint was written, its last point was not
@@ -193,7 +218,7 @@ class Objective:
         model = self.model(path)
         current: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
         with torch.no_grad():
-            for name, tensor in load_file(checkpoints(self.place(path) / "checkpoints")[-1] / TENSORS).items():
+            for name, tensor in load_file(checkpoints(place(self.folder, path))[-1] / TENSORS).items():
                 current[name].copy_(tensor)
         if self.settings.trainable == "lora":
             merge_lora(model)
@@ -237,7 +262,7 @@ def unit_flops(
             "rate. Fix: schedule='constant', or a method that learns mixture weights (method='darts')"
         )
     probe = Objective(supernet, task, settings, 1, Folder("."))
-    costliest = max(probe._step_flops(path) for path in probe.space.parents)
+    costliest = probe.costliest_step
     steps = settings.steps or settings.default_steps
     if settings.budget_flops is not None:
         unit = int(settings.budget_flops)

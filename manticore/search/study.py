@@ -12,7 +12,7 @@ from manticore.runs.ledger import RunLog
 from manticore.search.choice import Choice, Request, Search, Shared
 from manticore.search.curves import Curves, Point
 from manticore.search.objective import Failed, Objective
-from manticore.search.space import spelled
+from manticore.search.space import Path, spelled
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +73,14 @@ class Study:
             for request in missing:
                 self._keep(request, self._answer(request))
         for path, mark in wanted:
-            found = self._log.get(_name((path, mark))) or {}
-            if "failed" in found:
-                self.curves.failed[path] = found["failed"]
-            for point in found.get("points", []):
-                self.curves.add(path, Point.read(point))
+            self._show(path, self._log.get(_name((path, mark))) or {})
+
+    def _show(self, path: Path, found: Mapping[str, Any]) -> None:
+        """Put what is known of a candidate into the curves."""
+        if "failed" in found:
+            self.curves.failed[path] = found["failed"]
+        for point in found.get("points", []):
+            self.curves.add(path, Point.read(point))
 
     def _answer(self, request: Request) -> dict[str, Any]:
         try:
@@ -87,6 +90,7 @@ class Study:
 
     def _keep(self, request: Request, found: Mapping[str, Any]) -> None:
         self._log.add(_name(request), found)
+        self._show(request[0], found)
         self._done += 1
         if "failed" in found:
             logger.warning("search: path %s: %s; the search goes on without it", spelled(request[0]), found["failed"])

@@ -139,9 +139,14 @@ class Compare(Stage):
         section, tuning = self.settings(run.recipe), run.recipe.finetune
         path = run.results_of("discretize")["path"]
         searching = sum(run.results_of(stage).get("flops", 0) for stage in ("align", "search"))
+        # what the path had when it was chosen is part of its fine-tuning
+        searching -= run.results_of("search").get("trained_flops", 0)
         models = _parents(run, section.ensemble)
-        models[SUPERNET] = run.soft
-        models[HYBRID] = lambda seed: run.discrete(path, seed)
+        if not run.by_candidates:
+            models[SUPERNET] = run.soft
+        if len(set(path)) > 1:
+            # else it is a parent, which stands in the table already
+            models[HYBRID] = lambda seed: run.discrete(path, seed)
         comparison = manticore.compare(
             models,
             run.task,
@@ -152,7 +157,7 @@ class Compare(Stage):
                 budget_flops=run.results_of("finetune")["flops"],
                 test_examples=tuning.test_examples,
             ),
-            spent_flops={SUPERNET: searching, HYBRID: searching},
+            spent_flops={name: searching for name in (SUPERNET, HYBRID) if name in models},
             out=folder,
             resume=True,
             progress=lambda done, runs, what: run.reporter.progress(what.split(" · ")[0], done, runs, None),

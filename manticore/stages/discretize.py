@@ -58,12 +58,23 @@ class Discretize(Stage):
         yield costing.judged("evaluate", what, peak, "larger devices", flops=flops)
 
     def work(self, run: Run, folder: Path) -> Outcome:
-        searched = run.searched()
-        path = run.recipe.discretize.path or manticore.discretize(searched).config.path
-        run.save(run.discrete(path, run.recipe.seed), folder)
         scored = run.recipe.finetune.test_examples
-        before = manticore.evaluate(searched, run.task, max_examples=scored)
-        after = manticore.evaluate(manticore.discretize(searched, path), run.task, max_examples=scored)
+        score = lambda model: manticore.evaluate(model, run.task, max_examples=scored)  # noqa: E731
+        searched = run.searched()
+        path = run.recipe.discretize.path or run.results_of("search").get("path")
+        path = path or manticore.discretize(searched).config.path
+        if run.begun(path) is not None:
+            # the path that the search has trained: nothing is cut, and it goes on
+            run.save(searched, folder)
+            after = score(searched)
+            found = DiscretizeRecord.written(
+                path=path, loss_after=after["loss"], metric_after=after[run.task.primary_metric]
+            )
+            return Outcome({"discretize": found}, f"{run.path_text(path)}, as the search has left it")
+        if run.by_candidates:
+            searched = run.aligned(run.recipe.seed)
+        run.save(run.discrete(path, run.recipe.seed), folder)
+        before, after = score(searched), score(manticore.discretize(searched, path))
         metric = run.task.primary_metric
         found = DiscretizeRecord.written(
             path=path,

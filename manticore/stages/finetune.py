@@ -55,13 +55,20 @@ class Finetune(Stage):
         yield costing.training(self.name, "costliest path", case, costing.paths["costliest"])
 
     def work(self, run: Run, folder: Path) -> Outcome:
+        from manticore.training.begun import Begun
         from manticore.training.classifiers import loading_class
         from manticore.training.saved_models import load_hybrid
 
+        model, tuning = load_hybrid(run.path / "discretize" / MODEL), run.recipe.finetune
+        checkpoints = run.begun(run.results_of("discretize")["path"])
+        if run.by_candidates:
+            # what every candidate was planned for: a cheap path makes more steps of it
+            unit = run.results_of("search")["unit_flops"]
+            tuning = tuning.model_copy(update={"steps": None, "budget_flops": unit})
         result = manticore.finetune(
-            load_hybrid(run.path / "discretize" / MODEL),
+            model if checkpoints is None else Begun(model, checkpoints),
             run.task,
-            run.recipe.finetune,
+            tuning,
             seed=run.recipe.seed,
             out=folder,
             resume=True,

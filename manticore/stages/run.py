@@ -18,6 +18,7 @@ from manticore.runs.files import MODEL
 from manticore.runs.ledger import Digests
 from manticore.runs.reporter import LogReporter, Reporter
 from manticore.runs.stages import DIGESTS, results_of
+from manticore.schema.options import trains_candidates
 from manticore.writing import new_folder
 
 if TYPE_CHECKING:
@@ -112,13 +113,27 @@ class Run:
         stage = "combine" if self.recipe.align is None else "align"
         return fit_to_task(load_hybrid(self.path / stage / MODEL), self.task, seed)  # type: ignore[return-value]
 
+    @property
+    def by_candidates(self) -> bool:
+        """Whether the search trains candidates, so that it leaves a path that is partly trained, and no supernet."""
+        return self.recipe.search is not None and trains_candidates(self.recipe.search.method)
+
     def searched(self) -> ManticorePreTrainedModel:
-        """The supernet after the search; where there was none, before."""
+        """What the search has left: the supernet, or the path that it found; where there was none, the supernet."""
         from manticore.training.saved_models import load_hybrid
 
         if self.recipe.search is None:
             return self.aligned(self.recipe.seed)
         return load_hybrid(self.path / "search" / MODEL)
+
+    def begun(self, path: list[int]) -> Path | None:
+        """The checkpoints of the training of a path that a search has begun and chosen; None where it has not."""
+        from manticore.search.objective import place
+
+        if not self.by_candidates or self.results_of("search")["path"] != path:
+            return None
+        found = place(self.path / "search", path)
+        return found if found.is_dir() else None
 
     def discrete(self, path: list[int], seed: int) -> ManticorePreTrainedModel:
         """The hybrid of a path before its fine-tuning.
@@ -135,6 +150,8 @@ class Run:
         Args:
             seed: of fresh embeddings and heads, where it starts from aligned weights.
         """
+        if self.by_candidates:
+            return self.aligned(seed)
         searched = self.searched()
         if self.recipe.finetune.start == "searched":
             return searched

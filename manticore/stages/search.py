@@ -6,17 +6,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import manticore
+from manticore import settings
 from manticore.runs.stages import Outcome
+from manticore.schema.options import trains_candidates
 from manticore.schema.recipe import Recipe
+from manticore.stages.commands import finetune_command
 from manticore.stages.records import Record, Step, Weights
 from manticore.stages.run import Run
 from manticore.stages.stage import Stage, StagePlan, amount
 
 if TYPE_CHECKING:
     from manticore.plan.costing import Costing
+    from manticore.search.result import SearchResult
 
 
 @dataclass(frozen=True)
@@ -64,23 +68,45 @@ class SearchRecord(Record):
     metric: str = ""
     higher_is_better: bool = True
 
+    @classmethod
+    def of(cls, result: SearchResult, method: str, order: str) -> dict[str, Any]:
+        """What a search found, as JSON values; only mixture weights that are learned have an order."""
+        return cls.written(method=method, order="" if result.candidates else order, **result.to_dict())
+
 
 class Search(Stage):
     name = "search"
     note: ClassVar[str] = "search.json"
 
+    def settings(self, recipe: Recipe) -> Any:
+        """The section; candidates train as fine-tuning does, in all that the section does not say itself."""
+        section, tuning = recipe.search, recipe.finetune
+        if section is None or not trains_candidates(section.method):
+            return section
+        shared = [*settings.Training.model_fields, "lr"]
+        told = {name: getattr(tuning, name) for name in shared if name not in section.model_fields_set}
+        return section.model_copy(update=told)
+
     def plan_line(self, recipe: Recipe) -> str:
         section = self.settings(recipe)
+        if trains_candidates(section.method):
+            return f"{section.method} over paths, scored on held-out data of {recipe.task.name}"
         return f"{section.method}, {amount(section, recipe)}"
 
     def cost(self, costing: Costing) -> Iterator[StagePlan]:
-        case = costing.measure(self.name, costing.setting(self.settings(costing.recipe)), None)
+        section = self.settings(costing.recipe)
+        if trains_candidates(section.method):
+            yield from _cost_of_candidates(costing, section)
+            return
+        case = costing.measure(self.name, costing.setting(section), None)
         costing.save_model(costing.tuned["supernet"].held)
         costing.save_checkpoints(case.held)
         yield costing.training(self.name, "supernet", case, None)
 
     def work(self, run: Run, folder: Path) -> Outcome:
         section = self.settings(run.recipe)
+        if run.by_candidates and section.finetune_flops is None:
+            section = section.model_copy(update={"finetune_flops": _unit(run)})
         result = manticore.search(
             run.aligned(run.recipe.seed),
             run.task,
@@ -91,8 +117,64 @@ class Search(Stage):
             progress=run.progress(self.name),
         )
         run.save(result.model, folder)
-        found = SearchRecord.written(method=section.method, order=section.order, **result.to_dict())
+        found = SearchRecord.of(result, section.method, section.order)
         return Outcome({"search": found}, f"path {run.path_text(result.path)}")
 
-    def next_command(self, out: str) -> str:
+    def next_command(self, out: str, words: str | None = None) -> str:
+        """Go on with what was found, or cut it out of the supernet.
+
+        Args:
+            out: folder of what the search has left.
+            words: the task, where the search has begun to train on it.
+        """
+        if words is not None:
+            return finetune_command(out, out, words)
         return f"manticore discretize {quote(out)} -o {quote(out + '-small')}"
+
+
+def _cost_of_candidates(costing: Costing, section: settings.Search) -> Iterator[StagePlan]:
+    """As many units as the method may need; each candidate takes the memory of one path, and is kept on the disk."""
+    from manticore.registry import resolve
+    from manticore.search.forecast import forecast
+    from manticore.search.objective import spacing
+    from manticore.search.space import Space
+
+    case, tuning = costing.tuned["costliest"], costing.recipe.finetune
+    step, steps = case.flops * case.accumulation, tuning.steps or tuning.default_steps
+    unit = section.finetune_flops or tuning.budget_flops or steps * step
+    scoring = section.validation_examples * costing.task.sequences * case.forward_flops / case.micro_batch
+    shape = costing.shape.num_blocks, len(costing.sources)
+    least, most = forecast(
+        resolve("search", section.method), Space(*shape), spacing(scoring, unit), 0, **section.method_options()
+    )
+    costing.save_model(case.held)
+    for _ in range(most.candidates):
+        costing.save_checkpoints(case.held)
+    found = costing.fit(costing.tuning, case)
+    verdict = "fits" if found.fits is not None else "does not fit: finetune's ways out"
+    what = f"{most.candidates} paths, {least.units:.1f} to {most.units:.1f} fine-tunings"
+    if least.candidates < most.candidates:
+        what = f"{least.candidates} to {what}"
+    yield StagePlan(
+        Search.name,
+        what,
+        case.held.trained,
+        step,
+        None,
+        most.units * unit + most.scored * scoring,
+        found.smaller,
+        verdict,
+    )
+
+
+def _unit(run: Run) -> int:
+    """What the recipe's fine-tuning costs, on the costliest parent where it is given in steps."""
+    from manticore.search.objective import Objective
+
+    tuning = run.recipe.finetune
+    if tuning.budget_flops is not None:
+        return int(tuning.budget_flops)
+    steps = tuning.steps or tuning.default_steps
+    plain = tuning.shared() | {"lr": tuning.lr}
+    probe = Objective(run.aligned(run.recipe.seed), run.task, settings.Finetune(**plain), 1, run.path)
+    return steps * probe.costliest_step

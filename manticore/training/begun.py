@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from manticore.processes import is_first, process_count, wait_for_all
 from manticore.runs.ledger import CONDITIONS, INPUTS, read_record
+from manticore.settings import Finetune
 from manticore.training.checkpoints import RECORD, checkpoints
 from manticore.writing import new_folder
 
@@ -21,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 BEGUN = "begun"
 """The folder of its checkpoints, beside the model."""
+UNIT = "unit.json"
+"""Beside the checkpoints: the training FLOPs that the search has planned for a whole fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,15 @@ class Begun:
     checkpoints: Path
     """The folder of the training's checkpoints and of its key."""
 
-    @property
-    def warmup_steps(self) -> int | None:
-        """The search's."""
-        record = read_record(self.checkpoints / RECORD, "search again") or {}
-        found: int | None = record.get("warmup_steps")
-        return found
+    def completed(self, settings: Finetune) -> Finetune:
+        """Settings whose length and warm-up, where they are left open, are those that the search has planned."""
+        noted = read_record(self.checkpoints / RECORD, "search again") or {}
+        found: dict[str, Any] = {}
+        if settings.warmup_steps is None:
+            found["warmup_steps"] = noted.get("warmup_steps")
+        if settings.steps is None and settings.budget_flops is None:
+            found["budget_flops"] = int(json.loads((self.checkpoints / UNIT).read_text(encoding="utf-8")))
+        return settings.model_copy(update=found)
 
     def adopted(self, key: Mapping[str, Any], inputs: Mapping[str, str], folder: Path) -> dict[str, str] | None:
         """Put the checkpoints where a training looks for its own, if it goes on with this one; else say why not.

@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 PARTIAL = ".partial"
 """Folder in which a checkpoint is written before it gets its name."""
 
+CHECKPOINTS = "checkpoints"
+"""The folder of a training's checkpoints, in the folder of the training."""
 RECORD = "settings.json"
 """A run's key, beside its checkpoints."""
 

@@ -82,8 +82,8 @@ def finetune(
     Args:
         model: a hybrid, a stack or any causal LM of transformers, or the folder of one; changed in place, or left as it
             is where a classifier is made of it. What a search has found, or its folder, goes on with the weights, the
-            optimizer and the place in the data that the search left, where the settings are the same; the warm-up is
-            the search's where none is given. Else it starts anew, and a warning says why.
+            optimizer and the place in the data that the search left, where the settings are the same; a length and a
+            warm-up that are not given are the search's. Else it starts anew, and a warning says why.
         task: a task, or the name of a registered one.
         settings: the options below in one object, which single ones change.
         seed: of the data order, dropout and fresh parameters.
@@ -98,8 +98,8 @@ def finetune(
     """
     told = trackers(settings.report_to, out, stage="finetune")
     model, begun = _with_what_was_begun(model)
-    if begun is not None and settings.warmup_steps is None:
-        settings = settings.model_copy(update={"warmup_steps": begun.warmup_steps})
+    if begun is not None:
+        settings = begun.completed(settings)
     task = resolve_task(task, model, tokenizer, seed, stage="finetune")
     model = fit_to_task(model, task, seed)
     precision = Precision(model, settings.dtype, bf16=settings.bf16, cpu=cpu, stage="finetune")

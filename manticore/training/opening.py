@@ -16,7 +16,7 @@ from manticore.seeding import derive_seed
 from manticore.settings import OneTraining
 from manticore.training.begun import Begun
 from manticore.training.budget import flops_per_step
-from manticore.training.checkpoints import checkpoints, noted_inputs, open_folder
+from manticore.training.checkpoints import CHECKPOINTS, checkpoints, noted_inputs, open_folder
 from manticore.training.precision import Precision
 from manticore.training.trainer import training_arguments, with_length
 
@@ -94,7 +94,7 @@ def opened(
         settings = with_length(settings, flops, stage=stage)
         steps = settings.steps or settings.default_steps
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        where, checkpoint = folder / "checkpoints", None
+        where, checkpoint = folder / CHECKPOINTS, None
         wanted = settings.key(**{"task": task.name, "seed": seed, "bf16": precision.autocast, **(key or {})})
         if begun is not None and not checkpoints(where):
             inputs = begun.adopted(wanted, task_inputs(task), where)

@@ -21,7 +21,7 @@ from manticore.search.differentiable.mixture_log import LOGGED_WEIGHTS, MixtureW
 from manticore.search.differentiable.trainer import MixturePlan, SearchTrainer
 from manticore.search.result import SearchResult
 from manticore.seeding import derive_seed
-from manticore.settings import METHOD_OPTIONS, Search
+from manticore.settings import Search
 from manticore.training.callbacks import Progress
 from manticore.training.opening import opened
 from manticore.training.precision import Precision
@@ -137,8 +137,7 @@ def _method(settings: Search) -> Callable[[list[nn.Parameter], int, int], Search
     """A function of (parameters, seed, steps) that makes the method, with those of its options that are given."""
     kind = resolve("search", settings.method)
     accepted = inspect.signature(kind).parameters
-    given = {option: getattr(settings, shown) for shown, option in METHOD_OPTIONS.items()}
-    given = {option: value for option, value in given.items() if value is not None}
+    given = settings.method_options()
 
     def make(parameters: list[nn.Parameter], seed: int, steps: int) -> SearchMethod:
         known = {"seed": seed, "anneal_steps": steps}

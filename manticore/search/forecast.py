@@ -1,0 +1,69 @@
+"""What a search over candidates will cost, before it: the method itself, run on curves that are made up."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from manticore.errors import ManticoreError
+from manticore.search.choice import PathMethod
+from manticore.search.curves import MARKS, Curves, Point
+from manticore.search.space import Path, Space
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A course that a search may take."""
+
+    units: float
+    """Training of all candidates."""
+    scored: int
+    """Times that a candidate is scored."""
+    candidates: int
+
+
+class _Guessed(Curves):
+    """Curves on which all candidates are equal, or each is far ahead of the next."""
+
+    apart: float = 0.0
+
+    def error(self, a: Path, b: Path, mark: int) -> float:
+        return 0.0
+
+
+def forecast(method: PathMethod, space: Space, marks: list[int], seed: int, **options: object) -> list[Forecast]:
+    """The cheapest and the dearest of the courses that were tried: candidates alike, or far apart in either order.
+
+    Args:
+        method: of searching.
+        space: what it searches in.
+        marks: where candidates are scored.
+        seed: of what it draws.
+        options: of the method.
+    """
+    courses = [_course(method, space, marks, seed, apart, options) for apart in (0.0, 1.0, -1.0)]
+    courses.sort(key=lambda course: course.units)
+    return [courses[0], courses[-1]]
+
+
+def _course(
+    method: PathMethod, space: Space, marks: list[int], seed: int, apart: float, options: dict[str, object]
+) -> Forecast:
+    curves = _Guessed(space, True, marks)
+    order: dict[Path, int] = {}
+    numbers = itertools.count()
+    search = method(curves, seed, **options)
+    try:
+        while True:
+            asked = next(search)
+            if not isinstance(asked, list):
+                raise ManticoreError("plan: what weights that are shared would score is not known before the search")
+            for path, mark in asked:
+                place = order.setdefault(path, next(numbers))
+                for each in {mark, *(m for m in marks if m < mark)}:
+                    curves.add(path, Point(each, each, each, 0, apart * place, -apart * place, (0.0, 0.0)))
+    except StopIteration:
+        pass
+    trained = {path: max(curve) for path, curve in curves.points.items()}
+    scored = sum(len(curve) for curve in curves.points.values())
+    return Forecast(sum(trained.values()) / MARKS, scored, len(trained))
