@@ -171,8 +171,8 @@ class Workload(NamedTuple):
         return cls(int(match[1]), int(match[2] or 1))
 
 
-def _limits(values: dict[str, Any]) -> dict[str, float]:
-    for name, value in values.items():
+def _limits(values: Any) -> Any:
+    for name, value in values.items() if isinstance(values, Mapping) else ():
         if name not in COSTS:
             raise wrong(f"no cost is called {name!r}{registry.did_you_mean(name, list(COSTS))}")
         number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
@@ -188,7 +188,7 @@ def _workload(text: str) -> str:
         raise wrong(f"{text!r} is none. Fix: tokens=4096,batch=1") from None
 
 
-Limits = Annotated[Options, AfterValidator(_limits), Wanted("a mapping", "for instance {'cache_bytes': 2e6}")]
+Limits = Annotated[dict[str, float], BeforeValidator(_limits), Wanted("a mapping", "for instance {'cache_bytes': 2e6}")]
 WorkloadText = Annotated[str, AfterValidator(_workload), Wanted("text", "tokens=4096,batch=1")]
 Trackers = Annotated[
     list[Text],
@@ -491,7 +491,7 @@ class Search(OneTraining):
 
     default_steps = 120
     # what a search that learns weights does not depend on
-    unkeyed = OneTraining.unkeyed | {*RACING_OPTIONS, "gap", "max_handovers", "candidates"}
+    unkeyed = OneTraining.unkeyed | {*RACING_OPTIONS, "gap", "max_handovers", "candidates", "max", "workload"}
 
 
 class Discretize(Settings):

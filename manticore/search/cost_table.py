@@ -25,7 +25,7 @@ TOKENS = 4096
 """Of the workload that nobody named."""
 DECODING = frozenset({"cache_bytes", "state_bytes", "decode_ms"})
 """Costs of a model that generates."""
-TIMES = ("decode_ms", "prefill_ms")
+TIMES = {"decode_ms": Clock.decode, "prefill_ms": Clock.read}
 """Costs that are not counted but timed."""
 
 
@@ -72,10 +72,9 @@ def cost_table(
         found["flops_per_token"] = measured_without_data(hybrid, lambda copy: _flops(copy, at.tokens))
         if generates:
             found |= _cached(hybrid, at)
-        timer = Clock(hybrid, at, clock)
-        for name, measure in zip(TIMES, (timer.decode, timer.read)):
+        for name, measure in TIMES.items():
             if name in limits:
-                found[name] = measure(rounds)
+                found[name] = measure(Clock(hybrid, at, clock), rounds)
     return CostTable({name: found[name] for name in COSTS if name in found}, at)
 
 

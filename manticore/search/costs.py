@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from manticore.search.space import Path
 from manticore.settings import Workload
+
+SLACK = 1 + 1e-9
+"""A limit that is a path's own cost, as it was printed, is kept in spite of rounding."""
 
 Row = tuple[float, ...]
 
@@ -58,17 +61,13 @@ class CostTable:
         """Name → the cost of a path."""
         return {name: cost.of(path) for name, cost in self.costs.items()}
 
-    def meets(self, path: Path, limits: Mapping[str, float]) -> bool:
-        """Whether a path stays within all limits."""
-        return self.excess(path, limits) <= 1
-
     def excess(self, path: Path, limits: Mapping[str, float]) -> float:
-        """The largest ratio of a path's cost to its limit."""
+        """The largest ratio of a path's costs to their limits."""
         return max((self.costs[name].of(path) / limit for name, limit in limits.items()), default=0.0)
 
-    def lacks(self, names: Iterable[str]) -> list[str]:
-        """The costs that are not in the table."""
-        return [name for name in names if name not in self.costs]
+    def keeps(self, path: Path, limits: Mapping[str, float]) -> bool:
+        """Whether a path stays within all limits."""
+        return self.excess(path, limits) <= SLACK
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

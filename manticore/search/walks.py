@@ -61,13 +61,7 @@ class Walks:
             share: what a unit of the meter counts.
             warm: everything is run once before it is measured, as decoding does the same again and again.
         """
-        blocks, around = [], []
-        for k in self.components:
-            if warm:
-                run(self.views[k])
-            spans, rest = self._walk(k, meter, run)
-            blocks.append([share * span for span in spans])
-            around.append(share * rest)
+        # before any pass makes the caches longer
         alone, hidden = [], []
         for k in self.components:
             given = part.for_each([k], None if caches is None else caches[k])[k]
@@ -84,6 +78,13 @@ class Walks:
             begun = meter()
             mixing.enter(self.blocks - 1, {a: hidden[a]}, [b])
             handovers[a, b] = (meter() - begun) * self.documents * share
+        blocks, around = [], []
+        for k in self.components:
+            if warm:
+                run(self.views[k])
+            spans, rest = self._walk(k, meter, run)
+            blocks.append([share * span for span in spans])
+            around.append(share * rest)
         return self.table(blocks, handovers, alone, lambda first, head: around[head] - alone[head])
 
     def table(
