@@ -119,6 +119,9 @@ _ENTRIES: dict[str, dict[str, Entry]] = {
         "blockwise": Entry(
             "manticore.search.blockwise:blockwise", "parents, then one block after the other of the better one"
         ),
+        "oneshot": Entry(
+            "manticore.search.oneshot:oneshot", "shared weights name a few paths, which race each other and the parents"
+        ),
         "halving": Entry("manticore.search.baselines:halving", "the better half of all paths goes on, again and again"),
         "random": Entry("manticore.search.baselines:random_paths", "paths drawn at random, the fair baseline"),
         "exhaustive": Entry("manticore.search.baselines:exhaustive", "all paths, each for a whole unit"),

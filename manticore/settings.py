@@ -410,15 +410,15 @@ class OneTraining(Training):
         return self
 
 
+_OF_METHODS = ("gap", "max_handovers", "candidates", "sampling", "shared_units", "top")
+
 METHOD_OPTIONS = {
     "mixture_lr": "lr",
     "mixture_weight_decay": "weight_decay",
     "temperature": "temperature",
     "final_temperature": "final_temperature",
     "start_floor": "start_floor",
-    "gap": "gap",
-    "max_handovers": "max_handovers",
-    "candidates": "candidates",
+    **{name: name for name in _OF_METHODS},
 }
 """Option of a search → what methods call it, those that have it."""
 
@@ -447,11 +447,18 @@ class Search(OneTraining):
     validation_examples: Count = 256
     """Held-out examples that candidates are scored on."""
     gap: Positive | None = None
-    """race: lead in held-out loss that ends it, in nats per scored position; left out, 0.2."""
+    """race, oneshot: lead in held-out loss that ends it, in nats per scored position; left out, 0.2."""
     max_handovers: Amount | None = None
     """blockwise: leave out paths that change components more often."""
     candidates: Count | None = None
     """random: how many paths are drawn; left out, 2."""
+    sampling: Literal["uniform", "weighted", "layouts"] | None = None
+    """oneshot: how the path of a step is drawn: every block alike (the default), as often as mixture weights say, or
+    how many blocks each component has, then which."""
+    shared_units: Positive | None = None
+    """oneshot: what training the shared weights costs, in units; left out, half a unit for each component."""
+    top: Count | None = None
+    """oneshot: how many paths train for real, beside the parents; left out, 3."""
     workers: Depth = 1
     """On a CPU, candidates trained at the same time, each in a process with one thread."""
     order: Literal["simultaneous", "alternating", "bilevel"] = "simultaneous"
@@ -491,7 +498,7 @@ class Search(OneTraining):
 
     default_steps = 120
     # what a search that learns weights does not depend on
-    unkeyed = OneTraining.unkeyed | {*RACING_OPTIONS, "gap", "max_handovers", "candidates", "max", "workload"}
+    unkeyed = OneTraining.unkeyed | {*RACING_OPTIONS, *_OF_METHODS, "max", "workload"}
 
 
 class Discretize(Settings):

@@ -59,6 +59,17 @@ class Case:
         self.micro_batch, self.accumulation = micro_batch, accumulation
         self.tokens = micro_batch * length
 
+    def holding(self, held: Inventory) -> Case:
+        """The same pieces in a model that holds more."""
+        return Case(
+            held,
+            self.parts,
+            self.one_example,
+            micro_batch=self.micro_batch,
+            accumulation=self.accumulation,
+            length=self.tokens // self.micro_batch,
+        )
+
     @property
     def forward_flops(self) -> float:
         """Of a micro-batch, the forward pass alone."""

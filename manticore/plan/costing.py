@@ -109,9 +109,12 @@ class Costing:
             return {name: list(self.recipe.discretize.path) for name in ("cheapest", "costliest")}
         config = self.skeleton.hybrid.config
         widths = [component.hidden_size for component in config.components]
-        measured = lambda path: self.measure("finetune", self.tuning, path)  # noqa: E731
-        cheapest, costliest = path_ends(measured, config.boundaries, widths)
+        cheapest, costliest = path_ends(self.tuned_path, config.boundaries, widths)
         return {"cheapest": cheapest, "costliest": costliest}
+
+    def tuned_path(self, path: Sequence[int]) -> Case:
+        """Fine-tuning one path."""
+        return self.measure("finetune", self.tuning, path)
 
     @cached_property
     def tuned(self) -> dict[str, Case]:

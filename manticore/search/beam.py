@@ -10,7 +10,22 @@ from manticore.search.space import Path, Space
 MOST_SCORED = 256
 """Up to so many paths, all are scored; of more, no more than this."""
 
+FEWEST_EXAMPLES = 32
+"""Held-out examples that each of them is scored on, at least."""
+
 P = TypeVar("P")
+
+
+def compared_examples(most: int, training: float, paths: int, forward: float) -> int:
+    """Held-out examples per path, so that scoring costs at most as much as the shared weights did.
+
+    Args:
+        most: as many as there are, and as candidates are scored on.
+        training: FLOPs of the shared weights.
+        paths: to score.
+        forward: FLOPs of a forward pass of one example.
+    """
+    return min(most, max(FEWEST_EXAMPLES, int(training // (paths * forward))))
 
 
 def beam(space: Space, score: Callable[[Path], P | None], loss: Callable[[P], float]) -> dict[Path, P]:
@@ -44,7 +59,7 @@ def beam(space: Space, score: Callable[[Path], P | None], loss: Callable[[P], fl
             look(path)
         return {path: value for path, value in found.items() if value is not None}
     width = max(2, MOST_SCORED // (2 * space.num_blocks * (space.num_components - 1)))
-    listed = space.listed
+    listed = space.listed or []
     # flips alone may lead from no parent to what may be chosen
     held = [*space.parents, *listed[:: max(1, len(listed) // width)]]
     for path in held:

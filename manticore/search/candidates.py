@@ -22,7 +22,7 @@ from manticore.search.choice import Choice, PathMethod
 from manticore.search.constraints import constrained
 from manticore.search.cost_table import cost_table
 from manticore.search.costs import CostTable
-from manticore.search.curves import MARKS, Curves
+from manticore.search.curves import MARKS, Curves, SharedScores
 from manticore.search.forecast import forecast
 from manticore.search.objective import Objective, place, unit_flops
 from manticore.search.result import Candidate, SearchResult
@@ -94,7 +94,7 @@ def find(
         supernet, task, trains, unit, folder, seed=seed, examples=settings.validation_examples, cpu=cpu
     )
     inputs = training_inputs(supernet, task)
-    # losers are thrown away: what other limits would have allowed among them
+    # in the key, since losers are thrown away, and other limits may choose one of them
     limits = {"max": settings.max} if settings.max else {}
     costs = recorded_table(supernet, settings, inputs, folder / COSTS)
     names = [config.model_type for config in supernet.config.components]
@@ -128,7 +128,9 @@ def _result(objective: Objective, curves: Curves, choice: Choice, kept: Temporar
     ]
     candidates += [Candidate(list(path), [], why) for path, why in curves.failed.items() if path not in curves.points]
     model = objective.trained(choice.path)
-    steps = sum(each.points[-1].steps for each in candidates if each.points)
+    trained = [each.points[-1] for each in candidates if each.points]
+    shared = curves.shared or SharedScores({}, 0)
+    steps = sum(point.steps for point in trained) + shared.steps
     space, batch = objective.space, objective.settings.batch_size
     # low-rank updates are part of the weights by now, and would be counted twice
     goes_on = objective.settings.trainable != "lora"
@@ -139,9 +141,10 @@ def _result(objective: Objective, curves: Curves, choice: Choice, kept: Temporar
         history=[],
         steps=steps,
         tokens=steps * batch * objective.task.tokens_per_example,
-        flops=sum(candidate.flops for candidate in candidates),
-        seconds=sum(candidate.points[-1].seconds for candidate in candidates if candidate.points),
+        flops=curves.flops,
+        seconds=sum(point.seconds for point in trained) + shared.seconds,
         candidates=candidates,
+        shared=[Candidate(list(path), [point]) for path, point in shared.points.items()],
         unit_flops=objective.unit,
         trained_flops=curves.points[choice.path][choice.mark].flops,
         reason=choice.reason,
@@ -158,10 +161,12 @@ def _watching(
     """What is told after every evaluation: marks that candidates have trained to, of those that may be needed."""
     if not progress:
         return None
-    at_most = round(MARKS * forecast(method, objective.space, objective.marks, objective.seed, **options)[-1].units)
+    at_most = round(MARKS * forecast(method, curves.space, objective.marks, objective.seed, **options)[-1].units)
 
     def tell(done: int, what: str) -> None:
         marks = sum(max(curve) for curve in curves.points.values() if curve)
+        if curves.shared is not None:
+            marks += round(MARKS * curves.shared.flops / objective.unit)
         leading = min((curve[max(curve)].loss for curve in curves.points.values() if curve), default=math.nan)
         if callable(progress):
             progress(marks, max(marks, at_most), {"loss": leading})

@@ -28,6 +28,11 @@ class Within:
     def __contains__(self, path: object) -> bool:
         return isinstance(path, tuple) and self.table.keeps(path, self.limits)
 
+    @property
+    def key(self) -> object:
+        """What it depends on, as JSON values."""
+        return {"limits": dict(self.limits), **self.table.to_dict()}
+
     def nearest(self, path: Path) -> Path:
         """The allowed path that has the most blocks in common with a path."""
         width = len(next(iter(self.table.costs.values())).presence)

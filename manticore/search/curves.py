@@ -59,8 +59,12 @@ class SharedScores:
     """Path → its score; all of mark 0."""
     flops: int
     """Of the training of the shared weights."""
+    steps: int = 0
+    """Of that training."""
     failed: str | None = None
     """Why there are no scores, if there are none."""
+    seconds: float = field(default=0.0, compare=False)
+    """Of that training."""
 
 
 @dataclass

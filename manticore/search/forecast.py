@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from manticore.errors import ManticoreError
-from manticore.search.choice import PathMethod
-from manticore.search.curves import MARKS, Curves, Point
-from manticore.search.space import Path, Space
+from manticore.search.beam import beam
+from manticore.search.choice import PathMethod, Shared
+from manticore.search.curves import MARKS, Curves, Point, SharedScores
+from manticore.search.space import Path, Space, handovers
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,14 @@ class Forecast:
     """A course that a search may take."""
 
     units: float
-    """Training of all candidates."""
+    """Training of all candidates, and of weights that paths share."""
     scored: int
     """Times that a candidate is scored."""
     candidates: int
+    shared: float = 0.0
+    """Units of them that shared weights take."""
+    compared: tuple[Path, ...] = ()
+    """Paths that are scored with shared weights."""
 
 
 class _Guessed(Curves):
@@ -51,13 +55,16 @@ def _course(
 ) -> Forecast:
     curves = _Guessed(space, True, marks)
     order: dict[Path, int] = {}
-    numbers = itertools.count()
+    numbers, shared = itertools.count(), 0.0
     search = method(curves, seed, **options)
     try:
         while True:
             asked = next(search)
-            if not isinstance(asked, list):
-                raise ManticoreError("plan: what weights that are shared would score is not known before the search")
+            if isinstance(asked, Shared):
+                # parents are the best by shared weights, and trained in any case, or the worst
+                guessed = beam(asked.space, lambda path: Point(0, 0, 0, 0, apart * handovers(path), 0.0), _loss)
+                curves.shared, shared = SharedScores(guessed, 0), asked.units
+                continue
             for path, mark in asked:
                 place = order.setdefault(path, next(numbers))
                 for each in {mark, *(m for m in marks if m < mark)}:
@@ -66,4 +73,9 @@ def _course(
         pass
     trained = {path: max(curve) for path, curve in curves.points.items()}
     scored = sum(len(curve) for curve in curves.points.values())
-    return Forecast(sum(trained.values()) / MARKS, scored, len(trained))
+    compared = () if curves.shared is None else tuple(curves.shared.points)
+    return Forecast(sum(trained.values()) / MARKS + shared, scored, len(trained), shared, compared)
+
+
+def _loss(point: Point) -> float:
+    return point.loss

@@ -167,11 +167,8 @@ class Objective:
 
     def measure(self, model: ManticorePreTrainedModel, mark: int) -> Point:
         """A candidate as it stands, on held-out data."""
-        batch, examples = self.settings.batch_size, self.examples
-        metrics, losses = score(model, self.task, "validation", batch_size=batch, max_examples=examples, each=True)
-        kept = tuple(round(value, DIGITS) for value in losses.tolist())
-        loss, spent = math.fsum(kept) / len(kept), self._evaluation_flops(model)
-        return Point(mark, 0, 0, spent, loss, metrics[self.task.primary_metric], kept)
+        point = held_out(model, self.task, self.settings.batch_size, self.examples)
+        return replace(point, mark=mark, spent=self._evaluation_flops(model))
 
     def _train(
         self,
@@ -240,6 +237,13 @@ class Objective:
     def _evaluation_flops(self, model: ManticorePreTrainedModel) -> int:
         examples = min(self.examples, len(self.task.data["validation"]))
         return examples * flops_per_step(model, 1, self.task.length, backward=False)
+
+
+def held_out(model: ManticorePreTrainedModel, task: Task, batch_size: int, examples: int) -> Point:
+    """The score of a model on the first examples of the validation split; costs and mark are 0."""
+    metrics, losses = score(model, task, "validation", batch_size=batch_size, max_examples=examples, each=True)
+    kept = tuple(round(value, DIGITS) for value in losses.tolist())
+    return Point(0, 0, 0, 0, math.fsum(kept) / len(kept), metrics[task.primary_metric], kept)
 
 
 def unit_flops(

@@ -55,15 +55,18 @@ class SearchResult:
     """Per step of a search that learns weights: ``step``; ``loss`` of its batch; ``weights`` ``[N][K]`` and their mean
     ``entropy`` in nats after it. Empty for one over candidates."""
     steps: int
-    """Optimizer steps; of a search over candidates, those of all of them."""
+    """Optimizer steps; of a search over candidates, those of all of them and of shared weights."""
     tokens: int
     """Input tokens trained on."""
     flops: int
-    """All that was spent: training, forward and backward, and the scoring of candidates; losers included."""
+    """All that was spent: training, forward and backward, and the scoring of candidates; losers and shared weights
+    included."""
     seconds: float
     """Training time, earlier sessions of a resumed search included."""
     candidates: list[Candidate] = field(default_factory=list)
     """What was looked at; empty for a search that learns weights."""
+    shared: list[Candidate] = field(default_factory=list)
+    """Of one-shot search, what paths scored with the weights that they share: a point of mark 0 each."""
     unit_flops: int = 0
     """Training FLOPs of a unit."""
     trained_flops: int = 0
@@ -120,12 +123,13 @@ class SearchResult:
         names = ["path", "history", "steps", "tokens", "flops", "seconds", "unit_flops", "trained_flops"]
         names += ["reason", "metric", "higher_is_better"]
         found = {name: getattr(self, name) for name in names}
-        costs = {} if self.costs is None else {"costs": self.costs.to_dict(), "limits": dict(self.limits)}
-        candidates = [
-            {**each.to_dict(), **({"costs": self.costs.of(tuple(each.path))} if self.costs is not None else {})}
-            for each in self.candidates
-        ]
-        return {**found, **costs, "weights": self.weights.tolist(), "candidates": candidates}
+        listed = {name: [each.to_dict() for each in getattr(self, name)] for name in ("candidates", "shared")}
+        costs = {}
+        if self.costs is not None:
+            costs = {"costs": self.costs.to_dict(), "limits": dict(self.limits)}
+            for candidate in listed["candidates"]:
+                candidate["costs"] = self.costs.of(tuple(candidate["path"]))
+        return {**found, **costs, **listed, "weights": self.weights.tolist()}
 
 
 def path_text(path: Sequence[int], names: Sequence[str]) -> str:

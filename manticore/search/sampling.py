@@ -44,7 +44,7 @@ class Sampler:
     def path(self, step: int) -> Path:
         """The path of a step, counted from 0."""
         draw = random.Random(derive_seed(self.seed, "sampled path", step))
-        if self.space.listed:
+        if isinstance(self.space.allowed, frozenset):
             paths, chances = self._allowed
             return draw.choices(paths, chances)[0]
         for _ in range(_DRAWS):
@@ -78,7 +78,7 @@ class Sampler:
 
     @cached_property
     def _allowed(self) -> tuple[list[Path], list[float]]:
-        paths = self.space.listed
+        paths = self.space.listed or []
         chances = [self.chance(path) for path in paths]
         if not sum(chances):
             raise ManticoreError(

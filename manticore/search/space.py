@@ -24,6 +24,10 @@ class Rule(Protocol):
     def nearest(self, path: Path) -> Path:
         """The allowed path that has the most blocks in common with a path."""
 
+    @property
+    def key(self) -> object:
+        """What it depends on, as JSON values."""
+
 
 Allowed: TypeAlias = frozenset[Path] | Rule
 
@@ -43,9 +47,14 @@ class Space:
         return len(self.allowed) if isinstance(self.allowed, frozenset) else self.num_components**self.num_blocks
 
     @property
-    def listed(self) -> list[Path]:
+    def listed(self) -> list[Path] | None:
         """The paths that alone may be chosen, where that is a list."""
-        return sorted(self.allowed) if isinstance(self.allowed, frozenset) else []
+        return sorted(self.allowed) if isinstance(self.allowed, frozenset) else None
+
+    @property
+    def key(self) -> object:
+        """What may be chosen, as JSON values; None: all."""
+        return self.listed if self.allowed is None or isinstance(self.allowed, frozenset) else self.allowed.key
 
     @property
     def parents(self) -> list[Path]:

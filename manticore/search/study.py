@@ -12,6 +12,7 @@ from manticore.runs.ledger import RunLog
 from manticore.search.choice import Choice, Request, Search, Shared
 from manticore.search.curves import Curves, Point
 from manticore.search.objective import Failed, Objective
+from manticore.search.shared import shared_scores
 from manticore.search.space import Path, spelled
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,12 @@ class Study:
         try:
             while True:
                 asked = next(search)
-                assert not isinstance(asked, Shared), "no method asks for shared weights yet"
-                self.make(asked)
+                if isinstance(asked, Shared):
+                    # keeps a ledger of its own
+                    self.curves.shared = shared_scores(self.objective, asked)
+                    self._tell(f"{len(self.curves.shared.points)} paths with shared weights")
+                else:
+                    self.make(asked)
         except StopIteration as end:
             choice: Choice = end.value
             return choice
@@ -94,8 +99,11 @@ class Study:
         self._done += 1
         if "failed" in found:
             logger.warning("search: path %s: %s; the search goes on without it", spelled(request[0]), found["failed"])
+        self._tell(_name(request))
+
+    def _tell(self, what: str) -> None:
         if self._told is not None:
-            self._told(self._done, _name(request))
+            self._told(self._done, what)
 
 
 def _name(request: Request) -> str:

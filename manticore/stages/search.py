@@ -79,6 +79,8 @@ class SearchRecord(Record):
     path: tuple[int, ...] = ()
     candidates: tuple[CandidateRecord, ...] = ()
     """Empty where mixture weights were learned."""
+    shared: tuple[CandidateRecord, ...] = ()
+    """Of one-shot search, what paths scored with the weights that they share."""
     unit_flops: float | None = None
     """Training FLOPs of one fine-tuning."""
     trained_flops: float | None = None
@@ -158,36 +160,41 @@ class Search(Stage):
 def _cost_of_candidates(costing: Costing, section: settings.Search) -> Iterator[StagePlan]:
     """As many units as the method may need; each candidate takes the memory of one path, and is kept on the disk."""
     from manticore.registry import resolve
+    from manticore.search.beam import compared_examples
     from manticore.search.forecast import forecast
     from manticore.search.objective import spacing
+    from manticore.search.path_costs import PathCosts
     from manticore.search.space import Space
 
     case, tuning = costing.tuned["costliest"], costing.recipe.finetune
-    step, steps = case.flops * case.accumulation, tuning.steps or tuning.default_steps
+    space = Space(costing.shape.num_blocks, len(costing.sources))
+    dearest = max((costing.tuned_path(path) for path in space.parents), key=lambda parent: parent.flops)
+    step, steps = dearest.flops * dearest.accumulation, tuning.steps or tuning.default_steps
     unit = section.finetune_flops or tuning.budget_flops or steps * step
-    scoring = section.validation_examples * costing.task.sequences * case.forward_flops / case.micro_batch
-    shape = costing.shape.num_blocks, len(costing.sources)
+    one = costing.task.sequences * dearest.forward_flops / dearest.micro_batch
+    scoring = section.validation_examples * one
     least, most = forecast(
-        resolve("search", section.method), Space(*shape), spacing(scoring, unit), 0, **section.method_options()
+        resolve("search", section.method), space, spacing(scoring, unit), 0, **section.method_options()
     )
-    costing.save_model(case.held)
-    for _ in range(most.candidates):
-        costing.save_checkpoints(case.held)
-    found = costing.fit(costing.tuning, case)
-    verdict = "fits" if found.fits is not None else "does not fit: finetune's ways out"
+    flops = most.units * unit + most.scored * scoring
     what = f"{most.candidates} paths, {least.units:.1f} to {most.units:.1f} fine-tunings"
     if least.candidates < most.candidates:
         what = f"{least.candidates} to {what}"
-    yield StagePlan(
-        Search.name,
-        what,
-        case.held.trained,
-        step,
-        None,
-        most.units * unit + most.scored * scoring,
-        found.smaller,
-        verdict,
-    )
+    costing.save_model(case.held)
+    for _ in range(most.candidates):
+        costing.save_checkpoints(case.held)
+    if most.compared:
+        examples = compared_examples(section.validation_examples, most.shared * unit, len(most.compared), one)
+        forward = PathCosts(lambda path: round(costing.tuned_path(path).forward_flops), additive=True)
+        scored = sum(map(forward, most.compared)) * costing.task.sequences / case.micro_batch
+        flops += examples * scored
+        what = f"shared weights on {len(most.compared)} paths, then {what}"
+        # weights and moments of the whole supernet, activations of one path
+        case = case.holding(costing.tuned["supernet"].held)
+        costing.save_checkpoints(case.held)
+    found = costing.fit(costing.tuning, case)
+    verdict = "fits" if found.fits is not None else "does not fit: finetune's ways out"
+    yield StagePlan(Search.name, what, case.held.trained, step, None, flops, found.smaller, verdict)
 
 
 def _unit(run: Run) -> int:
