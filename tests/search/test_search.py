@@ -11,7 +11,7 @@ from manticore.search.search import search
 from manticore.tasks.task import load_task
 
 METHODS = ["darts", "dash", "gaea"]
-QUICK = {"steps": 4, "batch_size": 8, "mixture_lr": 0.1, "cpu": True}
+QUICK = {"method": "darts", "steps": 4, "batch_size": 8, "mixture_lr": 0.1, "cpu": True}
 
 
 def rows_of(path):
@@ -24,7 +24,7 @@ def rows_of(path):
 def test_every_method_searches_every_mixing(method, mixing):
     hybrid = make_hybrid(mixing)
     start = hybrid.mixture_weights
-    result = search(hybrid, recall(), method=method, **QUICK)
+    result = search(hybrid, recall(), **{**QUICK, "method": method})
     assert result.weights.shape == (2, 2)
     torch.testing.assert_close(result.weights.sum(-1), torch.ones(2))
     assert not torch.equal(result.weights, start)
@@ -37,7 +37,7 @@ def test_every_method_searches_every_mixing(method, mixing):
 def test_a_users_choice_of_scan_outlives_the_search():
     hybrid = make_hybrid()
     before = [type(module) for module in hybrid.modules()]
-    search(hybrid, recall(), steps=1, batch_size=4, cpu=True)
+    search(hybrid, recall(), method="darts", steps=1, batch_size=4, cpu=True)
     assert [type(module) for module in hybrid.modules()] == before
 
 
@@ -178,8 +178,8 @@ def test_lora_is_merged_afterwards():
 
 
 def test_a_budget_buys_whole_steps():
-    one = search(make_hybrid(), recall(), steps=1, batch_size=8)
-    result = search(make_hybrid(), recall(), budget_flops=int(one.flops * 3.5), batch_size=8)
+    one = search(make_hybrid(), recall(), method="darts", steps=1, batch_size=8)
+    result = search(make_hybrid(), recall(), method="darts", budget_flops=int(one.flops * 3.5), batch_size=8)
     assert (result.steps, result.flops) == (3, 3 * one.flops)
     assert result.tokens == 3 * 8 * recall().length
 

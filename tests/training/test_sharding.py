@@ -59,7 +59,9 @@ def work(folder):
     unsharded = refusal(lambda: run(model("path"), None))
     shard_on_cpu()
     outcome = {"unsharded": unsharded, "lora": refusal(lambda: run(model("path"), None, trainable="lora"))}
-    outcome["search"] = refusal(lambda: search(model("supernet"), copying_task(), steps=2, batch_size=4, cpu=True))
+    outcome["search"] = refusal(
+        lambda: search(model("supernet"), copying_task(), method="darts", steps=2, batch_size=4, cpu=True)
+    )
     for name in ("path", "supernet", "parent"):
         net = model(name)
         outcome[name] = run(net, folder / name)
