@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from manticore.errors import ManticoreError as ManticoreError
 from manticore.experiments.compare import Comparison
 from manticore.experiments.models import Source
+from manticore.hybrid.classification import ManticoreForPairClassification as ManticoreForPairClassification
 from manticore.hybrid.classification import ManticoreForSequenceClassification as ManticoreForSequenceClassification
 from manticore.hybrid.classification import ManticoreForTokenClassification as ManticoreForTokenClassification
 from manticore.hybrid.configuration import ManticoreConfig as ManticoreConfig
@@ -15,9 +16,7 @@ from manticore.hybrid.lora import lora_table as lora_table
 from manticore.hybrid.lora import lora_targets as lora_targets
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.hybrid.modeling import ManticoreForCausalLM as ManticoreForCausalLM
-from manticore.hybrid.pair_classification import ManticoreForPairClassification as ManticoreForPairClassification
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
-from manticore.projectors.alignment import AlignmentReport
 from manticore.report.sharing import share as share
 from manticore.search.result import SearchResult
 from manticore.settings import Align
@@ -28,13 +27,14 @@ from manticore.settings import Finetune
 from manticore.settings import Pretrain
 from manticore.settings import Search
 from manticore.stacks.autoencoder import StackForAutoEncoding as StackForAutoEncoding
+from manticore.stacks.classification import StackForPairClassification as StackForPairClassification
 from manticore.stacks.classification import StackForSequenceClassification as StackForSequenceClassification
 from manticore.stacks.classification import StackForTokenClassification as StackForTokenClassification
 from manticore.stacks.configuration import StackConfig as StackConfig
 from manticore.stacks.modeling import StackForCausalLM as StackForCausalLM
-from manticore.stacks.pair_classification import StackForPairClassification as StackForPairClassification
 from manticore.tasks.corpus import Text
 from manticore.tasks.task import Task
+from manticore.training.alignment import AlignmentReport
 from manticore.training.begun import Begun
 from manticore.training.callbacks import Progress
 from manticore.training.finetune import FinetuneResult

@@ -12,10 +12,16 @@ from types import ModuleType
 from typing import Any
 
 _IN_DIFFERENTIABLE = ("halves", "joint", "logits", "methods", "mixture_log", "trainer")
+_IN_TRAINING = ("alignment", "calibration", "descent")
 MOVED = {
     "manticore.hybrid.base": "manticore.hybrid.pretrained",
     "manticore.hybrid.building": "manticore.hybrid.modeling",
     "manticore.hybrid.cache": "manticore.hybrid.decoding",
+    "manticore.hybrid.pair_classification": "manticore.hybrid.classification",
+    "manticore.stacks.pair_classification": "manticore.stacks.classification",
+    **{
+        f"manticore.projectors.{name}": f"manticore.training.{name}" for name in ("alignment", "calibration", "descent")
+    },
     "manticore.runs.mad": "manticore.experiments.mad.run",
     "manticore.runs.models": "manticore.training.saved_models",
     "manticore.runs.mad_models": "manticore.experiments.mad.models",

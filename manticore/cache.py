@@ -200,6 +200,4 @@ def _homeless() -> Path:
             return folder
     except OSError:
         pass
-    raise ManticoreError(
-        f"cache: this user has no home folder, and {folder} may not be used. Fix: set HOME or {VARIABLE}"
-    )
+    raise ManticoreError(f"cache: this user has no home, and {folder} may not be used. Fix: set HOME or {VARIABLE}")

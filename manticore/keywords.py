@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import reprlib
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar, get_args
 
@@ -93,20 +94,25 @@ def merged(kind: type[S], settings: S | None, options: Mapping[str, Any], *, sta
             values[name] = {}
         else:
             values[name] = plain(value)
-    try:
+    with told_as_ours(kind, options, stage):
         found = kind.model_validate(values)
+    return found.model_copy(update=loaded)
+
+
+@contextmanager
+def told_as_ours(kind: type[Settings], options: Mapping[str, Any], stage: str | None = None) -> Iterator[None]:
+    """Tell pydantic's findings about ``options`` in lines of ours; of settings made by hand where no stage asks."""
+    try:
+        yield
     except ValidationError as error:
         found_wrong = error.errors(include_url=False)
         missing = [repr(details["loc"][0]) for details in found_wrong if details["type"] == "missing"]
         if missing:
             noun = "argument" if len(missing) == 1 else "arguments"
-            raise TypeError(
-                f"{stage}() missing {len(missing)} required keyword-only {noun}: {' and '.join(missing)}"
-            ) from None
-        raise SeveralErrors(
-            list(dict.fromkeys(_said(kind, options, details, stage) for details in found_wrong))
-        ) from None
-    return found.model_copy(update=loaded)
+            call = f"{stage or kind.__name__}() missing {len(missing)} required keyword-only {noun}"
+            raise TypeError(f"{call}: {' and '.join(missing)}") from None
+        lines = [_said(kind, options, details, stage or kind.__name__.lower()) for details in found_wrong]
+        raise SeveralErrors(list(dict.fromkeys(lines))) from None
 
 
 def marker(field: FieldInfo, kind: type[R]) -> R | None:
@@ -118,7 +124,7 @@ def marker(field: FieldInfo, kind: type[R]) -> R | None:
 def _said(kind: type[Settings], options: Mapping[str, Any], details: ErrorDetails, stage: str) -> str:
     """What is wrong with an option of a Python function, in one line."""
     context, path = details.get("ctx", {}), details["loc"]
-    named = marker(kind.model_fields[str(path[0])], Named) if path else None
+    named = marker(kind.model_fields[str(path[0])], Named) if path and path[0] in kind.model_fields else None
     if named is not None and isinstance(options[str(path[0])], str):
         # says it in its own words, a package that may be missing too
         resolve(named.kind, options[str(path[0])])
@@ -126,12 +132,14 @@ def _said(kind: type[Settings], options: Mapping[str, Any], details: ErrorDetail
         at = path[0] if path else context.get("at")
         return ": ".join(str(part) for part in (stage, at, context["text"]) if part is not None)
     name = str(path[0])
+    if name not in kind.model_fields:
+        return f"{stage}: unknown option {name!r}{did_you_mean(name, list(kind.model_fields))}"
     field, value = kind.model_fields[name], options[name]
     if details["type"] == "literal_error":
         return f"{stage}: {name} is {value!r}{_choice(name, field, value)}"
     wanted = marker(field, Wanted)
     if wanted is None:
-        return f"{stage}: {name} is {reprlib.repr(value)} ({details['msg']}). Fix: see help(manticore.{stage})"
+        return f"{stage}: {name} is {reprlib.repr(value)} (expected {shown_type(field)}). Fix: give one"
     expected = f" (expected {wanted.expected})" if wanted.expected else ""
     return f"{stage}: {name} is {reprlib.repr(value)}{expected}. Fix: {wanted.fix}"
 

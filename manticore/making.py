@@ -97,6 +97,34 @@ def checked(where: str) -> Callable[[F], F]:
     return decorate
 
 
+def sharing(shared: Callable[..., Any]) -> Callable[[F], F]:
+    """Give a function the keyword options of another one of its module too, with their help; it gets them as a dict.
+
+    An option of its own of the same name goes first.
+    """
+
+    def decorate(function: F) -> F:
+        own, more = inspect.signature(function), inspect.signature(shared).parameters
+        options = [each for each in own.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+        added = [name for name in more if name not in own.parameters]
+        signature = own.replace(parameters=[*options, *(more[name] for name in added)])
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            return function(**given.arguments)
+
+        # what reads signatures would go on to the function inside, which does not name them all
+        del call.__wrapped__
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        helped = [line for line in (shared.__doc__ or "").splitlines() if line.partition(":")[0].strip() in added]
+        call.__doc__ = "\n".join([(function.__doc__ or "").rstrip(), *helped])
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
 def refuse_misfits(where: str, function: Callable[..., Any], values: Mapping[str, Any]) -> None:
     """Refuse values that the annotations of a function's parameters, or of a configuration's fields, do not allow.
 
@@ -157,7 +185,7 @@ def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
         parameters = inspect.signature(code).parameters.values()
         several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
         written = {each.name: each.annotation for each in parameters if each.kind not in several}
-        names = getattr(code, "__globals__", {})
+        names = vars(sys.modules[code.__module__])
     found = {}
     for name, annotation in written.items():
         # what is imported for type checkers alone cannot be judged

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from manticore.errors import ManticoreError, in_brief
+from manticore.errors import ManticoreError, closed, in_brief
 
 
 def read_object(path: Path, fix: str) -> dict[str, Any] | None:
@@ -27,7 +27,7 @@ def read_object(path: Path, fix: str) -> dict[str, Any] | None:
             return None
         value = json.loads(path.read_text(encoding="utf-8"))
     except PermissionError as error:
-        raise ManticoreError(f"{path}: may not be read (permission denied). Fix: ask its owner, or chmod it") from error
+        raise closed(path) from error
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, in_brief(error, 100), fix) from error
     if not isinstance(value, dict):

@@ -32,179 +32,141 @@ class Entry:
     """The package whose plug-in it is; None for Manticore's own and for what ``register`` added."""
 
 
-_MAD_SHAPE = "manticore.tasks.mad.examples:shape"
-_LRA_SHAPE = "manticore.tasks.lra.examples:shape"
-
-_ENTRIES: dict[str, dict[str, Entry]] = {
+_SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
     "layer": {
-        "attention": Entry("manticore.stacks.attention:attention", "softmax attention, one head, rotary positions"),
-        "mh-attention": Entry(
-            "manticore.stacks.attention:mh_attention", "softmax attention, 16 heads, rotary positions"
+        "attention": ("attention:attention", "softmax attention, one head, rotary positions"),
+        "mh-attention": ("attention:mh_attention", "softmax attention, 16 heads, rotary positions"),
+        "grouped-query-attention": (
+            "attention:grouped_query_attention",
+            "softmax attention, query heads share keys and values",
         ),
-        "grouped-query-attention": Entry(
-            "manticore.stacks.attention:grouped_query_attention", "softmax attention, query heads share keys and values"
+        "sliding-attention": ("attention:sliding_attention", "softmax attention to a window of 32 tokens, one head"),
+        "mh-sliding-attention": (
+            "attention:mh_sliding_attention",
+            "softmax attention to a window of 32 tokens, 16 heads",
         ),
-        "sliding-attention": Entry(
-            "manticore.stacks.attention:sliding_attention", "softmax attention to a window of 32 tokens, one head"
-        ),
-        "mh-sliding-attention": Entry(
-            "manticore.stacks.attention:mh_sliding_attention", "softmax attention to a window of 32 tokens, 16 heads"
-        ),
-        "linear-attention": Entry(
-            "manticore.stacks.linear_attention:LinearAttention",
+        "linear-attention": (
+            "linear_attention:LinearAttention",
             "attention without softmax, learned feature map, one head",
         ),
-        "mh-linear-attention": Entry(
-            "manticore.stacks.linear_attention:mh_linear_attention",
+        "mh-linear-attention": (
+            "linear_attention:mh_linear_attention",
             "attention without softmax, learned feature map, 16 heads",
         ),
-        "gated-linear-attention": Entry(
-            "manticore.stacks.linear_attention:GatedLinearAttention", "linear attention with a decaying state, one head"
+        "gated-linear-attention": (
+            "linear_attention:GatedLinearAttention",
+            "linear attention with a decaying state, one head",
         ),
-        "mh-gated-linear-attention": Entry(
-            "manticore.stacks.linear_attention:mh_gated_linear_attention",
+        "mh-gated-linear-attention": (
+            "linear_attention:mh_gated_linear_attention",
             "linear attention with a decaying state, 8 heads",
         ),
-        "delta-net": Entry("manticore.stacks.delta:delta_net", "linear attention that replaces what a key held"),
-        "gated-delta-net": Entry(
-            "manticore.stacks.delta:gated_delta_net", "the same with a decaying state and an output gate"
+        "delta-net": ("delta:delta_net", "linear attention that replaces what a key held"),
+        "gated-delta-net": ("delta:gated_delta_net", "the same with a decaying state and an output gate"),
+        "hyena": ("hyena:Hyena", "gates around a convolution as long as the sequence"),
+        "mh-hyena": ("hyena:MultiHeadHyena", "Hyena with outer products inside groups of channels"),
+        "hyena-experts": ("hyena:HyenaExperts", "Hyena whose channels are experts, mixed by a router"),
+        "short-gated-convolution": (
+            "short_convolution:ShortGatedConvolution",
+            "gates around a convolution over three tokens",
         ),
-        "hyena": Entry("manticore.stacks.hyena:Hyena", "gates around a convolution as long as the sequence"),
-        "mh-hyena": Entry(
-            "manticore.stacks.hyena:MultiHeadHyena", "Hyena with outer products inside groups of channels"
-        ),
-        "hyena-experts": Entry(
-            "manticore.stacks.hyena:HyenaExperts", "Hyena whose channels are experts, mixed by a router"
-        ),
-        "short-gated-convolution": Entry(
-            "manticore.stacks.short_convolution:ShortGatedConvolution", "gates around a convolution over three tokens"
-        ),
-        "mamba": Entry("manticore.stacks.mamba:Mamba", "selective state space; mixes channels too"),
-        "mamba-2": Entry(
-            "manticore.stacks.mamba:Mamba2", "selective state space, one decay per head; mixes channels too"
-        ),
-        "rwkv5-time-mixer": Entry(
-            "manticore.stacks.rwkv:RWKV5TimeMixer", "decaying state with learned decays, bonus for the current token"
-        ),
-        "rwkv6-time-mixer": Entry(
-            "manticore.stacks.rwkv:RWKV6TimeMixer",
+        "mamba": ("mamba:Mamba", "selective state space; mixes channels too"),
+        "mamba-2": ("mamba:Mamba2", "selective state space, one decay per head; mixes channels too"),
+        "rwkv5-time-mixer": ("rwkv:RWKV5TimeMixer", "decaying state with learned decays, bonus for the current token"),
+        "rwkv6-time-mixer": (
+            "rwkv:RWKV6TimeMixer",
             "decaying state with decays from the input, bonus for the current token",
         ),
-        "rwkv5-channel-mixer": Entry(
-            "manticore.stacks.rwkv:RWKVChannelMixer", "squared ReLU and a receptance gate, mixed with the token before"
+        "rwkv5-channel-mixer": (
+            "rwkv:RWKVChannelMixer",
+            "squared ReLU and a receptance gate, mixed with the token before",
         ),
-        "rwkv6-channel-mixer": Entry("manticore.stacks.rwkv:RWKVChannelMixer", "the same as rwkv5-channel-mixer"),
-        "mlp": Entry("manticore.stacks.mlp:MLP", "two layers with a GELU between them"),
-        "swiglu": Entry("manticore.stacks.mlp:SwiGLU", "a gated layer and a layer back"),
-        "moe-mlp": Entry("manticore.stacks.moe:MoEMLP", "8 experts behind a router"),
+        "rwkv6-channel-mixer": ("rwkv:RWKVChannelMixer", "the same as rwkv5-channel-mixer"),
+        "mlp": ("mlp:MLP", "two layers with a GELU between them"),
+        "swiglu": ("mlp:SwiGLU", "a gated layer and a layer back"),
+        "moe-mlp": ("moe:MoEMLP", "8 experts behind a router"),
     },
     "mixing": {
-        "routed": Entry(
-            "manticore.hybrid.routed:RoutedMixing", "row-stochastic matrix per block; R = I is the ensemble"
-        ),
-        "translated": Entry(
-            "manticore.hybrid.routed:TranslatedMixing", "one weight vector per block, translated features"
-        ),
-        "gated": Entry("manticore.hybrid.gated:GatedMixing", "the published formula: gate and weight are one number"),
+        "routed": ("routed:RoutedMixing", "row-stochastic matrix per block; R = I is the ensemble"),
+        "translated": ("routed:TranslatedMixing", "one weight vector per block, translated features"),
+        "gated": ("gated:GatedMixing", "the published formula: gate and weight are one number"),
     },
     "projector": {
-        "linear": Entry("manticore.projectors.kinds:Linear", "affine map"),
-        "linear-skip": Entry("manticore.projectors.kinds:LinearSkip", "pad or cut, plus an affine map"),
-        "two-layer": Entry("manticore.projectors.kinds:TwoLayer", "affine, GELU, affine"),
-        "low-rank": Entry("manticore.projectors.kinds:LowRank", "pad or cut, plus a map of low rank"),
+        "linear": ("kinds:Linear", "affine map"),
+        "linear-skip": ("kinds:LinearSkip", "pad or cut, plus an affine map"),
+        "two-layer": ("kinds:TwoLayer", "affine, GELU, affine"),
+        "low-rank": ("kinds:LowRank", "pad or cut, plus a map of low rank"),
     },
     "search": {
-        "auto": Entry("manticore.search.auto:auto", "race up to four paths, blockwise beyond"),
-        "race": Entry("manticore.search.race:race", "all paths train until one is clearly ahead on held-out data"),
-        "blockwise": Entry(
-            "manticore.search.blockwise:blockwise", "parents, then one block after the other of the better one"
-        ),
-        "oneshot": Entry(
-            "manticore.search.oneshot:oneshot", "shared weights name a few paths, which race each other and the parents"
-        ),
-        "halving": Entry("manticore.search.baselines:halving", "the better half of all paths goes on, again and again"),
-        "random": Entry("manticore.search.baselines:random_paths", "paths drawn at random, the fair baseline"),
-        "exhaustive": Entry("manticore.search.baselines:exhaustive", "all paths, each for a whole unit"),
-        "darts": Entry(
-            "manticore.search.differentiable.methods:Darts", "softmax of logits, gradient descent on the logits"
-        ),
-        "dash": Entry(
-            "manticore.search.differentiable.methods:Dash", "one Gumbel-softmax sample per step, annealed temperature"
-        ),
-        "gaea": Entry("manticore.search.differentiable.methods:Gaea", "exponentiated gradient, always on the simplex"),
+        "auto": ("auto:auto", "race up to four paths, blockwise beyond"),
+        "race": ("race:race", "all paths train until one is clearly ahead on held-out data"),
+        "blockwise": ("blockwise:blockwise", "parents, then one block after the other of the better one"),
+        "oneshot": ("oneshot:oneshot", "shared weights name a few paths, which race each other and the parents"),
+        "halving": ("baselines:halving", "the better half of all paths goes on, again and again"),
+        "random": ("baselines:random_paths", "paths drawn at random, the fair baseline"),
+        "exhaustive": ("baselines:exhaustive", "all paths, each for a whole unit"),
+        "darts": ("differentiable.methods:Darts", "softmax of logits, gradient descent on the logits"),
+        "dash": ("differentiable.methods:Dash", "one Gumbel-softmax sample per step, annealed temperature"),
+        "gaea": ("differentiable.methods:Gaea", "exponentiated gradient, always on the simplex"),
     },
     "stack": {
-        "transformer": Entry("manticore.stacks.presets:TRANSFORMER", "mh-attention and swiglu, twice"),
-        "hyena-swiglu": Entry("manticore.stacks.presets:HYENA", "hyena and swiglu, twice"),
-        "mh-hyena-swiglu": Entry("manticore.stacks.presets:MH_HYENA", "mh-hyena and swiglu, twice"),
-        "striped-mh-hyena-swiglu": Entry(
-            "manticore.stacks.presets:STRIPED_MH_HYENA", "mh-hyena, swiglu, mh-attention, swiglu"
+        "transformer": ("presets:TRANSFORMER", "mh-attention and swiglu, twice"),
+        "hyena-swiglu": ("presets:HYENA", "hyena and swiglu, twice"),
+        "mh-hyena-swiglu": ("presets:MH_HYENA", "mh-hyena and swiglu, twice"),
+        "striped-mh-hyena-swiglu": ("presets:STRIPED_MH_HYENA", "mh-hyena, swiglu, mh-attention, swiglu"),
+        "striped-mh-hyena-moe": ("presets:STRIPED_MH_HYENA_MOE", "mh-hyena, moe-mlp, mh-attention, moe-mlp"),
+        "striped-hyena-experts-moe": (
+            "presets:STRIPED_HYENA_EXPERTS_MOE",
+            "hyena-experts, moe-mlp, mh-attention, moe-mlp",
         ),
-        "striped-mh-hyena-moe": Entry(
-            "manticore.stacks.presets:STRIPED_MH_HYENA_MOE", "mh-hyena, moe-mlp, mh-attention, moe-mlp"
-        ),
-        "striped-hyena-experts-moe": Entry(
-            "manticore.stacks.presets:STRIPED_HYENA_EXPERTS_MOE", "hyena-experts, moe-mlp, mh-attention, moe-mlp"
-        ),
-        "mamba": Entry("manticore.stacks.presets:MAMBA", "mamba, four times"),
-        "striped-mamba": Entry("manticore.stacks.presets:STRIPED_MAMBA", "mamba, mamba, mh-attention, swiglu"),
-        "gla-swiglu": Entry("manticore.stacks.presets:GLA", "gated-linear-attention and swiglu, twice"),
-        "mh-gla-swiglu": Entry("manticore.stacks.presets:MH_GLA", "mh-gated-linear-attention and swiglu, twice"),
-        "mambaformer": Entry(
-            "manticore.stacks.presets:MAMBAFORMER", "mamba, then mh-attention without positions and mamba, twice"
-        ),
+        "mamba": ("presets:MAMBA", "mamba, four times"),
+        "striped-mamba": ("presets:STRIPED_MAMBA", "mamba, mamba, mh-attention, swiglu"),
+        "gla-swiglu": ("presets:GLA", "gated-linear-attention and swiglu, twice"),
+        "mh-gla-swiglu": ("presets:MH_GLA", "mh-gated-linear-attention and swiglu, twice"),
+        "mambaformer": ("presets:MAMBAFORMER", "mamba, then mh-attention without positions and mamba, twice"),
     },
     "task": {
-        "mad/in-context-recall": Entry(
-            "manticore.tasks.mad.tasks:in_context_recall", "MAD: recall values by their keys", shape=_MAD_SHAPE
-        ),
-        "mad/noisy-in-context-recall": Entry(
-            "manticore.tasks.mad.tasks:noisy_in_context_recall",
+        "mad/in-context-recall": ("mad.tasks:in_context_recall", "MAD: recall values by their keys"),
+        "mad/noisy-in-context-recall": (
+            "mad.tasks:noisy_in_context_recall",
             "MAD: the same with noise between the pairs",
-            shape=_MAD_SHAPE,
         ),
-        "mad/fuzzy-in-context-recall": Entry(
-            "manticore.tasks.mad.tasks:fuzzy_in_context_recall",
+        "mad/fuzzy-in-context-recall": (
+            "mad.tasks:fuzzy_in_context_recall",
             "MAD: the same with keys and values of several tokens",
-            shape=_MAD_SHAPE,
         ),
-        "mad/selective-copying": Entry(
-            "manticore.tasks.mad.tasks:selective_copying", "MAD: repeat the tokens between the blanks", shape=_MAD_SHAPE
-        ),
-        "mad/compression": Entry(
-            "manticore.tasks.mad.tasks:compression",
-            "MAD: restore a sequence from one vector; for auto-encoders",
-            shape=_MAD_SHAPE,
-        ),
-        "mad/memorization": Entry(
-            "manticore.tasks.mad.tasks:memorization", "MAD: learn facts by heart", shape=_MAD_SHAPE
-        ),
-        "lra/listops": Entry(
-            "manticore.tasks.lra.tasks:listops", "LRA: the value of a nested operation on digits", shape=_LRA_SHAPE
-        ),
-        "lra/text": Entry(
-            "manticore.tasks.lra.tasks:text", "LRA: the sentiment of a film review, byte by byte", shape=_LRA_SHAPE
-        ),
-        "lra/retrieval": Entry(
-            "manticore.tasks.lra.tasks:retrieval", "LRA: whether one of two papers cites the other", shape=_LRA_SHAPE
-        ),
-        "lra/image": Entry("manticore.tasks.lra.tasks:image", "LRA: grey CIFAR-10, pixel by pixel", shape=_LRA_SHAPE),
-        "lra/pathfinder32": Entry(
-            "manticore.tasks.lra.tasks:pathfinder32",
-            "LRA: whether a dashed path joins two discs, 32 x 32 pixels",
-            shape=_LRA_SHAPE,
-        ),
-        "lra/pathfinder128": Entry(
-            "manticore.tasks.lra.tasks:pathfinder128", "LRA: Path-X, the same on 128 x 128", shape=_LRA_SHAPE
-        ),
-        "listops-short": Entry(
-            "manticore.tasks.lra.tasks:listops_short", "ListOps with short trees, for small models; not LRA"
-        ),
-        "digits-64": Entry(
-            "manticore.tasks.lra.tasks:digits_64", "handwritten digits, 64 pixels; a proxy for LRA's Image"
-        ),
-        "text": Entry("manticore.tasks.text:text", "next-token prediction on a file, a folder or a datasets id"),
+        "mad/selective-copying": ("mad.tasks:selective_copying", "MAD: repeat the tokens between the blanks"),
+        "mad/compression": ("mad.tasks:compression", "MAD: restore a sequence from one vector; for auto-encoders"),
+        "mad/memorization": ("mad.tasks:memorization", "MAD: learn facts by heart"),
+        "lra/listops": ("lra.tasks:listops", "LRA: the value of a nested operation on digits"),
+        "lra/text": ("lra.tasks:text", "LRA: the sentiment of a film review, byte by byte"),
+        "lra/retrieval": ("lra.tasks:retrieval", "LRA: whether one of two papers cites the other"),
+        "lra/image": ("lra.tasks:image", "LRA: grey CIFAR-10, pixel by pixel"),
+        "lra/pathfinder32": ("lra.tasks:pathfinder32", "LRA: whether a dashed path joins two discs, 32 x 32 pixels"),
+        "lra/pathfinder128": ("lra.tasks:pathfinder128", "LRA: Path-X, the same on 128 x 128"),
+        "listops-short": ("lra.tasks:listops_short", "ListOps with short trees, for small models; not LRA"),
+        "digits-64": ("lra.tasks:digits_64", "handwritten digits, 64 pixels; a proxy for LRA's Image"),
+        "text": ("text:text", "next-token prediction on a file, a folder or a datasets id"),
     },
+}
+"""Kind → name → ``"module:attribute"`` in the kind's folder, and what it is, in a phrase."""
+_HOMES = {
+    "layer": "stacks",
+    "mixing": "hybrid",
+    "projector": "projectors",
+    "search": "search",
+    "stack": "stacks",
+    "task": "tasks",
+}
+"""Kind → the folder of its modules."""
+_SHAPES = {"mad": "manticore.tasks.mad.examples:shape", "lra": "manticore.tasks.lra.examples:shape"}
+
+_ENTRIES: dict[str, dict[str, Entry]] = {
+    kind: {
+        name: Entry(f"manticore.{_HOMES[kind]}.{target}", summary, _SHAPES.get(name.partition("/")[0]))
+        for name, (target, summary) in rows.items()
+    }
+    for kind, rows in _SHIPPED.items()
 }
 
 
@@ -226,9 +188,7 @@ def register(kind: str, name: str, target: Any, summary: str) -> None:
             f"register: unknown kind {kind!r} (expected one of {', '.join(sorted(_ENTRIES))}). Fix: choose one"
         )
     if name in entries:
-        raise ManticoreError(
-            f"register: {kind} {name!r} exists already ({entries[name].target}). Fix: choose another name"
-        )
+        raise ManticoreError(f"register: {kind} {name!r} exists already ({entries[name].target}). Fix: another name")
     entries[name] = Entry(target, summary)
 
 

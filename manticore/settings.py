@@ -218,6 +218,17 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, defer_build=True)
 
+    if not TYPE_CHECKING:
+        # type checkers and editors show the fields as they are
+        def __init__(self, **options: Any) -> None:
+            from manticore.keywords import told_as_ours
+
+            with told_as_ours(type(self), options):
+                super().__init__(**options)
+
+        # else pydantic would go through here to check a recipe too, and lose the places of its errors
+        __init__.__pydantic_base_init__ = True
+
     unkeyed: ClassVar[frozenset[str]] = frozenset()
     """Fields that no number of a run depends on, or that are found in it in another form."""
 
@@ -402,7 +413,7 @@ class OneTraining(Training):
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.steps is not None and self.budget_flops is not None:
-            raise wrong("steps and budget_flops are both given. Fix: give one of them")
+            raise wrong("steps and budget_flops are both given. Fix: give one of them, and None for the other")
         for name in ("warmup_steps", "mixture_warmup_steps"):
             rising, steps = getattr(self, name, None), self.steps or self.default_steps
             if rising is not None and rising > steps and self.budget_flops is None:

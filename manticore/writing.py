@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,6 +36,11 @@ def write_bytes(path: Path, content: bytes) -> None:
         aside.write_bytes(content)
         sync(aside)
         os.replace(aside, path)
+
+
+def is_partial(path: str | Path) -> bool:
+    """Whether a file or folder is one that is still being written."""
+    return _PARTIAL.fullmatch(Path(path).name) is not None
 
 
 def sync(path: Path) -> None:
@@ -85,8 +91,12 @@ def refuse_existing(out: str | Path) -> Path:
     nearest = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not nearest.is_dir():
         raise ManticoreError(f"--out {out}: {nearest} is a file, not a folder. Fix: choose a place inside a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ManticoreError(f"--out {out}: {nearest} may not be written. Fix: choose another place")
+    # tried, not asked: root may write everywhere, and yet nothing can be made in /proc
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".manticore-", dir=nearest))
+    except OSError as error:
+        why = error.strerror or error
+        raise ManticoreError(f"--out {out}: {nearest} may not be written ({why}). Fix: choose another place") from error
     return path
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manticore.errors import ManticoreError
+from manticore.components.shapes import expect_shape
 from manticore.making import make
 from manticore.projectors.projector import Init, InputMoments, Projector, resize
 from manticore.settings import Count
@@ -219,12 +219,11 @@ def _learned_part(
 
 
 def _as_float64(projector: Projector, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    expected = (projector.d_out, projector.d_in)
-    if tuple(weight.shape) != expected or tuple(bias.shape) != expected[:1]:
-        raise ManticoreError(
-            f"set_affine: wrong shapes (got weight {list(weight.shape)} and bias {list(bias.shape)}, "
-            f"expected {list(expected)} and {[expected[0]]}). Fix: pass weight as [d_out, d_in]"
-        )
+    for name, value, expected in (
+        ("weight", weight, (projector.d_out, projector.d_in)),
+        ("bias", bias, (projector.d_out,)),
+    ):
+        expect_shape(name, value, expected, "pass weight as [d_out, d_in], bias as [d_out]", where="set_affine")
     return weight.detach().double(), bias.detach().double()
 
 

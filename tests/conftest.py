@@ -13,17 +13,13 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from transformers import (
-    GPTNeoConfig,
-    GPTNeoForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from tiny_models import gpt_neo_config, mamba_config, seeded
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from manticore.training.tokenizers import train_tokenizer
 
 VOCABULARY = 97
+ENDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
 
 
 def pytest_collection_finish() -> None:
@@ -38,47 +34,25 @@ def same_draws_in_any_order() -> None:
     torch.manual_seed(0)
 
 
-def gpt_neo(vocab_size: int = VOCABULARY, seed: int = 1) -> GPTNeoForCausalLM:
+def gpt_neo(vocab_size: int = VOCABULARY, seed: int = 1) -> PreTrainedModel:
     """Width 32, 4 layers, local windows shorter than the test sequences, no dropout."""
-    torch.manual_seed(seed)
-    config = GPTNeoConfig(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        num_layers=4,
-        num_heads=2,
-        attention_types=[[["global", "local"], 2]],
-        window_size=4,
-        max_position_embeddings=64,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=1,
-    )
-    return GPTNeoForCausalLM(config).eval()
+    local = {"attention_types": [[["global", "local"], 2]], "window_size": 4}
+    return seeded(gpt_neo_config(vocab_size, 32, 4, **local, **ENDS), seed).eval()
 
 
-def mamba(vocab_size: int = VOCABULARY, seed: int = 2) -> MambaForCausalLM:
+def mamba(vocab_size: int = VOCABULARY, seed: int = 2) -> PreTrainedModel:
     """Width 24, 6 layers."""
-    torch.manual_seed(seed)
-    config = MambaConfig(
-        vocab_size=vocab_size,
-        hidden_size=24,
-        num_hidden_layers=6,
-        state_size=4,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=1,
-    )
-    return MambaForCausalLM(config).eval()
+    return seeded(mamba_config(vocab_size, 24, 6, **ENDS), seed).eval()
 
 
 @pytest.fixture
-def tiny_gpt() -> GPTNeoForCausalLM:
+def tiny_gpt() -> PreTrainedModel:
     """A GPT-Neo in memory, the test's own."""
     return gpt_neo()
 
 
 @pytest.fixture
-def tiny_mamba() -> MambaForCausalLM:
+def tiny_mamba() -> PreTrainedModel:
     """A Mamba in memory, the test's own."""
     return mamba()
 

@@ -25,7 +25,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
-from transformers import GPTNeoConfig, GPTNeoForCausalLM, MambaConfig, MambaForCausalLM
+from tiny_models import gpt_neo_config, mamba_config, seeded
 from typer.testing import CliRunner
 
 import manticore
@@ -124,15 +124,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         sound = root / "sound"
         tokenizer = train_tokenizer(["def f(x):\n    return x + 1\n"] * 3, 260)
         rows = len(tokenizer)
-        torch.manual_seed(0)
-        shape = {"vocab_size": rows, "hidden_size": 8, "eos_token_id": 0, "pad_token_id": 1, "bos_token_id": 0}
-        kinds = [["global", "local"], 1]
-        neo = GPTNeoConfig(
-            num_layers=2, num_heads=2, attention_types=[kinds], max_position_embeddings=64, window_size=4, **shape
-        )
-        mamba = MambaConfig(num_hidden_layers=2, state_size=4, expand=1, **shape)
-        for name, model in (("gpt", GPTNeoForCausalLM(neo)), ("mamba", MambaForCausalLM(mamba))):
-            model.save_pretrained(sound / name)
+        ends = {"eos_token_id": 0, "pad_token_id": 1, "bos_token_id": 0}
+        local = {"attention_types": [[["global", "local"], 1]], "window_size": 4}
+        neo, mamba = gpt_neo_config(rows, 8, 2, **local, **ends), mamba_config(rows, 8, 2, expand=1, **ends)
+        for seed, (name, config) in enumerate((("gpt", neo), ("mamba", mamba))):
+            seeded(config, seed).save_pretrained(sound / name)
             tokenizer.save_pretrained(sound / name)
         parents = [str(sound / name) for name in ("gpt", "mamba")]
         manticore.combine(parents, num_blocks=2).save_pretrained(sound / "hybrid")

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedTokenizerFast
+from tiny_models import gpt_neo_config, seeded
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import manticore
@@ -243,10 +244,7 @@ def test_a_damaged_lock_is_one_line(tmp_path: Path) -> None:
 
 
 def test_tokens_beyond_the_rows_of_a_model_are_refused(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    shape = GPTNeoConfig(
-        vocab_size=100, hidden_size=8, num_layers=1, num_heads=1, attention_types=[[["global"], 1]], eos_token_id=0
-    )
-    small = GPTNeoForCausalLM(shape).eval()
+    small = seeded(gpt_neo_config(100, 8, 1, eos_token_id=0), 0).eval()
     words = tmp_path / "words.txt"
     words.write_text("def f(x):\n    return x + 1\n" * 100)
     text = load_task("text", tokenizer=tokenizer, source=str(words), length=16)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -19,6 +20,7 @@ import typer
 from manticore.errors import ManticoreError
 from manticore.printing import one_line
 from manticore.processes import is_first, lost_another, process_index
+from manticore.writing import is_partial
 
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """The parent of everything wrong with a command line, wherever typer's version keeps it."""
@@ -128,6 +130,9 @@ def disk_trouble(error: BaseException) -> str | None:
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in _REASONS:
             return f"{cause.filename or 'writing'}: {_REASONS[cause.errno]}"
+        if isinstance(cause, FileNotFoundError) and is_partial(cause.filename or ""):
+            # as in /proc, where root may write and yet nothing can be made
+            return f"{Path(cause.filename).parent}: nothing can be written there. Fix: choose another place"
         said = str(cause)
         number = next((number for number, texts in _TEXTS.items() if any(text in said for text in texts)), None)
         if number is None and any(text in said for text in _SOME_WRITE_FAILED):

@@ -11,6 +11,8 @@ from manticore.cli.faults import exit_code_of
 from manticore.cli.parameters import Out, Seed
 from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say
 from manticore.errors import ManticoreError
+from manticore.paths import expanded
+from manticore.writing import refuse_existing
 
 
 def mad(
@@ -61,6 +63,8 @@ def mad(
 
     from manticore import registry
 
+    if not expanded(out).exists():
+        refuse_existing(out)
     if (refused := registry.refusal("mixing", mixing)) is not None:
         raise ManticoreError(f"--mixing: {refused}")
     from manticore.experiments.mad.models import candidates

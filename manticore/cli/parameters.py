@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from yaml import YAMLError
 
 from manticore import registry
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, SeveralErrors
 from manticore.schema.document import read_value
 from manticore.schema.validation import findings
 from manticore.settings import Named, Settings, literals
@@ -131,7 +131,7 @@ def _checked(settings: type[Settings], given: dict[str, Any]) -> dict[str, Any]:
                 flag = _flag(str(path[0]), fields[str(path[0])])
                 text = f"{flag}: {text.replace(f'add {path[0]!r}', f'add {flag}')}"
             lines.append(text)
-        raise ManticoreError("\n".join(lines))
+        raise SeveralErrors(lines)
     return {name: getattr(model, name) for name in fields}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from manticore._auto import CONFIGURATIONS
-from manticore.errors import ManticoreError, in_brief
+from manticore.errors import ManticoreError, told
 
 REFUSED_FAMILIES = {
     "rwkv": "it rescales its weights in place while it runs",
@@ -79,20 +79,23 @@ def architecture_problem(named: Any, causal: Set[str]) -> str | None:
     return f"the checkpoint is a {found[0]} (expected {' or '.join(sorted(causal))}). Fix: give a causal language model"
 
 
+def unknown_family(raw: Mapping[str, Any]) -> str:
+    """Why a checkpoint of a family that transformers does not know cannot be taken."""
+    fix = "Fix: use a checkpoint of a family that transformers ships"
+    if "auto_map" in raw:
+        return f"it asks to run its own Python code (auto_map), which is never done. {fix}"
+    return f"model_type {raw.get('model_type')!r} is unknown to this version of transformers. {fix}"
+
+
 def raw_configuration(folder: Path) -> Mapping[str, Any]:
     """The content of config.json.
 
     Raises:
         ManticoreError: it cannot be read, or is not a configuration of a component.
     """
-    try:
+    with told("", "config.json cannot be read", "give the folder of a checkpoint", OSError, ValueError, RecursionError):
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(raw, dict) or not raw:
-            raise ValueError("it holds no settings")
-    except (OSError, ValueError, RecursionError) as error:
-        reason = in_brief(error)
-        raise ManticoreError(f"config.json cannot be read ({reason}). Fix: give the folder of a checkpoint") from error
-    family = raw.get("model_type")
+    family = raw.get("model_type") if isinstance(raw, dict) else None
     if not isinstance(family, str):
         raise ManticoreError("config.json names no model_type. Fix: give the folder of a checkpoint")
     if family in CONFIGURATIONS:
@@ -101,10 +104,7 @@ def raw_configuration(folder: Path) -> Mapping[str, Any]:
         return raw
     known = causal_families().get(family)
     if known is None and "auto_map" in raw:
-        raise ManticoreError(
-            "it asks to run its own Python code (auto_map), which is never done. "
-            "Fix: use a checkpoint of a family that transformers ships"
-        )
+        raise ManticoreError(unknown_family(raw))
     problem = family_problem(raw.get, None if known is None else set(known))
     if problem is not None:
         raise ManticoreError(problem)

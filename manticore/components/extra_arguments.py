@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manticore.components.shapes import expect_shape
 from manticore.components.token_layout import decided
 from manticore.errors import ManticoreError
 from manticore.registry import did_you_mean
@@ -25,6 +26,7 @@ _LOSS = ("num_items_in_batch", "ignore_index")
 _OFFSETS, _LENGTHS = ("cu_seq_lens_q", "cu_seq_lens_k"), ("max_length_q", "max_length_k")
 _DOCUMENTS = ("seq_idx", *_OFFSETS, *_LENGTHS)
 # what the cache says too
+_PACKED = "leave it out, or give what a packing collator makes"
 _REPEATED = ("cache_position",)
 _HARMLESS: dict[str, Any] = {
     "output_attentions": False,
@@ -98,9 +100,7 @@ def positions_of_documents(
     if offsets:
         for other in offsets[1:]:
             if other.shape != offsets[0].shape or decided((other != offsets[0]).any())[0]:
-                raise ManticoreError(
-                    "forward: cu_seq_lens_q and cu_seq_lens_k differ. Fix: give one alone, or equal ones"
-                )
+                raise ManticoreError("forward: cu_seq_lens_q and cu_seq_lens_k differ. Fix: give one, or equal ones")
         begins |= _placed(offsets[0], batch, tokens).to(device)
     elif "seq_idx" not in values and position_ids is None:
         raise ManticoreError(
@@ -122,18 +122,14 @@ def positions_of_documents(
 
 def _changes(seq_idx: Any, batch: int, tokens: int) -> Tensor:
     """``[B, T]``: whether a token's document is another than that of the one before it."""
-    if not isinstance(seq_idx, Tensor) or seq_idx.dim() != 2 or seq_idx.shape[0] not in (1, batch):
-        raise _shape("seq_idx", seq_idx, [batch, tokens])
-    if seq_idx.shape[1] != tokens:
-        raise _shape("seq_idx", seq_idx, [batch, tokens])
+    expect_shape("seq_idx", seq_idx, [f"{batch} or 1", tokens], _PACKED)
     changes = seq_idx.expand(batch, -1).diff(dim=1) != 0
     return torch.cat([torch.zeros_like(changes[:, :1]), changes], 1)
 
 
 def _placed(offsets: Any, batch: int, tokens: int) -> Tensor:
     """``[B, T]``: whether a document begins at a token, of offsets into all tokens of the batch."""
-    if not isinstance(offsets, Tensor) or offsets.dim() != 1 or len(offsets) < 2:
-        raise _shape("cu_seq_lens_q", offsets, ["documents + 1"])
+    expect_shape("cu_seq_lens_q", offsets, ["documents + 1"], _PACKED)
     wrong = (offsets[0] != 0) | (offsets[-1] != batch * tokens) | (offsets.diff() <= 0).any()
     if decided(wrong)[0]:
         raise ManticoreError(
@@ -145,10 +141,3 @@ def _placed(offsets: Any, batch: int, tokens: int) -> Tensor:
     begins = flat.view(batch, tokens)
     begins[:, 0] = False
     return begins
-
-
-def _shape(name: str, value: Any, expected: list[Any]) -> ManticoreError:
-    shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    return ManticoreError(
-        f"forward: {name} is {shape} (expected {expected}). Fix: leave it out, or give what a packing collator makes"
-    )

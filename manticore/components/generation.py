@@ -15,6 +15,7 @@ from transformers import GenerationMixin
 from transformers.generation import GenerationMode
 
 from manticore.components.cache_argument import CACHE_ARGUMENT, CACHE_NAMES, cache_in
+from manticore.components.shapes import expect_shape
 from manticore.components.state_cache import CountingCache
 from manticore.errors import ManticoreError
 
@@ -113,11 +114,9 @@ class OwnCacheGenerationMixin(GenerationMixin):
         self, inputs: Tensor | None, bos_token_id: Any, model_kwargs: dict[str, Any]
     ) -> tuple[Tensor, str | None, dict[str, Any]]:
         found, name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)  # type: ignore[misc]
-        if name == "input_ids" and (found.dim() != 2 or found.numel() == 0):
-            raise ManticoreError(
-                f"generate: input_ids has shape {list(found.shape)} (expected [batch, tokens], at least one token). "
-                "Fix: one row of ids per sequence"
-            )
+        if name == "input_ids":
+            fix = "one row of ids per sequence, at least one id"
+            expect_shape("input_ids", found, ["batch", "tokens"], fix, where="generate")
         return found, name, model_kwargs
 
     def _validate_generation_mode(self, generation_mode: Any, *args: Any, **kwargs: Any) -> None:

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from manticore.components.sources import file_of
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, about
 from manticore.reading import read_object
 
 MOST_BEAMS = 1_000
@@ -42,16 +42,12 @@ def check_generation_limits(name: str, revision: str | None) -> None:
     """
     for file in ("generation_config.json", "config.json"):
         path = file_of(name, file, revision=revision)
-        try:
+        with about(name):
             values = None if path is None else read_object(path, "download the checkpoint again")
-        except ManticoreError as error:
-            raise ManticoreError(f"{name}: {error}") from error
         for key, value in (values or {}).items():
             expected = None if value is None else _expected(key, value)
             if expected is not None:
-                raise ManticoreError(
-                    f"{name}: {file}: {key} is {value!r:.60} (expected {expected}). Fix: correct it, or take it out"
-                )
+                raise ManticoreError(f"{name}: {file}: {key} is {value!r:.60} (expected {expected}). Fix: correct it")
 
 
 def _expected(key: str, value: Any) -> str | None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from manticore.errors import ManticoreError
+from manticore.making import checked
+from manticore.settings import Count
 
-_PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
+Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
+@checked("from_causal_lm")
 def set_labels(
-    config: Any, num_labels: int | None, id2label: Mapping[int, str] | None = None, problem_type: str | None = None
+    config: Any,
+    num_labels: Count | None,
+    id2label: Mapping[int, str] | None = None,
+    problem_type: Problem | None = None,
 ) -> None:
     """Write the classes into a configuration.
 
@@ -19,13 +25,9 @@ def set_labels(
         ManticoreError: none at all, two different counts, names that are not those of classes 0 to C - 1, or another
             kind of problem.
     """
-    if problem_type is not None and problem_type not in _PROBLEMS:
-        raise ManticoreError(
-            f"from_causal_lm: problem_type is {problem_type!r} (expected one of {', '.join(_PROBLEMS)}). "
-            "Fix: give one of these, or leave it out"
-        )
     if id2label is not None and (
-        not isinstance(id2label, Mapping)
+        not id2label
+        or not isinstance(id2label, Mapping)
         or sorted(map(str, id2label)) != sorted(map(str, range(len(id2label))))
         or len(set(id2label.values())) < len(id2label)
     ):
@@ -38,8 +40,6 @@ def set_labels(
             f"from_causal_lm: num_labels is {num_labels}, id2label names {len(id2label)}. Fix: give one of them"
         )
     count = len(id2label) if id2label is not None else num_labels
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        raise ManticoreError(f"from_causal_lm: num_labels is {count!r} (expected a whole number). Fix: give 1 or more")
     if count is not None:
         config.num_labels = count
     if id2label is not None:

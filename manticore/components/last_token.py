@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from manticore.components.shapes import expect_shape
 from manticore.errors import ManticoreError
 
 
@@ -23,11 +24,7 @@ def last_token(input_ids: Tensor, attention_mask: Tensor | None, pad_token_id: i
         ManticoreError: several sequences, and neither a mask nor a padding token says where they end.
     """
     if attention_mask is not None:
-        if attention_mask.shape != input_ids.shape:
-            raise ManticoreError(
-                f"forward: attention_mask has shape {list(attention_mask.shape)} (expected that of input_ids, "
-                f"{list(input_ids.shape)}). Fix: give a mask of padding"
-            )
+        expect_shape("attention_mask", attention_mask, input_ids.shape, "give a mask of padding, as input_ids has")
         present = attention_mask != 0
     elif pad_token_id is not None:
         present = input_ids != pad_token_id

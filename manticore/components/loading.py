@@ -15,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from manticore.components.checkpoint_folder import TOKENIZER_FILES, architecture_problem, family_problem
+from manticore.components.checkpoint_folder import TOKENIZER_FILES, architecture_problem, family_problem, unknown_family
 from manticore.components.extra_outputs import ask_for_no_more, configurations
 from manticore.components.loaded_weights import in_precision, keeping_loaded_weights, note_separate_head
 from manticore.components.positions import token_embeddings
@@ -23,7 +23,7 @@ from manticore.components.quiet import quiet_loading
 from manticore.components.rebuilding import copied
 from manticore.components.sources import file_of, nearest_folder, refuse_missing_folder, refuse_unreadable, unreachable
 from manticore.components.weight_files import check_files, refuse_absurd_depth
-from manticore.errors import ManticoreError, NotFiniteError, in_brief
+from manticore.errors import ManticoreError, NotFiniteError, about, in_brief, told
 
 logger = logging.getLogger(__name__)
 
@@ -98,26 +98,20 @@ def load_weights(
     """
     build = kind.from_config if hasattr(kind, "from_config") else kind
     check_files(name, lambda: build(copy.deepcopy(config)), revision=revision)
-    try:
-        with quiet_loading(), keeping_loaded_weights():
-            loaded: Any = kind.from_pretrained(
-                name,
-                config=config,
-                revision=revision,
-                dtype=dtype if dtype is not None else "auto",
-                use_safetensors=True,
-                # reported below, with the name of the weight
-                ignore_mismatched_sizes=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except ManticoreError:
-        raise
-    except Exception as error:
-        # families and file formats raise many classes; each means that these files make no model
-        raise ManticoreError(
-            f"{name}: its weights cannot be loaded: {in_brief(error)}. Fix: give a complete safetensors checkpoint"
-        ) from error
+    # families and file formats raise many classes; each means that these files make no model
+    no_model = told(name, "its weights cannot be loaded", "give a complete safetensors checkpoint")
+    with no_model, quiet_loading(), keeping_loaded_weights():
+        loaded: Any = kind.from_pretrained(
+            name,
+            config=config,
+            revision=revision,
+            dtype=dtype if dtype is not None else "auto",
+            use_safetensors=True,
+            # reported below, with the name of the weight
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     model, info = loaded
     mismatched = sorted(info.get("mismatched_keys", []), key=str)
     if mismatched:
@@ -185,25 +179,11 @@ def load_config(name: str, *, revision: str | None = None) -> PreTrainedConfig:
         raise ManticoreError(f"{name}: no such folder here, and {why}. {fix}") from error
     family = raw.get("model_type")
     known = isinstance(family, str) and family in CONFIG_MAPPING
-    if "auto_map" in raw and not known:
-        raise ManticoreError(
-            f"{name}: it asks to run its own Python code (auto_map), which is never done. "
-            "Fix: use a checkpoint of a family that transformers ships"
-        )
     if not known:
-        raise ManticoreError(
-            f"{name}: model_type {family!r} is unknown to this version of transformers. "
-            "Fix: use a checkpoint of a family that it ships"
-        )
-    try:
+        raise ManticoreError(f"{name}: {unknown_family(raw)}")
+    # strict configurations raise many classes; each means that config.json is wrong
+    with about(name), told("", "config.json is not valid", "give the one that belongs to the checkpoint"):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except ManticoreError as error:
-        raise ManticoreError(f"{name}: {error}") from error
-    except Exception as error:
-        # strict configurations raise many classes; each means that config.json is wrong
-        raise ManticoreError(
-            f"{name}: config.json is not valid: {in_brief(error)}. Fix: give the one that belongs to the checkpoint"
-        ) from error
     check_family(config, name)
     return config
 
@@ -251,13 +231,9 @@ def load_tokenizer(
     refuse_unreadable(name)
     if not any(file_of(name, file, revision=revision, **where) for file in TOKENIZER_FILES):
         return None
-    try:
+    # the tokenizers library raises plain exceptions for files it cannot read
+    with told(name, "its tokenizer cannot be loaded", "save the tokenizer there again"):
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **where)
-    except Exception as error:
-        # the tokenizers library raises plain exceptions for files it cannot read
-        raise ManticoreError(
-            f"{name}: its tokenizer cannot be loaded: {in_brief(error)}. Fix: save the tokenizer there again"
-        ) from error
 
 
 def own_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
@@ -289,10 +265,8 @@ def _check_object(model: PreTrainedModel) -> None:
             f"{name}: the model is a {type(model).__name__} (expected {' or '.join(c.__name__ for c in expected)}). "
             "Fix: give a causal language model"
         )
-    try:
+    with about(name):
         token_embeddings(model)
-    except ManticoreError as error:
-        raise ManticoreError(f"{name}: {error}") from error
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ManticoreError(
             f"{name}: its weights are on the meta device, so there are none. "

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from manticore.components.classifier import Classifier
 from manticore.components.extra_arguments import loss_arguments
-from manticore.components.last_token import last_token
+from manticore.components.last_token import last_token, pick
+from manticore.components.shapes import expect_shape
 from manticore.errors import ManticoreError
 
 
@@ -55,11 +57,7 @@ def stacked(
     """
     if input_ids is None or input_ids_2 is None:
         raise ManticoreError("forward: pairs have two documents. Fix: give input_ids and input_ids_2")
-    if input_ids.shape != input_ids_2.shape:
-        raise ManticoreError(
-            f"forward: documents of shapes {list(input_ids.shape)} and {list(input_ids_2.shape)} (expected one shape). "
-            "Fix: pad both to one length"
-        )
+    expect_shape("input_ids_2", input_ids_2, input_ids.shape, "pad both documents to one length")
     if (attention_mask is None) != (attention_mask_2 is None):
         raise ManticoreError("forward: one document has a mask, the other none. Fix: give both or neither")
     ids = torch.cat([input_ids, input_ids_2])
@@ -69,12 +67,10 @@ def stacked(
     return ids, mask, last_token(ids, mask, pad_token_id)
 
 
-class ReadsPairs:
-    """What hybrids and stacks that compare two documents share; comes before their classifier among the bases."""
+class ReadsPairs(Classifier):
+    """What hybrids and stacks that compare two documents share; comes before it among the bases."""
 
     documents = 2
-    config: Any
-    loss_function: Any
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -83,10 +79,6 @@ class ReadsPairs:
 
     def _make_head(self, width: int, classes: int) -> nn.Module:
         return PairHead(width, classes)
-
-    def _pair_logits(self, ids: Tensor, mask: Tensor | None, end: Tensor) -> Tensor:
-        """``[B, C]`` from both documents ``[2B, T]`` and their last tokens ``[2B]``."""
-        raise NotImplementedError
 
     def forward(
         self,
@@ -116,11 +108,8 @@ class ReadsPairs:
                 positions for.
         """
         loss_arguments(type(self).forward, kwargs, packed=False)
-        logits = self._pair_logits(
-            *stacked(input_ids, input_ids_2, attention_mask, attention_mask_2, self.config.pad_token_id)
-        )
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        output = SequenceClassifierOutput(loss=loss, logits=logits)
+        ids, mask, end = stacked(input_ids, input_ids_2, attention_mask, attention_mask_2, self.config.pad_token_id)
+        given = {"input_ids": ids, "attention_mask": mask, "position_ids": None}
+        logits = self._read(given, lambda head, features: head(pick(features, end)))
+        output = SequenceClassifierOutput(loss=self._pooled_loss(logits, labels), logits=logits)  # type: ignore[arg-type]
         return output.to_tuple() if return_dict is False else output

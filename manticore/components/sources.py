@@ -13,7 +13,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, O
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import cached_file
 
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, closed
 from manticore.paths import expanded
 
 
@@ -39,11 +39,11 @@ def refuse_unreadable(name: str) -> None:
     effective = os.access in os.supports_effective_ids
     try:
         files = sorted(folder.iterdir())
-        closed = next((path for path in files if not os.access(path, os.R_OK, effective_ids=effective)), None)
+        shut = next((path for path in files if not os.access(path, os.R_OK, effective_ids=effective)), None)
     except PermissionError:
-        closed = folder
-    if closed is not None and not (closed.is_symlink() and not closed.exists()):
-        raise ManticoreError(f"{closed}: may not be read (permission denied). Fix: ask its owner, or chmod it")
+        shut = folder
+    if shut is not None and not (shut.is_symlink() and not shut.exists()):
+        raise closed(shut)
 
 
 def nearest_folder(name: str) -> str:

@@ -5,13 +5,13 @@ A checkpoint is untrusted: its files may be pickles, lie outside its folder, or 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.initialization import no_init_weights
@@ -20,7 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from manticore.components.checkpoint_folder import refuse_no_weights
 from manticore.components.generation_limits import check_generation_limits
 from manticore.components.sources import file_of
-from manticore.errors import ManticoreError, in_brief
+from manticore.errors import ManticoreError, about, told
 
 MOST_LAYERS = 10_000
 """More layers than any model has; to build so many would take minutes before a file is read."""
@@ -28,6 +28,7 @@ MOST_LAYERS = 10_000
 _DEPTHS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_blocks", "num_components")
 
 # ties and buffers may make a model larger than its files, absurd configurations are larger by orders of magnitude
+_BELONGS = "give the one that belongs to the checkpoint"
 _TIMES_STORED, _BESIDE_STORED = 4, 10**7
 
 
@@ -56,17 +57,9 @@ def check_files(name: str, build: Callable[[], nn.Module], *, revision: str | No
         return
     kinds = [_tensors(name, file) for file in files]
     stored = sum(count for tensors in kinds for count, _ in tensors.values())
-    try:
-        with torch.device("meta"), no_init_weights():
-            model = build()
-    except ManticoreError as error:
-        raise ManticoreError(f"{name}: {error}") from error
-    except Exception as error:
-        # families check their sizes each in its own way
-        raise ManticoreError(
-            f"{name}: config.json describes no model: {type(error).__name__}: {in_brief(error)}. "
-            "Fix: give the one that belongs to the checkpoint"
-        ) from error
+    # families check their sizes each in its own way
+    with about(name), told("", "config.json describes no model", _BELONGS), torch.device("meta"), no_init_weights():
+        model = build()
     _refuse_no_weights(name, model, {key: kind for tensors in kinds for key, (_, kind) in tensors.items()})
     needed = sum(parameter.numel() for parameter in model.parameters())
     if needed > _TIMES_STORED * stored + _BESIDE_STORED:
@@ -74,6 +67,12 @@ def check_files(name: str, build: Callable[[], nn.Module], *, revision: str | No
             f"{name}: config.json describes {needed:,} weights, the files hold {stored:,}. "
             "Fix: give weights and config.json of one checkpoint"
         )
+
+
+class _Index(BaseModel):
+    """Which file holds a weight; all lie beside the index."""
+
+    weight_map: dict[str, Annotated[str, Field(pattern=r"^[^/\\]+\.safetensors$")]]
 
 
 def refuse_absurd_depth(name: str, raw: Mapping[str, Any]) -> None:
@@ -87,8 +86,7 @@ def refuse_absurd_depth(name: str, raw: Mapping[str, Any]) -> None:
             refuse_absurd_depth(name, value)
         elif key in _DEPTHS and isinstance(value, int) and value > MOST_LAYERS:
             raise ManticoreError(
-                f"{name}: config.json asks for {key} {value} (expected at most {MOST_LAYERS}). "
-                "Fix: give the one that belongs to the checkpoint"
+                f"{name}: config.json asks for {key} {value} (expected at most {MOST_LAYERS}). Fix: {_BELONGS}"
             )
 
 
@@ -100,30 +98,19 @@ def _weight_files(name: str, revision: str | None) -> list[Path]:
     index = file_of(name, SAFE_WEIGHTS_INDEX_NAME, revision=revision)
     if index is None:
         return []
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()), key=str)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ManticoreError(f"{name}: {index.name} cannot be read. Fix: download the checkpoint again") from error
-    for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise ManticoreError(
-                f"{name}: {index.name} leads to {shard!r} (expected safetensors files beside it). "
-                "Fix: download the checkpoint again"
-            )
-    found = [file_of(name, shard, revision=revision) for shard in shards]
+    no_files = f"{index.name} does not lead to safetensors files beside it"
+    with told(name, no_files, "download the checkpoint again", OSError, ValueError):
+        shards = _Index.model_validate_json(index.read_bytes()).weight_map.values()
+    found = [file_of(name, shard, revision=revision) for shard in sorted(set(shards))]
     return [file for file in found if file is not None]
 
 
 def _tensors(name: str, file: Path) -> dict[str, tuple[int, str]]:
     """Of each tensor in a safetensors file, by its header: how many numbers, and of which kind (``F32``, ``I64``)."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            parts = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118
-            return {key: (math.prod(part.get_shape()), part.get_dtype()) for key, part in parts.items()}
-    except PermissionError as error:
-        raise ManticoreError(f"{file}: may not be read (permission denied). Fix: ask its owner, or chmod it") from error
-    except (SafetensorError, OSError) as error:
-        raise ManticoreError(f"{name}: a weights file is damaged: {error}. Fix: download it again") from error
+    damaged = told(name, "a weights file is damaged", "download it again", SafetensorError, OSError)
+    with damaged, safe_open(file, framework="pt") as tensors:
+        parts = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118
+        return {key: (math.prod(part.get_shape()), part.get_dtype()) for key, part in parts.items()}
 
 
 def _refuse_no_weights(name: str, model: nn.Module, kinds: Mapping[str, str]) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from manticore.components.loading import load_config, load_tokenizer, own_tokenizer
 from manticore.components.rebuilding import copied
 from manticore.components.token_matching import same_tokenizer
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief
 from manticore.experiments.rows import ENSEMBLE
 from manticore.hybrid.combine import combine
 from manticore.hybrid.configuration import ManticoreConfig
@@ -39,6 +39,14 @@ def named(models: Mapping[str, Source] | Sequence[Source]) -> dict[str, Source]:
     Raises:
         ManticoreError: no models, or a name given twice.
     """
+    several = isinstance(models, Mapping | Sequence) and not isinstance(models, str)
+    each: Any = models.values() if isinstance(models, Mapping) else models
+    wrong = [models] if not several else [one for one in each if not (isinstance(one, str | Path) or callable(one))]
+    if wrong:
+        raise ManticoreError(
+            f"compare: {in_brief(repr(wrong[0]), 60)} (expected models, folders or hub ids, in a list or by name). "
+            "Fix: compare([first, second], …)"
+        )
     if isinstance(models, Mapping):
         named = dict(models)
     else:

@@ -1,4 +1,4 @@
-"""Hybrids that classify: a linear head per component on its last features, mixed as language-model heads are.
+"""Hybrids that classify: a head per component on its last features, mixed as language-model heads are.
 
     logits = sum_k w_k · W_k norm_k(x_k),   w the output weights
 
@@ -11,53 +11,45 @@ Shapes: B batch, T tokens, D width, C classes, K components.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import SequenceClassifierOutputWithPast, TokenClassifierOutput
 
-from manticore.components.extra_arguments import loss_arguments, positions_of_documents
+from manticore.components.classifier import Classifier, OfSequences, OfTokens, Together
+from manticore.components.extra_arguments import positions_of_documents
 from manticore.components.extra_outputs import asked_for_no_more
-from manticore.components.labels import set_labels
-from manticore.components.last_token import last_token, pick, positions_of
 from manticore.components.loading import own_tokenizer
+from manticore.components.pair_head import ReadsPairs
 from manticore.components.quiet import quiet_loading
-from manticore.components.rebuilding import named_tensors, rebuilt
+from manticore.components.rebuilding import named_tensors
 from manticore.components.runner import Runner
 from manticore.components.selfcheck import self_check
 from manticore.components.token_layout import put_back, rearranged
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.discretize import copied_config
-from manticore.hybrid.inputs import Part, check_inputs, require_ids
-from manticore.hybrid.mixing import Features
-from manticore.hybrid.modeling import by_component, own_forwards
+from manticore.hybrid.inputs import Part, check_inputs
+from manticore.hybrid.modeling import heads_mixed
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.hybrid.rehearsal import rehearse
 from manticore.hybrid.released import refuse_released
-from manticore.seeding import derive_seed
 
 M = TypeVar("M", bound="ManticoreClassifier")
 
 
-class ManticoreClassifier(ManticorePreTrainedModel):
+class ManticoreClassifier(Classifier, ManticorePreTrainedModel):
     """What hybrids with heads for classes share; see :class:`ManticoreForSequenceClassification`."""
 
     keeps_lm_heads = False
-    # the loss is a mean over the batch
-    accepts_loss_kwargs = False
-    head_bias = False
-    documents = 1
-    """Sequences that an example consists of."""
+    _read = heads_mixed
 
     def _add_heads(self) -> None:
         """``score``: a head per component whose features reach the output."""
         refuse_released(self.config, "classifier")
         path = self.config.path
-        self.score = nn.ModuleDict(
+        self.score: nn.ModuleDict = nn.ModuleDict(
             {
                 str(k): self._make_head(runner.head_width, self.config.num_labels or 0)
                 for k, runner in enumerate(self.runners)
@@ -65,8 +57,9 @@ class ManticoreClassifier(ManticorePreTrainedModel):
             }
         )
 
-    def _make_head(self, width: int, classes: int) -> nn.Module:
-        return nn.Linear(width, classes, bias=self.head_bias)
+    def _heads(self) -> Iterator[nn.Module]:
+        for k, head in self.score.items():
+            yield head.to(self.component(int(k)).dtype)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -75,37 +68,17 @@ class ManticoreClassifier(ManticorePreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
 
-    def _mixed(self, part: Part, read: Callable[[Any, Tensor], Tensor]) -> Tensor:
-        """``read(head, features [n, L, D])`` of every component, mixed with the output weights."""
-        self.check_adapters()
-        # each family has its own default positions; counted from the mask, padding on the left changes nothing
-        part = part._replace(position_ids=positions_of(part.attention_mask, part.position_ids))
-        self._check_positions(part.input_ids.shape[1], 0, part.position_ids)
-        route = self.mixing.route()
-        with own_forwards(self, part.for_each(route.used), self.mixing, head=False) as (outermost, recordings):
-            returned = outermost()
-        outputs: Features = {}
-        for k, normed in by_component(returned, recordings, route).items():
-            head = self.score[str(k)]
-            outputs[k] = read(head, normed.last_hidden_state.to(next(head.parameters()).dtype))
-        return self.mixing.mixed(outputs)
-
-    def _by_token(
-        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, extra: Mapping[str, Any]
-    ) -> Tensor:
-        """Every head on every token, ``[B, T, C]``, as of rows of one document each."""
-        loss_arguments(type(self).forward, extra)
-        check_inputs(input_ids, attention_mask, position_ids, cached=0, vocab_size=self.config.vocab_size)
-        batch, tokens = input_ids.shape
-        position_ids = positions_of_documents(extra, position_ids, input_ids.shape, input_ids.device)
-        pieces = rearranged(attention_mask, position_ids, batch, tokens, None, stateful=lambda: None)
+    def _passes(self, given: dict[str, Any], extra: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Together]:
+        """Rows of one document each."""
+        check_inputs(*given.values(), cached=0, vocab_size=self.config.vocab_size)
+        ids, mask, positions = given.values()
+        batch, tokens = ids.shape
+        positions = positions_of_documents(extra, positions, ids.shape, ids.device)
+        pieces = rearranged(mask, positions, batch, tokens, None, stateful=lambda: None)
         if pieces is None:
-            return self._mixed(Part(input_ids, attention_mask, position_ids), apply)
-        logits = [
-            self._mixed(Part(piece.take(input_ids), piece.mask, piece.positions(position_ids, batch)), apply)
-            for piece in pieces
-        ]
-        return put_back(pieces, logits, batch, tokens)
+            return [{**given, "position_ids": positions}], lambda logits: logits[0]
+        passes = [Part(each.take(ids), each.mask, each.positions(positions, batch))._asdict() for each in pieces]
+        return passes, lambda logits: put_back(pieces, logits, batch, tokens)
 
     @classmethod
     def from_causal_lm(
@@ -135,109 +108,32 @@ class ManticoreClassifier(ManticorePreTrainedModel):
             config, given = copied_config(model), named_tensors(model)
         else:
             config, given = _alone(model, seed), named_tensors(model, "component_0.")
-        set_labels(config, num_labels, id2label, problem_type)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "classification heads"))
-            made = rebuilt(lambda: cls(config), given, device=model.device, stage="from_causal_lm", fresh="score.")
-            for k, head in made.score.items():
-                for part in head.to(made.component(int(k)).dtype).modules():
-                    made._init_weights(part)
+        labels = {"num_labels": num_labels, "id2label": id2label, "problem_type": problem_type}
+        made: M = cls._with_heads(config, model, given, seed, **labels)
         made.tokenizer = own_tokenizer(model)
-        return made.train(model.training)
+        return made
 
 
-class ManticoreForSequenceClassification(ManticoreClassifier):
+class ManticoreForSequenceClassification(OfSequences, ManticoreClassifier):
     """A hybrid that classifies sequences by their last token; a supernet or one path.
 
     :meth:`from_causal_lm` makes one of a hybrid or a causal LM, ``from_pretrained`` loads one.
     """
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        return_dict: bool | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutputWithPast | tuple[Any, ...]:
-        """Logits of every class.
 
-        Args:
-            input_ids: ``[B, T]``.
-            attention_mask: ``[B, T]``, 0 on padding on either side; without it ``config.pad_token_id`` tells padding.
-            position_ids: ``[B, T]``; None counts from the mask where there is one.
-            labels: ``[B]`` class indices, ``[B, C]`` of 0 and 1 for several labels, or numbers for regression.
-            inputs_embeds: refused.
-            use_cache: of no use: nothing is cached.
-            return_dict: False returns a tuple.
-            kwargs: packed documents as in :meth:`~manticore.ManticoreForCausalLM.forward`; what tools add that changes
-                nothing.
-
-        Returns:
-            ``logits`` ``[B, C]``, with labels ``loss``.
-
-        Raises:
-            ManticoreError: ``inputs_embeds``, several sequences of which nothing tells where they end, or more tokens
-                than a component has positions for.
-        """
-        input_ids = require_ids(input_ids, inputs_embeds)
-        by_token = self._by_token(input_ids, attention_mask, position_ids, kwargs)
-        logits = pick(by_token, last_token(input_ids, attention_mask, self.config.pad_token_id))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        output = SequenceClassifierOutputWithPast(loss=loss, logits=logits)
-        return output.to_tuple() if return_dict is False else output
-
-
-class ManticoreForTokenClassification(ManticoreClassifier):
+class ManticoreForTokenClassification(OfTokens, ManticoreClassifier):
     """A hybrid that classifies every token; a supernet or one path. Heads have a bias, and no dropout before them."""
 
-    head_bias = True
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        return_dict: bool | None = None,
-        **kwargs: Any,
-    ) -> TokenClassifierOutput | tuple[Any, ...]:
-        """Logits of every class at every token.
+class ManticoreForPairClassification(ReadsPairs, ManticoreClassifier):
+    """A hybrid that classifies pairs of documents, for Retrieval of the Long Range Arena.
 
-        Args:
-            input_ids: ``[B, T]``.
-            attention_mask: ``[B, T]``, 0 on padding on either side.
-            position_ids: ``[B, T]``; None counts from the mask where there is one.
-            labels: ``[B, T]`` class indices; -100 is ignored.
-            inputs_embeds: refused.
-            use_cache: of no use: nothing is cached.
-            return_dict: False returns a tuple.
-            kwargs: packed documents as in :meth:`~manticore.ManticoreForCausalLM.forward`; what tools add that changes
-                nothing.
+    The documents do not see each other. Saved and loaded by its own class: no ``Auto`` class leads to it.
+    """
 
-        Returns:
-            ``logits`` ``[B, T, C]``, with labels ``loss``.
-
-        Raises:
-            ManticoreError: ``inputs_embeds``, or more tokens than a component has positions for.
-        """
-        input_ids = require_ids(input_ids, inputs_embeds)
-        logits = self._by_token(input_ids, attention_mask, position_ids, kwargs)
-        loss = None if labels is None else self.loss_function(logits, labels, self.config)
-        output = TokenClassifierOutput(loss=loss, logits=logits)
-        return output.to_tuple() if return_dict is False else output
-
-
-def apply(head: Any, features: Tensor) -> Tensor:
-    """The head on the features as they are."""
-    return head(features)
+    def _read(self, given: Mapping[str, Any], read: Callable[[Any, Tensor], Tensor]) -> Tensor:
+        check_inputs(*given.values(), cached=0, vocab_size=self.config.vocab_size)
+        return super()._read(given, read)
 
 
 def _alone(model: PreTrainedModel, seed: int) -> ManticoreConfig:

@@ -142,9 +142,7 @@ class ManticoreConfig(PreTrainedConfig):
                 value = copy.deepcopy(value)
                 family = value.pop("model_type", None)
                 if family == self.model_type:
-                    raise ManticoreError(
-                        f"config: component_{k} is a hybrid itself. Fix: combine the components that it is made of"
-                    )
+                    raise ManticoreError(f"config: component_{k} is a hybrid itself. Fix: combine its components")
                 if family not in CONFIG_MAPPING:
                     raise ManticoreError(
                         f"config: component_{k} has unknown model_type {family!r}. "

@@ -95,9 +95,7 @@ class CachedGenerationMixin(ComponentGenerationMixin):
                 "Fix: leave it out, or use hybrid.new_cache()"
             )
         if use_cache is False:
-            raise ManticoreError(
-                f"forward: {CACHE_ARGUMENT} is given, and use_cache is False. Fix: leave one of them out"
-            )
+            raise ManticoreError(f"forward: {CACHE_ARGUMENT} is given, and use_cache is False. Fix: leave one out")
         refuse_cache_in_checkpointing(self)  # type: ignore[arg-type]
         if given.sequences not in (None, batch):
             raise ManticoreError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
+from manticore.components.shapes import expect_shape
 from manticore.errors import ManticoreError
 
 if TYPE_CHECKING:
@@ -66,32 +67,17 @@ def check_inputs(
     Raises:
         ManticoreError: another shape, no tokens at all, ids that are not whole numbers from 0 to V - 1.
     """
-    if input_ids.dim() != 2:
-        fix = "input_ids[None] for one sequence" if input_ids.dim() == 1 else "one row of ids per sequence"
-        raise ManticoreError(
-            f"forward: input_ids has shape {list(input_ids.shape)} (expected [batch, tokens]). Fix: {fix}"
-        )
+    fix = "input_ids[None] for one sequence" if input_ids.dim() == 1 else "one row of ids per sequence, at least one id"
+    expect_shape("input_ids", input_ids, ["batch", "tokens"], fix)
     batch, tokens = input_ids.shape
-    if batch == 0 or tokens == 0:
-        raise ManticoreError(
-            f"forward: input_ids has shape {[batch, tokens]}, which holds no token. Fix: give at least one"
-        )
     if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool:
         raise ManticoreError(f"forward: input_ids are {input_ids.dtype} (expected torch.long). Fix: give token ids")
     if attention_mask is not None:
-        shape = list(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
-        if shape != [batch, cached + tokens]:
-            raise ManticoreError(
-                f"forward: attention_mask is {shape} (expected {[batch, cached + tokens]}: batch, cached and new tokens"
-                "). Fix: 1 for tokens, 0 for padding; each component makes its own causal mask of it"
-            )
-    if position_ids is not None and (
-        position_ids.dim() != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != tokens
-    ):
-        raise ManticoreError(
-            f"forward: position_ids has shape {list(position_ids.shape)} (expected {[batch, tokens]}). "
-            "Fix: a position per new token, or leave them out"
-        )
+        fix = "1 for tokens, cached ones too, 0 for padding; each component makes its own causal mask of it"
+        expect_shape("attention_mask", attention_mask, [batch, cached + tokens], fix)
+    if position_ids is not None:
+        fix = "a position per new token, or leave them out"
+        expect_shape("position_ids", position_ids, [f"{batch} or 1", tokens], fix)
     if input_ids.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(input_ids):
         low, high = (int(end) for end in input_ids.aminmax())
         if low < 0 or high >= vocab_size:
@@ -115,10 +101,6 @@ def check_outputs(input_ids: Tensor, labels: Tensor | None, logits_to_keep: int 
         )
     if labels is None:
         return
-    if labels.shape != input_ids.shape:
-        raise ManticoreError(
-            f"forward: labels have shape {list(labels.shape)}, input_ids {list(input_ids.shape)}. "
-            "Fix: a label per token, -100 where none counts"
-        )
+    expect_shape("labels", labels, input_ids.shape, "a label per token, as input_ids has; -100 where none counts")
     if not every:
         raise ManticoreError("forward: labels need all logits. Fix: leave logits_to_keep out")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, in_brief, told
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.projectors.projector import Projector
 
@@ -198,37 +198,27 @@ def check_weights(
         ManticoreError: wrong shape, an index out of range, a negative or non-finite weight, a row that does not
             sum to 1.
     """
-    try:
+    expected = f"expected numbers [{num_blocks}, {num_components}], or {num_blocks} component indices"
+    fix = "give shares that sum to 1 in each row, or an index per block"
+    with told("set_mixture_weights", f"{in_brief(repr(weights))} ({expected})", fix):
         tensor = torch.as_tensor(weights)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ManticoreError(
-            f"set_mixture_weights: {weights!r} (expected numbers [{num_blocks}, {num_components}], "
-            f"or {num_blocks} component indices). Fix: give shares that sum to 1, or an index per block"
-        ) from error
-    if tensor.dtype == torch.bool or tensor.is_complex():
-        raise ManticoreError(
-            f"set_mixture_weights: {weights!r} are not weights (expected numbers [{num_blocks}, {num_components}], "
-            f"or {num_blocks} component indices). Fix: give shares that sum to 1, or an index per block"
-        )
-    if tensor.dim() == 1 and len(tensor) == num_blocks and not tensor.is_floating_point():
+    indices = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    if tensor.dim() == 1 and len(tensor) == num_blocks and indices:
         path = check_path(tensor.tolist(), num_blocks, num_components, "set_mixture_weights")
         return torch.nn.functional.one_hot(torch.tensor(path), num_components).float()
-    if tuple(tensor.shape) != (num_blocks, num_components):
-        raise ManticoreError(
-            f"set_mixture_weights: shape {list(tensor.shape)} (expected [{num_blocks}, {num_components}], "
-            f"or {num_blocks} component indices). Fix: give a row per block, or an index per block"
-        )
-    tensor = tensor.float()
-    if not bool(torch.isfinite(tensor).all()) or bool((tensor < 0).any()):
-        raise ManticoreError("set_mixture_weights: a weight is negative, NaN or infinite. Fix: give shares from 0 to 1")
-    off = (tensor.sum(-1) - 1).abs()
-    if bool((off > 1e-4).any()):
-        row = int(off.argmax())
-        raise ManticoreError(
-            f"set_mixture_weights: row {row} sums to {float(tensor[row].sum()):.6g} (expected 1). "
-            "Fix: divide each row by its sum"
-        )
-    return tensor
+    wrong = None
+    if tensor.dtype == torch.bool or tensor.is_complex():
+        wrong = f"{in_brief(repr(weights))} are not weights"
+    elif tuple(tensor.shape) != (num_blocks, num_components):
+        wrong = f"shape {list(tensor.shape)}"
+    elif not bool(torch.isfinite(tensor).all()) or bool((tensor < 0).any()):
+        wrong = "a weight is negative, NaN or infinite"
+    elif bool(((sums := tensor.float().sum(-1)) - 1).abs().max() > 1e-4):
+        row = int((sums - 1).abs().argmax())
+        wrong = f"row {row} sums to {float(sums[row]):.6g}, not to 1"
+    if wrong is not None:
+        raise ManticoreError(f"set_mixture_weights: {wrong} ({expected}). Fix: {fix}")
+    return tensor.float()
 
 
 def check_path(path: Sequence[int], num_blocks: int, num_components: int, where: str) -> list[int]:

@@ -21,11 +21,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from manticore.components.cache_argument import CACHE_ARGUMENT, named, one_cache
 from manticore.components.extra_arguments import loss_arguments, positions_of_documents
+from manticore.components.last_token import positions_of
 from manticore.components.runner import Recording
 from manticore.errors import ManticoreError
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.decoding import CachedGenerationMixin, HybridCache
-from manticore.hybrid.inputs import check_inputs, check_outputs, require_ids
+from manticore.hybrid.inputs import Part, check_inputs, check_outputs, require_ids
 from manticore.hybrid.mixing import Features, Mixing, Route
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.hybrid.released import Branches
@@ -121,6 +122,24 @@ def by_component(returned: Any, recordings: Mapping[int, Recording], route: Rout
     for k in route.blocks[-1]:
         outputs[k], returned = returned, recordings[k].inner
     return outputs
+
+
+def heads_mixed(hybrid: Any, given: Mapping[str, Any], read: Callable[[Any, Tensor], Tensor]) -> Tensor:
+    """``read(head, features [n, L, D])`` of every component's head for classes, mixed with the output weights."""
+    hybrid.check_adapters()
+    part = Part(**given)
+    # each family has its own default positions; counted from the mask, padding on the left changes nothing
+    part = part._replace(position_ids=positions_of(part.attention_mask, part.position_ids))
+    hybrid._check_positions(part.input_ids.shape[1], 0, part.position_ids)
+    route = hybrid.mixing.route()
+    with own_forwards(hybrid, part.for_each(route.used), hybrid.mixing, head=False) as (outermost, recordings):
+        returned = outermost()
+    outputs: Features = {}
+    for k, normed in by_component(returned, recordings, route).items():
+        head = hybrid.score[str(k)]
+        outputs[k] = read(head, normed.last_hidden_state.to(next(head.parameters()).dtype))
+    mixed: Tensor = hybrid.mixing.mixed(outputs)
+    return mixed
 
 
 class ManticoreForCausalLM(ManticorePreTrainedModel, CachedGenerationMixin):

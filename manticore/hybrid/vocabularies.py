@@ -50,20 +50,14 @@ def named_component(choice: object, names: Sequence[str]) -> int:
     short = [Path(name).name for name in names]
     if isinstance(choice, str) and short.count(choice) == 1:
         return short.index(choice)
-    if isinstance(choice, str) and short.count(choice) > 1:
-        raise ManticoreError(
-            f"combine: tokenizer {choice!r} names several components. Fix: give the index, 0 to {count - 1}"
-        )
     index = int(choice) if isinstance(choice, str) and choice.isdecimal() else choice
-    if isinstance(index, str):
-        hint = did_you_mean(index, list(dict.fromkeys([*names, *short])))
-        raise ManticoreError(f"combine: tokenizer {choice!r} is not a component{hint}")
-    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
-        raise ManticoreError(
-            f"combine: tokenizer {choice!r} is not a component (expected a name or an index). "
-            f"Fix: give 0 to {count - 1}"
-        )
-    return index
+    if type(index) is int and 0 <= index < count:
+        return index
+    several = isinstance(choice, str) and choice in short
+    what = "names several components" if several else "is not a component"
+    near = did_you_mean(choice, [*names, *short]) if isinstance(choice, str) and not several else ""
+    fix = near if near.endswith("?") else f" (expected a name or an index). Fix: give the index, 0 to {count - 1}"
+    raise ManticoreError(f"combine: tokenizer {choice!r} {what}{fix}")
 
 
 def common_vocabulary(

@@ -130,9 +130,7 @@ def open_run(path: str | Path) -> RunFolder:
     """
     folder = expanded(path)
     if not folder.is_dir():
-        raise ManticoreError(
-            f"{path}: no such run folder. Fix: check the path; runs are made by `manticore run RECIPE`"
-        )
+        raise ManticoreError(f"{path}: no such run folder. Fix: check the path, or `manticore run RECIPE`")
     if not (folder / RESOLVED).is_file():
         raise ManticoreError(f"{path}: not a run folder (no {RESOLVED} in it). Fix: give one made by `manticore run`")
     refuse_links_out(folder)

@@ -104,10 +104,12 @@ def _read(tree: ast.Module, attribute: str) -> dict[str, Option] | None:
 
 
 def _arguments(function: ast.FunctionDef, doc: str, module: ast.Module) -> dict[str, Option] | None:
-    arguments = function.args
-    if arguments.kwarg is not None:
+    arguments, options = function.args, {}
+    shared = next((each for each in function.decorator_list if _name(each) == "sharing"), None)
+    if isinstance(shared, ast.Call):
+        options = _read(module, _name(shared.args[0])) or {}
+    elif arguments.kwarg is not None:
         return None
-    options = {}
     for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults):
         written = argument.annotation and ast.unparse(argument.annotation)
         type_ = argument.annotation and _type(_WrittenOut(module).visit(argument.annotation))
@@ -118,7 +120,14 @@ def _arguments(function: ast.FunctionDef, doc: str, module: ast.Module) -> dict[
             ast.unparse(_value(default, module)) if default is not None else "required",
             _help(argument.arg, doc),
         )
-    return options
+    own = [argument.arg for argument in arguments.kwonlyargs]
+    return {name: options[name] for name in dict.fromkeys([*own, *options])}
+
+
+def _name(expression: ast.expr) -> str:
+    """The name that an expression is, or that it calls."""
+    called = expression.func if isinstance(expression, ast.Call) else expression
+    return called.id if isinstance(called, ast.Name) else ""
 
 
 def _value(default: ast.expr, module: ast.Module) -> ast.expr:

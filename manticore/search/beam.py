@@ -33,8 +33,8 @@ def beam(space: Space, score: Callable[[Path], P | None], loss: Callable[[P], fl
 
     The beam holds whole paths, so that each score is one that a path can have. It begins with the components alone
     (where only some paths may be chosen, also with a sample of these); at every block it also holds its paths with
-    another component there, and the best ones go on. After the last block it begins again with the first, until nothing
-    new is found or ``MOST_SCORED`` paths are scored.
+    another component there, and the best ones go on. After the last block it begins again with the first, twice as wide
+    where nothing new was found, until ``MOST_SCORED`` paths are scored, so that its cost is known before.
 
     Args:
         space: the paths.
@@ -64,12 +64,16 @@ def beam(space: Space, score: Callable[[Path], P | None], loss: Callable[[P], fl
     held = [*space.parents, *listed[:: max(1, len(listed) // width)]]
     for path in held:
         look(path)
-    before = -1
-    while before < len(found) < MOST_SCORED:
+    while len(found) < MOST_SCORED:
         before = len(found)
         for n in range(space.num_blocks):
             others = [flipped for path in held for flipped in space.flips(path, (n,))]
             for path in others:
                 look(path)
             held = sorted({*held, *others} & found.keys(), key=order)[:width]
+        if len(found) == before:
+            if width >= len(found):
+                break
+            width *= 2
+            held = sorted(found, key=order)[:width]
     return {path: value for path, value in found.items() if value is not None}

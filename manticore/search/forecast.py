@@ -61,8 +61,8 @@ def _course(
         while True:
             asked = next(search)
             if isinstance(asked, Shared):
-                # parents are the best by shared weights, and trained in any case, or the worst
-                guessed = beam(asked.space, lambda path: Point(0, 0, 0, 0, apart * handovers(path), 0.0), _loss)
+                # where a race is short, parents are the best, which train in any case; else the worst
+                guessed = beam(asked.space, _near if apart > 0 else _far, _loss)
                 curves.shared, shared = SharedScores(guessed, 0), asked.units
                 continue
             for path, mark in asked:
@@ -75,6 +75,14 @@ def _course(
     scored = sum(len(curve) for curve in curves.points.values())
     compared = () if curves.shared is None else tuple(curves.shared.points)
     return Forecast(sum(trained.values()) / MARKS + shared, scored, len(trained), shared, compared)
+
+
+def _near(path: Path) -> Point:
+    return Point(0, 0, 0, 0, float(handovers(path)), 0.0)
+
+
+def _far(path: Path) -> Point:
+    return Point(0, 0, 0, 0, -float(handovers(path)), 0.0)
 
 
 def _loss(point: Point) -> float:

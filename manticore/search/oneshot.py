@@ -47,10 +47,14 @@ def oneshot(
     assert curves.shared is not None
     found = curves.shared.points
     order = sorted((path for path in found if space.may_choose(path)), key=lambda path: (found[path].loss, path))
+    if not order:
+        # parents race in any case; where none of them may be chosen, something else has to
+        order = [] if space.allowed is None else sorted(space.allowed)
     finalists = [*order[:top], *(path for path in space.parents if path not in order[:top])]
     choice = yield from among(finalists, curves, gap=gap)
     if curves.shared.failed is not None:
-        return Choice(choice.path, choice.mark, f"parents only, the shared weights {curves.shared.failed}")
+        why = f"{choice.reason}; no path was compared by shared weights ({curves.shared.failed})"
+        return Choice(choice.path, choice.mark, why)
     place = order.index(choice.path) + 1 if choice.path in order else 0
     said = f"number {place} of {len(order)}" if place else "not among those"
     return Choice(choice.path, choice.mark, f"{choice.reason}; with shared weights it was {said} that were scored")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from manticore.errors import ManticoreError
+from manticore.making import sharing
 from manticore.settings import Count, Positive
 from manticore.stacks.mixer import Mixer, Step, head_width, linear_flops, split_heads
 
@@ -96,67 +97,43 @@ class SlidingAttention(Attention):
     cache_type: ClassVar[str] = "sliding_attention"
 
 
-def attention(
-    width: int,
-    positions: int,
-    *,
-    num_heads: Count = 1,
-    rotary: bool = True,
-    rotary_base: Positive = 10000.0,
-    bias: bool = True,
-) -> Attention:
+def _common(*, rotary: bool = True, rotary_base: Positive = 10000.0, bias: bool = True) -> None:
+    """What all five take.
+
+    Args:
+        rotary: whether positions are rotated in; without, the layer knows no order.
+        rotary_base: of the rotations' wavelengths.
+        bias: of all projections.
+    """
+
+
+@sharing(_common)
+def attention(width: int, positions: int, *, num_heads: Count = 1, **common: Any) -> Attention:
     """Softmax attention with one head.
 
     Args:
         width: D.
         positions: unused: rotations have no last position.
         num_heads: H.
-        rotary: whether positions are rotated in; without, the layer knows no order.
-        rotary_base: of the rotations' wavelengths.
-        bias: of all projections.
     """
-    return Attention(
-        width,
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        window=None,
-        rotary=rotary,
-        rotary_base=rotary_base,
-        bias=bias,
-    )
+    return Attention(width, num_heads=num_heads, num_kv_heads=num_heads, window=None, **common)
 
 
-def mh_attention(
-    width: int,
-    positions: int,
-    *,
-    num_heads: Count = 16,
-    rotary: bool = True,
-    rotary_base: Positive = 10000.0,
-    bias: bool = True,
-) -> Attention:
+@sharing(_common)
+def mh_attention(width: int, positions: int, *, num_heads: Count = 16, **common: Any) -> Attention:
     """Softmax attention with many heads.
 
     Args:
         width: D.
         positions: unused: rotations have no last position.
         num_heads: H.
-        rotary: whether positions are rotated in; without, the layer knows no order.
-        rotary_base: of the rotations' wavelengths.
-        bias: of all projections.
     """
-    return attention(width, positions, num_heads=num_heads, rotary=rotary, rotary_base=rotary_base, bias=bias)
+    return attention(width, positions, num_heads=num_heads, **common)
 
 
+@sharing(_common)
 def grouped_query_attention(
-    width: int,
-    positions: int,
-    *,
-    num_heads: Count = 16,
-    num_kv_heads: Count = 4,
-    rotary: bool = True,
-    rotary_base: Positive = 10000.0,
-    bias: bool = True,
+    width: int, positions: int, *, num_heads: Count = 16, num_kv_heads: Count = 4, **common: Any
 ) -> Attention:
     """Attention whose query heads share keys and values in groups (Ainslie et al., 2023).
 
@@ -165,30 +142,13 @@ def grouped_query_attention(
         positions: unused: rotations have no last position.
         num_heads: H.
         num_kv_heads: heads of keys and values.
-        rotary: whether positions are rotated in; without, the layer knows no order.
-        rotary_base: of the rotations' wavelengths.
-        bias: of all projections.
     """
-    return Attention(
-        width,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        window=None,
-        rotary=rotary,
-        rotary_base=rotary_base,
-        bias=bias,
-    )
+    return Attention(width, num_heads=num_heads, num_kv_heads=num_kv_heads, window=None, **common)
 
 
+@sharing(_common)
 def sliding_attention(
-    width: int,
-    positions: int,
-    *,
-    num_heads: Count = 1,
-    window: Count = 32,
-    rotary: bool = True,
-    rotary_base: Positive = 10000.0,
-    bias: bool = True,
+    width: int, positions: int, *, num_heads: Count = 1, window: Count = 32, **common: Any
 ) -> SlidingAttention:
     """Attention to the current token and a window before it, with one head.
 
@@ -197,30 +157,13 @@ def sliding_attention(
         positions: unused: rotations have no last position.
         num_heads: H.
         window: tokens before the current one that are seen; the same for all sliding layers of a stack.
-        rotary: whether positions are rotated in; without, the layer knows no order.
-        rotary_base: of the rotations' wavelengths.
-        bias: of all projections.
     """
-    return SlidingAttention(
-        width,
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        window=window,
-        rotary=rotary,
-        rotary_base=rotary_base,
-        bias=bias,
-    )
+    return SlidingAttention(width, num_heads=num_heads, num_kv_heads=num_heads, window=window, **common)
 
 
+@sharing(_common)
 def mh_sliding_attention(
-    width: int,
-    positions: int,
-    *,
-    num_heads: Count = 16,
-    window: Count = 32,
-    rotary: bool = True,
-    rotary_base: Positive = 10000.0,
-    bias: bool = True,
+    width: int, positions: int, *, num_heads: Count = 16, window: Count = 32, **common: Any
 ) -> SlidingAttention:
     """Attention to the current token and a window before it, with many heads.
 
@@ -229,13 +172,8 @@ def mh_sliding_attention(
         positions: unused: rotations have no last position.
         num_heads: H.
         window: tokens before the current one that are seen; the same for all sliding layers of a stack.
-        rotary: whether positions are rotated in; without, the layer knows no order.
-        rotary_base: of the rotations' wavelengths.
-        bias: of all projections.
     """
-    return sliding_attention(
-        width, positions, num_heads=num_heads, window=window, rotary=rotary, rotary_base=rotary_base, bias=bias
-    )
+    return sliding_attention(width, positions, num_heads=num_heads, window=window, **common)
 
 
 def rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:

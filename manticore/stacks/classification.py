@@ -1,4 +1,4 @@
-"""Stacks that classify sequences or tokens: a linear head on what leaves the last norm.
+"""Stacks that classify sequences, tokens or pairs: a head on what leaves the last norm.
 
 Shapes: B batch, T tokens, D width, C classes.
 """
@@ -6,37 +6,24 @@ Shapes: B batch, T tokens, D width, C classes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
-import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    SequenceClassifierOutputWithPast,
-    TokenClassifierOutput,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from manticore.components.extra_arguments import loss_arguments
-from manticore.components.labels import set_labels
-from manticore.components.last_token import last_token, pick
-from manticore.components.rebuilding import named_tensors, rebuilt
+from manticore.components.classifier import Classifier, OfSequences, OfTokens
+from manticore.components.pair_head import ReadsPairs
+from manticore.components.rebuilding import named_tensors
 from manticore.errors import ManticoreError
-from manticore.seeding import derive_seed
 from manticore.stacks.configuration import StackConfig
 from manticore.stacks.modeling import StackModel, StackPreTrainedModel
 
 M = TypeVar("M", bound="StackClassifier")
 
 
-class StackClassifier(StackPreTrainedModel):
+class StackClassifier(Classifier, StackPreTrainedModel):
     """What stacks with a head for classes share; see :class:`StackForSequenceClassification`."""
-
-    # the loss is a mean over the batch
-    accepts_loss_kwargs = False
-    head_bias = False
-    documents = 1
-    """Sequences that an example consists of."""
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__(config)
@@ -44,14 +31,13 @@ class StackClassifier(StackPreTrainedModel):
         self.score = self._make_head(config.hidden_size, config.num_labels or 0)
         self.post_init()
 
-    def _make_head(self, width: int, classes: int) -> nn.Module:
-        return nn.Linear(width, classes, bias=self.head_bias)
+    def _heads(self) -> list[nn.Module]:
+        return [self.score.to(self.dtype)]
 
-    def _features(self, **inputs: Any) -> Tensor:
-        """``[B, T, D]``."""
+    def _read(self, given: Mapping[str, Any], read: Callable[[Any, Tensor], Tensor]) -> Tensor:
         self.check_adapters()
-        body = cast(BaseModelOutputWithPast, self.model(**inputs, use_cache=False))
-        return cast(Tensor, body.last_hidden_state)
+        body = cast(BaseModelOutputWithPast, self.model(**given, use_cache=False))
+        return read(self.score, cast(Tensor, body.last_hidden_state))
 
     @classmethod
     def from_causal_lm(
@@ -84,86 +70,18 @@ class StackClassifier(StackPreTrainedModel):
         config: Any = copy.deepcopy(stack.config)
         # the classifier has no second table that the embeddings could be shared with
         config.tie_word_embeddings = False
-        set_labels(config, num_labels, id2label, problem_type)
-        made = rebuilt(
-            lambda: cls(config), named_tensors(stack), device=stack.device, stage="from_causal_lm", fresh="score."
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "classification heads"))
-            for part in made.score.to(stack.dtype).modules():
-                made._init_weights(part)
-        return made.train(stack.training)
+        labels = {"num_labels": num_labels, "id2label": id2label, "problem_type": problem_type}
+        made: M = cls._with_heads(config, stack, named_tensors(stack), seed, **labels)
+        return made
 
 
-class StackForSequenceClassification(StackClassifier):
+class StackForSequenceClassification(OfSequences, StackClassifier):
     """A stack that classifies sequences by their last token. The head has no bias."""
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        return_dict: bool | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutputWithPast | tuple[Any, ...]:
-        """Logits of every class.
 
-        Args:
-            input_ids: ``[B, T]``.
-            attention_mask: ``[B, T]``, 0 on padding on either side; without it ``config.pad_token_id`` tells padding.
-            position_ids: ``[B, T]``; only differences matter.
-            labels: ``[B]`` class indices, ``[B, C]`` of 0 and 1 for several labels, or numbers for regression.
-            use_cache: of no use: nothing is cached.
-            return_dict: False returns a tuple.
-            kwargs: packed documents as in :meth:`~manticore.stacks.modeling.StackModel.forward`; what tools add that
-                changes nothing.
-
-        Returns:
-            ``logits`` ``[B, C]``, with labels ``loss``.
-
-        Raises:
-            ManticoreError: no ids, or several sequences of which nothing tells where they end.
-        """
-        loss_arguments(type(self).forward, kwargs)
-        if input_ids is None:
-            raise ManticoreError("stack: a classifier reads input_ids (got none). Fix: give them")
-        end = last_token(input_ids, attention_mask, self.config.pad_token_id)
-        features = self._features(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
-        )
-        logits = pick(self.score(features), end)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        output = SequenceClassifierOutputWithPast(loss=loss, logits=logits)
-        return output.to_tuple() if return_dict is False else output
-
-
-class StackForTokenClassification(StackClassifier):
+class StackForTokenClassification(OfTokens, StackClassifier):
     """A stack that classifies every token. The head has a bias, and no dropout before it."""
 
-    head_bias = True
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        return_dict: bool | None = None,
-        **kwargs: Any,
-    ) -> TokenClassifierOutput | tuple[Any, ...]:
-        """Logits of every class at every token; arguments as in :class:`StackForSequenceClassification`.
-
-        Labels are ``[B, T]`` class indices; -100 is ignored.
-        """
-        loss_arguments(type(self).forward, kwargs)
-        logits = self.score(
-            self._features(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
-        )
-        loss = None if labels is None else self.loss_function(logits, labels, self.config)
-        output = TokenClassifierOutput(loss=loss, logits=logits)
-        return output.to_tuple() if return_dict is False else output
+class StackForPairClassification(ReadsPairs, StackClassifier):
+    """A stack that classifies pairs of documents; see :class:`~manticore.ManticoreForPairClassification`."""

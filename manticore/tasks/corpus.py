@@ -16,7 +16,7 @@ from typing import Annotated, TypeAlias
 import datasets
 from datasets import Dataset
 
-from manticore.errors import ManticoreError, in_brief
+from manticore.errors import ManticoreError, told
 from manticore.making import refuse_misfits
 from manticore.settings import Count, Wanted
 from manticore.tasks.text_sources import STDLIB, TextSource, find_text, table_kind
@@ -116,12 +116,8 @@ def _read_named(source: str | Path, text_column: str | None) -> list[str]:
         return _saved(found.saved, found.name, text_column)
     if found.name == STDLIB:
         return _standard_library()
-    try:
+    with told(f"text {found.name}", "cannot be read", "check the path", OSError):
         return _files(found, text_column)
-    except OSError as error:
-        raise ManticoreError(
-            f"text {found.name}: cannot be read ({error.strerror or error}). Fix: check the path"
-        ) from error
 
 
 def _standard_library() -> list[str]:
@@ -152,9 +148,7 @@ def _files(source: TextSource, text_column: str | None) -> list[str]:
         else:
             raise ManticoreError(f"text {name}: binary, or not UTF-8. Fix: give a text file, or convert it to UTF-8")
     if no_text and not documents:
-        raise ManticoreError(
-            f"text {source.name}: none of its {no_text} files is UTF-8 text. Fix: give a folder of text files"
-        )
+        raise ManticoreError(f"text {source.name}: none of its {no_text} files is UTF-8 text. Fix: give text files")
     if no_text:
         many = len(source.files)
         logger.warning("text %s: %d of %d files are not UTF-8 text and were left out", source.name, no_text, many)
@@ -173,26 +167,15 @@ def _decode(content: bytes) -> str | None:
 
 def _hub(identifier: str, text_column: str | None) -> list[str]:
     name, _, configuration = identifier.partition(":")
-    try:
+    # datasets raises dozens of classes, its own and its dependencies'; each means that there is no such data here
+    with told(f"text {identifier}", "no such file, folder or readable data set", "check the id, or go online"):
         rows = datasets.load_dataset(name, configuration or None, split="train")
-    except Exception as error:
-        # datasets raises dozens of classes, its own and its dependencies'; each means that there is no such data here.
-        reason = in_brief(error)
-        raise ManticoreError(
-            f"text {identifier}: no such file, folder or readable data set ({type(error).__name__}: {reason}). "
-            "Fix: check the id, or go online"
-        ) from error
     return column_documents(rows, identifier, text_column)
 
 
 def _saved(folder: Path, name: str, text_column: str | None) -> list[str]:
-    try:
+    with told(f"text {name}", "a saved data set that cannot be read", "save it again"):
         rows = datasets.load_from_disk(str(folder))
-    except Exception as error:
-        reason = in_brief(error)
-        raise ManticoreError(
-            f"text {name}: a saved data set that cannot be read ({reason}). Fix: save it again"
-        ) from error
     if not isinstance(rows, Dataset):
         names = list(rows)
         raise ManticoreError(
@@ -210,9 +193,7 @@ def _strings(source: Sequence[str]) -> list[str]:
         if not is_unicode(document):
             raise ManticoreError(f"text: item {index} holds half characters (surrogates). Fix: decode it as UTF-8")
     if len(documents) > 1 and all(len(document) <= 1 for document in documents):
-        raise ManticoreError(
-            f"text: a list of {len(documents)} single characters, expected documents. Fix: pass [text], not list(text)"
-        )
+        raise ManticoreError(f"text: a list of {len(documents)} single characters. Fix: pass [text], not list(text)")
     return documents
 
 

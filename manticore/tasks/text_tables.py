@@ -20,7 +20,7 @@ from typing import Any
 import fsspec
 from datasets import Dataset
 
-from manticore.errors import ManticoreError, in_brief
+from manticore.errors import ManticoreError, in_brief, told
 from manticore.registry import did_you_mean
 from manticore.tasks.text_sources import compression, table_kind
 
@@ -41,28 +41,20 @@ def read_file(path: Path, name: str) -> bytes:
     kind = compression(path)
     if kind is None:
         return path.read_bytes()
-    try:
+    damaged = told(f"text {name}", f"cannot be unpacked as {kind}", "give an undamaged file", *_DAMAGED)
+    install = f"pip install {_PACKAGES.get(kind, kind)}, or unpack it"
+    with damaged, told(f"text {name}", f"{kind} cannot be read here", install, ValueError):
         if kind == "zip":
             return _only_member(path, name)
         with fsspec.open(str(path), "rb", compression=kind) as stream:
             return bytes(stream.read())
-    except ValueError as error:
-        raise ManticoreError(
-            f"text {name}: {kind} cannot be read here. Fix: pip install {_PACKAGES.get(kind, kind)}, or unpack it"
-        ) from error
-    except _DAMAGED as error:
-        raise ManticoreError(
-            f"text {name}: cannot be unpacked as {kind} ({in_brief(error)}). Fix: give an undamaged file"
-        ) from error
 
 
 def _only_member(path: Path, name: str) -> bytes:
     with zipfile.ZipFile(path) as archive:
         members = [member for member in archive.infolist() if not member.is_dir()]
         if len(members) != 1:
-            raise ManticoreError(
-                f"text {name}: {len(members)} files inside (expected one). Fix: unpack it into a folder"
-            )
+            raise ManticoreError(f"text {name}: {len(members)} files inside (expected one). Fix: unpack it to a folder")
         return archive.read(members[0])
 
 
@@ -125,10 +117,8 @@ def _json(text: str, name: str) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _parsed(line: str, where: str, name: str) -> Any:
-    try:
+    with told(f"text {name}", f"{where} is no JSON", "mend that line", ValueError, RecursionError):
         return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ManticoreError(f"text {name}: {where} is no JSON ({in_brief(error)}). Fix: mend that line") from error
 
 
 def _row(value: Any, where: str, name: str) -> Mapping[str, Any]:
@@ -184,16 +174,13 @@ def _parquet(content: bytes, name: str, text_column: str | None) -> list[str]:
     import pyarrow
     from pyarrow import parquet
 
-    try:
+    damaged = (f"text {name}", "cannot be read as Parquet", "give an undamaged file")
+    with told(*damaged, pyarrow.ArrowException, OSError):
         file = parquet.ParquetFile(io.BytesIO(content))
         kinds = {field.name: _arrow_kind(field.type) for field in file.schema_arrow}
         column = _choose(name, text_column, kinds)
         # by its field: a dot in a column's name would mean a nested one
         values = file.read().column(file.schema_arrow.get_field_index(column)).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ManticoreError(
-            f"text {name}: cannot be read as Parquet ({in_brief(error)}). Fix: give an undamaged file"
-        ) from error
     return _strings(values, column, name)
 
 
@@ -247,7 +234,7 @@ def _strings(values: Sequence[Any], column: str, name: str, where: Sequence[str]
             )
         if not is_unicode(value):
             raise ManticoreError(
-                f"text {name}: {place(index)} holds half characters (surrogates). Fix: decode it as UTF-8"
+                f"text {name}: {place(index)} holds half characters (surrogates). Fix: decode as UTF-8"
             )
     return list(values)
 

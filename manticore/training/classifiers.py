@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manticore.components.loading import load_component, load_config, load_weights
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, about
 from manticore.hybrid.classification import (
     ManticoreClassifier,
+    ManticoreForPairClassification,
     ManticoreForSequenceClassification,
     ManticoreForTokenClassification,
 )
 from manticore.hybrid.mixing import check_weights
-from manticore.hybrid.pair_classification import ManticoreForPairClassification
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.stacks.classification import (
     StackClassifier,
+    StackForPairClassification,
     StackForSequenceClassification,
     StackForTokenClassification,
 )
 from manticore.stacks.modeling import StackForCausalLM
-from manticore.stacks.pair_classification import StackForPairClassification
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -95,10 +95,8 @@ def load_saved(source: str | Path) -> PreTrainedModel:
     kind = _SAVED.get((config.architectures or [""])[0])
     model = load_component(source) if kind is None else load_weights(kind, name, config)
     if isinstance(model, ManticorePreTrainedModel):
-        try:
+        with about(name):
             check_weights(model.mixture_weights, model.config.num_blocks, model.config.num_components)
-        except ManticoreError as error:
-            raise ManticoreError(f"{name}: {error}") from error
     return model
 
 

@@ -162,9 +162,7 @@ def _corpora(
 ) -> list[list[str]]:
     """The texts of a new tokenizer, in an order that does not depend on how they are listed."""
     if isinstance(texts, str | Path | Dataset) or not texts:
-        raise ManticoreError(
-            "pretrain: tokenizer_texts is not a list of texts. Fix: give one or more, each as text is given"
-        )
+        raise ManticoreError("pretrain: tokenizer_texts is not a list of texts. Fix: give each as text is given")
     if given is not None:
         raise ManticoreError("pretrain: tokenizer_texts beside a given tokenizer. Fix: leave one of them out")
     read = []

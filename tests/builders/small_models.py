@@ -1,9 +1,8 @@
 """Tiny models and a tiny task that training tests share."""
 
 import pytest
-import torch
 from copying_task import VOCABULARY, copying_task
-from transformers import AutoModelForCausalLM, GPTNeoConfig, MambaConfig
+from tiny_models import gpt_neo_config, mamba_config, seeded
 
 from manticore.hybrid.combine import combine
 from manticore.tasks.task import Task
@@ -15,18 +14,8 @@ def gpt():
 
 
 def gpt_model():
-    torch.manual_seed(1)
-    config = GPTNeoConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        num_layers=2,
-        num_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=32,
-        attention_types=[[["global"], 2]],
-        window_size=8,
-    )
-    return AutoModelForCausalLM.from_config(config)
+    sizes = {"intermediate_size": 24, "max_position_embeddings": 32, "window_size": 8}
+    return seeded(gpt_neo_config(VOCABULARY, 16, 2, **sizes), 1)
 
 
 @pytest.fixture
@@ -35,9 +24,7 @@ def mamba():
 
 
 def mamba_model():
-    torch.manual_seed(2)
-    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=12, num_hidden_layers=3, state_size=4)
-    return AutoModelForCausalLM.from_config(config)
+    return seeded(mamba_config(VOCABULARY, 12, 3), 2)
 
 
 @pytest.fixture

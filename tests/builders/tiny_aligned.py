@@ -5,21 +5,15 @@ import functools
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, GPTNeoConfig, LlamaConfig, MambaConfig
+from tiny_models import gpt_neo_config, mamba_config, seeded
+from transformers import LlamaConfig
 
 import manticore
 
 VOCABULARY = 61
 CONFIGS = {
-    "gpt": GPTNeoConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        num_layers=3,
-        num_heads=2,
-        attention_types=[[["global"], 3]],
-        max_position_embeddings=32,
-    ),
-    "mamba": MambaConfig(vocab_size=VOCABULARY, hidden_size=24, num_hidden_layers=4, state_size=4),
+    "gpt": gpt_neo_config(VOCABULARY, 16, 3, max_position_embeddings=32),
+    "mamba": mamba_config(VOCABULARY, 24, 4),
     "llama": LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=12,
@@ -32,8 +26,7 @@ CONFIGS = {
 
 
 def component(name, seed=0):
-    torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(CONFIGS[name])
+    return seeded(CONFIGS[name], seed)
 
 
 def tokens_of(rows, length, seed=0):

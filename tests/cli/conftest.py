@@ -7,16 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import gpt_neo_config, mamba_config, seeded
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    GPTNeoConfig,
-    GPTNeoForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from manticore.hybrid.combine import combine
 
@@ -29,18 +22,8 @@ def _tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]", eos_token="[EOS]")
 
 
-def _gpt() -> GPTNeoForCausalLM:
-    torch.manual_seed(0)
-    return GPTNeoForCausalLM(
-        GPTNeoConfig(
-            vocab_size=len(WORDS),
-            hidden_size=16,
-            num_layers=3,
-            num_heads=2,
-            attention_types=[[["global"], 3]],
-            max_position_embeddings=64,
-        )
-    )
+def _gpt() -> PreTrainedModel:
+    return seeded(gpt_neo_config(len(WORDS), 16, 3), 0)
 
 
 @pytest.fixture(scope="session")
@@ -49,10 +32,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shelf = tmp_path_factory.mktemp("shelf")
     _gpt().save_pretrained(shelf / "gpt")
     _tokenizer(WORDS).save_pretrained(shelf / "gpt")
-    torch.manual_seed(1)
-    mamba = MambaForCausalLM(
-        MambaConfig(vocab_size=len(WORDS), hidden_size=12, num_hidden_layers=2, state_size=4, expand=1)
-    )
+    mamba = seeded(mamba_config(len(WORDS), 12, 2, expand=1), 1)
     mamba.save_pretrained(shelf / "mamba")
     _tokenizer(WORDS).save_pretrained(shelf / "mamba")
 

@@ -98,19 +98,27 @@ def inside_itself(folder: Path) -> None:
 HOSTILE: dict[str, tuple[str, Change, str]] = {
     "a component that is a pickle": ("gpt", only_a_pickle, "weights only as pickle"),
     "a hybrid that is a pickle": ("hybrid", only_a_pickle, "weights only as pickle"),
-    "an index that leads to a pickle": ("gpt", sharded("shard.bin"), "leads to 'shard.bin'"),
-    "an index that leads out of the folder": ("gpt", sharded("../mamba/model.safetensors"), "leads to '../mamba/"),
+    "an index that leads to a pickle": (
+        "gpt",
+        sharded("shard.bin"),
+        "is 'shard.bin')",
+    ),
+    "an index that leads out of the folder": (
+        "gpt",
+        sharded("../mamba/model.safetensors"),
+        "is '../mamba/model.safetensors')",
+    ),
     "an index that is not an index": (
         "gpt",
         lambda folder: (sharded("")(folder), file("model.safetensors.index.json", "[]")(folder)),
-        "model.safetensors.index.json cannot be read",
+        "model.safetensors.index.json does not lead to safetensors files beside it",
     ),
     "an adapter that names another model": (
         "gpt",
         file("adapter_config.json", '{"peft_type": "LORA", "base_model_name_or_path": "/etc"}'),
         "it holds an adapter",
     ),
-    "an index of numbers": ("gpt", sharded(5), "leads to 5"),
+    "an index of numbers": ("gpt", sharded(5), ".weight is 5)"),
     "classes that are numbers": ("gpt", settings(architectures=[5]), "names no classes in architectures"),
     "one class that is a number": ("gpt", settings(architectures=5), ""),
     "weights of whole numbers": (

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -32,6 +35,37 @@ def test_a_value_of_the_wrong_kind_names_its_option() -> None:
     assert result.stderr.startswith("error: manticore evaluate: invalid value for '--batch-size': ")
     assert result.stderr.endswith(". Fix: see `manticore evaluate -h`\n")
     assert result.stderr.count("\n") == 1
+
+
+def test_every_missing_option_has_a_line_of_its_own(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["pretrain", "gpt_neo", "-o", str(tmp_path / "new")])
+    assert result.exit_code == 2
+    lines = result.stderr.splitlines()
+    assert [line.partition(" Fix")[0] for line in lines] == ["error: --layers: missing.", "error: --width: missing."]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc here")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "pretrain gpt_neo --layers 2 --width 32 -o",
+        "combine a b -o",
+        "align a -o",
+        "search a -t text -o",
+        "discretize a -o",
+        "finetune a -t text -o",
+        "compare a b -t text -o",
+        "evaluate a -t text -o",
+        "mad transformer -o",
+        "run quickstart -o",
+        "cp quickstart",
+    ],
+)
+def test_a_place_where_nothing_can_be_made_is_one_line(words: str) -> None:
+    # root may write there by its rights, and yet cannot
+    result = CliRunner().invoke(app, [*words.split(), "/proc/x"])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert re.match("error: .*/proc.* Fix: choose another", result.stderr)
 
 
 def test_without_a_verb_help_appears() -> None:

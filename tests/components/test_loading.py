@@ -73,7 +73,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), r"no weights there \(expected \*.safetensors\)"),
     "truncated weights": (cut_off, "a weights file is damaged.*Fix: download it again"),
     "empty weights": (lambda folder: (folder / WEIGHTS).write_bytes(b""), "a weights file is damaged"),
-    "lost shard": (lost_shard, "its weights cannot be loaded: .*00002-of-00002"),
+    "lost shard": (lost_shard, r"its weights cannot be loaded \(.*00002-of-00002"),
     "missing weight": (
         weights(lambda tensors: tensors.pop("transformer.h.1.ln_1.weight")),
         r"1 weights are not in the checkpoint \(first: transformer.h.1.ln_1.weight\)",
@@ -100,7 +100,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "config is a list": (text("config.json", "[1]"), "config.json cannot be read"),
     "config is null": (text("config.json", "null"), "config.json cannot be read"),
     "config is empty": (text("config.json", "{}"), r"config.json cannot be read \(it holds no settings\)"),
-    "config of wrong type": (settings(hidden_size="wide"), "config.json is not valid: .*hidden_size"),
+    "config of wrong type": (settings(hidden_size="wide"), r"config.json is not valid \(.*hidden_size"),
     "remote code": (
         settings(model_type="wombat", auto_map={"AutoModelForCausalLM": "modeling.Wombat"}),
         r"it asks to run its own Python code \(auto_map\)",

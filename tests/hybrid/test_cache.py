@@ -7,14 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
+from tiny_models import gpt_neo_config, mamba_config
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
-    GPTNeoConfig,
     GPTNeoXConfig,
     Lfm2Config,
     Mamba2Config,
-    MambaConfig,
     MistralConfig,
 )
 
@@ -26,16 +25,8 @@ from manticore.kernels.mamba import fast_scan
 TOKENS = {"vocab_size": 97, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 ATTENTION = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
 CONFIGS = {
-    "gpt_neo": GPTNeoConfig(
-        hidden_size=32,
-        num_layers=4,
-        num_heads=2,
-        attention_types=[[["global", "local"], 2]],
-        window_size=4,
-        max_position_embeddings=64,
-        **TOKENS,
-    ),
-    "mamba": MambaConfig(hidden_size=24, num_hidden_layers=6, state_size=4, **TOKENS),
+    "gpt_neo": gpt_neo_config(width=32, layers=4, attention_types=[[["global", "local"], 2]], window_size=4, **TOKENS),
+    "mamba": mamba_config(width=24, layers=6, **TOKENS),
     "gpt_neox": GPTNeoXConfig(max_position_embeddings=64, **ATTENTION, **TOKENS),
     "mamba2": Mamba2Config(
         hidden_size=48, num_hidden_layers=6, state_size=8, num_heads=6, head_dim=16, n_groups=1, chunk_size=8, **TOKENS

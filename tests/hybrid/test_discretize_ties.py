@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoForCausalLM, MambaConfig, MambaForCausalLM
+from tiny_models import gpt_neo_config, mamba_config, seeded
+from transformers import AutoModelForCausalLM
 
 import manticore
 
 
 @pytest.mark.parametrize("path", [[0, 0], [0, 1], [1, 0], [1, 1]])
 def test_embeddings_and_head_are_shared_where_the_family_shares_them(path: list[int], tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    gpt = GPTNeoConfig(vocab_size=40, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global"], 2]])
-    mamba = MambaConfig(vocab_size=40, hidden_size=12, num_hidden_layers=2, state_size=4, expand=1)
-    hybrid = manticore.combine([GPTNeoForCausalLM(gpt), MambaForCausalLM(mamba)], num_blocks=2)
+    parents = [seeded(gpt_neo_config(40, 16, 2), 0), seeded(mamba_config(40, 12, 2, expand=1), 1)]
+    hybrid = manticore.combine(parents, num_blocks=2)
     small = manticore.discretize(hybrid, path)
     small.save_pretrained(tmp_path / "small")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "small")

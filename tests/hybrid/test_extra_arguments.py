@@ -18,9 +18,9 @@ from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 import manticore
 from benchmarks.tiny_families import tiny_model
 from manticore.errors import ManticoreError
-from manticore.hybrid.pair_classification import ManticoreForPairClassification
+from manticore.hybrid.classification import ManticoreForPairClassification
 from manticore.stacks.autoencoder import StackForAutoEncoding
-from manticore.stacks.pair_classification import StackForPairClassification
+from manticore.stacks.classification import StackForPairClassification
 
 IDS = torch.randint(3, 97, (2, 8), generator=torch.Generator().manual_seed(0))
 
@@ -122,11 +122,11 @@ def test_models_of_whole_sequences_know_no_packed_documents(name: str) -> None:
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"seq_idx": torch.zeros(2, 7)}, r"seq_idx is \[2, 7\]"),
-        ({"seq_idx": [0, 1]}, "seq_idx is list"),
+        ({"seq_idx": torch.zeros(2, 7)}, r"seq_idx has shape \[2, 7\]"),
+        ({"seq_idx": [0, 1]}, "seq_idx is a list"),
         ({"cu_seq_lens_q": torch.tensor([0, 9])}, "cu_seq_lens_q goes from 0 to 9"),
         ({"cu_seq_lens_q": torch.tensor([0, 9, 9, 16])}, "rising"),
-        ({"cu_seq_lens_q": torch.tensor([0])}, r"cu_seq_lens_q is \[1\]"),
+        ({"cu_seq_lens_q": torch.tensor([0])}, "cu_seq_lens_q goes from 0 to 0"),
         ({"cu_seq_lens_q": torch.tensor([0, 8, 16]), "cu_seq_lens_k": torch.tensor([0, 4, 16])}, "differ"),
         ({"max_length_q": 8}, "without cu_seq_lens_q"),
     ],

@@ -38,7 +38,7 @@ def inputs(model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:
     return given
 
 
-def frames_above_a_layer(hybrid: Any, k: int, ids: Tensor) -> list[tuple[str, str]]:
+def frames_above_a_layer(hybrid: Any, k: int, input_ids: Tensor, **given: Tensor) -> list[tuple[str, str]]:
     """File and function of every frame of this package while the first layer of component k runs."""
     package = str(Path(manticore.__file__).parent)
     seen: list[tuple[str, str]] = []
@@ -52,7 +52,7 @@ def frames_above_a_layer(hybrid: Any, k: int, ids: Tensor) -> list[tuple[str, st
             frame = frame.f_back
 
     handle = hybrid.runners[k].layers[0].register_forward_pre_hook(look)
-    hybrid(ids)
+    hybrid(input_ids, **given)
     handle.remove()
     return seen
 
@@ -65,6 +65,15 @@ def test_four_frames_in_two_files_stand_between_forward_and_a_layer(build: Build
         seen = frames_above_a_layer(manticore.discretize(hybrid, path), 0, ids)
         assert [name for _, name in seen] == names
         assert len({file for file, _ in seen}) == 2
+    for kind in KINDS[1:]:
+        made = of_kind(kind, manticore.discretize(hybrid, [0, 1, 2]))
+        seen = frames_above_a_layer(made, 0, **inputs(made, ids))
+        forward = next(each for each in kind.__mro__ if "forward" in vars(each)).__name__
+        # of pairs the check of both documents stands between
+        between = [name for _, name in seen[3:-1] if name != "ManticoreForPairClassification._read"]
+        assert [*(name for _, name in seen[:3]), *between] == [*names[:3], "heads_mixed"]
+        assert seen[-1][1] == f"{forward}.forward"
+        assert len({file for file, _ in seen}) <= 4
     # one component waits inside the other
     waiting = [*names[:2], *names[2:3] * 3, *names[3:]]
     assert [name for _, name in frames_above_a_layer(hybrid, 0, ids)] == waiting

@@ -29,8 +29,8 @@ WRONG: dict[str, tuple[str, Callable[[ManticoreForCausalLM], Any]]] = {
         r"input_ids has shape \[11\] \(expected \[batch, tokens\]\). Fix: input_ids\[None\]",
         lambda h: h(IDS[0]),
     ),
-    "no sequence": (r"shape \[0, 11\], which holds no token", lambda h: h(IDS[:0])),
-    "no token": (r"shape \[2, 0\], which holds no token", lambda h: h(IDS[:, :0])),
+    "no sequence": (r"shape \[0, 11\] \(expected \[batch, tokens\]\).* at least one", lambda h: h(IDS[:0])),
+    "no token": (r"shape \[2, 0\] \(expected \[batch, tokens\]\).* at least one", lambda h: h(IDS[:, :0])),
     "numbers": ("input_ids are torch.float32", lambda h: h(IDS.float())),
     "negative": (
         r"go from -100 to \d+, the vocabulary from 0 to 96",
@@ -38,14 +38,17 @@ WRONG: dict[str, tuple[str, Callable[[ManticoreForCausalLM], Any]]] = {
     ),
     "too large": (r"to 97, the vocabulary from 0 to 96", lambda h: h(IDS.masked_fill(IDS[0, 3] == IDS, 97))),
     "short mask": (
-        r"attention_mask is \[2, 5\] \(expected \[2, 11\]",
+        r"attention_mask has shape \[2, 5\] \(expected \[2, 11\]",
         lambda h: h(IDS, attention_mask=torch.ones(2, 5)),
     ),
-    "mask of others": (r"is \[3, 11\] \(expected \[2, 11\]", lambda h: h(IDS, attention_mask=torch.ones(3, 11))),
-    "mask of pairs": (r"is \[2, 1, 11, 11\] ", lambda h: h(IDS, attention_mask=torch.ones(2, 1, 11, 11))),
-    "masks by kind": ("attention_mask is dict", lambda h: h(IDS, attention_mask={"full_attention": torch.ones(2, 11)})),
+    "mask of others": (r"has shape \[3, 11\] \(expected \[2, 11\]", lambda h: h(IDS, attention_mask=torch.ones(3, 11))),
+    "mask of pairs": (r"has shape \[2, 1, 11, 11\] ", lambda h: h(IDS, attention_mask=torch.ones(2, 1, 11, 11))),
+    "masks by kind": (
+        "attention_mask is a dict",
+        lambda h: h(IDS, attention_mask={"full_attention": torch.ones(2, 11)}),
+    ),
     "positions": (r"position_ids has shape \[1, 5\]", lambda h: h(IDS, position_ids=torch.arange(5)[None])),
-    "labels": (r"labels have shape \[2, 5\]", lambda h: h(IDS, labels=IDS[:, :5])),
+    "labels": (r"labels has shape \[2, 5\]", lambda h: h(IDS, labels=IDS[:, :5])),
     "labels of some": ("labels need all logits", lambda h: h(IDS, labels=IDS, logits_to_keep=2)),
     "fewer than none": ("logits_to_keep is -1", lambda h: h(IDS, logits_to_keep=-1)),
     "attentions": ("recurrent ones have none", lambda h: h(IDS, output_attentions=True)),
@@ -56,7 +59,7 @@ WRONG: dict[str, tuple[str, Callable[[ManticoreForCausalLM], Any]]] = {
         lambda h: h(IDS[:1], past_key_values=h(IDS, use_cache=True).past_key_values),
     ),
     "mask without the cached": (
-        r"is \[2, 1\] \(expected \[2, 12\]",
+        r"has shape \[2, 1\] \(expected \[2, 12\]",
         lambda h: h(
             IDS[:, :1], attention_mask=torch.ones(2, 1), past_key_values=h(IDS, use_cache=True).past_key_values
         ),

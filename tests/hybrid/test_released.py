@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import NO_ENDS, gpt_neo_config, mamba_config, seeded
 from torch import Tensor
 from transformers import (
-    GPTNeoConfig,
     GPTNeoForCausalLM,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
+    PreTrainedModel,
 )
 
 import manticore
@@ -24,22 +23,13 @@ from manticore.tasks.mad.tasks import in_context_recall
 V, T = 37, 9
 
 
-def gpt_neo(width: int = 16, layers: int = 2) -> GPTNeoForCausalLM:
-    torch.manual_seed(1)
-    config = GPTNeoConfig(
-        vocab_size=V, hidden_size=width, num_layers=layers, num_heads=4, attention_types=[[["global"], layers]],
-        intermediate_size=24, max_position_embeddings=32, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
-    return GPTNeoForCausalLM(config).eval()
+def gpt_neo(width: int = 16, layers: int = 2) -> PreTrainedModel:
+    sizes = {"num_heads": 4, "intermediate_size": 24, "max_position_embeddings": 32}
+    return seeded(gpt_neo_config(V, width, layers, **sizes, **NO_ENDS), 1).eval()
 
 
-def mamba(width: int = 12, layers: int = 4) -> MambaForCausalLM:
-    torch.manual_seed(2)
-    config = MambaConfig(
-        vocab_size=V, hidden_size=width, num_hidden_layers=layers, state_size=4, pad_token_id=None, bos_token_id=None,
-        eos_token_id=None,
-    )  # fmt: skip
-    return MambaForCausalLM(config).eval()
+def mamba(width: int = 12, layers: int = 4) -> PreTrainedModel:
+    return seeded(mamba_config(V, width, layers, pad_token_id=None, **NO_ENDS), 2).eval()
 
 
 def pythia(width: int = 16, layers: int = 2) -> GPTNeoXForCausalLM:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from manticore.projectors.calibration import calibration_packs
 from manticore.runs.folder import create_run
 from manticore.schema.loading import load_recipe
 from manticore.stages.align import task_text
 from manticore.stages.run import Run
 from manticore.tasks.metrics import IGNORE
+from manticore.training.calibration import calibration_packs
 
 
 def test_rows_of_a_task_come_with_their_targets(mini_recipe: Path, tmp_path: Path) -> None:

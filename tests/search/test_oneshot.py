@@ -9,9 +9,10 @@ from tiny_search import make_hybrid, recall
 
 import manticore
 from manticore.errors import ManticoreError
-from manticore.search.beam import MOST_SCORED, beam
+from manticore.search.beam import MOST_SCORED, beam, compared_examples
 from manticore.search.choice import Shared
 from manticore.search.curves import Curves, Point, SharedScores
+from manticore.search.forecast import forecast
 from manticore.search.oneshot import oneshot
 from manticore.search.path_costs import PathCosts
 from manticore.search.sampling import SAMPLINGS, Sampler
@@ -156,6 +157,32 @@ def test_without_shared_scores_the_parents_race_alone():
     assert {path for path, _ in asked[1]} == {(0, 0), (1, 1), (2, 2)}
     assert choice.path == (0, 0)
     assert "diverged" in choice.reason
+
+
+def test_without_shared_scores_and_parents_that_may_be_chosen_others_race():
+    space = Space(2, 2, frozenset({(0, 1), (1, 0)}))
+    curves = Curves(space, True, [4, 8])
+    asked, choice = played(curves, SharedScores({}, 70, 3, "out of memory"), dict.fromkeys(Space(2, 2).paths(), 1.0))
+    assert {path for path, _ in asked[1]} == set(Space(2, 2).paths())
+    assert choice.path == (0, 1)
+
+
+def test_a_forecast_knows_what_shared_weights_cost_and_who_may_race():
+    marks = [4, 8, 12]
+    least, most = forecast(oneshot, Space(3, 2), marks, 0, top=2)
+    assert (least.candidates, most.candidates) == (2, 4)
+    assert (least.shared, most.shared) == (1.0, 1.0)
+    # far apart, a race ends at its first mark
+    assert least.units == pytest.approx(1 + 2 * 4 / 12)
+    assert most.units == pytest.approx(1 + 4 * 8 / 12)
+    assert set(most.compared) == set(Space(3, 2).paths())
+    assert len(forecast(oneshot, Space(12, 2), marks, 0)[-1].compared) == MOST_SCORED
+
+
+@pytest.mark.parametrize(("training", "paths", "expected"), [(1e6, 100, 100), (1e6, 10, 256), (1e3, 256, 32)])
+def test_scoring_costs_at_most_what_the_training_has(training, paths, expected):
+    assert compared_examples(256, training, paths, 100.0) == expected
+    assert compared_examples(8, training, paths, 100.0) == 8
 
 
 def test_an_unknown_sampling_is_refused():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_search import make_hybrid, recall
+from tiny_search import make_hybrid, recall, trained
 from two_processes import run_by_two
 
 from manticore.search.search import search
@@ -41,9 +41,18 @@ def by_two(tmp_path_factory):
     return folder, run_by_two(__file__, folder, "ddp-cpu")
 
 
+def sampled(accumulation=1):
+    """Two paths in turns; the weights of both layers of the first component and what AdamW has counted for them."""
+    supernet = make_hybrid()
+    states = trained(supernet, [(0, 1), (1, 1), (0, 1)], accumulation=accumulation).optimizer.state
+    layers = [layer.mlp.c_fc.weight for layer in supernet.component_0.transformer.h]
+    counts = [int(states[weight]["step"]) if weight in states else 0 for weight in layers]
+    return {"weights": [weight.tolist() for weight in layers], "counts": counts, "states": len(states)}
+
+
 def work(folder):
     """What each of the two processes does."""
-    return {name: run(name, Path(folder, name)) for name in SEARCHES}
+    return {name: run(name, Path(folder, name)) for name in SEARCHES} | {"sampled": sampled()}
 
 
 @cache
@@ -72,3 +81,14 @@ def test_the_mixture_log_is_written_once(by_two):
     folder, _ = by_two
     lines = (folder / "dash, bilevel" / "mixture_weights.csv").read_text().splitlines()
     assert len(lines) == 1 + 4 * 2
+
+
+def test_two_processes_train_the_sampled_path_and_nothing_else(by_two):
+    _, (first, second) = by_two
+    alone = sampled(accumulation=2)
+    assert first["sampled"] == second["sampled"]
+    assert first["sampled"]["counts"] == alone["counts"] == [2, 0]
+    assert first["sampled"]["states"] == alone["states"]
+    torch.testing.assert_close(
+        torch.tensor(first["sampled"]["weights"]), torch.tensor(alone["weights"]), atol=1e-5, rtol=0
+    )

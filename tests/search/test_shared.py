@@ -9,25 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_search import make_hybrid, recall, tiny_mamba
+from tiny_search import TUNING, make_hybrid, recall, tiny_mamba, trained
 
 import manticore
 from manticore.errors import ManticoreError
 from manticore.search.choice import Shared
 from manticore.search.objective import Objective
 from manticore.search.sampling import Sampler
-from manticore.search.shared import SHARED, SharedTrainer, follow, sampled, shared_scores, step_costs
+from manticore.search.shared import SHARED, follow, sampled, shared_scores, step_costs
 from manticore.search.space import Space
-from manticore.settings import Finetune
 from manticore.training.budget import flops_per_step
-from manticore.training.opening import opened
-from manticore.training.precision import Precision
 from manticore.training.trainable import set_trainable
-from manticore.training.trainer import TaskTrainer
 
 # the attribute of that name is the function
 shared = import_module("manticore.search.shared")
-TUNING = Finetune(batch_size=16, lr=2e-3, warmup_steps=2, weight_decay=0.1)
 SPACE = Space(2, 2)
 MIXINGS = ["translated", "routed", "gated"]
 
@@ -39,20 +34,6 @@ def objective(folder, mixing="translated", steps=6, **changes):
     set_trainable(hybrid, "all")
     unit = steps * flops_per_step(follow(hybrid, (0, 0)), settings.batch_size, recall().length)
     return Objective(hybrid, recall(), settings, unit, Path(folder), seed=3, cpu=True)
-
-
-def trained(hybrid, paths, steps=None, **changes):
-    """Train a supernet on these paths, a step each, or a path by itself; the trainer."""
-    settings = TUNING.model_copy(update={"steps": steps or len(paths), **changes})
-    set_trainable(hybrid, "all")
-    precision = Precision(hybrid, "auto", bf16=False, cpu=True, stage="search")
-    with opened(
-        hybrid, recall(), settings, precision, stage="search", draws="shared", seed=0, out=None, resume=False, cpu=True
-    ) as training:
-        common = (hybrid, training.args, recall())
-        trainer = SharedTrainer(*common, paths=paths, stage="search") if paths else TaskTrainer(*common)
-        trainer.run()
-    return trainer
 
 
 @pytest.mark.parametrize(("mixing", "accumulation"), [*((mixing, 1) for mixing in MIXINGS), ("translated", 2)])
@@ -87,9 +68,9 @@ def test_the_state_of_a_path_waits_while_others_train(mixing):
     assert not any("projectors" in name for name in steps)
 
 
-@pytest.mark.parametrize("mixing", MIXINGS)
-def test_scores_are_those_of_the_discretized_path_bit_for_bit(mixing, tmp_path, monkeypatch):
-    given = objective(tmp_path, mixing)
+@pytest.mark.parametrize(("mixing", "trainable"), [("translated", "all"), ("gated", "all"), ("routed", "lora")])
+def test_scores_are_those_of_the_discretized_path_bit_for_bit(mixing, trainable, tmp_path, monkeypatch):
+    given = objective(tmp_path, mixing, trainable=trainable)
     before = copy.deepcopy(given.supernet.state_dict())
     kept = {}
     real = shared.held_out

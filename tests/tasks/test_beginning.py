@@ -13,12 +13,12 @@ import manticore
 from benchmarks.tiny_families import tiny_model
 from manticore.components.token_bytes import text_bytes
 from manticore.errors import ManticoreError
-from manticore.projectors.calibration import calibration_packs
 from manticore.runs.lineage import task_inputs
 from manticore.tasks.beginning import adds_bos, beginning
 from manticore.tasks.metrics import IGNORE
 from manticore.tasks.task import load_task
 from manticore.tasks.text import pack
+from manticore.training.calibration import calibration_packs
 
 DOCUMENTS = [f"Sentence {i}: größer, wider — {i * i} 漢字.\n" * (1 + i % 7) for i in range(60)]
 

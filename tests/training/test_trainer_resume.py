@@ -34,20 +34,10 @@ run(model(), out, progress=die)
 
 def model():
     """A GPT with dropout, so that the stream of random numbers matters."""
-    from transformers import AutoModelForCausalLM, GPTNeoConfig
+    from tiny_models import gpt_neo_config, seeded
 
-    torch.manual_seed(0)
-    config = GPTNeoConfig(
-        vocab_size=13,
-        hidden_size=16,
-        num_layers=1,
-        num_heads=2,
-        max_position_embeddings=16,
-        attention_types=[[["global"], 1]],
-        embed_dropout=0.2,
-        resid_dropout=0.2,
-    )
-    return AutoModelForCausalLM.from_config(config)
+    dropout = {"embed_dropout": 0.2, "resid_dropout": 0.2}
+    return seeded(gpt_neo_config(13, 16, 1, max_position_embeddings=16, **dropout), 0)
 
 
 def run(model, out, **options):

@@ -20,7 +20,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_da
 from tqdm.auto import tqdm
 
 from manticore.cache import file_digest
-from manticore.errors import ManticoreError, in_brief
+from manticore.errors import ManticoreError, told
 from manticore.making import checked
 from manticore.paths import expanded
 from manticore.settings import Amount, Count
@@ -111,9 +111,7 @@ def load(
         ManticoreError: an unknown task, a folder with another layout, or files that are not what they should be.
     """
     if name not in ARENAS:
-        raise ManticoreError(
-            f"lra: unknown task (got {name!r}, expected one of {', '.join(ARENAS)}). Fix: choose one of these"
-        )
+        raise ManticoreError(f"lra: unknown task {name!r} (expected one of {', '.join(ARENAS)}). Fix: choose one")
     wanted = dict(zip(SPLITS, (num_train, num_validation, num_test)))
     source = _source(name, None if data_dir is None else expanded(data_dir), seed, level)
     arena = ARENAS[name]
@@ -171,13 +169,9 @@ def _source(name: str, data_dir: Path | None, seed: int, level: Level) -> _Sourc
     if data_dir is None and name in HUB_IDS:
         return _hub_source(name)
     if data_dir is None:
-        raise ManticoreError(
-            f"lra/{name}: is not available without files. Fix: pass data_dir, the folder of the official release"
-        )
+        raise ManticoreError(f"lra/{name}: needs files. Fix: pass data_dir, the folder of the official release")
     if not data_dir.is_dir():
-        raise ManticoreError(
-            f"lra/{name} {data_dir}: no such folder. Fix: pass as data_dir a folder that exists and holds the release"
-        )
+        raise ManticoreError(f"lra/{name} {data_dir}: no such folder. Fix: pass as data_dir the release's folder")
     if name == "listops":
         return _listops_files(data_dir)
     if name == "text":
@@ -266,15 +260,10 @@ def _pathfinder_files(name: str, data_dir: Path, level: Level) -> _Source:
 def _hub_source(name: str) -> _Source:
     identifier = HUB_IDS[name]
     where = f"lra/{name} {identifier}"
-    try:
+    fix = f"go online, or pass data_dir, the folder {'aclImdb' if name == 'text' else 'cifar-10-batches-bin'}"
+    # datasets raises dozens of classes, its own and its dependencies'; each means that there is no such data here
+    with told(where, "cannot be had from the hub", fix):
         rows = {split: datasets.load_dataset(identifier, split=split) for split in ("train", "test")}
-    except Exception as error:
-        # datasets raises dozens of classes, its own and its dependencies'; each means that there is no such data here
-        reason = in_brief(error)
-        raise ManticoreError(
-            f"{where}: cannot be had from the hub ({type(error).__name__}: {reason}). "
-            f"Fix: go online, or pass data_dir, the folder {'aclImdb' if name == 'text' else 'cifar-10-batches-bin'}"
-        ) from error
     train, test = rows["train"], rows["test"]
     if name == "text":
         return _text_source(text.reviews_of_rows(train, where), text.reviews_of_rows(test, where))
@@ -329,13 +318,9 @@ def _digest(paths: Iterable[Path]) -> str:
         ManticoreError: one cannot be read.
     """
     whole = hashlib.sha256()
-    try:
-        for path in paths:
+    for path in paths:
+        with told("lra", f"{path} cannot be read", "give files that you may read", OSError):
             whole.update(f"{path.name} {file_digest(path)} ".encode(errors="surrogateescape"))
-    except OSError as error:
-        raise ManticoreError(
-            f"lra: {error.filename} cannot be read ({error.strerror or error}). Fix: give files that you may read"
-        ) from error
     return whole.hexdigest()
 
 

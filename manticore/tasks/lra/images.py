@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, told
 from manticore.making import checked
 from manticore.tasks.lra import pathfinder
 from manticore.tasks.lra.pathfinder import Example, Level
+from manticore.tasks.lra.records import label_of, refuse_missing
 from manticore.writing import write_text
 
 VOCABULARY = 256
@@ -41,6 +42,10 @@ GREY_RULE = "floor(grey * 255.5 / 255)"
 """How a grey value becomes an id; part of what cached images are known by."""
 RECORD_BYTES = 1 + 3 * SIDE * SIDE
 """A label and an image in CIFAR-10's binary files."""
+
+_AGAIN = "unpack the release again"
+_CIFAR = "give the folder cifar-10-batches-bin, the binary version of CIFAR-10"
+_NOT_THE_HUB = "pass data_dir, the folder cifar-10-batches-bin"
 
 Row = dict[str, Any]
 
@@ -71,19 +76,11 @@ def cifar_rows(paths: Sequence[Path]) -> Iterator[Row]:
     for path in paths:
         content = np.fromfile(path, np.uint8)
         if content.size == 0 or content.size % RECORD_BYTES:
-            raise ManticoreError(
-                f"lra/image {path}: {content.size} bytes (expected a multiple of {RECORD_BYTES}). "
-                "Fix: give the folder cifar-10-batches-bin, the binary version of CIFAR-10"
-            )
+            raise ManticoreError(f"lra/image {path}: {content.size} bytes (expected n x {RECORD_BYTES}). Fix: {_CIFAR}")
         for index, record in enumerate(content.reshape(-1, RECORD_BYTES)):
-            if record[0] > 9:
-                raise ManticoreError(
-                    f"lra/image {path}, image {index}: label out of range (got {record[0]}, expected 0 to 9). "
-                    "Fix: unpack the archive of CIFAR-10's binary version again"
-                )
+            label = label_of(int(record[0]), 10, f"lra/image {path}, image {index}", _CIFAR)
             # a record holds all red values, then green, then blue
-            pixels = record[1:].reshape(3, -1).T
-            yield {"input_ids": grey(pixels), "label": int(record[0])}
+            yield {"input_ids": grey(record[1:].reshape(3, -1).T), "label": label}
 
 
 def hub_image_rows(rows: Iterable[Row], where: str) -> Iterator[Row]:
@@ -93,24 +90,15 @@ def hub_image_rows(rows: Iterable[Row], where: str) -> Iterator[Row]:
         ManticoreError: a column is missing, an image of another size, or a label above 9.
     """
     for index, row in enumerate(rows):
-        for column in ("img", "label"):
-            if column not in row:
-                raise ManticoreError(
-                    f"{where}: no column {column} (got {', '.join(row)}, expected img, label). "
-                    "Fix: pass data_dir, the folder cifar-10-batches-bin"
-                )
-        if row["label"] not in range(10):
-            raise ManticoreError(
-                f"{where}, row {index}: label out of range (got {row['label']!r}, expected 0 to 9). "
-                "Fix: pass data_dir, the folder cifar-10-batches-bin"
-            )
+        refuse_missing(("img", "label"), row, where, _NOT_THE_HUB)
+        label = label_of(row["label"], 10, f"{where}, row {index}", _NOT_THE_HUB)
         pixels = np.asarray(row["img"].convert("RGB"))
         if pixels.shape[:2] != (SIDE, SIDE):
             raise ManticoreError(
                 f"{where}, row {index}: an image of {pixels.shape[1]} x {pixels.shape[0]} pixels "
-                f"(expected {SIDE} x {SIDE}). Fix: pass data_dir, the folder cifar-10-batches-bin"
+                f"(expected {SIDE} x {SIDE}). Fix: {_NOT_THE_HUB}"
             )
-        yield {"input_ids": grey(pixels).reshape(-1), "label": int(row["label"])}
+        yield {"input_ids": grey(pixels).reshape(-1), "label": label}
 
 
 def pathfinder_metadata(folder: Path) -> list[Path]:
@@ -140,12 +128,9 @@ def pathfinder_pictures(folder: Path) -> list[Picture]:
             if len(fields) < 4:
                 raise ManticoreError(
                     f"{where}: too few columns (got {len(fields)}, expected 11: folder, file, index, label, seven "
-                    "settings). Fix: unpack the release again"
+                    f"settings). Fix: {_AGAIN}"
                 )
-            if fields[3] not in ("0", "1"):
-                raise ManticoreError(
-                    f"{where}: label out of range (got {fields[3]!r}, expected 0 or 1). Fix: unpack the release again"
-                )
+            label = label_of(fields[3], 2, where, _AGAIN)
             path = folder / fields[0] / fields[1]
             if not inside(path):
                 raise ManticoreError(
@@ -155,7 +140,7 @@ def pathfinder_pictures(folder: Path) -> list[Picture]:
             if not path.is_file():
                 raise ManticoreError(f"{where}: no image {path}. Fix: unpack the release whole")
             if path.stat().st_size:
-                pictures.append(Picture(path, int(fields[3])))
+                pictures.append(Picture(path, label))
     return pictures
 
 
@@ -189,19 +174,15 @@ def picture_rows(pictures: Iterable[Picture], side: int) -> Iterator[Row]:
         ManticoreError: a file that is not an image, or one of another size or kind.
     """
     for picture in pictures:
-        try:
-            with Image.open(picture.path) as image:
-                if image.mode != "L" or image.size != (side, side):
-                    raise ManticoreError(
-                        f"lra/pathfinder {picture.path}: an image of {image.size[0]} x {image.size[1]} pixels, "
-                        f"mode {image.mode} (expected {side} x {side}, mode L). "
-                        f"Fix: give the release's folder pathfinder{side}"
-                    )
-                pixels = np.asarray(image).reshape(-1)
-        except (UnidentifiedImageError, OSError) as error:
-            raise ManticoreError(
-                f"lra/pathfinder {picture.path}: cannot be read as an image ({error}). Fix: unpack the release again"
-            ) from error
+        where = f"lra/pathfinder {picture.path}"
+        # PIL's error for a file of no known kind is an OSError
+        with told(where, "cannot be read as an image", _AGAIN, OSError), Image.open(picture.path) as image:
+            if image.mode != "L" or image.size != (side, side):
+                raise ManticoreError(
+                    f"{where}: an image of {image.size[0]} x {image.size[1]} pixels, mode {image.mode} "
+                    f"(expected {side} x {side}, mode L). Fix: give the release's folder pathfinder{side}"
+                )
+            pixels = np.asarray(image).reshape(-1)
         yield {"input_ids": pixels, "label": picture.label}
 
 
@@ -249,16 +230,9 @@ def _metadata_lines(path: Path) -> Iterator[list[str]]:
     if not content.startswith(b"\x93NUMPY"):
         yield from (line.split() for line in content.decode("utf-8", errors="replace").splitlines() if line.strip())
         return
-    try:
+    with told(f"lra/pathfinder {path}", "cannot be read as metadata", _AGAIN, ValueError, EOFError):
         array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ManticoreError(
-            f"lra/pathfinder {path}: cannot be read as metadata ({error}). Fix: unpack the release again"
-        ) from error
     if array.ndim != 2:
-        raise ManticoreError(
-            f"lra/pathfinder {path}: an array of shape {array.shape} (expected images x 11 columns). "
-            "Fix: unpack the release again"
-        )
+        raise ManticoreError(f"lra/pathfinder {path}: shape {array.shape} (expected images x 11). Fix: {_AGAIN}")
     for row in array:
         yield [item.decode() if isinstance(item, bytes) else str(item) for item in row]

@@ -18,7 +18,8 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from manticore.errors import ManticoreError
+from manticore.errors import ManticoreError, about, told
+from manticore.tasks.lra.records import label_of, refuse_missing
 from manticore.writing import write_text
 
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
@@ -27,6 +28,7 @@ SYMBOLS = ("<pad>", *OPERATORS, CLOSE, *map(str, range(10)))
 """What the ids stand for; padding is 0, as in the official pipeline. That has no fixed order of the other symbols."""
 IDS = {symbol: index for index, symbol in enumerate(SYMBOLS)}
 COLUMNS = ("Source", "Target")
+_RELEASE = "give the release's tab-separated file"
 """Header of the official files."""
 
 MAX_DEPTH = 10
@@ -97,13 +99,11 @@ def from_text(text: str) -> list[int]:
         ManticoreError: an unknown symbol.
     """
     symbols = [symbol for symbol in text.split() if symbol not in "()"]
-    try:
-        return [IDS[symbol] for symbol in symbols]
-    except KeyError as error:
-        raise ManticoreError(
-            f"listops: unknown symbol (got {error.args[0]!r}, expected {' '.join(SYMBOLS[1:])}). "
-            "Fix: give text in the release's notation"
-        ) from error
+    unknown = next((symbol for symbol in symbols if symbol not in IDS), None)
+    if unknown is not None:
+        expected = " ".join(SYMBOLS[1:])
+        raise ManticoreError(f"unknown symbol (got {unknown!r}, expected {expected}). Fix: the release's notation")
+    return [IDS[symbol] for symbol in symbols]
 
 
 def write_tsv(path: str | Path, rows: Iterable[Example]) -> None:
@@ -118,38 +118,23 @@ def read_tsv(path: str | Path) -> Iterator[Example]:
     Raises:
         ManticoreError: no text, a missing column, an unknown symbol, a label that is not a digit, or too many symbols.
     """
-    try:
+    with told(f"listops {path}", "no text in columns", _RELEASE, UnicodeDecodeError, csv.Error):
         yield from _read_rows(Path(path))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ManticoreError(f"listops {path}: no text in columns ({error}). Fix: give the release's file") from error
 
 
 def _read_rows(path: Path) -> Iterator[Example]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t")
-        missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
-        if missing:
-            raise ManticoreError(
-                f"listops {path}: no column {missing[0]} (got {', '.join(rows.fieldnames or ()) or 'an empty file'}). "
-                "Fix: give the release's tab-separated file, with its header"
-            )
+        refuse_missing(COLUMNS, rows.fieldnames or (), f"listops {path}", f"{_RELEASE}, with its header")
         for row in rows:
             where = f"listops {path}, line {rows.line_num}"
             source, target = (row[column] or "" for column in COLUMNS)
-            if len(target) != 1 or target not in "0123456789":
-                raise ManticoreError(
-                    f"{where}: label out of range (got {target!r}, expected 0 to 9). Fix: give the release's file"
-                )
-            try:
+            label = label_of(target, 10, where, _RELEASE)
+            with about(where):
                 ids = from_text(source)
-            except ManticoreError as error:
-                raise ManticoreError(f"{where}: {str(error).removeprefix('listops: ')}") from error
             if not 1 <= len(ids) <= LONGEST + 1:
-                raise ManticoreError(
-                    f"{where}: wrong number of symbols (got {len(ids)}, expected 1 to {LONGEST + 1}). "
-                    "Fix: give the release's file"
-                )
-            yield ids, int(target)
+                raise ManticoreError(f"{where}: {len(ids)} symbols (expected 1 to {LONGEST + 1}). Fix: {_RELEASE}")
+            yield ids, label
 
 
 def _grow(ids: list[int], depth: int, uniform: Callable[[], float], longest: int) -> int | None:

@@ -6,6 +6,7 @@ test split is read for the final score only. Names of tasks that depart from the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from datasets import DatasetDict, Features, List, Value
 
 from manticore.errors import ManticoreError
+from manticore.making import sharing
 from manticore.settings import Amount, Count
 from manticore.tasks.lra import digits, examples
 from manticore.tasks.lra import listops as trees
@@ -23,124 +25,87 @@ from manticore.tasks.stored_rows import stored_rows
 from manticore.tasks.task import Task
 
 
-def listops(
-    *,
-    data_dir: str | Path | None = None,
-    num_train: Count | None = None,
-    num_validation: Count | None = None,
-    num_test: Count | None = None,
-    data_seed: Amount = 0,
-) -> Task:
+def _counts(
+    *, num_train: Count | None = None, num_validation: Count | None = None, num_test: Count | None = None
+) -> None:
+    """What the six of the benchmark take.
+
+    Args:
+        num_train: the first examples of the split only; left out, all.
+        num_validation: likewise.
+        num_test: likewise.
+    """
+
+
+@sharing(_counts)
+def listops(*, data_dir: str | Path | None = None, data_seed: Amount = 0, **counts: Any) -> Task:
     """The value of a nested operation on digits: 501 to 1,999 symbols, ten classes.
 
     Args:
         data_dir: the release's folder; left out, examples are made by the official rules.
-        num_train: the first examples of the split only; left out, all.
-        num_validation: likewise.
-        num_test: likewise.
         data_seed: of examples that are made.
     """
-    return _arena("listops", data_dir, num_train, num_validation, num_test, seed=data_seed)
+    return _arena("listops", data_dir, counts, seed=data_seed)
 
 
-def text(
-    *,
-    data_dir: str | Path | None = None,
-    num_train: Count | None = None,
-    num_validation: Count | None = None,
-    num_test: Count | None = None,
-) -> Task:
+@sharing(_counts)
+def text(*, data_dir: str | Path | None = None, **counts: Any) -> Task:
     """Whether a film review is positive: its first 4,000 bytes, two classes.
 
     The benchmark validates on its test split; here a tenth of the training split is held out for that.
 
     Args:
         data_dir: the folder aclImdb, or one that holds it; left out, the reviews come from the hub.
-        num_train: the first examples of the split only; left out, all.
-        num_validation: likewise.
-        num_test: likewise.
     """
-    return _arena("text", data_dir, num_train, num_validation, num_test)
+    return _arena("text", data_dir, counts)
 
 
-def retrieval(
-    *,
-    data_dir: str | Path | None = None,
-    num_train: Count | None = None,
-    num_validation: Count | None = None,
-    num_test: Count | None = None,
-) -> Task:
+@sharing(_counts)
+def retrieval(*, data_dir: str | Path | None = None, **counts: Any) -> Task:
     """Whether one of two papers cites the other: 4,000 bytes of each, two classes.
 
     Args:
         data_dir: the release's folder; the papers cannot be had otherwise.
-        num_train: the first examples of the split only; left out, all.
-        num_validation: likewise.
-        num_test: likewise.
     """
-    return _arena("retrieval", data_dir, num_train, num_validation, num_test)
+    return _arena("retrieval", data_dir, counts)
 
 
-def image(
-    *,
-    data_dir: str | Path | None = None,
-    num_train: Count | None = None,
-    num_validation: Count | None = None,
-    num_test: Count | None = None,
-) -> Task:
+@sharing(_counts)
+def image(*, data_dir: str | Path | None = None, **counts: Any) -> Task:
     """What a picture of CIFAR-10 shows: 1,024 grey pixels, ten classes.
 
     Args:
         data_dir: the folder cifar-10-batches-bin, or one that holds it; left out, the pictures come from the hub.
-        num_train: the first examples of the split only; left out, all.
-        num_validation: likewise.
-        num_test: likewise.
     """
-    return _arena("image", data_dir, num_train, num_validation, num_test)
+    return _arena("image", data_dir, counts)
 
 
+@sharing(_counts)
 def pathfinder32(
-    *,
-    level: Level = "hard",
-    data_dir: str | Path | None = None,
-    num_train: Count | None = None,
-    num_validation: Count | None = None,
-    num_test: Count | None = None,
-    data_seed: Amount = 0,
+    *, level: Level = "hard", data_dir: str | Path | None = None, data_seed: Amount = 0, **counts: Any
 ) -> Task:
     """Whether a dashed path joins two discs: 1,024 pixels, two classes.
 
     Args:
         level: easy, intermediate or hard, the benchmark's.
         data_dir: the release's folder; left out, pictures are drawn by the generator's rules.
-        num_train: the first examples of the split only; left out, all.
-        num_validation: likewise.
-        num_test: likewise.
         data_seed: of pictures that are drawn.
     """
-    return _arena("pathfinder32", data_dir, num_train, num_validation, num_test, seed=data_seed, level=level)
+    return _arena("pathfinder32", data_dir, counts, seed=data_seed, level=level)
 
 
+@sharing(_counts)
 def pathfinder128(
-    *,
-    level: Level = "hard",
-    data_dir: str | Path | None = None,
-    num_train: Count | None = None,
-    num_validation: Count | None = None,
-    num_test: Count | None = None,
-    data_seed: Amount = 0,
+    *, level: Level = "hard", data_dir: str | Path | None = None, data_seed: Amount = 0, **counts: Any
 ) -> Task:
     """Path-X: whether a dashed path joins two discs, 16,384 pixels, two classes.
 
     Args:
         level: easy, intermediate or hard, the benchmark's.
         data_dir: the release's folder; left out, pictures are drawn by the generator's rules.
-        num_train: the first examples of the split only; left out, all.
-        num_validation: likewise.
-        num_test: likewise.
         data_seed: of pictures that are drawn.
     """
-    return _arena("pathfinder128", data_dir, num_train, num_validation, num_test, seed=data_seed, level=level)
+    return _arena("pathfinder128", data_dir, counts, seed=data_seed, level=level)
 
 
 def listops_short(
@@ -185,17 +150,8 @@ def digits_64() -> Task:
     return _task(digits.NAME, digits.load(), digits.VOCABULARY, digits.LENGTH, digits.CLASSES)
 
 
-def _arena(
-    name: str,
-    data_dir: str | Path | None,
-    num_train: int | None,
-    num_validation: int | None,
-    num_test: int | None,
-    **options: Any,
-) -> Task:
-    data = examples.load(
-        name, data_dir, num_train=num_train, num_validation=num_validation, num_test=num_test, **options
-    )
+def _arena(name: str, data_dir: str | Path | None, counts: Mapping[str, Any], **options: Any) -> Task:
+    data = examples.load(name, data_dir, **counts, **options)
     arena = ARENAS[name]
     level = options.get("level", "hard")
     shown = f"lra/{name}" if level == "hard" else f"lra/{name} ({level})"

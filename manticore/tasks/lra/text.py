@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from manticore.errors import ManticoreError
+from manticore.tasks.lra.records import label_of, refuse_missing
 
 VOCABULARY = 257
 LENGTH = 4000
@@ -21,6 +22,8 @@ HELD_OUT = 0.1
 """Share of the training reviews that becomes the validation split: the benchmark validates on its test split."""
 
 _SENTIMENTS = ("neg", "pos")
+_NOT_THE_HUB = "pass data_dir, the folder aclImdb"
+_PAIRS = "give the release's new_aan_pairs files"
 _RETRIEVAL_COLUMNS = ("label", "id1", "id2", "text1", "text2")
 
 Row = dict[str, Any]
@@ -59,18 +62,9 @@ def reviews_of_rows(rows: Iterable[Row], where: str) -> list[Review]:
     """
     reviews = []
     for index, row in enumerate(rows):
-        for column in ("text", "label"):
-            if column not in row:
-                raise ManticoreError(
-                    f"{where}: no column {column} (got {', '.join(row)}, expected text, label). "
-                    "Fix: pass data_dir, the folder aclImdb"
-                )
-        if row["label"] not in (0, 1):
-            raise ManticoreError(
-                f"{where}, row {index}: label out of range (got {row['label']!r}, expected 0 or 1). "
-                "Fix: pass data_dir, the folder aclImdb"
-            )
-        reviews.append((row["text"].encode("utf-8"), int(row["label"])))
+        refuse_missing(("text", "label"), row, where, _NOT_THE_HUB)
+        label = label_of(row["label"], 2, f"{where}, row {index}", _NOT_THE_HUB)
+        reviews.append((row["text"].encode("utf-8"), label))
     return reviews
 
 
@@ -118,22 +112,10 @@ def retrieval_rows(path: Path) -> Iterator[Row]:
                 ids_only = " (it holds ids only, without the texts)" if len(fields) == 3 else ""
                 raise ManticoreError(
                     f"{where}: {len(fields)} columns{ids_only} (expected {len(_RETRIEVAL_COLUMNS)}: "
-                    f"{', '.join(_RETRIEVAL_COLUMNS)}). Fix: give the release's new_aan_pairs files"
+                    f"{', '.join(_RETRIEVAL_COLUMNS)}). Fix: {_PAIRS}"
                 )
-            label = _number(fields[0])
-            if label not in (0, 1):
-                raise ManticoreError(
-                    f"{where}: label out of range (got {fields[0][:20].decode('latin-1')!r}, expected 0 or 1). "
-                    "Fix: give the release's new_aan_pairs files"
-                )
-            yield {"input_ids": encode(fields[3]), "input_ids_2": encode(fields[4]), "label": int(label)}
-
-
-def _number(field: bytes) -> float | None:
-    try:
-        return float(field)
-    except ValueError:
-        return None
+            label = label_of(fields[0], 2, where, _PAIRS)
+            yield {"input_ids": encode(fields[3]), "input_ids_2": encode(fields[4]), "label": label}
 
 
 def _by_hash(reviews: list[Review]) -> list[Review]:

@@ -128,8 +128,8 @@ def test_files_in_the_official_format_read_back_the_same(tmp_path, drawn):
         ("Source\tTarget\n( ( ( [MIN 1 ) 2 ) ] )\t10\n", "line 2: label out of range"),
         ("Source\tTarget\n( ( ( [MIN 1 ) 2 ) ] )\n", "line 2: label out of range"),
         ("Source\tTarget\n( ( ( [FIRST 1 ) 2 ) ] )\t1\n", r"line 2: unknown symbol .got '\[FIRST'"),
-        ("Source\tTarget\n\t1\n", "line 2: wrong number of symbols .got 0"),
-        ("Source\tTarget\n" + "1 " * 2001 + "\t1\n", "line 2: wrong number of symbols .got 2001"),
+        ("Source\tTarget\n\t1\n", "line 2: 0 symbols .expected 1 to"),
+        ("Source\tTarget\n" + "1 " * 2001 + "\t1\n", "line 2: 2001 symbols .expected 1 to"),
     ],
 )
 def test_damaged_files_are_refused_in_one_line(tmp_path, content, message):

@@ -305,7 +305,7 @@ def test_path_x_comes_from_the_inner_copy(tmp_path):
 
 
 def test_wrong_calls_are_one_line_each(tmp_path):
-    refused("unknown task .got 'listop', expected one of listops", "listop")
+    refused("unknown task 'listop' .expected one of listops", "listop")
     refused("num_train is 0 .expected a whole number", "listops", num_train=0)
     refused("num_test is True .expected a whole number", "listops", num_test=True)
     refused("seed is -1 .expected a whole number", "listops", seed=-1)

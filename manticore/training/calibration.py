@@ -129,8 +129,7 @@ def _packed(
     """Packs of shuffled documents, no more of them read than needed."""
     if tokenizer is None:
         raise ManticoreError(
-            "align: text needs a tokenizer and the hybrid has none. "
-            "Fix: pass tokenizer=, or a data set with the column input_ids"
+            "align: text needs a tokenizer. Fix: pass tokenizer=, or a data set with the column input_ids"
         )
     documents = split_documents(read_corpus(text, text_column=text_column))["train"]
     random.Random(derive_seed(seed, "calibration")).shuffle(documents)

@@ -29,12 +29,12 @@ from manticore.hybrid.modeling import through_blocks
 from manticore.hybrid.released import refuse_released
 from manticore.kernels.mamba import fast_scan
 from manticore.keywords import takes
-from manticore.projectors.calibration import Packs, calibration_packs
-from manticore.projectors.descent import Clock, Progress, counted, descend, mean_loss
 from manticore.projectors.ridge import FeatureSums
 from manticore.seeding import derive_seed
 from manticore.settings import Align
 from manticore.tasks.metrics import IGNORE
+from manticore.training.calibration import Packs, calibration_packs
+from manticore.training.descent import Clock, Progress, counted, descend, mean_loss
 
 if TYPE_CHECKING:
     from manticore.components.runner import Runner
@@ -284,7 +284,7 @@ def _check(hybrid: ManticoreForCausalLM) -> None:
     refuse_released(hybrid.config, "align")
     if hybrid.is_discretized:
         raise ManticoreError(
-            "align: the hybrid is discretized, so its components no longer run alone. Fix: align before discretizing"
+            "align: components of a discretized hybrid cannot run alone. Fix: align before discretizing"
         )
 
 
@@ -297,9 +297,7 @@ def _check_packs(hybrid: ManticoreForCausalLM, *packs: Packs) -> None:
             "Fix: tokenise with the hybrid's tokenizer, or give it the task's vocabulary first"
         )
     if any(bool((part.targets == IGNORE).all()) for part in packs):
-        raise ManticoreError(
-            "align: the targets hold nothing to predict (-100 everywhere). Fix: leave the column out, or take more rows"
-        )
+        raise ManticoreError("align: the targets are -100 everywhere. Fix: leave the column out, or take more rows")
     length = packs[0].input_ids.shape[1]
     for k, runner in enumerate(hybrid.runners):
         limit = None if runner is None else runner.positions

@@ -15,9 +15,9 @@ from torch import Tensor
 from manticore.components.masters import held_in_float32
 from manticore.errors import ManticoreError
 from manticore.flops import counted_flops
-from manticore.projectors.calibration import Packs
 from manticore.seeding import derive_seed
 from manticore.tasks.metrics import IGNORE
+from manticore.training.calibration import Packs
 
 if TYPE_CHECKING:
     from manticore.hybrid.modeling import ManticoreForCausalLM

@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import manticore
-from manticore.projectors.calibration import calibration_packs
 from manticore.tasks.text import split_documents
+from manticore.training.calibration import calibration_packs
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from manticore.errors import ManticoreError
         ({"text": Dataset.from_dict({"input_ids": [[1, 2, 3], [1, 2]]})}, "have 2 to 3 tokens .expected one length"),
         ({"text": Dataset.from_dict({"input_ids": [[1, 99]] * 4})}, "token id 99 .expected ids below .* 61"),
         ({"text": dataset(4, 33)}, "sequences of 33 tokens, but component 0 has 32 positions"),
-        ({"text": dataset(4, 4, targets=[[-100] * 4] * 4)}, "nothing to predict"),
+        ({"text": dataset(4, 4, targets=[[-100] * 4] * 4)}, "the targets are -100 everywhere"),
     ],
 )
 def test_unusable_input_is_named_and_changes_nothing(options, message):

@@ -10,8 +10,8 @@ from datasets import Dataset
 from tiny_aligned import component, dataset, hybrid_of, snapshot, tokens_of, unchanged
 
 import manticore
-from manticore.projectors.alignment import FeatureSpace, boundary_features
-from manticore.projectors.calibration import Packs, calibration_packs
+from manticore.training.alignment import FeatureSpace, boundary_features
+from manticore.training.calibration import Packs, calibration_packs
 
 
 @pytest.mark.parametrize("mixing", ["translated", "routed", "gated"])
