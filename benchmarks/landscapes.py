@@ -30,7 +30,7 @@ from manticore.search.curves import MARKS, Curves
 from manticore.search.objective import unit_flops
 from manticore.settings import Finetune
 from manticore.tasks.corpus import read_corpus
-from manticore.tasks.task import load_task
+from manticore.tasks.task import Task, load_task
 from manticore.training.prepare import fit_to_task
 from manticore.training.pretrain import pretrain
 from manticore.writing import write_json
@@ -77,13 +77,18 @@ def parent(entry: dict[str, Any], seed: int) -> Path:
     return pretrain(entry["family"], **rest, steps=300, batch_size=16, length=TOKENS, max_bytes=TEXT_BYTES, seed=seed)
 
 
-def measure(name: str, case: Case, seed: int, work: Path) -> Landscape:
-    """All curves of one case and one seed."""
+def prepared(case: Case, seed: int) -> tuple[Any, Task]:
+    """The aligned supernet of a case, with the vocabulary or the classes of its task; and the task."""
     folders = [parent(entry, seed) for entry in case.parents]
     hybrid = manticore.combine(folders, num_blocks=case.blocks, seed=seed)
     manticore.align(hybrid, read_corpus("stdlib", max_bytes=TEXT_BYTES), tokens=32_768, seed=seed)
     task = load_task(case.task, tokenizer=load_tokenizer(folders[0]), **case.options)
-    supernet: Any = fit_to_task(hybrid, task, seed)
+    return fit_to_task(hybrid, task, seed), task
+
+
+def measure(name: str, case: Case, seed: int, work: Path) -> Landscape:
+    """All curves of one case and one seed."""
+    supernet, task = prepared(case, seed)
     unit, settings = unit_flops(supernet, task, TUNING, None)
     objective = TestedObjective(
         supernet, task, settings, unit, work / f"{name}-{seed}", seed, cpu=True, until=marks(case.units)

@@ -1,6 +1,6 @@
 """One-shot search in twelve blocks: does a step cost what one path costs, and the search what ``plan`` says?
 
-    python benchmarks/oneshot.py [--part steps | search]          # about three minutes on one core
+    python benchmarks/oneshot.py [--part steps | search | ranking]          # about three minutes on one core
 
 A GPT-Neo and a Mamba of twelve layers (widths 128 and 96), cut into twelve blocks, train on text. Step: the supernet
 at a sampled path beside the same path discretized, each a whole optimizer step (clipping and AdamW included), CPU time
@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import landscapes
 import torch
 from measure import RESULTS, interleaved, paired_ratio, peak_bytes, write_json
 from rich.console import Console
@@ -29,14 +30,20 @@ from torch import Tensor, nn
 from transformers import GPTNeoConfig, GPTNeoForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
 
 import manticore
+from manticore.experiments.landscapes import regret, replay
 from manticore.kernels.mamba import fast_scan
+from manticore.search.choice import Shared
+from manticore.search.curves import MARKS, SharedScores
+from manticore.search.objective import Objective, unit_flops
+from manticore.search.oneshot import oneshot
 from manticore.search.sampling import Sampler
-from manticore.search.shared import follow
-from manticore.search.space import Space
+from manticore.search.shared import follow, shared_scores
+from manticore.search.space import Space, spelled
 from manticore.training.trainable import set_trainable
 
 BLOCKS = 12
 VOCABULARY = 1024
+RANKED = ("noisy-recall-32", "recall-64", "recall-32", "recall-32-four-blocks")
 RATIOS = ("seconds", "activations", "resident")
 BARS = {"seconds": 1.1, "activations": 1.1, "resident": 1.1, "flops": 0.05}
 RECIPE = """\
@@ -182,6 +189,42 @@ def searched(sampling: str) -> dict[str, Any]:
     }
 
 
+def ranked(name: str, seed: int) -> dict[str, Any] | None:
+    """Do shared weights order paths as training them does? On a landscape of ``benchmarks/landscapes.py``."""
+    landscape = landscapes.recorded(name, seed)
+    if landscape is None:
+        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        supernet, task = landscapes.prepared(landscapes.CASES[name], seed)
+        unit, settings = unit_flops(supernet, task, landscapes.TUNING, None)
+        objective = Objective(supernet, task, settings, unit, Path(scratch), seed, cpu=True)
+        found: list[SharedScores] = []
+
+        def shared(request: Shared) -> SharedScores:
+            found.append(shared_scores(objective, request))
+            return found[0]
+
+        replayed = replay(landscape, oneshot, seed, range(1, MARKS + 1), shared=shared)
+    points, truth = found[0].points, landscape.truth(1)
+    paths = sorted(truth)
+    sign = 1 if landscape.higher_is_better else -1
+    scores = {"loss": [-points[p].loss for p in paths], "metric": [sign * points[p].metric for p in paths]}
+    true = [truth[path] for path in paths]
+    return {
+        "name": name,
+        "seed": seed,
+        "shared": {spelled(path): [points[path].loss, points[path].metric] for path in paths},
+        "truth": {spelled(path): truth[path] for path in paths},
+        "correlation": {kind: statistics.correlation(values, true, method="ranked") for kind, values in scores.items()},
+        "best_is_number": 1 + sum(points[p].loss < points[max(truth, key=truth.__getitem__)].loss for p in paths),
+        "shared_units": (found[0].flops + sum(point.spent for point in points.values())) / objective.unit,
+        "units": replayed.cost,
+        "path": spelled(replayed.choice.path),
+        "regret": {units: regret(landscape.truth(units), replayed.choice.path) for units in (1, 2, 4)},
+        "reason": replayed.choice.reason,
+    }
+
+
 def main() -> int:
     """Print the tables, write the JSON, and fail where a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -189,15 +232,18 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--part", choices=["steps", "search"], help="measure only this; the other stays as it was")
+    parser.add_argument("--part", choices=["steps", "search", "ranking"], help="measure only this; the rest stays")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     kept = RESULTS / "oneshot.json"
     figures = json.loads(kept.read_text()) if arguments.part and kept.exists() else {}
-    if arguments.part != "search":
+    if arguments.part in (None, "ranking"):
+        trials = ((name, seed) for seed in range(3) for name in RANKED)
+        figures["ranking"] = [row for trial in trials if (row := ranked(*trial)) is not None]
+    if arguments.part in (None, "steps"):
         rows = measure(arguments.paths, arguments.rounds, arguments.batch, arguments.tokens)
         figures |= {"rows": rows, "medians": {name: statistics.median(row[name] for row in rows) for name in RATIOS}}
-    if arguments.part != "steps":
+    if arguments.part in (None, "search"):
         figures["search"] = searched("uniform")
     written = write_json("oneshot", {name: value for name, value in figures.items() if name != "environment"})
     console, met = Console(), True
@@ -217,6 +263,14 @@ def main() -> int:
             f"planned {search['planned']:.4g}, ratio {search['ratio']:.3f}; {search['reason']}"
         )
         met = met and abs(search["ratio"] - 1) <= BARS["flops"]
+    for row in figures.get("ranking", []):
+        best = "".join("GM"[int(k)] for k in max(row["truth"], key=row["truth"].get).split("-"))
+        console.print(
+            f"{row['name']}, seed {row['seed']}: rank correlation with the truth {row['correlation']['loss']:.2f}, by "
+            f"metric {row['correlation']['metric']:.2f}; the best path {best} is number {row['best_is_number']} of "
+            f"{len(row['truth'])}; {row['units']:.2f} units (shared {row['shared_units']:.2f}), regret at 1, 2, 4: "
+            + ", ".join(f"{value:.3f}" for value in row["regret"].values())
+        )
     console.print(f"written to {written}")
     return 0 if met else 1
 

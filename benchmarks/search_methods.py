@@ -1,185 +1,245 @@
-"""Which search finds the best path? Every method against the true optimum: all paths through two blocks, fine-tuned.
+"""Which search finds the best path? Every method on recorded learning curves, and those that learn weights for real.
 
-    python benchmarks/search_methods.py          # about an hour on one core, three seeds, two tasks
+    python benchmarks/search_methods.py [--real] [--seeds 3]      # seconds; with --real some hours, it resumes
 
-A GPT-Neo and a Mamba of four layers (widths 64 and 80, pretrained by the script) are cut into two blocks and aligned.
-On each task every one of the four paths is fine-tuned with the same number of FLOPs; each method searches with the
-same number of supernet steps and picks one of them. Regret is how much the chosen path scores below the best, in the
-task's metric.
+Replays the methods that train candidates on ``benchmarks/results/landscapes`` (``benchmarks/landscapes.py``) and
+prints, per landscape and over all: cost in units (one fine-tuning of one path), what was found, regret (the share of
+the way from the best path to the worst, on the test split, against the seed's own truth and against the mean over
+seeds) after 1, 2 and 4 units, and what a person holds: the metric of the path found when search and fine-tuning
+together have cost as much as the best parent had for its training. Thresholds are chosen on every other landscape and
+reported on the rest. With ``--real``, methods that learn mixture weights search on the same hybrids.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import json
 import statistics
 import sys
-from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
+from landscapes import CASES, FOLDER, TUNING, prepared, recorded
 from measure import RESULTS, write_json
-from pairs import TEXT_BYTES, pretrained_pair
 from rich.console import Console
 from rich.table import Table
 
 import manticore
-from manticore.components.loading import load_tokenizer
-from manticore.experiments.landscapes import Landscape, landscape
-from manticore.hybrid.modeling import ManticoreForCausalLM
-from manticore.tasks.corpus import read_corpus
-from manticore.tasks.task import Task, load_task
-from manticore.training.budget import flops_per_step
+from manticore.experiments.landscapes import Landscape, mean_truth, regret, replay
+from manticore.registry import resolve
+from manticore.search.curves import MARKS
+from manticore.search.objective import spacing
+from manticore.search.space import Path
 
-BLOCKS, EVALUATION = 2, 256
-TASKS: dict[str, dict[str, Any]] = {
-    "mad/in-context-recall": {"seq_len": 64},
-    "text": {"length": 64, "max_bytes": TEXT_BYTES},
-}
-SEARCHES: dict[str, dict[str, Any]] = {
-    "translated, darts simultaneous": {"method": "darts"},
-    "translated, darts alternating": {"method": "darts", "order": "alternating"},
-    "translated, darts bilevel": {"method": "darts", "order": "bilevel"},
-    "translated, dash": {"method": "dash"},
-    "translated, gaea": {"method": "gaea"},
-    "routed, darts simultaneous": {"mixing": "routed", "method": "darts"},
-    "routed, dash": {"mixing": "routed", "method": "dash"},
-    "translated, dash, mixture lr 0.05": {"method": "dash", "mixture_lr": 0.05},
+TOTALS = (3, 4)
+"""Units that search and fine-tuning may cost together."""
+GAPS = (0.1, 0.15, 0.2, 0.3, 0.4)
+DRAWS = 24
+"""Seeds of methods that draw, and orders of blocks."""
+REAL: dict[str, dict[str, Any]] = {
+    "darts": {"method": "darts"},
+    "dash, rate .05": {"method": "dash", "mixture_lr": 0.05},
+    "gaea": {"method": "gaea"},
 }
 
 
-class Trial:
-    """One task and one seed."""
+@dataclass(frozen=True)
+class Found:
+    """What a method found on a landscape."""
 
-    def __init__(self, task: Task, seed: int, arguments: argparse.Namespace) -> None:
-        self.task, self.seed, self.arguments = task, seed, arguments
-        self.paths = pretrained_pair(seed, steps=arguments.pretrain_steps)
-        self.aligned = {mixing: self.align(mixing) for mixing in ("translated", "routed")}
-        small = manticore.discretize(self.supernet("translated"), [0] * BLOCKS)
-        self.budget = arguments.steps * flops_per_step(small, arguments.batch_size, task.length)
-
-    def supernet(self, mixing: str) -> ManticoreForCausalLM:
-        """A copy of the aligned supernet."""
-        return copy.deepcopy(self.aligned[mixing])
-
-    def align(self, mixing: str) -> ManticoreForCausalLM:
-        """Aligned, with the vocabulary of the task."""
-        hybrid = manticore.combine(list(self.paths), num_blocks=BLOCKS, mixing=mixing, seed=self.seed)
-        manticore.align(hybrid, read_corpus("stdlib", max_bytes=TEXT_BYTES), tokens=32_768, seed=self.seed)
-        if self.task.vocab_size is not None:
-            hybrid.with_vocabulary(self.task.vocab_size, seed=self.seed)
-        return hybrid
-
-    def score(self, model: Any) -> dict[str, float]:
-        """Metrics on held-out data."""
-        return manticore.evaluate(model, self.task, split="test", max_examples=EVALUATION)
-
-    def landscape(self) -> Landscape:
-        """Every path, fine-tuned at the same compute: the ground truth."""
-        return landscape(
-            self.supernet("translated"), self.task, budget_flops=self.budget, batch_size=self.arguments.batch_size,
-            lr=self.arguments.lr, seed=self.seed, test_examples=EVALUATION,
-        )  # fmt: skip
-
-    def search(self, options: dict[str, Any], truth: Landscape) -> dict[str, Any]:
-        """One search."""
-        settings = dict(options)
-        supernet = self.supernet(settings.pop("mixing", "translated"))
-        result = manticore.search(
-            supernet, self.task, steps=self.arguments.search_steps, batch_size=self.arguments.batch_size,
-            lr=self.arguments.lr, seed=self.seed, **settings,
-        )  # fmt: skip
-        return {
-            "path": name(result.path),
-            "weights": result.weights.tolist(),
-            "soft": self.score(supernet),
-            "discretized": self.score(manticore.discretize(supernet)),
-            "finetuned": truth.metrics[tuple(result.path)],
-            "regret": truth.shortfall(result.path),
-            "seconds": result.seconds,
-        }
+    path: Path
+    cost: float
+    regrets: dict[int, float]
+    """Units → regret against the seed's own truth."""
+    mean_regrets: dict[int, float]
+    """The same against the mean over seeds."""
+    held: dict[int, float]
+    """Units in all → metric of what one holds, minus the best parent's at the same total."""
 
 
-def name(path: Any) -> str:
-    """``GM`` for a GPT-Neo block and then a Mamba block."""
-    return "".join("GM"[m] for m in path)
+def methods(blocks: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Name in the table → registered method and options."""
+    rows: dict[str, tuple[str, dict[str, Any]]] = {"auto": ("auto", {})}
+    if blocks == 2:
+        rows |= {f"race, {gap:g} nats": ("race", {"gap": gap}) for gap in GAPS}
+    rows |= {"blockwise": ("blockwise", {}), "halving": ("halving", {}), "exhaustive": ("exhaustive", {})}
+    return rows | {f"random {n}": ("random", {"candidates": n}) for n in (1, 2, 3, 4)}
 
 
-def run(task_name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One task and one seed: the ground truth and every search."""
-    pair = pretrained_pair(seed, steps=arguments.pretrain_steps)
-    task = load_task(task_name, tokenizer=load_tokenizer(pair[0]), **TASKS[task_name])
-    trial = Trial(task, seed, arguments)
-    # at a vertex the translated and the routed mixing are the same hybrid
-    truth = trial.landscape()
-    searches = {label: trial.search(options, truth) for label, options in SEARCHES.items()}
+def scored(landscape: Landscape) -> list[int]:
+    """The marks that a search on this hybrid would score: scoring may cost a tenth of the training."""
+    return spacing(next(iter(landscape.points.values()))[1].spent, landscape.facts["unit"])
+
+
+def permuted(landscape: Landscape, order: tuple[int, ...]) -> Landscape:
+    """The same hybrid with its blocks in another order: a method that goes block by block meets them so."""
+    moved = lambda path: tuple(path[n] for n in order)  # noqa: E731
+    points = {moved(path): curve for path, curve in landscape.points.items()}
+    return replace(landscape, points=points, errors={(moved(a), moved(b)): e for (a, b), e in landscape.errors.items()})
+
+
+def holds(landscape: Landscape, path: Path, searched: dict[Path, int], cost: float, total: int) -> float:
+    """The validation metric of a path after what is left of ``total`` units, minus the best parent's after all."""
+    sign = 1 if landscape.higher_is_better else -1
+    unit = landscape.facts["unit"]
+    own = total - (cost - searched.get(path, 0) / unit)
+    best = max(_after(landscape, parent, total, sign) for parent in landscape.space.parents)
+    return _after(landscape, path, own, sign) - best
+
+
+def _after(landscape: Landscape, path: Path, units: float, sign: int) -> float:
+    reached = [mark for mark in landscape.points[path] if mark <= units * MARKS + 1e-9]
+    return sign * landscape.points[path][reached[-1]].metric if reached else float("-inf")
+
+
+def judge(landscape: Landscape, truths: dict[int, dict[Path, float]], label: str) -> list[Found]:
+    """One method on one landscape; several times where it draws, or the order of blocks matters."""
+    name, options = methods(landscape.space.num_blocks)[label]
+    orders: Iterable[tuple[int, ...]] = [tuple(range(landscape.space.num_blocks))]
+    if label in ("auto", "blockwise"):
+        orders = itertools.islice(itertools.permutations(range(landscape.space.num_blocks)), DRAWS)
+    seeds = range(DRAWS) if name == "random" else range(1)
+    found = []
+    for order, seed in itertools.product(orders, seeds):
+        moved = permuted(landscape, order)
+        done = replay(moved, resolve("search", name), seed, scored(landscape), **options)
+        back = tuple(path for _, path in sorted(zip(order, done.choice.path)))
+        training = {tuple(k for _, k in sorted(zip(order, path))): flops for path, flops in done.training.items()}
+        units = sorted(truths)
+        found.append(
+            Found(
+                back,
+                done.cost,
+                {unit: regret(landscape.truth(unit), back) for unit in units},
+                {unit: regret(truths[unit], back) for unit in units},
+                {total: holds(landscape, back, training, done.cost, total) for total in TOTALS if total <= units[-1]},
+            )
+        )
+    return found
+
+
+def units_of(landscape: Landscape) -> list[int]:
+    """Whole units that the truth is known for."""
+    last = max(next(iter(landscape.points.values()))) // MARKS
+    return [unit for unit in (1, 2, 4) if unit <= last]
+
+
+def everything(seeds: int) -> dict[str, list[Landscape]]:
+    """All landscapes that were measured, by name."""
+    found = {name: [recorded(name, seed) for seed in range(seeds)] for name in CASES}
+    return {name: kept for name, rows in found.items() if (kept := [row for row in rows if row is not None])}
+
+
+def summarised(landscapes: dict[str, list[Landscape]]) -> list[dict[str, Any]]:
+    """A row per landscape and method, means over seeds and draws."""
+    rows = []
+    for name, found in landscapes.items():
+        truths = {unit: mean_truth([each.truth(unit) for each in found]) for unit in units_of(found[0])}
+        for label in methods(found[0].space.num_blocks):
+            results = [result for landscape in found for result in judge(landscape, truths, label)]
+            last = max(truths)
+            rows.append(
+                {
+                    "landscape": name, "blocks": found[0].space.num_blocks, "method": label, "seeds": len(found),
+                    "cost": _mean(result.cost for result in results),
+                    "most": max(result.cost for result in results),
+                    "paths": sorted({"-".join(map(str, result.path)) for result in results}),
+                    "regret": {unit: _mean(result.regrets[unit] for result in results) for unit in truths},
+                    "worst": max(result.regrets[last] for result in results),
+                    "regret of the mean": {u: _mean(result.mean_regrets[u] for result in results) for u in truths},
+                    "held": {t: _mean(r.held[t] for r in results) for t in TOTALS if t in results[0].held},
+                }
+            )  # fmt: skip
+    return rows
+
+
+def _mean(values: Iterable[float]) -> float:
+    return round(statistics.fmean(values), 4)
+
+
+def tables(rows: list[dict[str, Any]]) -> Iterable[Table]:
+    """One per landscape, and one over all for each number of blocks."""
+    for name in dict.fromkeys(row["landscape"] for row in rows):
+        yield _table(name, [row for row in rows if row["landscape"] == name], lambda row: " ".join(row["paths"][:4]))
+    for blocks in sorted({row["blocks"] for row in rows}):
+        here = [row for row in rows if row["blocks"] == blocks]
+        overall = [over([row for row in here if row["method"] == label]) for label in methods(blocks)]
+        yield _table(f"{blocks} blocks, mean of {overall[0]['landscapes']} landscapes", overall, lambda row: "")
+
+
+def over(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean over landscapes of one method."""
+
+    def mean(key: str) -> dict[int, float]:
+        shared = set.intersection(*(set(row[key]) for row in rows))
+        return {each: _mean(row[key][each] for row in rows) for each in sorted(shared)}
+
     return {
-        "task": task_name, "seed": seed, "metric": task.primary_metric, "higher": task.higher_is_better,
-        "vertices": {name(path): metrics for path, metrics in truth.metrics.items()}, "searches": searches,
-    }  # fmt: skip
+        "method": rows[0]["method"],
+        "landscapes": len(rows),
+        "cost": _mean(row["cost"] for row in rows),
+        "most": max(row["most"] for row in rows),
+        "worst": max(row["worst"] for row in rows),
+        "paths": [],
+        **{key: mean(key) for key in ("regret", "regret of the mean", "held")},
+    }
 
 
-def finished(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Trials that an earlier call with the same settings left."""
-    path = RESULTS / "search_methods.json"
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    return kept["trials"] if kept.get("settings") == settings else []
+def _table(title: str, rows: list[dict[str, Any]], shown: Callable[[dict[str, Any]], str]) -> Table:
+    table = Table("method", "units", "most", "regret", "of the mean", "worst", "held", "paths", title=title)
+    for row in rows:
+        cells = [" ".join(f"{value:.2f}" for value in row[key].values()) for key in ("regret", "regret of the mean")]
+        held = " ".join(f"{value:+.3f}" for value in row["held"].values())
+        table.add_row(
+            row["method"], f"{row['cost']:.2f}", f"{row['most']:.2f}", *cells, f"{row['worst']:.2f}", held, shown(row)
+        )
+    return table
 
 
-def tables(task: str, seeds: list[dict[str, Any]]) -> list[Table]:
-    """The ground truth, and the methods with their regret."""
-    metric = seeds[0]["metric"]
-    truth = Table("path", *(f"seed {trial['seed']}" for trial in seeds), title=f"{task}: {metric} of every path")
-    for path in seeds[0]["vertices"]:
-        truth.add_row(path, *(f"{seed['vertices'][path][metric]:.3f}" for seed in seeds))
-    methods = Table(
-        "method", "paths", f"soft {metric}", "discretized", "fine-tuned", "regret, mean", "worst", "seconds",
-        title=f"{task}: methods, mean of {len(seeds)} seeds",
-    )  # fmt: skip
-    for label in SEARCHES:
-        rows = [seed["searches"][label] for seed in seeds]
-        paths = ", ".join(f"{path}×{count}" for path, count in Counter(row["path"] for row in rows).most_common())
-        regrets = [row["regret"] for row in rows]
-        means = [statistics.fmean(row[stage][metric] for row in rows) for stage in ("soft", "discretized", "finetuned")]
-        methods.add_row(
-            label, paths,
-            *(f"{mean:.3f}" for mean in means),
-            f"{statistics.fmean(regrets):.3f}", f"{max(regrets):.3f}",
-            f"{statistics.fmean(row['seconds'] for row in rows):.0f}",
-        )  # fmt: skip
-    blind = [Landscape(seed["vertices"], metric, seed["higher"]).blind_shortfall for seed in seeds]
-    methods.add_row("a path drawn blindly", "", "", "", "", f"{statistics.fmean(blind):.3f}", "", "")
-    return [truth, methods]
+def real(name: str, seed: int, label: str) -> dict[str, Any]:
+    """A search that learns weights, on the hybrid of a landscape: what it found, and at which cost."""
+    supernet, task = prepared(CASES[name], seed)
+    settings = {"batch_size": TUNING.batch_size, "lr": TUNING.lr, "steps": 500, "cpu": True, "seed": seed}
+    result = manticore.search(supernet, task, **REAL[label], **settings)
+    return {"landscape": name, "seed": seed, "method": label, "path": result.path, "flops": result.flops}
 
 
 def main() -> int:
     """Print the tables and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--steps", type=int, default=300, help="fine-tuning steps of GPT-Neo alone; others match its FLOPs"
-    )
-    parser.add_argument("--search-steps", type=int, default=500, help="training steps of the supernet in each search")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--pretrain-steps", type=int, default=300)
+    parser.add_argument("--real", action="store_true", help="also run the searches that learn weights")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    settings = {key: value for key, value in vars(arguments).items() if key != "seeds"}
-    trials = finished(settings)
-    done = {(trial["task"], trial["seed"]) for trial in trials}
-    for seed, task in itertools.product(range(arguments.seeds), TASKS):
-        if (task, seed) not in done:
-            trials.append(run(task, seed, arguments))
-            # kept at once, so that a call that was cut short is continued by the next one
-            written = write_json("search_methods", {"settings": settings, "trials": trials})
-            print(f"{task}, seed {seed}: written to {written}", flush=True)
+    landscapes = everything(arguments.seeds)
+    if not landscapes:
+        print(f"no landscapes in {FOLDER}: python benchmarks/landscapes.py")
+        return 1
+    file = RESULTS / "search_methods.json"
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    learned = kept.get("learned", [])
+    if arguments.real:
+        for name, label in itertools.product(landscapes, REAL):
+            for landscape in landscapes[name]:
+                seed = landscape.facts["seed"]
+                if not any((row["landscape"], row["seed"], row["method"]) == (name, seed, label) for row in learned):
+                    learned.append(real(name, seed, label))
+                    write_json("search_methods", {**kept, "learned": learned})
+    for row in learned:
+        landscape = next(each for each in landscapes[row["landscape"]] if each.facts["seed"] == row["seed"])
+        row["cost"] = row["flops"] / landscape.facts["unit"]
+        row["regret"] = {unit: regret(landscape.truth(unit), tuple(row["path"])) for unit in units_of(landscape)}
+    rows = summarised(landscapes)
+    write_json("search_methods", {"replayed": rows, "learned": learned})
     console = Console()
-    for task in TASKS:
-        for table in tables(task, [trial for trial in trials if trial["task"] == task]):
-            console.print(table)
+    for table in tables(rows):
+        console.print(table)
+    for row in learned:
+        regrets = " ".join(f"{value:.2f}" for value in row["regret"].values())
+        print(
+            f"{row['landscape']}, seed {row['seed']}: {row['method']} {row['path']} {row['cost']:.2f} units {regrets}"
+        )
     return 0
 
 

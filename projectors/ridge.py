@@ -198,36 +198,6 @@ class FeatureSums(Generic[Key]):
             raise ManticoreError("ridge: no tokens were counted. Fix: pass more text, or check the mask")
 
 
-class RidgeAccumulator:
-    """One regression: ``FeatureSums`` of a single pair.
-
-    Args:
-        d_in: width of the inputs.
-        d_out: width of the outputs.
-    """
-
-    def __init__(self, d_in: int, d_out: int) -> None:
-        self.d_in, self.d_out = d_in, d_out
-        self.sums = FeatureSums([("inputs", "outputs")])
-
-    def update(self, x: Tensor, y: Tensor, mask: Tensor | None = None) -> None:
-        """Add inputs ``[..., d_in]`` and outputs ``[..., d_out]``; ``mask`` ``[...]`` is true where they count."""
-        if x.shape[-1] != self.d_in or y.shape[-1] != self.d_out:
-            raise ManticoreError(
-                f"ridge: wrong widths (got {x.shape[-1]} and {y.shape[-1]}, expected {self.d_in} and "
-                f"{self.d_out}). Fix: pass inputs [..., d_in] and outputs [..., d_out]"
-            )
-        self.sums.update({"inputs": x, "outputs": y}, mask)
-
-    def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """weight ``[d_out, d_in]`` and bias ``[d_out]``; ``ridge`` as in ``FeatureSums.solve``."""
-        return self.sums.solve("inputs", "outputs", ridge)
-
-    def r_squared(self, weight: Tensor, bias: Tensor) -> float:
-        """Pooled R² of an affine map over the tokens added so far."""
-        return self.sums.r_squared("inputs", "outputs", weight, bias)
-
-
 def _solve_regularised(gram: Tensor, cross: Tensor, shift: Tensor, noise: Tensor) -> Tensor:
     """(gram + shift I)⁻¹ cross, ``[d_in, d_out]``; directions without variance get weight zero."""
     regularised = gram.clone()

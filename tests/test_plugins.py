@@ -60,6 +60,14 @@ PACKAGES = {
             def flops(self, tokens):
                 return 0
     """,
+    "search": """
+        from manticore.search.choice import Choice
+
+        def Mine(curves, seed, *, gap: float = 0.5):
+            mark = curves.marks[0]
+            yield [((0, 1), mark), ((1, 1), mark)]
+            return Choice((0, 1), mark, f"it was asked for, with {gap}")
+    """,
     "task": """
         from datasets import Dataset, DatasetDict
         from manticore.tasks.metrics import TokenMetrics
@@ -117,7 +125,7 @@ def components(folder: Path) -> list[Path]:
     return [folder / name for name in shapes]
 
 
-def test_a_recipe_uses_all_four_kinds_and_the_model_says_what_it_needs(
+def test_a_recipe_uses_things_of_every_kind_and_the_model_says_what_it_needs(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = components(tmp_path)
@@ -128,14 +136,15 @@ components: [{{name: a, source: {a}}}, {{name: b, source: {b}}}]
 task: {{name: mine, options: {{length: 6}}}}
 combine: {{num_blocks: 2, mixing: mine, projector: mine, projector_options: {{times: 3.0}}}}
 align: null
-search: null
-discretize: {{path: [0, 1]}}
-finetune: {{steps: 2, batch_size: 8}}
+search: {{method: mine, gap: 0.25}}
+finetune: {{steps: 12, batch_size: 8}}
 compare: null
 """)
     run = create_run(load_recipe(str(recipe)), str(tmp_path / "run"))
     results = execute(run)
     assert results["task"]["name"] == "mine"
+    assert (results["search"]["path"], results["search"]["reason"]) == ([0, 1], "it was asked for, with 0.25")
+    assert len(results["search"]["candidates"]) == 2
     assert 0 <= results["finetune"]["metrics"]["accuracy"] <= 1
     model = AutoModelForCausalLM.from_pretrained(run.path / MODEL)
     (projector,) = model.mixing.projectors.values()

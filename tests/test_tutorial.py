@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 BETWEEN = """
 import os
 from manticore.tasks.text import text
+from manticore.training.budget import flops_per_step
 from transformers import AutoTokenizer
 
 os.symlink(gpt, "path-or-hub-id-a")
@@ -23,14 +24,21 @@ def smaller(function, **settings):
     def call(model, *arguments, **given):
         if "task" in given:
             given["task"] = text(AutoTokenizer.from_pretrained(gpt), source="library", length=32)
-        return function(model, *arguments, **{**given, **settings})
+        fitted = {name: value(model) if callable(value) else value for name, value in settings.items()}
+        return function(model, *arguments, **{**given, **fitted})
 
     return call
 
 
 manticore.align = smaller(manticore.align, tokens=2048)
-manticore.search = smaller(manticore.search, steps=2, batch_size=2)
-manticore.finetune = smaller(manticore.finetune, steps=2, batch_size=2)
+# of as few steps as a search over candidates takes
+def unit(hybrid):
+    parents = [manticore.discretize(hybrid, [k] * hybrid.config.num_blocks) for k in range(2)]
+    return 12 * max(flops_per_step(parent, 2, 32) for parent in parents)
+
+
+manticore.search = smaller(manticore.search, finetune_flops=unit, batch_size=2, validation_examples=4)
+manticore.finetune = smaller(manticore.finetune, batch_size=2)
 manticore.evaluate = smaller(manticore.evaluate, max_examples=8)
 """
 """Two parents by the names that the README gives them, and fewer steps and examples for the calls that it shows."""

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from manticore.hybrid.configuration import ManticoreConfig
-from manticore.hybrid.mixing import Features, Mixing, Translation, weighted_sum
+from manticore.hybrid.mixing import Features, OneVectorPerBlock, Translation, weighted_sum
 from manticore.projectors.kinds import make_projector
 from manticore.projectors.projector import resize
 
 
-class GatedMixing(Mixing):
+class GatedMixing(OneVectorPerBlock):
     """Projectors into and out of a common stream, gated by the mixture weights."""
 
     def __init__(self, config: ManticoreConfig) -> None:
@@ -42,26 +42,8 @@ class GatedMixing(Mixing):
                 self.projectors[f"{block}_in_{k}"] = into
                 self.projectors[f"{block}_out_{k}"] = out
         self._head_block = config.head_block
-        self.weights = nn.Parameter(torch.empty(self.num_blocks, self.num_components), requires_grad=False)
+        self._make_mixture()
         self.reset_mixture()
-
-    @torch.no_grad()
-    def reset_mixture(self) -> None:
-        """Equal weights."""
-        self.weights.fill_(1 / self.num_components)
-
-    def mixture_parameters(self) -> list[nn.Parameter]:
-        """The weights ``[N, K]``."""
-        return [self.weights]
-
-    def mixture_weights(self) -> Tensor:
-        """The weights themselves."""
-        return self.weights.detach().clone()
-
-    @torch.no_grad()
-    def set_mixture_weights(self, weights: Tensor) -> None:
-        """The weights themselves."""
-        self.weights.copy_(weights)
 
     def translations(self) -> list[Translation]:
         """The common stream takes the features of the widest component, so its own projectors become identities."""

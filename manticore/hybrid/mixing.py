@@ -160,6 +160,31 @@ class Mixing(nn.Module, ABC):
         return self.mixture_weights().argmax(dim=-1).tolist()
 
 
+class OneVectorPerBlock(Mixing):
+    """Mixture weights that are one parameter ``[N, K]``; comes before what else mixes among the bases."""
+
+    def _make_mixture(self) -> None:
+        self.weights = nn.Parameter(torch.empty(self.num_blocks, self.num_components), requires_grad=False)
+
+    @torch.no_grad()
+    def reset_mixture(self) -> None:
+        """Equal weights."""
+        self.weights.fill_(1 / self.num_components)
+
+    def mixture_parameters(self) -> list[nn.Parameter]:
+        """The weights ``[N, K]``."""
+        return [self.weights]
+
+    def mixture_weights(self) -> Tensor:
+        """The weights themselves."""
+        return self.weights.detach().clone()
+
+    @torch.no_grad()
+    def set_mixture_weights(self, weights: Tensor) -> None:
+        """The weights themselves."""
+        self.weights.copy_(weights)
+
+
 class MixtureReader:
     """Reads probability parameters into Python once per change, so that a forward pass does not wait for a device."""
 

@@ -31,8 +31,9 @@ from manticore.hybrid.mixing import Mixing, check_weights
 from manticore.hybrid.path import PathMixing
 from manticore.hybrid.placement import forget_addresses, hold_mixture
 from manticore.hybrid.released import fresh_tables
-from manticore.making import make
+from manticore.making import checked, make
 from manticore.projectors.projector import Projector
+from manticore.settings import Count
 
 logger = logging.getLogger(__name__)
 
@@ -264,8 +265,9 @@ class ManticorePreTrainedModel(AdapterGuard):
         """
         raise ManticoreError("set_decoder: a hybrid's body is its components. Fix: combine other components")
 
+    @checked("resize_token_embeddings")
     def resize_token_embeddings(  # type: ignore[override]
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+        self, new_num_tokens: Count | None = None, pad_to_multiple_of: Count | None = None, mean_resizing: bool = True
     ) -> nn.Module:
         """Give every component's embeddings and head more rows (for tokens that were added), or fewer, in place.
 
@@ -284,11 +286,6 @@ class ManticorePreTrainedModel(AdapterGuard):
         """
         rows = self.config.vocab_size if new_num_tokens is None else new_num_tokens
         multiple = 1 if pad_to_multiple_of is None else pad_to_multiple_of
-        for name, number in {"new_num_tokens": rows, "pad_to_multiple_of": multiple}.items():
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ManticoreError(
-                    f"resize_token_embeddings: {name} is {number!r} (expected a whole number). Fix: give 1 or more"
-                )
         rows = -(-rows // multiple) * multiple
         if new_num_tokens is not None or pad_to_multiple_of is not None:
             for runner in self.runners:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from manticore.hybrid.configuration import ManticoreConfig
-from manticore.hybrid.mixing import Features, Mixing, Translation, weighted_sum
+from manticore.hybrid.mixing import Features, Mixing, OneVectorPerBlock, Translation, weighted_sum
 from manticore.projectors.kinds import make_projector
 
 
@@ -154,29 +154,8 @@ class RoutedMixing(Mixing):
         return weighted_sum([(weight, outputs[k]) for k, weight in self._nonzero(self.num_blocks, 0)])
 
 
-class TranslatedMixing(RoutedMixing):
+class TranslatedMixing(OneVectorPerBlock, RoutedMixing):
     """One weight vector per block, read alike by every component of the next."""
-
-    def _make_mixture(self) -> None:
-        self.weights = nn.Parameter(torch.empty(self.num_blocks, self.num_components), requires_grad=False)
-
-    @torch.no_grad()
-    def reset_mixture(self) -> None:
-        """Equal weights."""
-        self.weights.fill_(1 / self.num_components)
-
-    def mixture_parameters(self) -> list[nn.Parameter]:
-        """The weights ``[N, K]``."""
-        return [self.weights]
-
-    def mixture_weights(self) -> Tensor:
-        """The weights themselves."""
-        return self.weights.detach().clone()
-
-    @torch.no_grad()
-    def set_mixture_weights(self, weights: Tensor) -> None:
-        """The weights themselves."""
-        self.weights.copy_(weights)
 
     def best_path(self) -> list[int]:
         """The component with the largest weight in each block."""

@@ -5,7 +5,7 @@ Each stage says by itself what it computes (its ``cost``); here is what they ask
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -65,6 +65,13 @@ class Costing:
         self.fits: dict[str, list[Fit]] = {}
         """Per training stage, what every setting takes."""
         self.disk_bytes = 0.0
+
+    def on(self, options: Mapping[str, Any]) -> Costing:
+        """The same recipe with other options of its task."""
+        task = self.recipe.task
+        changed = task.model_copy(update={"options": {**task.options, **options}})
+        recipe = self.recipe.model_copy(update={"task": changed})
+        return Costing(recipe, devices=self.devices, memory=self.memory, accelerator=self.accelerator)
 
     def lay_out(self, sources: Sequence[Source], shape: Shape, vocab_size: int | None) -> Skeleton:
         """Components side by side, without data."""

@@ -12,7 +12,7 @@ from typing import Any
 from manticore.errors import ManticoreError
 from manticore.paths import expanded
 from manticore.registry import did_you_mean
-from manticore.schema.options import expected, foreign_options, options_of, reads_tokenizer
+from manticore.schema.options import expected, foreign_options, options_of, reads_tokenizer, trains_candidates
 from manticore.schema.problems import Path, shown
 from manticore.settings import Scalar
 
@@ -51,7 +51,13 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
     if "task" in sections:
         yield from options(("task", "options"), "task", sections["task"].name, sections["task"].options)
     if sections.get("search") is not None:
-        yield from _method_options(sections["search"])
+        search = sections["search"]
+        yield from _method_options(search)
+        if search.task_options and not trains_candidates(search.method):
+            text = f"method {search.method!r} trains what goes on with the task itself. Fix: leave it out"
+            yield ("search", "task_options"), text
+        elif "task" in sections:
+            yield from options(("search", "task_options"), "task", sections["task"].name, search.task_options)
     if "discretize" in sections and "combine" in sections and components:
         yield from _path(sections, len(components))
 

@@ -13,9 +13,10 @@ from manticore.schema.sections import (
     Finetune,
     Pretrain,
     Report,
+    Search,
     TaskChoice,
 )
-from manticore.settings import Combine, Discretize, Name, Search, Seed, Settings
+from manticore.settings import Combine, Discretize, Name, Seed, Settings
 
 
 class Recipe(Settings):

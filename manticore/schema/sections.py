@@ -54,6 +54,19 @@ class Align(settings.Align):
     task's own inputs."""
 
 
+class _Proxy(Settings):
+    task_options: Options = Field(default={})
+    """Options of the task that are others in the search, such as a shorter seq_len: candidates train on what is cheaper
+    and of the same kind, and the path found is fine-tuned on the task itself. A unit is finetune's steps on that."""
+
+
+class Search(settings.Search, _Proxy):
+    __doc__ = settings.Search.__doc__
+
+    # the data are digested
+    unkeyed = settings.Search.unkeyed | {"task_options"}
+
+
 class _Started(Settings):
     start: Literal["aligned", "searched"] = "aligned"
     """Weights to start from: those before the search (it then costs what a parent's costs), or after it."""

@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from manticore.settings import Count
-from manticore.stacks.mixer import Mixer, Step, compute_dtype, head_width, linear_flops, merge_heads, split_heads
+from manticore.stacks.mixer import (
+    MatrixState,
+    Step,
+    compute_dtype,
+    head_width,
+    linear_flops,
+    merge_heads,
+    split_heads,
+)
 from manticore.stacks.recurrences import delta_rule, delta_rule_flops
 from manticore.stacks.short_convolution import ShortConvolution
 
@@ -28,7 +36,7 @@ _LARGEST_RATE = 16.0
 _TIME_STEPS = (1e-3, 1e-1)
 
 
-class DeltaNet(Mixer):
+class DeltaNet(MatrixState):
     """The delta rule, with or without gates.
 
     Args:
@@ -39,7 +47,6 @@ class DeltaNet(Mixer):
     """
 
     cache_type: ClassVar[str] = "linear_attention"
-    fixed_state: ClassVar[bool] = True
 
     def __init__(self, width: int, *, num_heads: int, kernel_size: int, gated: bool) -> None:
         super().__init__()
@@ -70,12 +77,6 @@ class DeltaNet(Mixer):
         step.keep(state)
         out = merge_heads(self.norm(out.to(hidden.dtype)))
         return self.out_proj(out * F.silu(self.gate_proj(hidden)) if self.gated else out)
-
-    def state_size(self, tokens: int) -> int:
-        return self.num_heads * self.head_dim**2
-
-    def option_for_state(self, elements: int) -> tuple[str, int]:
-        return "num_heads", (self.num_heads * self.head_dim) ** 2 // elements
 
     def flops(self, tokens: int) -> int:
         layers = [layer for layer in self.children() if isinstance(layer, nn.Linear | ShortConvolution)]

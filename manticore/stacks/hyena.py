@@ -64,7 +64,26 @@ def _gated_convolution(filters: ImplicitFilter, x: Tensor, step: Step) -> Tensor
     return out.mT.to(dtype) + filters.bias * x
 
 
-class Hyena(Mixer):
+class _Filtered(Mixer):
+    """What gates around long filters have in common."""
+
+    cache_type: ClassVar[str] = "hybrid"
+    fixed_state: ClassVar[bool] = True
+    inner: int
+    filters: ImplicitFilter
+
+    def state_size(self, tokens: int) -> int:
+        # of the state-space model that a filter written by so many units stands for
+        return self.inner * self.filters.order
+
+    def option_for_state(self, elements: int) -> tuple[str, int]:
+        return "filter_order", elements // self.inner
+
+    def reset_extra_parameters(self) -> None:
+        self.filters.reset_extra_parameters()
+
+
+class Hyena(_Filtered):
     """The Hyena operator of order 2.
 
     Args:
@@ -72,9 +91,6 @@ class Hyena(Mixer):
         proj_groups: how often each projection is used.
         filter_order: hidden units of the network that writes the filters.
     """
-
-    cache_type: ClassVar[str] = "hybrid"
-    fixed_state: ClassVar[bool] = True
 
     def __init__(
         self, width: int, positions: int, *, inner_factor: Count = 4, proj_groups: Count = 4, filter_order: Count = 4
@@ -89,13 +105,6 @@ class Hyena(Mixer):
         x0, x1, v = self.in_proj(hidden, step)
         return self.out_proj(x0 * _gated_convolution(self.filters, step.silence(x1 * v), step))
 
-    def state_size(self, tokens: int) -> int:
-        # of the state-space model that a filter written by so many units stands for
-        return self.inner * self.filters.order
-
-    def option_for_state(self, elements: int) -> tuple[str, int]:
-        return "filter_order", elements // self.inner
-
     def flops(self, tokens: int) -> int:
         return (
             self.in_proj.flops(tokens)
@@ -104,11 +113,8 @@ class Hyena(Mixer):
             + linear_flops((self.out_proj,), tokens)
         )
 
-    def reset_extra_parameters(self) -> None:
-        self.filters.reset_extra_parameters()
 
-
-class HyenaExperts(Mixer):
+class HyenaExperts(_Filtered):
     """Hyena whose channels are the units of experts, mixed by a router.
 
     Args:
@@ -118,9 +124,6 @@ class HyenaExperts(Mixer):
         router: "mad_code": scores below the best ``top_k`` count as 0; "sparse": they are left out.
         filter_order: hidden units of the network that writes the filters.
     """
-
-    cache_type: ClassVar[str] = "hybrid"
-    fixed_state: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -150,12 +153,6 @@ class HyenaExperts(Mixer):
         mixed = (y.unflatten(-1, (-1, self.num_experts)) * weights[..., None, :]).sum(-1)
         return self.out_proj(mixed)
 
-    def state_size(self, tokens: int) -> int:
-        return self.inner * self.filters.order
-
-    def option_for_state(self, elements: int) -> tuple[str, int]:
-        return "filter_order", elements // self.inner
-
     def flops(self, tokens: int) -> int:
         return (
             self.in_proj.flops(tokens)
@@ -164,11 +161,8 @@ class HyenaExperts(Mixer):
             + linear_flops((self.router, self.out_proj), tokens)
         )
 
-    def reset_extra_parameters(self) -> None:
-        self.filters.reset_extra_parameters()
 
-
-class MultiHeadHyena(Mixer):
+class MultiHeadHyena(_Filtered):
     """Hyena whose channels meet in outer products inside each group, with one long filter per group.
 
     Short sequences are computed as a product with a Toeplitz matrix instead of G * I * I transforms: the same sum,
@@ -179,9 +173,6 @@ class MultiHeadHyena(Mixer):
         proj_groups: how often each projection is used.
         filter_order: hidden units of the network that writes the filters.
     """
-
-    cache_type: ClassVar[str] = "hybrid"
-    fixed_state: ClassVar[bool] = True
 
     def __init__(
         self, width: int, positions: int, *, num_groups: Count = 8, proj_groups: Count = 4, filter_order: Count = 2
@@ -240,6 +231,3 @@ class MultiHeadHyena(Mixer):
         else:
             mixing = long_convolution_flops(tokens, self.num_groups * self.group_width**2, self.num_groups)
         return self.in_proj.flops(tokens) + self.filters.flops(tokens) + mixing + linear_flops((self.out_proj,), tokens)
-
-    def reset_extra_parameters(self) -> None:
-        self.filters.reset_extra_parameters()

@@ -19,7 +19,7 @@ from transformers import initialization as init
 
 from manticore.settings import Count, Positive
 from manticore.stacks.mixer import (
-    Mixer,
+    MatrixState,
     Step,
     compute_dtype,
     head_width,
@@ -45,7 +45,7 @@ class FeatureMap(nn.Module):
         return self.first(x) * self.second(x)
 
 
-class LinearAttention(Mixer):
+class LinearAttention(MatrixState):
     """Linear attention with a learned feature map.
 
     Args:
@@ -53,7 +53,6 @@ class LinearAttention(Mixer):
     """
 
     cache_type: ClassVar[str] = "linear_attention"
-    fixed_state: ClassVar[bool] = True
 
     def __init__(self, width: int, positions: int, *, num_heads: Count = 1) -> None:
         super().__init__()
@@ -78,12 +77,6 @@ class LinearAttention(Mixer):
         out = out[..., :-1] / (out[..., -1:] + _LEAST_NORMALISER)
         return self.out_proj(merge_heads(out).to(hidden.dtype))
 
-    def state_size(self, tokens: int) -> int:
-        return self.num_heads * self.head_dim**2
-
-    def option_for_state(self, elements: int) -> tuple[str, int]:
-        return "num_heads", (self.num_heads * self.head_dim) ** 2 // elements
-
     def flops(self, tokens: int) -> int:
         maps = (self.q_features.first, self.q_features.second, self.k_features.first, self.k_features.second)
         return (
@@ -104,7 +97,7 @@ def mh_linear_attention(width: int, positions: int, *, num_heads: Count = 16) ->
     return LinearAttention(width, positions, num_heads=num_heads)
 
 
-class GatedLinearAttention(Mixer):
+class GatedLinearAttention(MatrixState):
     """Linear attention whose key channels decay by gates of the input.
 
     Args:
@@ -114,7 +107,6 @@ class GatedLinearAttention(Mixer):
     """
 
     cache_type: ClassVar[str] = "linear_attention"
-    fixed_state: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -153,12 +145,6 @@ class GatedLinearAttention(Mixer):
         step.keep(state)
         out = merge_heads(self.norm(out.to(hidden.dtype)))
         return self.out_proj(out * F.silu(self.g_proj(hidden)))
-
-    def state_size(self, tokens: int) -> int:
-        return self.num_heads * self.head_dim**2
-
-    def option_for_state(self, elements: int) -> tuple[str, int]:
-        return "num_heads", (self.num_heads * self.head_dim) ** 2 // elements
 
     def flops(self, tokens: int) -> int:
         layers = [layer for layer in self.children() if isinstance(layer, nn.Linear)]

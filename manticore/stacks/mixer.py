@@ -121,6 +121,20 @@ class Mixer(nn.Module):
         """
 
 
+class MatrixState(Mixer):
+    """A layer that keeps a matrix ``[K, K]`` per head."""
+
+    fixed_state: ClassVar[bool] = True
+    num_heads: int
+    head_dim: int
+
+    def state_size(self, tokens: int) -> int:
+        return self.num_heads * self.head_dim**2
+
+    def option_for_state(self, elements: int) -> tuple[str, int]:
+        return "num_heads", (self.num_heads * self.head_dim) ** 2 // elements
+
+
 def head_width(width: int, num_heads: int, what: str = "heads") -> int:
     """Channels of one head.
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from manticore.settings import Count, Positive
-from manticore.stacks.mixer import Mixer, Step, compute_dtype, head_width, linear_flops, split_heads
+from manticore.stacks.mixer import MatrixState, Mixer, Step, compute_dtype, head_width, linear_flops, split_heads
 from manticore.stacks.recurrences import channel_decay, channel_decay_flops
 
 # powers of a ramp over the channels that the mixes start from, per input
@@ -36,11 +36,10 @@ def _ramp(width: int, like: Tensor) -> Tensor:
     return torch.arange(width, dtype=torch.float32, device=like.device) / width
 
 
-class _TimeMixer(Mixer):
+class _TimeMixer(MatrixState):
     """What both versions share: projections, the recurrence, the norm over heads, the gate."""
 
     cache_type: ClassVar[str] = "linear_attention"
-    fixed_state: ClassVar[bool] = True
     # as in the released training code: maps alone decay, not what sets mixes, decays and the bonus
     _no_weight_decay: ClassVar[frozenset[str]] = frozenset(
         ("decay", "bonus", "base_mix", "mixes", "mix_down", "mix_up", "decay_down", "decay_up")
@@ -77,12 +76,6 @@ class _TimeMixer(Mixer):
         flat = (out.transpose(1, 2).flatten(2) / self.divisor).to(hidden.dtype)
         normed = self.norm(flat.flatten(0, 1)).view_as(flat)
         return self.out_proj(normed * F.silu(self.gate(inputs["g"])))
-
-    def state_size(self, tokens: int) -> int:
-        return self.num_heads * self.head_dim**2
-
-    def option_for_state(self, elements: int) -> tuple[str, int]:
-        return "num_heads", (self.num_heads * self.head_dim) ** 2 // elements
 
     def flops(self, tokens: int) -> int:
         layers = (self.receptance, self.key, self.value, self.gate, self.out_proj)

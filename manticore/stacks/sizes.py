@@ -52,9 +52,3 @@ def layer_parameters(config: StackConfig) -> int:
 def fixed_state(config: StackConfig) -> int:
     """Numbers per sequence in all states that do not grow with it."""
     return sum(layer.state for layer in layer_sizes(config, 1) if layer.fixed_state)
-
-
-def stack_flops(config: StackConfig, tokens: int) -> int:
-    """FLOPs of one forward pass over one sequence, the head included; a training step costs about three times that."""
-    head = 2 * tokens * config.hidden_size * config.vocab_size
-    return head + sum(layer.flops for layer in layer_sizes(config, tokens))

@@ -139,8 +139,9 @@ class Compare(Stage):
         section, tuning = self.settings(run.recipe), run.recipe.finetune
         path = run.results_of("discretize")["path"]
         searching = sum(run.results_of(stage).get("flops", 0) for stage in ("align", "search"))
-        # what the path had when it was chosen is part of its fine-tuning
-        searching -= run.results_of("search").get("trained_flops", 0)
+        if run.begun(path) is not None:
+            # what the path had when it was chosen is part of its fine-tuning
+            searching -= run.results_of("search")["trained_flops"]
         models = _parents(run, section.ensemble)
         if not run.by_candidates:
             models[SUPERNET] = run.soft

@@ -63,16 +63,16 @@ class Discretize(Stage):
         searched = run.searched()
         path = run.recipe.discretize.path or run.results_of("search").get("path")
         path = path or manticore.discretize(searched).config.path
-        if run.begun(path) is not None:
-            # the path that the search has trained: nothing is cut, and it goes on
-            run.save(searched, folder)
-            after = score(searched)
-            found = DiscretizeRecord.written(
-                path=path, loss_after=after["loss"], metric_after=after[run.task.primary_metric]
-            )
-            return Outcome({"discretize": found}, f"{run.path_text(path)}, as the search has left it")
         if run.by_candidates:
-            searched = run.aligned(run.recipe.seed)
+            # nothing was soft: the path stands as the search has trained it, or as it was before
+            trained = run.begun(path) is not None
+            small = searched if trained else run.discrete(path, run.recipe.seed)
+            run.save(small, folder)
+            after = score(small)
+            scores = {"loss_after": after["loss"], "metric_after": after[run.task.primary_metric]}
+            found = DiscretizeRecord.written(path=path, **scores)
+            how = "as the search has left it" if trained else "before its fine-tuning"
+            return Outcome({"discretize": found}, f"{run.path_text(path)}, {how}")
         run.save(run.discrete(path, run.recipe.seed), folder)
         before, after = score(searched), score(manticore.discretize(searched, path))
         metric = run.task.primary_metric

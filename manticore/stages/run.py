@@ -7,12 +7,13 @@ bytes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import manticore
+from manticore import settings
 from manticore.cache import content_key
 from manticore.runs.files import MODEL
 from manticore.runs.ledger import Digests
@@ -87,13 +88,22 @@ class Run:
     @cached_property
     def task(self) -> Task:
         """The task, read with the tokenizer that the hybrid keeps."""
+        return self._task({})
+
+    @property
+    def search_task(self) -> Task:
+        """What candidates of the search train on: the task, or a cheaper one of its kind."""
+        search = self.recipe.search
+        return self._task(search.task_options) if search is not None and search.task_options else self.task
+
+    def _task(self, options: Mapping[str, Any]) -> Task:
         from manticore.components.loading import load_tokenizer
         from manticore.tasks.task import load_task
 
         owner = self.tokenizer_component or 0
         tokenizer = load_tokenizer(self.sources[owner], revision=self.recipe.components[owner].revision)
         choice = self.recipe.task
-        return load_task(choice.name, tokenizer=tokenizer, seed=self.recipe.seed, **choice.options)
+        return load_task(choice.name, tokenizer=tokenizer, seed=self.recipe.seed, **{**choice.options, **options})
 
     @property
     def tokenizer_component(self) -> int | None:
@@ -101,17 +111,18 @@ class Run:
         chosen = self.recipe.combine.tokenizer
         return None if chosen is None else [component.name for component in self.recipe.components].index(chosen)
 
-    def aligned(self, seed: int) -> ManticorePreTrainedModel:
-        """The supernet before any training on the task, with the vocabulary and the heads that the task needs.
+    def aligned(self, seed: int, task: Task | None = None) -> ManticorePreTrainedModel:
+        """The supernet before any training on a task, with the vocabulary and the heads that it needs.
 
         Args:
             seed: of fresh embeddings and heads.
+            task: None for the recipe's.
         """
         from manticore.training.prepare import fit_to_task
         from manticore.training.saved_models import load_hybrid
 
         stage = "combine" if self.recipe.align is None else "align"
-        return fit_to_task(load_hybrid(self.path / stage / MODEL), self.task, seed)  # type: ignore[return-value]
+        return fit_to_task(load_hybrid(self.path / stage / MODEL), task or self.task, seed)  # type: ignore[return-value]
 
     @property
     def by_candidates(self) -> bool:
@@ -127,13 +138,31 @@ class Run:
         return load_hybrid(self.path / "search" / MODEL)
 
     def begun(self, path: list[int]) -> Path | None:
-        """The checkpoints of the training of a path that a search has begun and chosen; None where it has not."""
+        """The checkpoints of the training of a path that the search has begun and fine-tuning goes on with.
+
+        None where the search has chosen another path, or trains in another way than fine-tuning does.
+        """
         from manticore.search.objective import place
 
-        if not self.by_candidates or self.results_of("search")["path"] != path:
+        search, tuning = self.recipe.search, self.recipe.finetune
+        if search is None or not self.by_candidates or self.results_of("search")["path"] != path:
+            return None
+        own = search.model_fields_set & {*settings.Training.model_fields, "lr"}
+        if search.task_options or any(getattr(search, name) != getattr(tuning, name) for name in own):
             return None
         found = place(self.path / "search", path)
         return found if found.is_dir() else None
+
+    def unit_flops(self, task: Task) -> int:
+        """Training FLOPs of the recipe's fine-tuning on a task, by the costliest parent where it is given in steps."""
+        from manticore.search.objective import Objective
+
+        tuning = self.recipe.finetune
+        if tuning.budget_flops is not None:
+            return int(tuning.budget_flops)
+        trains = settings.Finetune(**tuning.shared(), lr=tuning.lr)
+        steps = tuning.steps or tuning.default_steps
+        return steps * Objective(self.aligned(self.recipe.seed, task), task, trains, 1, self.path).costliest_step
 
     def discrete(self, path: list[int], seed: int) -> ManticorePreTrainedModel:
         """The hybrid of a path before its fine-tuning.

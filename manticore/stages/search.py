@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import manticore
 from manticore import settings
 from manticore.runs.stages import Outcome
+from manticore.schema import sections
 from manticore.schema.options import trains_candidates
 from manticore.schema.recipe import Recipe
 from manticore.stages.commands import finetune_command
@@ -115,7 +116,9 @@ class Search(Stage):
     def plan_line(self, recipe: Recipe) -> str:
         section = self.settings(recipe)
         if trains_candidates(section.method):
-            return f"{section.method} over paths, scored on held-out data of {recipe.task.name}"
+            cheaper = ", ".join(f"{name}={value}" for name, value in section.task_options.items())
+            where = f"{recipe.task.name} with {cheaper}" if cheaper else recipe.task.name
+            return f"{section.method} over paths, scored on held-out data of {where}"
         return f"{section.method}, {amount(section, recipe)}"
 
     def cost(self, costing: Costing) -> Iterator[StagePlan]:
@@ -129,12 +132,12 @@ class Search(Stage):
         yield costing.training(self.name, "supernet", case, None)
 
     def work(self, run: Run, folder: Path) -> Outcome:
-        section = self.settings(run.recipe)
+        section, task = self.settings(run.recipe), run.search_task
         if run.by_candidates and section.finetune_flops is None:
-            section = section.model_copy(update={"finetune_flops": _unit(run)})
+            section = section.model_copy(update={"finetune_flops": run.unit_flops(task)})
         result = manticore.search(
-            run.aligned(run.recipe.seed),
-            run.task,
+            run.aligned(run.recipe.seed, task),
+            task,
             section,
             seed=run.recipe.seed,
             out=folder,
@@ -157,8 +160,11 @@ class Search(Stage):
         return f"manticore discretize {quote(out)} -o {quote(out + '-small')}"
 
 
-def _cost_of_candidates(costing: Costing, section: settings.Search) -> Iterator[StagePlan]:
+def _cost_of_candidates(costing: Costing, section: sections.Search) -> Iterator[StagePlan]:
     """As many units as the method may need; each candidate takes the memory of one path, and is kept on the disk."""
+    whole = costing
+    if section.task_options:
+        costing = costing.on(section.task_options)
     from manticore.registry import resolve
     from manticore.search.beam import compared_examples
     from manticore.search.forecast import forecast
@@ -180,9 +186,9 @@ def _cost_of_candidates(costing: Costing, section: settings.Search) -> Iterator[
     what = f"{most.candidates} paths, {least.units:.1f} to {most.units:.1f} fine-tunings"
     if least.candidates < most.candidates:
         what = f"{least.candidates} to {what}"
-    costing.save_model(case.held)
+    whole.save_model(case.held)
     for _ in range(most.candidates):
-        costing.save_checkpoints(case.held)
+        whole.save_checkpoints(case.held)
     if most.compared:
         examples = compared_examples(section.validation_examples, most.shared * unit, len(most.compared), one)
         forward = PathCosts(lambda path: round(costing.tuned_path(path).forward_flops), additive=True)
@@ -191,20 +197,7 @@ def _cost_of_candidates(costing: Costing, section: settings.Search) -> Iterator[
         what = f"shared weights on {len(most.compared)} paths, then {what}"
         # weights and moments of the whole supernet, activations of one path
         case = case.holding(costing.tuned["supernet"].held)
-        costing.save_checkpoints(case.held)
+        whole.save_checkpoints(case.held)
     found = costing.fit(costing.tuning, case)
     verdict = "fits" if found.fits is not None else "does not fit: finetune's ways out"
     yield StagePlan(Search.name, what, case.held.trained, step, None, flops, found.smaller, verdict)
-
-
-def _unit(run: Run) -> int:
-    """What the recipe's fine-tuning costs, on the costliest parent where it is given in steps."""
-    from manticore.search.objective import Objective
-
-    tuning = run.recipe.finetune
-    if tuning.budget_flops is not None:
-        return int(tuning.budget_flops)
-    steps = tuning.steps or tuning.default_steps
-    plain = tuning.shared() | {"lr": tuning.lr}
-    probe = Objective(run.aligned(run.recipe.seed), run.task, settings.Finetune(**plain), 1, run.path)
-    return steps * probe.costliest_step

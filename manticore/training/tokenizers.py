@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
+from pydantic import Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from manticore.errors import ManticoreError
+from manticore.making import checked
+from manticore.settings import Wanted
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|pad|>"
 _SMALLEST = len(pre_tokenizers.ByteLevel.alphabet()) + 2
+Tokens = Annotated[
+    int, Field(ge=_SMALLEST), Wanted("a whole number, 256 bytes and two special tokens", f"give {_SMALLEST} or more")
+]
 
 
-def train_tokenizer(documents: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+@checked("tokenizer")
+def train_tokenizer(documents: Sequence[str], vocab_size: Tokens) -> PreTrainedTokenizerFast:
     """A tokenizer for ``documents`` with tokens for the end of a document (id 0) and for padding (id 1).
 
     The same documents give the same tokenizer. It may have fewer tokens than asked for when the text is short.
@@ -26,11 +34,6 @@ def train_tokenizer(documents: Sequence[str], vocab_size: int) -> PreTrainedToke
     Raises:
         ManticoreError: a vocabulary too small for the bytes, or no text.
     """
-    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < _SMALLEST:
-        raise ManticoreError(
-            f"tokenizer: vocab_size is {vocab_size!r}, too few for 256 bytes and two special tokens. "
-            f"Fix: give {_SMALLEST} or more"
-        )
     if not any(documents):
         raise ManticoreError("tokenizer: no text to train on. Fix: give documents that hold text")
     bpe = Tokenizer(models.BPE())

@@ -34,7 +34,21 @@ def manticore(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_two_processes_print_and_write_once(hybrid: str, tmp_path: Path) -> None:
     out = tmp_path / "tuned"
     ended = manticore(
-        *("search", hybrid, *TASK, "--steps", "2", "--batch-size", "4", "-o", str(out), "--processes", "2")
+        *(
+            "search",
+            hybrid,
+            *TASK,
+            "--method",
+            "darts",
+            "--steps",
+            "2",
+            "--batch-size",
+            "4",
+            "-o",
+            str(out),
+            "--processes",
+            "2",
+        )
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("search: 2/2") == 1

@@ -74,7 +74,7 @@ def test_a_task_with_classes_from_a_hybrid_to_a_scored_classifier(
         task += ["--task-option", f"{name}={value}"]
     gpt, mamba = str(shelf / "gpt"), str(shelf / "mamba")
     do("combine", gpt, mamba, "--num-blocks", "2", *task, "-o", "hybrid")
-    do("search", "hybrid", *task, "--steps", "2", "--batch-size", "8", "-o", "searched")
+    do("search", "hybrid", *task, "--method", "darts", "--steps", "2", "--batch-size", "8", "-o", "searched")
     do("discretize", "searched", "--path", "1,0", "-o", "small")
     do("finetune", "small", *task, "--steps", "2", "--batch-size", "8", "-o", "tuned")
     do("finetune", mamba, *task, "--steps", "2", "--batch-size", "8", "-o", "parent")

@@ -130,7 +130,7 @@ def recipe(**changes) -> Recipe:
         "task": {"name": "text", "options": {"length": LENGTH}},
         "combine": {"num_blocks": 2},
         "align": {"tokens": 128, "length": 8, "batch_size": 4},
-        "search": {"steps": 3, "batch_size": BATCH},
+        "search": {"method": "darts", "steps": 3, "batch_size": BATCH},
         "finetune": {"steps": 2, "batch_size": BATCH},
         "compare": None,
     }

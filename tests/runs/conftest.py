@@ -20,7 +20,7 @@ task:
   options: {{seq_len: 16, num_train_examples: 64, num_test_examples: 16, num_validation_examples: 16}}
 combine: {{num_blocks: 2}}
 align: {{text: {text}, tokens: 2048, length: 32}}
-search: {{steps: 6, batch_size: 8, save_steps: 2}}
+search: {{method: darts, steps: 6, batch_size: 8, save_steps: 2}}
 finetune: {{steps: 6, batch_size: 8, save_steps: 2}}
 compare: {{seeds: [0]}}
 """

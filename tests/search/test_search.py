@@ -90,12 +90,12 @@ def test_a_seed_gives_the_same_search_whatever_was_drawn_before(method):
     for noise in (1, 2):
         hybrid = make_hybrid()
         torch.manual_seed(noise)
-        result = search(hybrid, recall(), method=method, seed=3, **QUICK)
+        result = search(hybrid, recall(), seed=3, **{**QUICK, "method": method})
         weights.append(result.weights)
         losses.append([row["loss"] for row in result.history])
     assert torch.equal(weights[0], weights[1])
     assert losses[0] == losses[1]
-    other = search(make_hybrid(), recall(), method=method, seed=4, **QUICK)
+    other = search(make_hybrid(), recall(), seed=4, **{**QUICK, "method": method})
     assert [row["loss"] for row in other.history] != losses[0]
 
 
@@ -133,7 +133,15 @@ def test_a_routed_search_starts_at_the_ensemble_and_leaves_it():
     moved = []
     for steps in (1, 20):
         hybrid = make_hybrid("routed")
-        search(hybrid, recall(), steps=steps, batch_size=8, mixture_lr=0.2 if steps > 1 else 1e-6, start_floor=0.1)
+        search(
+            hybrid,
+            recall(),
+            method="darts",
+            steps=steps,
+            batch_size=8,
+            mixture_lr=0.2 if steps > 1 else 1e-6,
+            start_floor=0.1,
+        )
         moved.append(hybrid.mixing.routing.detach())
     lifted = torch.tensor([[1.0, 0.1], [0.1, 1.0]]) / 1.1
     torch.testing.assert_close(moved[0], lifted.expand(2, 2, 2), atol=1e-4, rtol=0)
@@ -186,8 +194,8 @@ def test_a_budget_buys_whole_steps():
 
 @pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"accumulation": 2}], ids=str)
 def test_saving_memory_changes_nothing_but_rounding(options):
-    plain = search(make_hybrid(), recall(), method="dash", **QUICK)
-    result = search(make_hybrid(), recall(), method="dash", **QUICK, **options)
+    plain = search(make_hybrid(), recall(), **{**QUICK, "method": "dash"})
+    result = search(make_hybrid(), recall(), **{**QUICK, "method": "dash"}, **options)
     torch.testing.assert_close(result.weights, plain.weights, atol=1e-4, rtol=0)
 
 
@@ -209,7 +217,7 @@ def test_a_loss_that_is_not_finite_ends_the_search_and_leaves_clean_weights():
     with torch.no_grad():
         next(hybrid.mixing.projectors.parameters()).fill_(math.nan)
     with pytest.raises(ManticoreError, match=r"search: loss is nan at step 1 of 4"):
-        search(hybrid, recall(), method="dash", **QUICK)
+        search(hybrid, recall(), **{**QUICK, "method": "dash"})
     torch.testing.assert_close(hybrid.mixture_weights, torch.full((2, 2), 0.5))
     assert not any(parameter.requires_grad for parameter in hybrid.mixing.mixture_parameters())
 
@@ -236,7 +244,7 @@ def test_a_loss_that_is_not_finite_ends_the_search_and_leaves_clean_weights():
 )
 def test_mistakes_are_named(options, message):
     with pytest.raises(ManticoreError, match=message):
-        search(make_hybrid(), recall(), **{"steps": 2, "batch_size": 8, **options})
+        search(make_hybrid(), recall(), **{"method": "darts", "steps": 2, "batch_size": 8, **options})
 
 
 def test_a_discretized_hybrid_is_refused():

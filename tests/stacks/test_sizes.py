@@ -9,7 +9,7 @@ from manticore.registry import entries
 from manticore.stacks.configuration import StackConfig
 from manticore.stacks.normalise import iso_parameters, iso_state
 from manticore.stacks.presets import preset_config
-from manticore.stacks.sizes import fixed_state, layer_parameters, layer_sizes, stack_flops
+from manticore.stacks.sizes import fixed_state, layer_parameters, layer_sizes
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,6 @@ def test_growing_states_are_listed_at_their_length() -> None:
     rows = layer_sizes(preset_config("striped-mh-hyena-swiglu"), 100)
     assert [row.name for row in rows] == ["mh-hyena", "swiglu", "mh-attention", "swiglu"]
     assert [(row.state, row.fixed_state) for row in rows] == [(4096, True), (0, False), (25600, False), (0, False)]
-
-
-def test_flops_of_a_stack_are_its_layers_and_its_head() -> None:
-    config = preset_config("transformer", vocab_size=10)
-    assert stack_flops(config, 64) == sum(row.flops for row in layer_sizes(config, 64)) + 2 * 64 * 128 * 10
 
 
 @pytest.mark.parametrize("name", [name for name in entries("stack") if name != "transformer"])

@@ -221,7 +221,9 @@ def test_impossible_arguments_are_refused(gpt, task, options, message):
 
 
 def test_what_is_no_model_or_no_task_is_refused(gpt, task):
-    with pytest.raises(ManticoreError, match=r"finetune: 'folder' is not a model\. Fix: load it first"):
+    with pytest.raises(ManticoreError, match=r"finetune: 3 is not a model\. Fix: load it first"):
+        finetune(3, task, steps=1)
+    with pytest.raises(ManticoreError, match=r"folder: no such folder here"):
         finetune("folder", task, steps=1)
     with pytest.raises(ManticoreError, match="evaluate: None is not a task"):
         evaluate(gpt, None)

@@ -159,7 +159,7 @@ def test_entries_of_a_recipe_start_from_weights_of_their_own(tmp_path, monkeypat
 def test_what_changes_a_run_is_what_resuming_compares(gpt, hybrid, tmp_path):
     quick = {"steps": 1, "batch_size": 8, "trainable": "lora", "cpu": True}
     finetune(gpt, copying_task(), out=tmp_path / "finetune", **quick)
-    manticore.search(hybrid, copying_task(), out=tmp_path / "search", **quick)
+    manticore.search(hybrid, copying_task(), out=tmp_path / "search", method="darts", **quick)
     for verb in ("finetune", "search"):
         kept = json.loads((tmp_path / verb / "checkpoints" / "settings.json").read_text())
         assert set(inspect.signature(getattr(manticore, verb)).parameters) - ELSEWHERE.keys() <= kept.keys(), verb

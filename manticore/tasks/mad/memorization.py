@@ -15,7 +15,6 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from manticore.errors import ManticoreError
 from manticore.making import checked
 from manticore.settings import Seed, Wanted
 from manticore.tasks.mad.streams import Arrays, Streams
@@ -55,15 +54,16 @@ _Vocabulary = Annotated[
     Wanted("a whole number of at least 3: a key, a value and the token between them", "vocab_size=3 or more"),
 ]
 
+_Pairs = Annotated[
+    int,
+    Field(ge=2, multiple_of=2),
+    Wanted("an even number of at least 2: every key has a place for its value", "seq_len=2 or more, even"),
+]
+
 
 @checked("{task}")
-def check_memorization(task: str, *, vocab_size: _Vocabulary, seq_len: int, map_seed: Seed) -> None:
+def check_memorization(task: str, *, vocab_size: _Vocabulary, seq_len: _Pairs, map_seed: Seed) -> None:
     """Raise a ManticoreError for the first option that allows no data."""
-    if seq_len < 2 or seq_len % 2:
-        raise ManticoreError(
-            f"{task}: seq_len is {seq_len}, expected an even number of at least 2 (every key has a place for its "
-            f"value). Fix: seq_len={max(2, seq_len + seq_len % 2)}"
-        )
 
 
 def memorization_chance(*, vocab_size: int, **_: object) -> float:

@@ -71,6 +71,11 @@ def recall_example(
     return tokens[:-1], tokens[1:] if training else scored[1:]
 
 
+_Pairs = Annotated[
+    int,
+    Field(ge=4, multiple_of=2),
+    Wanted("an even number of at least 4: keys and values come in pairs", "seq_len=4 or more, even"),
+]
 _Share = Annotated[
     float, Field(ge=0, lt=1), Wanted("a number from 0 to below 1", "give a share from 0 up to but not 1")
 ]
@@ -78,7 +83,7 @@ _Share = Annotated[
 
 @checked("{task}")
 def check_recall_options(
-    task: str, *, vocab_size: int, seq_len: int, noise_vocab_size: Amount = 0, frac_noise: _Share = 0.0
+    task: str, *, vocab_size: int, seq_len: _Pairs, noise_vocab_size: Amount = 0, frac_noise: _Share = 0.0
 ) -> None:
     """Raise a ManticoreError for the first option that allows no data."""
     usable = vocab_size - noise_vocab_size
@@ -86,11 +91,6 @@ def check_recall_options(
         raise ManticoreError(
             f"{task}: vocab_size {vocab_size} with {noise_vocab_size} noise tokens leaves {usable} tokens "
             f"for keys and values, expected at least 4. Fix: vocab_size={noise_vocab_size + 4} or more"
-        )
-    if seq_len < 4 or seq_len % 2:
-        raise ManticoreError(
-            f"{task}: seq_len is {seq_len}, expected an even number of at least 4 (keys and values come in "
-            f"pairs). Fix: seq_len={max(4, seq_len + seq_len % 2)}"
         )
     if frac_noise > 0 and noise_vocab_size == 0:
         raise ManticoreError(f"{task}: frac_noise is {frac_noise} but noise_vocab_size is 0. Fix: noise_vocab_size=16")

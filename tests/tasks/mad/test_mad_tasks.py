@@ -129,7 +129,7 @@ def test_all_six_are_listed_and_shown_with_their_options():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seq_len": 127}, "seq_len is 127, expected an even number"),
+        ({"seq_len": 127}, "seq_len is 127 (expected an even number"),
         ({"seq_len": 2}, "Fix: seq_len=4"),
         ({"vocab_size": 3}, "Fix: vocab_size=4"),
         ({"vocab_size": 16.5}, "expected a whole number"),

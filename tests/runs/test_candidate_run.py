@@ -1,0 +1,56 @@
+"""A run whose search trains candidates: the winner goes on, and what was spent is counted once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manticore.runs.folder import create_run
+from manticore.schema.loading import load_recipe
+from manticore.stages.pipeline import execute
+
+
+def run(recipe: Path, out: Path, *overrides: str) -> dict[str, Any]:
+    options = ["search={}", "finetune={steps: 24, batch_size: 8, lr: 0.01}", *overrides]
+    return execute(create_run(load_recipe(str(recipe), options), str(out)))
+
+
+def test_the_winner_goes_on_and_everything_is_counted_once(mini_recipe: Path, tmp_path: Path) -> None:
+    results = run(mini_recipe, tmp_path / "run", "discretize.path=null")
+    search, tuned, compare = results["search"], results["finetune"], results["compare"]
+    unit = search["unit_flops"]
+    assert search["method"] == "auto"
+    assert search["order"] == ""
+    assert [each["path"] for each in search["candidates"] if each["chosen"]] == [search["path"]]
+    # one fine-tuning, of which the search has made a part
+    assert 0 < search["trained_flops"] < tuned["flops"] <= unit
+    assert (tmp_path / "run/model/config.json").is_file()
+    parent = len(set(search["path"])) == 1
+    names = {row["model"] for row in compare["rows"]}
+    assert ("hybrid" in names) is not parent
+    assert "supernet (soft)" not in names
+    if not parent:
+        everything = tuned["flops"] + results["align"]["flops"] + search["flops"] - search["trained_flops"]
+        assert compare["budgets"][1]["flops"] == pytest.approx(everything, abs=1)
+        hybrid = next(row for row in compare["rows"] if row["model"] == "hybrid" and row["budget"] == 0)
+        # the seed of the run trains to the bits of fine-tuning
+        assert hybrid["seeds"][0]["metrics"] == tuned["metrics"]
+
+
+def test_a_path_of_the_recipe_is_trained_from_the_beginning(mini_recipe: Path, tmp_path: Path) -> None:
+    results = run(mini_recipe, tmp_path / "run", "discretize.path=[1,0]", "compare={seeds: [0], ensemble: false}")
+    assert results["discretize"]["path"] == [1, 0]
+    hybrid = next(row for row in results["compare"]["rows"] if row["model"] == "hybrid" and row["budget"] == 0)
+    assert hybrid["seeds"][0]["metrics"] == results["finetune"]["metrics"]
+
+
+def test_a_cheaper_task_serves_the_search_alone(mini_recipe: Path, tmp_path: Path) -> None:
+    cheaper = "search={task_options: {seq_len: 8, vocab_size: 8}, batch_size: 4}"
+    results = run(mini_recipe, tmp_path / "run", cheaper, "compare=null")
+    assert results["search"]["unit_flops"] < results["finetune"]["flops"] / 2
+    assert results["task"]["length"] == 15
+    # nothing of what the candidates learned is in the model, which has the vocabulary of the task
+    assert results["discretize"]["path"] == results["search"]["path"]
+    assert results["finetune"]["steps"] >= 24
