@@ -444,7 +444,7 @@ LEARNING_OPTIONS = (
     "report_to",
 )
 """Options of a search that only methods have that learn mixture weights."""
-RACING_OPTIONS = ("finetune_flops", "validation_examples", "workers")
+RACING_OPTIONS = ("finetune_flops", "validation_examples", "workers", "max", "workload")
 """Options of a search that only methods have that train candidates."""
 
 
@@ -509,7 +509,7 @@ class Search(OneTraining):
 
     default_steps = 120
     # what a search that learns weights does not depend on
-    unkeyed = OneTraining.unkeyed | {*RACING_OPTIONS, *_OF_METHODS, "max", "workload"}
+    unkeyed = OneTraining.unkeyed | {*RACING_OPTIONS, *_OF_METHODS}
 
 
 class Discretize(Settings):

@@ -78,6 +78,11 @@ def test_wrong_limits_are_named(name, supernet):
     assert str(caught.value) == f"search: {expected}"
 
 
+def test_methods_that_learn_weights_have_no_limits(supernet):
+    with pytest.raises(ManticoreError, match=r"^search: method 'darts' has no max \(got .*\)\. Fix: leave it out$"):
+        manticore.search(supernet, copying_task(), method="darts", max={"cache_bytes": 4000})
+
+
 def test_a_workload_has_one_form():
     assert Search(workload=" tokens=64 , batch=2 ").workload == "tokens=64,batch=2"
     assert Search(workload="tokens=64").workload == "tokens=64,batch=1"
