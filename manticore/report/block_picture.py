@@ -175,7 +175,7 @@ def _legend(axes: Axes, grid: _Grid, has_path: bool, has_weights: bool) -> None:
     x, y = _LABELS, _FOOTER / 2
     style: dict[str, Any] = {"va": "center", "color": MUTED, "fontsize": 8}
     if not has_path:
-        what = "the tint and the number are the mixture weight" if has_weights else "no weights searched yet"
+        what = "the tint and the number are the mixture weight" if has_weights else "no path chosen yet"
         axes.text(x, y, f"every block still holds all components; {what}", **style)
         return
     for face, edge, text, width in (

@@ -15,13 +15,16 @@ from markupsafe import Markup
 from manticore import quantities
 from manticore.errors import ManticoreError
 from manticore.experiments.rows import HYBRID
-from manticore.report import cells, spending
+from manticore.report import candidates, cells, spending
 from manticore.report.block_picture import block_picture
+from manticore.report.cautions import warnings
 from manticore.report.licences import strictest
 from manticore.report.loading_code import code_for, has_tokenizer
+from manticore.report.matches import score_row
+from manticore.report.naming import alone, budget_name, model_name
 from manticore.report.results import Results, as_results
 from manticore.report.svg import house_style, to_png
-from manticore.report.verdict import score_row, verdict, warnings
+from manticore.report.verdict import verdict
 from manticore.stages.combine import ComponentRecord, TaskInfo, beginning
 from manticore.stages.compare import CompareRecord, Row
 from manticore.writing import write_bytes
@@ -73,17 +76,21 @@ def escape_markdown(value: object) -> str:
 
 
 def _front_matter(results: Results, licence: str) -> ModelCardData:
-    families = dict.fromkeys(c.family for c in results.components if c.family)
-    parents = list(dict.fromkeys(c.source for c in results.components if _on_hub(c)))
+    kept = [c for k, c in enumerate(results.components) if k in results.path or not results.path]
+    families = dict.fromkeys(c.family for c in kept if c.family)
+    parents = list(dict.fromkeys(c.source for c in kept if _on_hub(c)))
+    # what keeps one parent throughout is that parent, fine-tuned
+    merged = alone(results) is None
     # A card may only name parents that readers of the hub can open.
-    lineage: dict[str, Any] = {"base_model": parents, "base_model_relation": "merge"} if parents else {}
+    relation = "merge" if merged else "finetune"
+    lineage: dict[str, Any] = {"base_model": parents, "base_model_relation": relation} if parents else {}
     return ModelCardData(
         language=None,
         license=licence,
         library_name="transformers",
         pipeline_tag=_pipeline(results),
-        tags=["manticore", "hybrid", "merge", *families],
-        model_name=results.name or "hybrid",
+        tags=["manticore", *(["hybrid", "merge"] if merged else []), *families],
+        model_name=results.name or ("hybrid" if merged else "model"),
         eval_results=_eval_results(results),
         **lineage,
     )
@@ -132,12 +139,17 @@ def _body(results: Results, licence_note: str, folder: Path, has_picture: bool) 
         lstrip_blocks=True,
     )
     task, compare, names = results.task or TaskInfo(), results.compare, results.component_names
-    budgets = [b.name for b in compare.budgets] if compare and compare.budgets else [task.primary_metric]
+    named = compare is not None and bool(compare.budgets)
+    budgets = (
+        [budget_name(results, b) for b in range(len(compare.budgets))] if compare and named else [task.primary_metric]
+    )
     return environment.get_template("card.md").render(
-        title=results.name or "Hybrid",
+        title=results.name or ("Hybrid" if alone(results) is None else "Model"),
         num_blocks=results.num_blocks,
         searched=results.search is not None,
         discrete=bool(results.path),
+        parent=alone(results),
+        how_found=candidates.how_found(results),
         verdict=verdict(results).sentence,
         warnings=warnings(results),
         parents=[_parent(name, c) for name, c in zip(names, results.components)],
@@ -149,10 +161,10 @@ def _body(results: Results, licence_note: str, folder: Path, has_picture: bool) 
         direction="higher" if task.higher_is_better else "lower",
         budgets=budgets,
         before=compare is not None and cells.has_downloaded(compare),
-        spent=cells.equal_compute(compare) if compare else "",
+        spent=cells.equal_compute(results),
         notes=cells.notes(results),
         rows=[
-            _model_row(compare, task, model, [score_row(compare, model, b) for b in range(len(budgets))])
+            _model_row(results, compare, model, [score_row(compare, model, b) for b in range(len(budgets))])
             for model in (compare.models if compare else ())
         ]
         if compare
@@ -215,10 +227,11 @@ def _data(task: TaskInfo) -> str:
     return ", ".join(parts)
 
 
-def _model_row(compare: CompareRecord, task: TaskInfo, model: str, rows: list[Row | None]) -> dict[str, Any]:
+def _model_row(results: Results, compare: CompareRecord, model: str, rows: list[Row | None]) -> dict[str, Any]:
+    task, shown = results.task or TaskInfo(), model_name(results, model)
     first = next(row for row in rows if row is not None)
     return {
-        "name": Markup("**hybrid**") if model == HYBRID else model,
+        "name": Markup(f"**{escape_markdown(shown)}**") if model == HYBRID else shown,
         "before": ", ".join(cells.as_downloaded(compare, model, task)),
         "scores": [quantities.MISSING if row is None else _score(compare, row, task) for row in rows],
         "parameters": quantities.count(first.parameters),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from manticore import quantities
 from manticore.report import spending
+from manticore.report.naming import budget_name
 from manticore.report.results import Results
 from manticore.stages.combine import TaskInfo
 from manticore.stages.compare import CompareRecord, Row
@@ -59,10 +60,13 @@ def scored(task: TaskInfo) -> str:
     return f"{task.scored:,} of the {whole:,} test examples" if task.scored < whole else f"all {whole:,} test examples"
 
 
-def equal_compute(compare: CompareRecord) -> str:
-    """The sentence on what the rows of each budget cost."""
+def equal_compute(results: Results) -> str:
+    """The sentence on what the rows of each budget cost; empty where there is no comparison."""
+    compare = results.compare
+    if compare is None:
+        return ""
     said = [
-        f"{words} (“{quantities.shorten(compare.budgets[budget].name, 60)}”)" if len(compare.budgets) > 1 else words
+        f"{words} (“{quantities.shorten(budget_name(results, budget), 60)}”)" if len(compare.budgets) > 1 else words
         for budget in range(len(compare.budgets))
         if (words := spending.spread(compare, [row for row in compare.rows if row.budget == budget]))
     ]

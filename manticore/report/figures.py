@@ -15,6 +15,9 @@ from matplotlib.ticker import MaxNLocator
 
 from manticore import quantities
 from manticore.report.block_picture import WIDTH, block_picture
+from manticore.report.candidate_curves import candidates_figure
+from manticore.report.matches import score_row
+from manticore.report.naming import budget_name, model_name
 from manticore.report.palette import (
     FAINT,
     INK,
@@ -27,12 +30,12 @@ from manticore.report.palette import (
 )
 from manticore.report.results import Results
 from manticore.report.svg import house_style, to_svg
-from manticore.report.verdict import score_row
 from manticore.stages.align import Translation
 from manticore.stages.combine import TaskInfo
 from manticore.stages.compare import Row
 from manticore.stages.records import Step
 
+_NO_GAP = ("Before and after fine-tuning", "The path as the search left it, and after fine-tuning, on the test split.")
 _POINTS = 400
 """Drawn points per curve: more cannot be seen, and would only make the page heavy."""
 _SMOOTH_FROM = 40
@@ -57,6 +60,8 @@ def draw_figures(results: Results) -> dict[str, Drawing]:
         for name, (title, caption, draw) in _FIGURES.items():
             figure = draw(results)
             if figure is not None:
+                if name == "gap" and _nothing_was_cut(results):
+                    title, caption = _NO_GAP
                 drawings[name] = Drawing(name, title, caption, to_svg(figure))
     return drawings
 
@@ -95,8 +100,8 @@ def comparison_figure(results: Results) -> Figure | None:
         if budget < len(compare.budgets):
             what = compare.budgets[budget]
             spent = f" · {quantities.flops(what.flops)}" if what.flops is not None else ""
-            ax.set_title(quantities.shorten(what.name, 44) + spent)
-        ax.set_yticks(range(len(models)), [quantities.shorten(model, 24) for model in models])
+            ax.set_title(quantities.shorten(budget_name(results, budget), 44) + spent)
+        ax.set_yticks(range(len(models)), [quantities.shorten(model_name(results, model), 24) for model in models])
         ax.set_ylim(len(models) - (0.4 if task.chance is None else 0.2), -0.6)
         ax.tick_params(axis="y", length=0, labelcolor=INK, labelsize=8.5)
         ax.grid(axis="y", visible=False)
@@ -190,25 +195,29 @@ def alignment_figure(results: Results) -> Figure | None:
 
 
 def gap_figure(results: Results) -> Figure | None:
-    """Loss and metric of the supernet, of the hybrid cut out of it, and of that hybrid after fine-tuning."""
+    """Loss and metric of the supernet, of the hybrid cut out of it, and of that hybrid after fine-tuning.
+
+    A path that the search has trained by itself was cut out of nothing: of that, before and after fine-tuning.
+    """
     gap = results.discretize
     if gap is None:
         return None
     task = results.task or TaskInfo()
-    losses = [gap.loss_before, gap.loss_after, gap.loss_finetuned]
-    metrics = [gap.metric_before, gap.metric_after, gap.metric_finetuned]
+    names = ["as found", "fine-tuned"] if _nothing_was_cut(results) else ["supernet", "discretized", "fine-tuned"]
+    losses = [gap.loss_before, gap.loss_after, gap.loss_finetuned][-len(names) :]
+    metrics = [gap.metric_before, gap.metric_after, gap.metric_finetuned][-len(names) :]
     panels: list[tuple[str, list[float | None], float | None]] = [("loss (lower is better)", losses, None)]
     if task.primary_metric != "loss":
         panels.append((_metric_label(task), metrics, task.chance))
     panels = [panel for panel in panels if any(v is not None for v in panel[1])]
     if not panels:
         return None
-    figure = Figure(figsize=(WIDTH, 2.2), layout="constrained")
+    figure, colours = Figure(figsize=(WIDTH, 2.2), layout="constrained"), (SOFT, tint(INK, 0.55), INK)[-len(names) :]
     for ax, (title, values, chance) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-        ax.plot(range(3), [math.nan if v is None else v for v in values], color=FAINT, zorder=1)
+        ax.plot(range(len(names)), [math.nan if v is None else v for v in values], color=FAINT, zorder=1)
         for x, value in enumerate(values):
             if value is not None:
-                ax.plot(x, value, "o", color=(SOFT, tint(INK, 0.55), INK)[x], markersize=7, clip_on=False)
+                ax.plot(x, value, "o", color=colours[x], markersize=7, clip_on=False)
                 _number(ax, quantities.score(value), (x, value), INK, size=8.5, above=8)
         if chance is not None:
             ax.axhline(chance, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
@@ -222,9 +231,9 @@ def gap_figure(results: Results) -> Figure | None:
                 fontsize=7.5,
                 color=MUTED,
             )
-        ax.set_xticks(range(3), ["supernet", "discretized", "fine-tuned"])
+        ax.set_xticks(range(len(names)), names)
         ax.tick_params(axis="x", labelcolor=INK, length=0)
-        ax.set_xlim(-0.45, 2.45)
+        ax.set_xlim(-0.45, len(names) - 0.55)
         ax.margins(y=0.28)
         if min(v for v in values if v is not None) >= 0:
             ax.set_ylim(bottom=max(0.0, ax.get_ylim()[0]))
@@ -232,6 +241,12 @@ def gap_figure(results: Results) -> Figure | None:
         ax.grid(axis="x", visible=False)
         ax.set_title(title)
     return figure
+
+
+def _nothing_was_cut(results: Results) -> bool:
+    """Whether the search has trained the path by itself, so that there is no supernet to compare it with."""
+    gap, search = results.discretize, results.search
+    return bool(gap is not None and gap.loss_before is None and search is not None and search.candidates)
 
 
 def curves_figure(results: Results) -> Figure | None:
@@ -348,6 +363,11 @@ _FIGURES: dict[str, tuple[str, str, Callable[[Results], Figure | None]]] = {
         "Scores at one budget",
         "Discs are means over seeds, rings single seeds, lines 95 % intervals.",
         comparison_figure,
+    ),
+    "candidates": (
+        "Learning curves of the candidates",
+        "Each path trained by itself, scored on held-out data at marks of equal compute; a cross ends one that failed.",
+        candidates_figure,
     ),
     "blocks": (
         "The blocks",

@@ -20,14 +20,17 @@ from manticore import quantities
 from manticore.errors import ManticoreError
 from manticore.experiments.rows import HYBRID
 from manticore.paths import refuse_links_out
-from manticore.report import cells, spending
+from manticore.report import candidates, cells, spending
 from manticore.report.block_picture import layer_words
+from manticore.report.cautions import warnings
 from manticore.report.figures import FIGURE_NAMES, Drawing, draw_figures
 from manticore.report.loading_code import loading_code
+from manticore.report.matches import score_row
+from manticore.report.naming import alone, budget_name, model_name
 from manticore.report.palette import component_colour, model_colour
 from manticore.report.results import Results, printable, read_results
 from manticore.report.svg import inline
-from manticore.report.verdict import score_row, verdict, warnings
+from manticore.report.verdict import verdict
 from manticore.runs.files import ENVIRONMENT, LINEAGE, PAGE
 from manticore.stages.combine import TaskInfo, beginning
 from manticore.stages.compare import CompareRecord
@@ -36,6 +39,9 @@ from manticore.writing import write_bytes
 _FACTS = (("Environment", ENVIRONMENT), ("Lineage", LINEAGE))
 _MOST_FACTS = 200
 _LONGEST_FACT = 400
+_MOST_CANDIDATES = 40
+_MOST_SQUARES = 24
+"""Blocks of a path that are also shown as squares."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,17 @@ def stage_costs(results: Results) -> list[Cost]:
     return costs
 
 
+def _counted_twice(results: Results) -> Cost:
+    """What is in the search and in fine-tuning, which went on with the path that the search had trained."""
+    search, tuned, gap = results.search, results.finetune, results.discretize
+    chosen = next((each for each in search.candidates if each.chosen), None) if search else None
+    end = candidates.last(chosen) if chosen else None
+    went_on = search is not None and gap is not None and gap.loss_before is None and gap.path in ((), search.path)
+    if search is None or tuned is None or end is None or not went_on:
+        return Cost("", flops=0.0, seconds=0.0)
+    return Cost("", flops=search.trained_flops or end.flops, seconds=end.seconds)
+
+
 def _render(results: Results, folder: Path, drawings: Mapping[str, Drawing]) -> str:
     environment = Environment(
         loader=PackageLoader("manticore.report", package_path=""),
@@ -101,7 +118,7 @@ def _render(results: Results, folder: Path, drawings: Mapping[str, Drawing]) -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["short"] = quantities.shorten
+    environment.filters |= {"short": quantities.shorten, "flops": quantities.flops}
     judged = verdict(results)
     facts = [_facts(title, folder / file) for title, file in _FACTS]
     figures = {
@@ -121,7 +138,9 @@ def _render(results: Results, folder: Path, drawings: Mapping[str, Drawing]) -> 
         outcome_label=judged.label,
         warnings=warnings(results) + _fact_warnings(folder),
         task=results.task or TaskInfo(),
+        parent=alone(results),
         compare=_compare_table(results),
+        search=_search_section(results),
         components=_component_table(results),
         figures=figures,
         costs=_cost_table(results),
@@ -132,7 +151,7 @@ def _render(results: Results, folder: Path, drawings: Mapping[str, Drawing]) -> 
 
 def _summary(results: Results) -> list[tuple[str, str]]:
     """The line of facts under the title."""
-    search, combine = results.search, results.combine
+    combine = results.combine
     pairs = [
         ("task", results.task.name if results.task else ""),
         ("scored", cells.scored(results.task) if results.task else ""),
@@ -141,12 +160,42 @@ def _summary(results: Results) -> list[tuple[str, str]]:
         ("mixing", combine.mixing if combine else ""),
         ("projector", combine.projector if combine else ""),
         ("tokenizer", combine.tokenizer if combine else ""),
-        ("search", ", ".join(filter(None, [search.method, search.order])) if search else ""),
+        ("search", _method(results)),
         ("seed", "" if results.seed is None else str(results.seed)),
         ("created", results.created[:19].replace("T", " ")),
         ("status", results.status),
     ]
     return [(key, value) for key, value in pairs if value]
+
+
+def _method(results: Results) -> str:
+    """How the search went about it; an order of steps is that of one that learns weights."""
+    search = results.search
+    if search is None:
+        return ""
+    return search.method if search.candidates else ", ".join(filter(None, [search.method, search.order]))
+
+
+def _search_section(results: Results) -> dict[str, Any] | None:
+    """The candidates, and what they have cost; None for a search that trained none."""
+    search = results.search
+    if search is None or not search.candidates:
+        return None
+    shown = candidates.lines(results, _MOST_CANDIDATES)
+    return {
+        "said": candidates.how_found(results),
+        "metric": candidates.metric_name(results),
+        "higher_is_better": search.higher_is_better,
+        "lines": [
+            {
+                "line": line,
+                "squares": [component_colour(k) for k in line.path] if len(line.path) <= _MOST_SQUARES else [],
+            }
+            for line in shown
+        ],
+        "more": len(search.candidates) - len(shown),
+        "spent": candidates.spent(results),
+    }
 
 
 def _compare_table(results: Results) -> dict[str, Any] | None:
@@ -155,7 +204,7 @@ def _compare_table(results: Results) -> dict[str, Any] | None:
         return None
     budgets = range(max(1, len(compare.budgets)))
     headings = [
-        (compare.budgets[b].name, quantities.flops(compare.budgets[b].flops)) if compare.budgets else ("", "")
+        (budget_name(results, b), quantities.flops(compare.budgets[b].flops)) if compare.budgets else ("", "")
         for b in budgets
     ]
     shared = compare.row(HYBRID, 0) is not None and any(compare.row(HYBRID, b) is None for b in budgets)
@@ -163,7 +212,7 @@ def _compare_table(results: Results) -> dict[str, Any] | None:
         "headings": headings,
         "shared": shared,
         "before": cells.has_downloaded(compare),
-        "spent": cells.equal_compute(compare),
+        "spent": cells.equal_compute(results),
         "notes": cells.notes(results),
         "rows": [_compare_row(results, compare, m, budgets) for m in compare.models],
     }
@@ -173,7 +222,7 @@ def _compare_row(results: Results, compare: CompareRecord, model: str, budgets: 
     rows = [score_row(compare, model, b) for b in budgets]
     first = next(row for row in rows if row is not None)
     return {
-        "name": model,
+        "name": model_name(results, model),
         "colour": model_colour(results, model),
         "hybrid": model == HYBRID,
         "before": cells.as_downloaded(compare, model, results.task or TaskInfo()),
@@ -217,7 +266,16 @@ def _cost_table(results: Results) -> list[dict[str, str]]:
         return []
     known = [c.seconds for c in costs if c.seconds is not None]
     spent = [c.flops for c in costs if c.flops is not None]
-    costs.append(Cost("all", flops=sum(spent) if spent else None, seconds=sum(known) if known else None))
+    twice = _counted_twice(results)
+    if twice.flops:
+        begun = Cost("of these in the search and in fine-tuning", flops=twice.flops, seconds=twice.seconds)
+        costs.append(begun)
+    everything = Cost(
+        "all",
+        flops=sum(spent) - twice.flops if spent and twice.flops is not None else None,
+        seconds=max(0.0, sum(known) - twice.seconds) if known and twice.seconds is not None else None,
+    )
+    costs.append(everything)
     return [
         {
             "stage": c.stage,
@@ -237,7 +295,7 @@ def _caption(figure: str, drawing: Drawing, results: Results) -> str:
     crosses = (
         "Crosses are parents as downloaded, without any training." if cells.has_downloaded(results.compare) else ""
     )
-    return " ".join(filter(None, [drawing.caption, crosses, cells.equal_compute(results.compare)]))
+    return " ".join(filter(None, [drawing.caption, crosses, cells.equal_compute(results)]))
 
 
 def _notes(figure: str, results: Results) -> str:

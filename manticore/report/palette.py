@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from manticore.experiments.rows import HYBRID
+from manticore.report.naming import alone
 from manticore.report.results import Results
 
 COMPONENTS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -31,7 +32,7 @@ def component_dashes(component: int) -> Any:
 def model_colour(results: Results, model: str) -> str:
     """A parent has its component's colour, the hybrid is ink, what keeps all components is violet."""
     if model == HYBRID:
-        return INK
+        return INK if alone(results) is None else component_colour(results.path[0])
     names = results.component_names
     return component_colour(names.index(model)) if model in names else SOFT
 

@@ -50,7 +50,9 @@ class Results:
             return len(self.components)
         if self.combine and self.combine.boundaries:
             return len(self.combine.boundaries)
-        return len(self.weights[0]) if self.weights else max((*self.path, -1)) + 1
+        if self.weights:
+            return len(self.weights[0])
+        return max((-1, *self.path, *(k for path in self._looked_at for k in path))) + 1
 
     @property
     def num_blocks(self) -> int:
@@ -58,7 +60,12 @@ class Results:
             return self.combine.num_blocks
         if self.combine and self.combine.boundaries:
             return len(self.combine.boundaries[0]) - 1
-        return len(self.weights) or len(self.path)
+        return len(self.weights) or len(self.path) or max((len(path) for path in self._looked_at), default=0)
+
+    @property
+    def _looked_at(self) -> list[tuple[int, ...]]:
+        """The paths of the search's candidates."""
+        return [candidate.path for candidate in self.search.candidates] if self.search else []
 
     @property
     def component_names(self) -> list[str]:
@@ -152,6 +159,16 @@ def _check_shapes(results: Results, where: str) -> None:
     for at, path in (("search.path", results.search and results.search.path), ("path", results.path)):
         if path:
             expect(len(path) == n and all(0 <= c < k for c in path), at, f"{n} indices below {k}", list(path))
+    chosen = [candidate.path for candidate in results.search.candidates if candidate.chosen] if results.search else []
+    expect(len(chosen) <= 1, "search.candidates", "at most one that is chosen", f"{len(chosen)} chosen")
+    if chosen and results.search and results.search.path:
+        path = results.search.path
+        expect(chosen[0] == path, "search.candidates", f"the chosen one to have path {list(path)}", list(chosen[0]))
+    for candidate in results.search.candidates if results.search else ():
+        at, path = "search.candidates.path", candidate.path
+        expect(len(path) == n and all(0 <= c < k for c in path), at, f"{n} indices below {k}", list(path))
+        for point in candidate.points:
+            expect(point.mark >= 0, "search.candidates.points.mark", "a number of twelfths", point.mark)
     compare = results.compare or CompareRecord()
     known = range(max(1, len(compare.budgets)))
     for scored in compare.rows:

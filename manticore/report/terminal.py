@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from manticore import quantities
 from manticore.experiments.rows import HYBRID
-from manticore.report import cells, spending
+from manticore.report import candidates, cells, spending
+from manticore.report.cautions import warnings
+from manticore.report.matches import Standing, score_row
+from manticore.report.naming import budget_name, model_name, path_words
 from manticore.report.results import Results, as_results
-from manticore.report.verdict import Standing, score_row, verdict, warnings
+from manticore.report.verdict import verdict
 from manticore.stages.combine import TaskInfo
 from manticore.stages.compare import CompareRecord, Row
 
@@ -24,8 +27,11 @@ _TONES = {
     Standing.SEEN_BETTER: "yellow",
     Standing.SEEN_WORSE: "red",
     Standing.SEEN_LEVEL: "yellow",
+    Standing.MIXED: "yellow",
+    Standing.PARENT: "yellow",
     Standing.UNKNOWN: "dim",
 }
+_MOST_CANDIDATES = 12
 
 
 def render_comparison(results: Results | Mapping[str, Any]) -> Group:
@@ -49,7 +55,7 @@ def render_comparison(results: Results | Mapping[str, Any]) -> Group:
         heading = Text(task.primary_metric)
         if compare.budgets:
             what = compare.budgets[budget]
-            heading = Text(f"{what.name}\n{quantities.flops(what.flops)}")
+            heading = Text(f"{budget_name(results, budget)}\n{quantities.flops(what.flops)}")
         scores.add_column(heading, justify="right", overflow="fold")
     costs = Table(title=Text("what each costs to run"))
     costs.add_column("model", overflow="fold")
@@ -60,9 +66,10 @@ def render_comparison(results: Results | Mapping[str, Any]) -> Group:
         first = next(row for row in rows if row is not None)
         style = "bold" if model == HYBRID else None
         first_cells = [_lines(cells.as_downloaded(compare, model, task))] if before else []
-        scores.add_row(Text(model), *first_cells, *(_score(compare, row, task) for row in rows), style=style)
+        name = Text(model_name(results, model))
+        scores.add_row(name, *first_cells, *(_score(compare, row, task) for row in rows), style=style)
         costs.add_row(
-            Text(model),
+            name,
             quantities.count(first.parameters),
             quantities.flops(first.flops_per_token),
             quantities.memory(first.cache_bytes_per_token),
@@ -73,15 +80,37 @@ def render_comparison(results: Results | Mapping[str, Any]) -> Group:
 
 
 def render_summary(results: Results | Mapping[str, Any]) -> Group:
-    """The verdict, the chosen blocks, and what to be careful about."""
+    """The verdict, the chosen blocks, the candidates of the search, and what to be careful about."""
     results = as_results(results)
     judged = verdict(results)
-    lines = [Text(judged.sentence, style=_TONES[judged.outcome])]
+    lines: list[RenderableType] = [Text(judged.sentence, style=_TONES[judged.outcome])]
     if results.path:
-        names = results.component_names
-        lines.append(Text("blocks: " + " → ".join(names[component] for component in results.path)))
+        lines.append(Text(f"blocks: {path_words(results, results.path)}"))
+    lines.append(render_candidates(results))
     lines += [Text(f"warning: {warning}", style="yellow") for warning in warnings(results)]
     return Group(*lines)
+
+
+def render_candidates(results: Results | Mapping[str, Any]) -> Group:
+    """How a search found its path: the candidates, the choice and what it cost; nothing where it trained none."""
+    results = as_results(results)
+    search = results.search
+    if search is None or not search.candidates:
+        return Group()
+    table = Table(title=Text("candidates, on held-out data"))
+    table.add_column("path", overflow="fold")
+    metric = candidates.metric_name(results)
+    for title in ("loss", *([metric] if metric != "loss" else []), "units", "cost"):
+        table.add_column(Text(title), justify="right", overflow="fold")
+    table.add_column("outcome", overflow="fold")
+    shown = candidates.lines(results, _MOST_CANDIDATES)
+    for line in shown:
+        scores = [line.loss, line.metric] if metric != "loss" else [line.loss]
+        cells_of = [line.name, *scores, line.trained, line.cost, line.standing]
+        table.add_row(*map(Text, cells_of), style="bold" if line.chosen else None)
+    left = len(search.candidates) - len(shown)
+    more = [Text(f"and {left} more in results.json", style="dim")] if left else []
+    return Group(table, *more, *map(Text, candidates.how_found(results)))
 
 
 def _score(compare: CompareRecord, row: Row | None, task: TaskInfo) -> Text:

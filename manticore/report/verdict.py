@@ -1,47 +1,37 @@
-"""What a run shows, in words: did the hybrid beat its parents at equal compute, and what to be careful about.
+"""What a run shows, in words: is there anything better than the best parent at equal compute, and what does it cost.
 
-Two scores differ only where their 95 % intervals do not overlap; with one seed there is what was seen and no more. A
-hybrid that scores below a parent as it was downloaded has lost, whatever training made of the parents.
+Every row of the comparison that is no parent is looked at, at every budget, and the best of them is named with its
+price at inference. A path of one parent throughout is that parent, and never called a hybrid. What scores below a
+parent as it was downloaded has lost, whatever training made of the parents.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 from manticore import quantities
 from manticore.experiments.intervals import t_quantile
-from manticore.experiments.rows import HYBRID, NOT_PARENTS
+from manticore.experiments.rows import HYBRID
 from manticore.report import spending
+from manticore.report.candidates import held_out
+from manticore.report.cautions import ENOUGH_SEEDS
+from manticore.report.matches import (
+    AHEAD,
+    FROM_BAD_TO_GOOD,
+    Match,
+    Standing,
+    best,
+    comparisons,
+    is_parent,
+    match,
+    score_row,
+    worst,
+)
+from manticore.report.naming import alone, budget_words, subject
 from manticore.report.results import Results
-from manticore.report.rounding import rounding_notes
 from manticore.stages.combine import TaskInfo
-from manticore.stages.compare import MISMATCH_LIMIT, CompareRecord, Row
-
-ENOUGH_SEEDS = 3
-
-
-class Standing(Enum):
-    BETTER = "better"
-    WORSE = "worse"
-    NOISE = "within noise"
-    SEEN_BETTER = "ahead with one seed, not proven"
-    SEEN_WORSE = "behind with one seed"
-    SEEN_LEVEL = "level with one seed"
-    UNKNOWN = "not known"
-
-
-@dataclass(frozen=True)
-class Match:
-    """The hybrid against the best parent at one budget."""
-
-    budget: int
-    outcome: Standing
-    hybrid: Row
-    parent: Row
-    one_seed: bool
-    gap: float
-    """By how much the hybrid's mean is better, in the task's metric; negative where it is worse."""
+from manticore.stages.compare import CompareRecord, Row
 
 
 @dataclass(frozen=True)
@@ -49,208 +39,190 @@ class Verdict:
     outcome: Standing
     sentence: str
     label: str
-    """The outcome in a few words, with the budget that it is confined to."""
-
-
-_RANK = (
-    Standing.WORSE,
-    Standing.SEEN_WORSE,
-    Standing.UNKNOWN,
-    Standing.NOISE,
-    Standing.SEEN_LEVEL,
-    Standing.SEEN_BETTER,
-    Standing.BETTER,
-)
-"""From bad to good."""
+    """The outcome in a few words, with the budgets that it is confined to."""
 
 
 def verdict(results: Results) -> Verdict:
-    """What was found, with its numbers; the outcome is that of the first budget (fine-tuning alone).
+    """What was found, with its numbers.
 
-    It is never better than what the hybrid is against its parents as they were downloaded.
+    The outcome is the worst of all budgets', and never better than what is named is against the parents as they were
+    downloaded.
     """
-    matches, compare = comparisons(results), results.compare
-    if not matches or compare is None:
+    parent, matches = alone(results), comparisons(results)
+    if parent is not None and not any(match.outcome in AHEAD for match in matches):
+        return _take_the_parent(results, parent, matches)
+    if not matches:
         return Verdict(Standing.UNKNOWN, _why_unknown(results), Standing.UNKNOWN.value)
-    task, budgets = results.task or TaskInfo(), [budget.name for budget in compare.budgets]
-    rows = [row for match in matches for row in (match.hybrid, match.parent)]
-    equal = not any(spending.is_off(compare, row) for row in rows)
-    if all(match.one_seed for match in matches):
-        words = "at equal compute" if equal else f"each with {_unequal(compare, rows)}"
-        sentence = _without_intervals(matches, task, budgets, words)
-    else:
-        findings = [_finding(match, task, budgets[match.budget] if budgets else "") for match in matches]
-        words = "At equal compute" if equal else f"With {_unequal(compare, rows)} each,"
-        sentence = f"{words} the hybrid {findings[0]}"
-        for match, finding in zip(matches[1:], findings[1:]):
-            sentence += f"{', and' if match.outcome is matches[0].outcome else ', but'} {finding}"
-        sentence += "."
-    outcome, label = matches[0].outcome, matches[0].outcome.value
-    worst = min(matches, key=lambda match: _RANK.index(match.outcome))
-    if budgets and worst.outcome is not outcome:
-        names = [quantities.shorten(budgets[match.budget], 60) for match in (matches[0], worst)]
-        label = f"{outcome.value} (“{names[0]}”); {worst.outcome.value} (“{names[1]}”)"
-    known, found = _as_downloaded(compare, task, matches[0])
-    if found is not None and _RANK.index(found) < _RANK.index(outcome):
+    sentence = _found(results, matches)
+    spoken = {match.row.model: match for match in reversed(matches)}
+    own = [m for m in comparisons(results, [HYBRID]) if all(m.row.model != each.row.model for each in matches)]
+    if own:
+        sentence += f" The discrete hybrid: {_found(results, own)}"
+        spoken |= {HYBRID: own[0]}
+    if parent is not None:
+        sentence += f" The path found keeps {parent} throughout."
+    if (
+        spoken.keys() == {HYBRID}
+        and results.search
+        and matches[0].outcome in AHEAD
+        and matches[-1].outcome not in AHEAD
+    ):
+        sentence += " The search pays only where its answer is used more than once."
+    sentence += "".join(_price(results, each) for each in spoken.values())
+    outcome, label = worst([match.outcome for match in matches]), _label(results, matches)
+    known, found = _as_downloaded(results, matches[0].row)
+    if found is not None and FROM_BAD_TO_GOOD.index(found) < FROM_BAD_TO_GOOD.index(outcome):
         outcome, label = found, f"{found.value}, against a parent as downloaded"
-    return Verdict(outcome, f"{sentence}{known}{_one_parent(results)}", label)
+    return Verdict(outcome, sentence + known, label)
 
 
-def _one_parent(results: Results) -> str:
-    """A sentence where the hybrid is a parent under another name."""
-    if len(set(results.path)) != 1:
-        return ""
-    name = quantities.shorten(results.component_names[results.path[0]], 40)
-    return f" Every block keeps {name}: this hybrid is that parent, cut and joined again."
+def _take_the_parent(results: Results, parent: str, matches: Sequence[Match]) -> Verdict:
+    """The verdict where every block keeps one parent, and nothing else is better."""
+    compare, task = results.compare or CompareRecord(), results.task or TaskInfo()
+    name = results.component_names[results.path[0]]
+    shown, better, first = [], None, None
+    for budget in range(max(1, len(compare.budgets))):
+        row = compare.row(name, budget) or score_row(compare, HYBRID, budget)
+        parents = [r for r in compare.rows if r.budget == budget and is_parent(r) and r.mean is not None]
+        if row is None or row.mean is None or not parents:
+            continue
+        first = first or row
+        shown.append(f"{quantities.score(row.mean)} {budget_words(results, budget, equal=_equal(compare, [row]))}")
+        rival = match(budget, best(parents, task), row, task.higher_is_better)
+        better = rival if rival.row.model != name and rival.outcome in AHEAD else None
+    metric = quantities.shorten(task.primary_metric, 30)
+    if first is None:
+        evidence = held_out(results)
+        if not evidence:
+            sentence = f"Every block keeps {parent}: what was found is that parent, and {_no_comparison(results)}"
+            return Verdict(Standing.UNKNOWN, f"{sentence}, so it cannot be said how good it is.", "not known")
+        sentence = f"{parent} alone is as good as any path that the search looked at: take it. {evidence}"
+        return Verdict(Standing.PARENT, sentence, Standing.PARENT.value)
+    if better is not None:
+        other, what = quantities.shorten(better.row.model, 40), budget_words(results, better.budget)
+        sentence = (
+            f"{other} alone is better than what the search found, {parent} alone: take {other} ({metric} "
+            f"{quantities.score(better.row.mean)} against {quantities.score(better.parent.mean)} {what})."
+        )
+        first = better.row
+    else:
+        sentence = f"{parent} alone is as good: take it ({metric} {', '.join(shown)})."
+    if matches:
+        sentence += f" {_found(results, matches)}"
+    known, _ = _as_downloaded(results, first)
+    return Verdict(Standing.PARENT, sentence + known, "another parent is better" if better else Standing.PARENT.value)
 
 
-def _as_downloaded(compare: CompareRecord, task: TaskInfo, match: Match) -> tuple[str, Standing | None]:
-    """A sentence on the best parent before any training, and what the hybrid is against it."""
+def _label(results: Results, matches: Sequence[Match]) -> str:
+    outcomes = [match.outcome for match in matches]
+    alike = len(set(outcomes)) == 1
+    said = [f"{m.outcome.value}{'' if alike else f' {budget_words(results, m.budget)}'}" for m in matches]
+    who = {match.row.model for match in matches}
+    named = "" if who == {HYBRID} else " and ".join(subject(results, model) for model in sorted(who)) + ": "
+    return named + (said[0] if alike else "; ".join(said))
+
+
+def _price(results: Results, match: Match) -> str:
+    """What a row costs at inference, and how much of that its best parent does; said of every row that is named."""
+    parent = quantities.shorten(match.parent.model, 40)
+    who = "Its price" if match.row.model == HYBRID else f"The price of {subject(results, match.row.model)}"
+    parts = list(_prices(match.row, match.parent, parent))
+    if not parts:
+        return f" {who} at inference is not in the record." if match.outcome in AHEAD else ""
+    return f" {who} at inference, beside {parent}: {', '.join(parts)}."
+
+
+def _prices(row: Row, parent: Row, name: str) -> Iterator[str]:
+    for ours, theirs, shown, what in (
+        (row.parameters, parent.parameters, quantities.count, "parameters"),
+        (row.flops_per_token, parent.flops_per_token, quantities.flops, "per token"),
+        (row.cache_bytes_per_token, parent.cache_bytes_per_token, quantities.memory, "of cache per token"),
+        (row.state_bytes, parent.state_bytes, quantities.memory, "of state"),
+    ):
+        if ours is None or not (ours or theirs):
+            continue
+        if theirs is None:
+            yield f"{shown(ours)} {what}"
+        else:
+            yield f"{shown(ours)} {what} ({f'{ours / theirs:.2g}×' if theirs > 0 else f'{name}: none'})"
+
+
+def _as_downloaded(results: Results, row: Row) -> tuple[str, Standing | None]:
+    """A sentence on the best parent before any training, and what a row is against it."""
+    compare, task = results.compare or CompareRecord(), results.task or TaskInfo()
     scores = [(found.metrics.get(task.primary_metric), found.model) for found in compare.untrained]
     known = [(score, model) for score, model in scores if score is not None]
-    if not known or match.hybrid.mean is None:
+    if not known or row.mean is None:
         return "", None
     score, model = (max if task.higher_is_better else min)(known)
     sign = 1 if task.higher_is_better else -1
-    low, high = match.hybrid.bounds or (match.hybrid.mean, match.hybrid.mean)
-    ahead = sign * (match.hybrid.mean - score)
-    if match.hybrid.bounds is None:
+    low, high = row.bounds or (row.mean, row.mean)
+    ahead = sign * (row.mean - score)
+    if row.bounds is None:
         outcome = Standing.SEEN_BETTER if ahead > 0 else Standing.SEEN_WORSE
     elif low <= score <= high:
         outcome = Standing.NOISE
     else:
         outcome = Standing.BETTER if ahead > 0 else Standing.WORSE
     words = f" As downloaded, without any training, {quantities.shorten(model, 40)} scores {quantities.score(score)}"
-    return words + ("." if ahead > 0 else ", which the hybrid does not reach."), outcome
+    return words + ("." if ahead > 0 else f", which {subject(results, row.model)} does not reach."), outcome
 
 
-def _unequal(compare: CompareRecord, rows: list[Row]) -> str:
-    return spending.spread(compare, rows) or "training FLOPs off the budget"
+def _equal(compare: CompareRecord, rows: Sequence[Row]) -> bool:
+    return not any(spending.is_off(compare, row) for row in rows)
 
 
-def comparisons(results: Results) -> list[Match]:
-    """One match per budget where both the hybrid and a parent have a score."""
-    compare = results.compare
-    if compare is None:
-        return []
-    task = results.task or TaskInfo()
-    matches = []
-    for budget in range(max(1, len(compare.budgets))):
-        hybrid = score_row(compare, HYBRID, budget)
-        scored = [r for r in compare.rows if r.budget == budget and is_parent(r) and r.mean is not None]
-        if hybrid is None or hybrid.mean is None or not scored:
-            continue
-        parent = (max if task.higher_is_better else min)(scored, key=lambda r: r.mean or 0.0)
-        matches.append(_match(budget, hybrid, parent, task.higher_is_better))
-    return matches
+def _found(results: Results, matches: Sequence[Match]) -> str:
+    """What the matches show, as one sentence."""
+    compare = results.compare or CompareRecord()
+    rows = [row for match in matches for row in (match.row, match.parent)]
+    equal = _equal(compare, rows)
+    spent = "" if equal else spending.spread(compare, rows) or "training FLOPs off the budget"
+    if all(match.one_seed for match in matches):
+        return _without_intervals(results, matches, spent)
+    sentence, before = f"With {spent} each, " if spent else "", ""
+    for m in matches:
+        if before:
+            sentence += ", and " if m.outcome is matches[0].outcome else ", but "
+        who = subject(results, m.row.model) if m.row.model != before else ""
+        sentence += f"{who}{' ' if who else ''}{_finding(results, m, equal)}"
+        before = m.row.model
+    return f"{_sentence_case(sentence)}."
 
 
-def score_row(compare: CompareRecord, model: str, budget: int) -> Row | None:
-    """The row with a model's score at a budget.
-
-    Align, search and fine-tuning together are what the hybrid cost, so where only its parents were trained with
-    the larger budget, the hybrid's one score stands against theirs.
-    """
-    row = compare.row(model, budget)
-    return compare.row(HYBRID, 0) if row is None and model == HYBRID else row
-
-
-def is_parent(row: Row) -> bool:
-    return row.model not in NOT_PARENTS
-
-
-def warnings(results: Results) -> list[str]:
-    """What a reader must know before believing the numbers, most serious first."""
-    found = []
-    if results.status and results.status != "complete":
-        found.append(f"The run is {results.status}: parts are missing and the rest may be preliminary.")
-    combine, compare = results.combine, results.compare
-    for name, matched in zip(results.component_names, combine.reembedded if combine else ()):
-        if combine is not None and matched is not None and matched.coverage is not None:
-            found.append(
-                f"{quantities.shorten(name, 60)} was re-embedded for the tokenizer of "
-                f"{quantities.shorten(combine.tokenizer, 60)} ({matched.coverage:.0%} of the tokens "
-                "matched exactly or by role); on text its scores are those of the re-embedded model."
-            )
-    found += rounding_notes(results)
-    if compare is None:
-        return found
-    for row in compare.rows:
-        if spending.is_off(compare, row):
-            found.append(f"{quantities.shorten(row.model, 60)}, budget {row.budget + 1}: {_off(compare, row)}")
-        if row.diverged:
-            rates = ", ".join(f"{rate:g}" for rate in row.diverged)
-            found.append(
-                f"{quantities.shorten(row.model, 60)}, budget {row.budget + 1}: diverged with learning rate {rates}, "
-                "which counts as the worst."
-            )
-        if row.mean is None:
-            found.append(f"{quantities.shorten(row.model, 60)}, budget {row.budget + 1}: no finite score.")
-    seeds = [len(r.seeds) for r in compare.rows if r.seeds]
-    if seeds and min(seeds) < ENOUGH_SEEDS:
-        found.append(
-            f"Only {min(seeds)} seed{'s' if min(seeds) > 1 else ''} for some rows: "
-            f"at least {ENOUGH_SEEDS} are needed before a difference means much."
-        )
-    return found
-
-
-def _off(compare: CompareRecord, row: Row) -> str:
-    share = spending.farthest(compare, row)
-    if spending.by_whole_steps(compare, row):
-        return (
-            f"trained with {share:.1%} of the budget, for one step more would not have fitted; "
-            "a larger budget or a smaller batch comes nearer to equal compute."
-        )
-    off = 0.0 if share is None else abs(share - 1)
-    said = f"{off:.1%} off the budget" if off > MISMATCH_LIMIT else "marked as off the budget"
-    return f"training FLOPs are {said} (limit {MISMATCH_LIMIT:.0%}); this row is not at equal compute."
-
-
-def _match(budget: int, hybrid: Row, parent: Row, higher_is_better: bool) -> Match:
-    a, b = hybrid.bounds, parent.bounds
-    one_seed = a is None or b is None
-    gap = ((hybrid.mean or 0.0) - (parent.mean or 0.0)) * (1 if higher_is_better else -1)
-    if a is None or b is None:
-        outcome = Standing.SEEN_BETTER if gap > 0 else Standing.SEEN_WORSE if gap < 0 else Standing.SEEN_LEVEL
-    elif a[0] <= b[1] and b[0] <= a[1]:
-        outcome = Standing.NOISE
-    else:
-        outcome = Standing.BETTER if (a[0] > b[1]) == higher_is_better else Standing.WORSE
-    return Match(budget, outcome, hybrid, parent, one_seed, gap)
-
-
-def _finding(match: Match, task: TaskInfo, budget: str) -> str:
-    parent = f"its best parent, {quantities.shorten(match.parent.model, 40)},"
+def _finding(results: Results, match: Match, equal: bool) -> str:
+    task, gap = results.task or TaskInfo(), quantities.score(abs(match.gap))
+    parent = f"the best parent ({quantities.shorten(match.parent.model, 40)})"
     phrase = {
-        Standing.BETTER: f"beats {parent}",
-        Standing.WORSE: f"loses to {parent}",
+        Standing.BETTER: f"beats {parent} by {gap}",
+        Standing.WORSE: f"loses to {parent} by {gap}",
         Standing.NOISE: f"is within noise of {parent}",
-        Standing.SEEN_BETTER: f"was seen ahead of {parent}",
-        Standing.SEEN_WORSE: f"was seen behind {parent}",
+        Standing.SEEN_BETTER: f"was seen {gap} ahead of {parent}",
+        Standing.SEEN_WORSE: f"was seen {gap} behind {parent}",
         Standing.SEEN_LEVEL: f"scored the same as {parent}",
     }[match.outcome]
-    if budget:
-        phrase += f" with the budget “{quantities.shorten(budget, 60)}”"
-    ours, theirs = quantities.score(match.hybrid.mean), quantities.score(match.parent.mean)
+    ours, theirs = quantities.score(match.row.mean), quantities.score(match.parent.mean)
     lack = "; too few seeds for an interval" if match.one_seed else ""
-    return f"{phrase} ({quantities.shorten(task.primary_metric, 30)} {ours} against {theirs}{lack})"
+    what = budget_words(results, match.budget, equal=equal)
+    return f"{phrase} {what} ({quantities.shorten(task.primary_metric, 30)} {ours} against {theirs}{lack})"
 
 
-def _without_intervals(matches: list[Match], task: TaskInfo, budgets: list[str], words: str) -> str:
+def _without_intervals(results: Results, matches: Sequence[Match], spent: str) -> str:
     """What was seen, where there are too few seeds to say how sure it is, and what a second seed would add."""
-    seeds = min(min(len(match.hybrid.seeds), len(match.parent.seeds)) for match in matches)
-    metric = quantities.shorten(task.primary_metric, 30)
-    seen = []
-    for match in matches:
-        ours, theirs = quantities.score(match.hybrid.mean), quantities.score(match.parent.mean)
-        budget = f", with the budget “{quantities.shorten(budgets[match.budget], 60)}”" if budgets else ""
-        gap = f"{quantities.score(abs(match.gap))} {'better' if match.gap > 0 else 'worse'}" if match.gap else "no gap"
-        seen.append(
-            f"{ours} against {theirs} of its best parent, {quantities.shorten(match.parent.model, 40)}: {gap}{budget}"
+    seeds = min(min(len(match.row.seeds), len(match.parent.seeds)) for match in matches)
+    metric = quantities.shorten((results.task or TaskInfo()).primary_metric, 30)
+    sentence, before = "Without intervals " if seeds > 1 else "With one seed ", ""
+    for m in matches:
+        who = subject(results, m.row.model) + " scored " if m.row.model != before else ""
+        ours, theirs = quantities.score(m.row.mean), quantities.score(m.parent.mean)
+        gap = f"{quantities.score(abs(m.gap))} {'better' if m.gap > 0 else 'worse'}" if m.gap else "no gap"
+        sentence += (
+            f"{'; and ' if before else ''}{who}{ours} against {theirs} "
+            f"of the best parent ({quantities.shorten(m.parent.model, 40)}), {gap} "
+            f"{budget_words(results, m.budget, equal=not spent)}"
         )
-    known = "Without intervals" if seeds > 1 else "With one seed"
-    sentence = f"{known} the hybrid scored {'; and '.join(seen)} ({metric}, {words})."
+        before = m.row.model
+    sentence += f" ({metric}{f', each with {spent}' if spent else ''})."
     if seeds > 1 or not matches[0].gap:
         return f"{sentence} How far seeds differ was not measured; {ENOUGH_SEEDS} or more would show it."
     # the intervals of two seeds each reach t/2 times the difference of the two scores to either side
@@ -262,10 +234,22 @@ def _without_intervals(matches: list[Match], task: TaskInfo, budgets: list[str],
     )
 
 
+def _sentence_case(text: str) -> str:
+    """A name at the beginning stays as it is."""
+    return "T" + text[1:] if text.startswith("the ") else text
+
+
+def _no_comparison(results: Results) -> str:
+    scored = results.compare is not None and results.compare.rows
+    return "the comparison has no finite score for it" if scored else "this run has no comparison yet"
+
+
 def _why_unknown(results: Results) -> str:
+    found = subject(results, HYBRID)
     if results.compare is None or not results.compare.rows:
-        return "This run has no comparison yet, so it cannot be said whether the hybrid beats its parents."
+        why = f"This run has no comparison yet, so it cannot be said whether {found} beats its parents."
+        return " ".join(filter(None, [why, held_out(results)]))
     return (
-        "The comparison has no finite score for both the hybrid and a parent, "
-        "so it cannot be said whether the hybrid beats its parents."
+        f"The comparison has no finite score for both {found} and a parent, "
+        f"so it cannot be said whether {found} beats its parents."
     )

@@ -34,7 +34,7 @@ class Candidate:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, without the losses of single examples."""
-        shown = ("mark", "steps", "flops", "loss", "metric")
+        shown = ("mark", "steps", "flops", "loss", "metric", "seconds")
         points = [{name: getattr(point, name) for name in shown} for point in self.points]
         return {"path": self.path, "points": points, "failed": self.failed, "chosen": self.chosen, "flops": self.flops}
 

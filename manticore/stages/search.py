@@ -34,6 +34,8 @@ class CurvePoint(Record):
     flops: float | None = None
     loss: float | None = None
     metric: float | None = None
+    seconds: float | None = None
+    """Training time so far."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from xml.dom import minidom
 import matplotlib as mpl
 import pytest
 from run_records import HOSTILE_NAMES, build_record
+from search_records import race_won_by_a_hybrid
 
 from manticore.report.figures import FIGURE_NAMES, draw_figures
 from manticore.report.palette import component_colour, model_colour, text_on, tint
@@ -18,8 +19,18 @@ def _texts(svg):
     return ["".join(n.data for n in t.childNodes) for t in minidom.parseString(svg).getElementsByTagName("text")]
 
 
+LEARNED = tuple(name for name in FIGURE_NAMES if name != "candidates")
+"""What a search that learns mixture weights gets."""
+
+
 def test_complete_run_gets_every_figure():
-    assert tuple(draw_figures(parse_results(build_record()))) == FIGURE_NAMES
+    assert tuple(draw_figures(parse_results(build_record()))) == LEARNED
+    of_paths = draw_figures(parse_results(race_won_by_a_hybrid()))
+    assert tuple(of_paths) == tuple(name for name in FIGURE_NAMES if name != "mixture_weights")
+    # no entropy, no loss of a supernet
+    shown = {text for drawing in of_paths.values() for text in _texts(drawing.svg)}
+    assert not {"search: loss", "search: entropy of the mixture weights", "supernet"} & shown
+    assert "Discretization" not in of_paths["gap"].title
 
 
 @pytest.mark.parametrize(
@@ -63,7 +74,7 @@ def test_same_numbers_same_bytes_whatever_the_settings():
 @pytest.mark.parametrize(("components", "blocks", "steps"), [(2, 1, 1), (3, 12, 300), (4, 5, 2), (2, 2, 2000)])
 def test_any_shape_is_drawn(components, blocks, steps):
     drawings = draw_figures(parse_results(build_record(components, blocks, steps)))
-    assert set(drawings) == set(FIGURE_NAMES)
+    assert set(drawings) == set(LEARNED)
     for drawing in drawings.values():
         minidom.parseString(drawing.svg)
         assert len(drawing.svg) < 400_000
@@ -99,7 +110,7 @@ def test_values_that_are_missing_leave_gaps_not_errors():
     record["discretize"].update(loss_after=None, metric_before=None)
     record["compare"]["rows"][0].update(mean=None, interval=[None, None])
     drawings = draw_figures(parse_results(record))
-    assert set(drawings) == set(FIGURE_NAMES)
+    assert set(drawings) == set(LEARNED)
     assert "-40.00" in _texts(drawings["alignment"].svg)
     assert "no finite score" in _texts(drawings["comparison"].svg)
 

@@ -1,8 +1,8 @@
 """Scores before rounding stand beside those of the saved weights, everywhere a score is read."""
 
+from manticore.report.cautions import warnings
 from manticore.report.results import as_results
 from manticore.report.rounding import rounding_notes
-from manticore.report.verdict import warnings
 
 SAVED, SINGLE = {"loss": 2.5, "accuracy": 0.5}, {"loss": 2.4875, "accuracy": 0.5}
 RESULTS = {

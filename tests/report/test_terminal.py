@@ -48,7 +48,7 @@ def test_a_rate_that_diverged_is_named(record):
 def test_summary_has_verdict_blocks_and_warnings(record):
     record["status"] = "interrupted"
     text = " ".join(_printed(render_summary(record)).split())
-    assert "the hybrid beats its best parent, mamba" in text
+    assert "mamba → gpt beats the best parent (mamba)" in text
     assert "blocks: mamba → gpt" in text
     assert "warning: The run is interrupted" in text
 
