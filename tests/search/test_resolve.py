@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from manticore.cli.app import app
 from manticore.errors import ManticoreError
 from manticore.search.costs import Cost, CostTable
 from manticore.search.curves import Point
@@ -83,3 +85,10 @@ def test_only_untrained_paths_keep_the_limits():
         "search: max: of the paths that keep the limits none was trained, such as [0, 1, 1]. "
         "Fix: search again with these limits"
     )
+
+
+def test_the_verb(tmp_path):
+    (tmp_path / "search.json").write_text(json.dumps(result().to_dict()))
+    found = CliRunner().invoke(app, ["search", str(tmp_path), "--resolve", "--max", "cache_bytes=150"])
+    assert found.exit_code == 0
+    assert "path [1, 1, 0] is the best of 2 trained ones within the limits" in " ".join(found.output.split())
