@@ -56,7 +56,7 @@ task: {{name: text, options: {{length: 64, max_bytes: 400000}}}}
 combine: {{num_blocks: 12}}
 align: null
 search: {{method: oneshot, sampling: {sampling}}}
-finetune: {{steps: 60, batch_size: 16, lr: 2e-3}}
+finetune: {{steps: 36, batch_size: 16, lr: 2e-3}}
 compare: null
 """
 
@@ -161,15 +161,16 @@ def searched(sampling: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "oneshot.yaml")
         file.write_text(RECIPE.format(sampling=sampling))
-        recipe = load_recipe(str(file))
-        folder = create_run(recipe, str(Path(scratch, "run")))
+        loaded = load_recipe(str(file))
+        rows = plan(loaded.recipe, device_memory=1e12, accelerator=False).stages
+        planned = next(row for row in rows if row.name == "search")
+        folder = create_run(loaded, str(Path(scratch, "run")))
         run = Run(folder)
         for name in ("pretrain", "combine", "search"):
             for stage in (stage for stage in STAGES if stage.name == name):
                 own = folder.path / name
                 own.mkdir(exist_ok=True)
                 outcome = stage.work(run, own)
-        planned = {row.name: row for row in plan(recipe, device_memory=1e12, accelerator=False).stages}["search"]
         found = outcome.results["search"]
     raced = {tuple(each["path"]): each["points"][-1] for each in found["candidates"] if each["points"]}
     compared = sorted(found["shared"], key=lambda each: each["points"][0]["loss"])
@@ -187,6 +188,11 @@ def searched(sampling: str) -> dict[str, Any]:
         "raced": {"".join("GM"[k] for k in path): point["loss"] for path, point in raced.items()},
         "mark": max(point["mark"] for point in raced.values()),
     }
+
+
+def ranks(values: list[float]) -> list[float]:
+    """Of each value among all, the mean where several are equal."""
+    return [sum(b < a for b in values) + sum(b == a for b in values) / 2 for a in values]
 
 
 def ranked(name: str, seed: int) -> dict[str, Any] | None:
@@ -215,7 +221,7 @@ def ranked(name: str, seed: int) -> dict[str, Any] | None:
         "seed": seed,
         "shared": {spelled(path): [points[path].loss, points[path].metric] for path in paths},
         "truth": {spelled(path): truth[path] for path in paths},
-        "correlation": {kind: statistics.correlation(values, true, method="ranked") for kind, values in scores.items()},
+        "correlation": {kind: statistics.correlation(ranks(values), ranks(true)) for kind, values in scores.items()},
         "best_is_number": 1 + sum(points[p].loss < points[max(truth, key=truth.__getitem__)].loss for p in paths),
         "shared_units": (found[0].flops + sum(point.spent for point in points.values())) / objective.unit,
         "units": replayed.cost,

@@ -416,7 +416,9 @@ class OneTraining(Training):
             raise wrong("steps and budget_flops are both given. Fix: give one of them, and None for the other")
         for name in ("warmup_steps", "mixture_warmup_steps"):
             rising, steps = getattr(self, name, None), self.steps or self.default_steps
-            if rising is not None and rising > steps and self.budget_flops is None:
+            # how long candidates of a search train is not known here
+            open_ended = self.budget_flops is not None or (self.steps is None and isinstance(self, Search))
+            if rising is not None and rising > steps and not open_ended:
                 raise wrong(f"longer than the training (got {rising}, steps is {steps}). Fix: at most {steps}", at=name)
         return self
 

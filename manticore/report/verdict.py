@@ -54,11 +54,13 @@ def verdict(results: Results) -> Verdict:
     if not matches:
         return Verdict(Standing.UNKNOWN, _why_unknown(results), Standing.UNKNOWN.value)
     sentence = _found(results, matches)
-    spoken = {match.row.model: match for match in reversed(matches)}
-    own = [m for m in comparisons(results, [HYBRID]) if all(m.row.model != each.row.model for each in matches)]
+    named = {match.budget for match in matches if match.row.model == HYBRID}
+    own = [match for match in comparisons(results, [HYBRID]) if match.budget not in named]
     if own:
         sentence += f" The discrete hybrid: {_found(results, own)}"
-        spoken |= {HYBRID: own[0]}
+    spoken: dict[str, Match] = {}
+    for each in (*matches, *own):
+        spoken.setdefault(each.row.model, each)
     if parent is not None:
         sentence += f" The path found keeps {parent} throughout."
     if (
@@ -68,7 +70,7 @@ def verdict(results: Results) -> Verdict:
         and matches[-1].outcome not in AHEAD
     ):
         sentence += " The search pays only where its answer is used more than once."
-    sentence += "".join(_price(results, each) for each in spoken.values())
+    sentence += "".join(_price(results, each, only=len(spoken) == 1) for each in spoken.values())
     outcome, label = worst([match.outcome for match in matches]), _label(results, matches)
     known, found = _as_downloaded(results, matches[0].row)
     if found is not None and FROM_BAD_TO_GOOD.index(found) < FROM_BAD_TO_GOOD.index(outcome):
@@ -122,10 +124,10 @@ def _label(results: Results, matches: Sequence[Match]) -> str:
     return named + (said[0] if alike else "; ".join(said))
 
 
-def _price(results: Results, match: Match) -> str:
-    """What a row costs at inference, and how much of that its best parent does; said of every row that is named."""
+def _price(results: Results, match: Match, *, only: bool) -> str:
+    """What a row costs at inference beside its best parent; said of every row that is named."""
     parent = quantities.shorten(match.parent.model, 40)
-    who = "Its price" if match.row.model == HYBRID else f"The price of {subject(results, match.row.model)}"
+    who = "Its price" if only else f"The price of {subject(results, match.row.model)}"
     parts = list(_prices(match.row, match.parent, parent))
     if not parts:
         return f" {who} at inference is not in the record." if match.outcome in AHEAD else ""

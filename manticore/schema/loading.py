@@ -110,7 +110,7 @@ def check(document: Document, needs: Needs | None = None) -> Recipe | None:
     # what could not even be read holds no value to complain about
     spoiled = {problem.path for problem in document.problems}
     document.problems += [Problem(document.place(path), path, text) for path, text in found if path not in spoiled]
-    return recipe if isinstance(recipe, Recipe) and not found else None
+    return recipe.settled() if isinstance(recipe, Recipe) and not found else None
 
 
 def _well_formed(values: dict[str, object], wrong: set[str | int]) -> dict[str, object]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from manticore.schema.options import trains_candidates
 from manticore.schema.sections import (
     Align,
     Compare,
@@ -16,7 +17,10 @@ from manticore.schema.sections import (
     Search,
     TaskChoice,
 )
-from manticore.settings import Combine, Discretize, Name, Seed, Settings
+from manticore.settings import Combine, Discretize, Name, Seed, Settings, Training
+
+SHARED = frozenset({*Training.model_fields, "lr"})
+"""What candidates of a search and fine-tuning have in common."""
 
 
 class Recipe(Settings):
@@ -39,3 +43,14 @@ class Recipe(Settings):
     finetune: Finetune = Finetune()
     compare: Compare | None = Compare()
     report: Report | None = Report()
+
+    def settled(self) -> Recipe:
+        """With what one section takes from another written out: candidates of a search train as fine-tuning does.
+
+        A recipe that was written out reads as itself: what a section says, it does not take from another.
+        """
+        if self.search is None or not trains_candidates(self.search.method):
+            return self
+        shared = SHARED - self.search.model_fields_set
+        told = {name: getattr(self.finetune, name) for name in shared}
+        return self.model_copy(update={"search": self.search.model_copy(update=told)})

@@ -63,7 +63,7 @@ class Finetune(Stage):
         checkpoints = run.begun(run.results_of("discretize")["path"])
         if run.by_candidates:
             # what every candidate was planned for: a cheap path makes more steps of it
-            tuning = tuning.model_copy(update={"steps": None, "budget_flops": run.unit_flops(run.task)})
+            tuning = tuning.model_copy(update={"steps": None, "budget_flops": run.unit_flops(run.task, tuning)})
         result = manticore.finetune(
             model if checkpoints is None else Begun(model, checkpoints),
             run.task,

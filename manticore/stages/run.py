@@ -20,6 +20,7 @@ from manticore.runs.ledger import Digests
 from manticore.runs.reporter import LogReporter, Reporter
 from manticore.runs.stages import DIGESTS, results_of
 from manticore.schema.options import trains_candidates
+from manticore.schema.recipe import SHARED
 from manticore.writing import new_folder
 
 if TYPE_CHECKING:
@@ -147,20 +148,24 @@ class Run:
         search, tuning = self.recipe.search, self.recipe.finetune
         if search is None or not self.by_candidates or self.results_of("search")["path"] != path:
             return None
-        own = search.model_fields_set & {*settings.Training.model_fields, "lr"}
-        if search.task_options or any(getattr(search, name) != getattr(tuning, name) for name in own):
+        if search.task_options or any(getattr(search, name) != getattr(tuning, name) for name in SHARED):
             return None
         found = place(self.path / "search", path)
         return found if found.is_dir() else None
 
-    def unit_flops(self, task: Task) -> int:
-        """Training FLOPs of the recipe's fine-tuning on a task, by the costliest parent where it is given in steps."""
+    def unit_flops(self, task: Task, training: settings.OneTraining) -> int:
+        """What the recipe's fine-tuning costs on a task, by the costliest parent where it is given in steps.
+
+        Args:
+            task: the recipe's, or a cheaper one.
+            training: whose batches are counted: fine-tuning's, or the search's.
+        """
         from manticore.search.objective import Objective
 
         tuning = self.recipe.finetune
         if tuning.budget_flops is not None:
             return int(tuning.budget_flops)
-        trains = settings.Finetune(**tuning.shared(), lr=tuning.lr)
+        trains = settings.Finetune(**training.shared(), lr=training.lr)
         steps = tuning.steps or tuning.default_steps
         return steps * Objective(self.aligned(self.recipe.seed, task), task, trains, 1, self.path).costliest_step
 

@@ -9,7 +9,6 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import manticore
-from manticore import settings
 from manticore.runs.stages import Outcome
 from manticore.schema import sections
 from manticore.schema.options import trains_candidates
@@ -106,15 +105,6 @@ class Search(Stage):
     name = "search"
     note: ClassVar[str] = "search.json"
 
-    def settings(self, recipe: Recipe) -> Any:
-        """The section; candidates train as fine-tuning does, in all that the section does not say itself."""
-        section, tuning = recipe.search, recipe.finetune
-        if section is None or not trains_candidates(section.method):
-            return section
-        shared = [*settings.Training.model_fields, "lr"]
-        told = {name: getattr(tuning, name) for name in shared if name not in section.model_fields_set}
-        return section.model_copy(update=told)
-
     def plan_line(self, recipe: Recipe) -> str:
         section = self.settings(recipe)
         if trains_candidates(section.method):
@@ -136,7 +126,7 @@ class Search(Stage):
     def work(self, run: Run, folder: Path) -> Outcome:
         section, task = self.settings(run.recipe), run.search_task
         if run.by_candidates and section.finetune_flops is None:
-            section = section.model_copy(update={"finetune_flops": run.unit_flops(task)})
+            section = section.model_copy(update={"finetune_flops": run.unit_flops(task, section)})
         result = manticore.search(
             run.aligned(run.recipe.seed, task),
             task,

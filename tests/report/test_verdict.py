@@ -202,7 +202,7 @@ def test_an_ensemble_that_wins_beside_a_parents_path_is_told_with_its_price():
     assert (judged.outcome, judged.label) == (Standing.BETTER, "the ensemble: better")
     assert judged.sentence.startswith("The ensemble beats the best parent (mamba) by 0.089 with the same fine-tuning")
     assert "The path found keeps mamba throughout." in judged.sentence
-    assert "The price of the ensemble at inference, beside mamba: 2.23 M parameters (1.9×)" in judged.sentence
+    assert "Its price at inference, beside mamba: 2.23 M parameters (1.9×)" in judged.sentence
 
 
 @pytest.mark.parametrize("model", ["ensemble", "supernet (soft)"])
@@ -215,7 +215,11 @@ def test_the_best_of_all_that_is_no_parent_is_named_and_the_path_too(record, mod
     assert f"The price of {who} at inference, beside mamba: 2." in judged.sentence
     # at the larger budget it has no row here, so the path is the best there
     assert "mamba → gpt is within noise of the best parent (mamba) at the same total" in judged.sentence
-    assert "Its price at inference, beside mamba: 1.13 M parameters" in judged.sentence
+    assert (
+        "The discrete hybrid: mamba → gpt beats the best parent (mamba) by 0.099 with the same fine-t"
+        in judged.sentence
+    )
+    assert "The price of mamba → gpt at inference, beside mamba: 1.13 M parameters" in judged.sentence
     record["compare"]["rows"].append(
         {**record["compare"]["rows"][-1], "model": model, "mean": 0.9999, "interval": None}
     )

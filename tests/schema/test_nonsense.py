@@ -82,8 +82,14 @@ def _with_entry(tmp_path: Path, name: str, written: str) -> str:
             "finetune: {steps: 20, warmup_steps: 21}",
             "finetune.warmup_steps: longer than the training (got 21, steps is",
         ),
-        ("search: {warmup_steps: 121}", "search.warmup_steps: longer than the training (got 121, steps is 120)"),
-        ("search: {steps: 5, mixture_warmup_steps: 6}", "search.mixture_warmup_steps: longer than the training"),
+        (
+            "search: {method: darts, steps: 120, warmup_steps: 121}",
+            "search.warmup_steps: longer than the training (got 121, steps is 120)",
+        ),
+        (
+            "search: {method: darts, steps: 5, mixture_warmup_steps: 6}",
+            "search.mixture_warmup_steps: longer than the training",
+        ),
         ("finetune: {batch_size: 100000000}", "finetune.batch_size: wrong value (got 100000000, expected <= "),
         ("combine: {num_blocks: 100000}", "combine.num_blocks: wrong value (got 100000, expected <= 10000)"),
     ],
