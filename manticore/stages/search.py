@@ -94,6 +94,8 @@ class SearchRecord(Record):
     """That the path found keeps, by the names of costs."""
     metric: str = ""
     higher_is_better: bool = True
+    task_options: dict[str, str] = field(default_factory=dict)
+    """What was others in the task that the candidates trained on, where that was a cheaper one."""
 
     @classmethod
     def of(cls, result: SearchResult, method: str, order: str) -> dict[str, Any]:
@@ -138,6 +140,7 @@ class Search(Stage):
         )
         run.save(result.model, folder)
         found = SearchRecord.of(result, section.method, section.order)
+        found["task_options"] = {name: str(value) for name, value in section.task_options.items()}
         return Outcome({"search": found}, f"path {run.path_text(result.path)}")
 
     def next_command(self, out: str, words: str | None = None) -> str:
