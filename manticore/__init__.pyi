@@ -237,6 +237,8 @@ def search(
     final_temperature: float | None = None,
     start: str | Tensor | Sequence[Sequence[float]] | Sequence[int] | None = None,
     start_floor: float | None = None,
+    max: Mapping[str, Any] | None = None,
+    workload: str | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,

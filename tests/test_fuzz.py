@@ -424,14 +424,14 @@ def test_cached_files(place: Path) -> None:
 @pytest.fixture(scope="module")
 def finished(place: Path) -> Path:
     """A run with all of its stages done."""
-    small = ("task.options.num_train_examples=32", "task.options.num_test_examples=8", "compare=null", "align=null")
-    steps = (
-        "search.method=darts",
-        "search.steps=2",
-        "finetune.steps=1",
-        "search.batch_size=4",
-        "finetune.batch_size=4",
+    small = (
+        "task.options.seq_len=32",
+        "task.options.num_train_examples=32",
+        "task.options.num_test_examples=8",
+        "compare=null",
+        "align=null",
     )
+    steps = ("search={method: darts, steps: 2, batch_size: 4}", "finetune.steps=1", "finetune.batch_size=4")
     models = ("components.0.source=sound/gpt", "components.1.source=sound/mamba", "pretrain=[]")
     run("run", "quickstart", *models, *small, *steps, "combine.num_blocks=2", "-o", "finished")
     assert (place / "finished" / "report.html").is_file()

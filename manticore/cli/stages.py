@@ -139,12 +139,16 @@ def align(hybrid: Hybrid, out: Out, seed: Seed = 0, *, settings: dict[str, Any])
 @takes(Search)
 def search(
     hybrid: Hybrid,
-    task: Task,
-    out: Out,
+    task: Annotated[str, typer.Option("--task", "-t", help="Name of the task; see `manticore ls tasks`.")] = "",
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder to write; must not exist yet.", metavar="DIR")] = "",
     task_option: TaskOptions = None,
     seed: Seed = 0,
     processes: Processes = None,
     resume: Resume = False,
+    resolve: Annotated[
+        bool,
+        typer.Option("--resolve", help="HYBRID is a finished search: choose again within --max, without training."),
+    ] = False,
     *,
     settings: dict[str, Any],
 ) -> None:
@@ -152,6 +156,14 @@ def search(
 
     Example: manticore search aligned --task text -o searched
     """
+    if resolve:
+        from manticore.search.resolve import resolve as chosen_again
+
+        say(str(chosen_again(hybrid, settings["max"])))
+        return
+    for flag, given in {"--task": task, "--out": out}.items():
+        if not given:
+            raise ManticoreError(f"search: {flag} is missing. Fix: add {flag}, or --resolve for a finished search")
     several = settings["storage"] is not None
     refuse_begun(out, resume, kept=_SEARCHED if several else None)
     chosen = checked_task(task, task_option)

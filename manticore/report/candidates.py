@@ -141,12 +141,16 @@ def how_found(results: Results) -> list[str]:
     method = f"The search ({quantities.shorten(search.method, 30)})" if search.method else "The search"
     named = f" and chose {path_words(results, chosen.path)}" if chosen else ""
     why = f": {quantities.shorten(search.reason, 200)}" if search.reason else ""
-    said = [f"{method} trained {looked}, each by itself, scored them on held-out data{named}{why}."]
+    on = "each by itself"
+    if search.task_options:
+        options = ", ".join(f"{name}={value}" for name, value in search.task_options.items())
+        on += f" and on a cheaper task of the same kind ({quantities.shorten(options, 80)})"
+    said = [f"{method} trained {looked}, {on}, scored them on held-out data{named}{why}."]
     *parts, total = spent(results)
     if search.unit_flops and search.unit_flops > 0:
         shares = ", ".join(f"{part.units} {part.what}" for part in parts if part.flops)
-        unit = quantities.flops(search.unit_flops)
-        said.append(f"It cost {total.units} units ({shares}); a unit is one fine-tuning, {unit}.")
+        unit, there = quantities.flops(search.unit_flops), " on that task" if search.task_options else ""
+        said.append(f"It cost {total.units} units ({shares}); a unit is one fine-tuning{there}, {unit}.")
     else:
         said.append(f"It cost {quantities.flops(total.flops)}.")
     return said

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path as Folder
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
@@ -15,8 +17,12 @@ from manticore.experiments.side_by_side import useful_workers
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.processes import process_count
 from manticore.registry import resolve
+from manticore.runs.ledger import INPUTS, read_record, write_record
 from manticore.runs.lineage import training_inputs
 from manticore.search.choice import Choice, PathMethod
+from manticore.search.constraints import constrained
+from manticore.search.cost_table import cost_table
+from manticore.search.costs import CostTable
 from manticore.search.curves import MARKS, Curves, SharedScores
 from manticore.search.forecast import forecast
 from manticore.search.objective import Objective, place, unit_flops
@@ -39,6 +45,29 @@ _OF_A_CANDIDATE = OneTraining.model_fields.keys() - {"steps", "budget_flops", "s
 def tuning(settings: Search) -> Finetune:
     """How candidates train."""
     return Finetune(**{name: getattr(settings, name) for name in _OF_A_CANDIDATE})
+
+
+COSTS = "costs.json"
+"""What paths cost, in the search's folder."""
+
+
+def recorded_table(
+    supernet: ManticorePreTrainedModel, settings: Search, inputs: Mapping[str, str], place: Folder
+) -> CostTable:
+    """What a supernet's paths cost; where this search has measured it before, as it was then, so that it decides alike.
+
+    Args:
+        supernet: fitted to the task.
+        settings: with limits and workload.
+        inputs: digests of what is searched.
+        place: the file that it is noted in.
+    """
+    known = read_record(place, "remove it, and what paths cost is measured again")
+    if known is not None and known[INPUTS] == inputs:
+        table = CostTable.read(known)
+        if settings.workload in (None, str(table.workload)) and settings.max.keys() <= table.costs.keys():
+            return table
+    return cost_table(supernet, settings.workload, settings.max)
 
 
 def find(
@@ -67,7 +96,13 @@ def find(
     objective = Objective(
         supernet, task, trains, unit, folder, seed=seed, examples=settings.validation_examples, cpu=cpu
     )
-    curves = Curves(objective.space, task.higher_is_better, objective.marks)
+    inputs = training_inputs(supernet, task)
+    # in the key, since losers are thrown away, and other limits may choose one of them
+    limits = {"max": settings.max} if settings.max else {}
+    costs = recorded_table(supernet, settings, inputs, folder / COSTS)
+    names = [config.model_type for config in supernet.config.components]
+    space = constrained(objective.space, costs, settings.max, names)
+    curves = Curves(space, task.higher_is_better, objective.marks)
     method: PathMethod = resolve("search", settings.method)
     alone = kept is not None and settings.workers == 1
     key = trains.key(task=task.name, seed=seed, unit=unit, examples=objective.examples)
@@ -75,13 +110,14 @@ def find(
         objective,
         curves,
         Connection(settings.storage, None if alone else folder, settings.study_name),
-        settings={**key, "blocks": objective.space.num_blocks, "components": objective.space.num_components},
-        inputs=training_inputs(supernet, task),
+        settings={**key, "blocks": objective.space.num_blocks, "components": objective.space.num_components, **limits},
+        inputs=inputs,
         folder=folder,
         joins=resume or settings.storage is not None,
         workers=settings.workers,
         told=_watching(progress, method, objective, curves, settings.method_options()),
     )
+    write_record(folder / COSTS, {INPUTS: inputs, **costs.to_dict()})
     choice = study.run(method(curves, seed, **settings.method_options()))
     if choice.path in curves.failed:
         raise NotFiniteError(f"search: every candidate failed; the last one {curves.failed[choice.path]}")
@@ -89,7 +125,7 @@ def find(
         if path != choice.path:
             objective.discard(path)
     study.tidy()
-    return _result(objective, curves, choice, kept)
+    return replace(_result(objective, curves, choice, kept), costs=costs, limits=settings.max)
 
 
 def _refuse_workers(settings: Search, out: str | Folder | None, *, cpu: bool) -> None:
@@ -148,7 +184,7 @@ def _watching(
     """What is told after every evaluation: marks that candidates have trained to, of those that may be needed."""
     if not progress:
         return None
-    at_most = round(MARKS * forecast(method, objective.space, objective.marks, objective.seed, **options)[-1].units)
+    at_most = round(MARKS * forecast(method, curves.space, objective.marks, objective.seed, **options)[-1].units)
 
     def tell(done: int, what: str) -> None:
         marks = sum(max(curve) for curve in curves.points.values() if curve)

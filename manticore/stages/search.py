@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -47,6 +47,26 @@ class CandidateRecord(Record):
     failed: str = ""
     chosen: bool = False
     flops: float | None = None
+    costs: dict[str, float] = field(default_factory=dict)
+    """What the path costs at the table's workload, by the names that limits have."""
+
+
+@dataclass(frozen=True)
+class CostRecord(Record):
+    """One kind of cost of every path: a sum over blocks, hand-overs, the components on it, and its ends."""
+
+    blocks: Weights = ()
+    handovers: Weights = ()
+    presence: tuple[float, ...] = ()
+    ends: Weights = ()
+
+
+@dataclass(frozen=True)
+class CostTableRecord(Record):
+    """What each path costs, as :class:`manticore.search.costs.CostTable` has it."""
+
+    workload: str = ""
+    costs: dict[str, CostRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,8 +90,13 @@ class SearchRecord(Record):
     """What the path found had cost when the search ended; fine-tuning goes on from there."""
     reason: str = ""
     """Why the search ended there."""
+    costs: CostTableRecord | None = None
+    limits: dict[str, float] = field(default_factory=dict)
+    """That the path found keeps, by the names of costs."""
     metric: str = ""
     higher_is_better: bool = True
+    task_options: dict[str, str] = field(default_factory=dict)
+    """What was others in the task that the candidates trained on, where that was a cheaper one."""
 
     @classmethod
     def of(cls, result: SearchResult, method: str, order: str) -> dict[str, Any]:
@@ -119,6 +144,7 @@ class Search(Stage):
         )
         run.save(result.model, folder)
         found = SearchRecord.of(result, section.method, section.order)
+        found["task_options"] = {name: str(value) for name, value in section.task_options.items()}
         return Outcome({"search": found}, f"path {run.path_text(result.path)}")
 
     def next_command(self, out: str, words: str | None = None) -> str:

@@ -156,7 +156,9 @@ def test_a_run_that_cannot_begin_leaves_no_folder(text: str, expected: str, desk
     [
         pytest.param({"align": "{text: empty.txt, length: 16}"}, "empty.txt", id="empty text"),
         pytest.param({"align": "{text: binary.dat, length: 16}"}, "binary.dat", id="binary text"),
-        pytest.param({"align": "null", "search": "{steps: 4, batch_size: 4, lr: 1e30}"}, "loss", id="NaN loss"),
+        pytest.param(
+            {"align": "null", "search": "{method: darts, steps: 4, batch_size: 4, lr: 1e30}"}, "loss", id="NaN loss"
+        ),
     ],
 )
 def test_a_run_that_fails_on_its_way_says_so_and_can_be_resumed(

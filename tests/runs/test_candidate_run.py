@@ -51,6 +51,8 @@ def test_a_cheaper_task_serves_the_search_alone(mini_recipe: Path, tmp_path: Pat
     results = run(mini_recipe, tmp_path / "run", cheaper, "compare=null")
     assert results["search"]["unit_flops"] < results["finetune"]["flops"] / 2
     assert results["task"]["length"] == 15
+    assert results["search"]["task_options"] == {"seq_len": "8", "vocab_size": "8"}
+    assert "on a cheaper task of the same kind (seq_len=8, vocab_size=8)" in (tmp_path / "run/report.html").read_text()
     # nothing of what the candidates learned is in the model, which has the vocabulary of the task
     assert results["discretize"]["path"] == results["search"]["path"]
     assert results["finetune"]["steps"] >= 24
