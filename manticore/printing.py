@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
+
+_PASSWORD = re.compile(r"([A-Za-z][\w+.-]*://[^\s:/@]*):\S*@|\b((?:ssl)?password\s*=\s*)[^\s&]+", re.IGNORECASE)
+
+
+def without_passwords(text: str) -> str:
+    """The text with the passwords of its URLs left out: ``postgresql://user@host``."""
+    return _PASSWORD.sub(lambda found: f"{found[1]}@" if found[1] is not None else f"{found[2]}***", text)
 
 
 def printable(text: str) -> str:

@@ -6,6 +6,8 @@ A field has the option's type, range and default; the text under it is its help,
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias, get_args
@@ -141,6 +143,53 @@ Schedule = Literal["constant", "linear", "cosine"]
 TrainingDtype = Literal["auto", "float32", "bfloat16"]
 Bos = Literal["auto", "always", "never"]
 """Whether every sequence begins with the tokenizer's BOS token; ``"auto"``: where it adds one on encoding."""
+COSTS = ("cache_bytes", "state_bytes", "parameters", "flops_per_token", "decode_ms", "prefill_ms")
+"""What a search can be given limits of."""
+
+
+class Workload(NamedTuple):
+    """What costs are those of."""
+
+    tokens: int
+    """Of each sequence."""
+    batch: int
+    """Sequences at once."""
+
+    def __str__(self) -> str:
+        return f"tokens={self.tokens},batch={self.batch}"
+
+    @classmethod
+    def read(cls, text: str) -> Workload:
+        """From its text; without a batch it is one of 1.
+
+        Raises:
+            ValueError: it is none.
+        """
+        match = re.fullmatch(r"\s*tokens=([1-9]\d{0,7})(?:\s*,\s*batch=([1-9]\d{0,3}))?\s*", text)
+        if match is None:
+            raise ValueError(text)
+        return cls(int(match[1]), int(match[2] or 1))
+
+
+def _limits(values: Any) -> Any:
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        if name not in COSTS:
+            raise wrong(f"no cost is called {name!r}{registry.did_you_mean(name, list(COSTS))}")
+        number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        if not 0 < number < math.inf:
+            raise wrong(f"{name} is {value!r} (expected a positive number). Fix: {name}=2e6")
+    return values
+
+
+def _workload(text: str) -> str:
+    try:
+        return str(Workload.read(text))
+    except ValueError:
+        raise wrong(f"{text!r} is none. Fix: tokens=4096,batch=1") from None
+
+
+Limits = Annotated[dict[str, float], BeforeValidator(_limits), Wanted("a mapping", "for instance {'cache_bytes': 2e6}")]
+WorkloadText = Annotated[str, AfterValidator(_workload), Wanted("text", "tokens=4096,batch=1")]
 Trackers = Annotated[
     list[Text],
     BeforeValidator(lambda names: [names] if isinstance(names, str) else names),
@@ -397,7 +446,9 @@ LEARNING_OPTIONS = (
     "report_to",
 )
 """Options of a search that only methods have that learn mixture weights."""
-RACING_OPTIONS = ("finetune_flops", "validation_examples", "workers")
+SHARING_OPTIONS = ("workers", "storage", "study_name")
+"""Options of a search that say who does its work: its result does not depend on them."""
+RACING_OPTIONS = ("finetune_flops", "validation_examples", *SHARING_OPTIONS, "max", "workload")
 """Options of a search that only methods have that train candidates."""
 
 
@@ -425,6 +476,11 @@ class Search(OneTraining):
     """oneshot: how many paths train for real, beside the parents; left out, 3."""
     workers: Depth = 1
     """On a CPU, candidates trained at the same time, each in a process with one thread."""
+    storage: Text | None = None
+    """URL of the database of trials, for workers on many machines: postgresql://USER@HOST/DATABASE, its password best
+    in PGPASSWORD; left out, an SQLite file in the output folder."""
+    study_name: Text | None = None
+    """Name of the study in that database; left out, one that follows from what is searched."""
     order: Literal["simultaneous", "alternating", "bilevel"] = "simultaneous"
     """When they are: with the network, in turns on the same data, or in turns on a held-out half."""
     warmup_steps: Amount | None = None
@@ -448,6 +504,12 @@ class Search(OneTraining):
     """current keeps the hybrid's mixture weights; left out, the mixing's own start."""
     start_floor: Share | None = None
     """Smallest probability to start from."""
+    max: Limits = {}
+    """Limits that the path found must keep: cache_bytes, state_bytes, parameters, flops_per_token, decode_ms,
+    prefill_ms."""
+    workload: WorkloadText | None = None
+    """What costs are measured at, such as tokens=4096,batch=1; left out, 4096 tokens, or as many as all components
+    have positions for."""
 
     def method_options(self) -> dict[str, Any]:
         """The options of the method that are given, by its own names for them."""

@@ -56,7 +56,7 @@ def partial_path(path: Path, *, folder: bool = False) -> Iterator[Path]:
     Raises:
         OSError: it cannot be made.
     """
-    _remove_left_behind(path.parent)
+    remove_left_behind(path.parent)
     aside = _partial_of(path, own_mark())
     held = _hold(aside, folder=folder)
     try:
@@ -114,7 +114,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     if is_first():
         refuse_existing(out)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left_behind(path.parent)
+        remove_left_behind(path.parent)
         shutil.rmtree(aside, ignore_errors=True)
         held = _hold(aside, folder=True)
     try:
@@ -167,7 +167,7 @@ def _release(held: int | None) -> None:
         os.close(held)
 
 
-def _remove_left_behind(folder: Path) -> None:
+def remove_left_behind(folder: Path) -> None:
     """Remove what processes that have ended were writing aside in ``folder``."""
     if fcntl is None:
         return

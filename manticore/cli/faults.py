@@ -18,7 +18,7 @@ from typing import Any
 import typer
 
 from manticore.errors import ManticoreError
-from manticore.printing import one_line
+from manticore.printing import one_line, without_passwords
 from manticore.processes import is_first, lost_another, process_index
 from manticore.writing import is_partial
 
@@ -98,7 +98,7 @@ def _say(*lines: str) -> None:
         time.sleep(_HEAD_START)
     where = f" (process {process_index()})" if not is_first() else ""
     for line in lines:
-        print(f"error{where}: {one_line(line)}", file=sys.stderr)
+        print(f"error{where}: {one_line(without_passwords(line))}", file=sys.stderr)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def ls(
         ),
     ] = None,
 ) -> None:
-    """List recipes, configurations of accelerate launch, tasks, search methods, mixings, projectors, layers and stacks.
+    """List recipes, launch configurations, tasks, search methods, mixings, projectors, layers and stacks.
 
     Example: manticore ls tasks
     """
@@ -95,9 +95,7 @@ def show(
 
 
 def cp(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A shipped recipe, or a configuration of accelerate launch.")
-    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A shipped recipe, or a launch configuration.")],
     destination: Annotated[str, typer.Argument(metavar="[PATH]", help="File or folder to copy it to.")] = ".",
 ) -> None:
     """Copy a shipped recipe or launch configuration, to make it your own.
@@ -113,13 +111,16 @@ def cp(
     if not target.parent.is_dir():
         raise ManticoreError(f"{target.parent}: no such folder. Fix: make it first")
     write_text(target, source.read_text(encoding="utf-8"))
-    if launch is not None:
-        done(
-            target,
-            f"accelerate launch --config_file {quote(str(target))} -m manticore finetune MODEL --task TASK -o DIR",
-        )
-    else:
-        done(target, f"manticore check {quote(str(target))}")
+    kind = source.parent.name if launch is not None else ""
+    done(target, _NEXT.get(kind, "manticore check {}").format(quote(str(target))))
+
+
+_NEXT = {
+    "accelerate": "accelerate launch --config_file {} -m manticore finetune MODEL --task TASK -o DIR",
+    "slurm": "sbatch {}",
+    "kubernetes": "kubectl apply -f {}",
+}
+"""The folder of a launch configuration → the command that reads it."""
 
 
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
@@ -136,7 +137,8 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
 def _headline(file: Path) -> str:
     """The first comment line of a recipe."""
     with file.open(encoding="utf-8") as stream:
-        return stream.readline().lstrip("# ").strip()
+        first = next(line for line in stream if not line.startswith("#!"))
+        return first.lstrip("# ").strip()
 
 
 def _show_entry(kind: str, name: str) -> None:

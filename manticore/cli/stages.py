@@ -14,7 +14,7 @@ from manticore.cli.faults import exit_code_of
 from manticore.cli.launching import Processes, start_processes
 from manticore.cli.parameters import Out, Seed, Task, TaskOptions, pairs, takes
 from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say, say_text
-from manticore.cli.unfinished import Resume, refuse_begun, unfinished
+from manticore.cli.unfinished import Resume, refuse_begun, unfinished, unfinished_by_several
 from manticore.errors import ManticoreError, SeveralErrors
 from manticore.paths import expanded
 from manticore.processes import is_first
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 
 Hybrid = Annotated[str, typer.Argument(metavar="HYBRID", help="A folder that `manticore combine` or align wrote.")]
+_SEARCHED = "search"
+"""The folder of candidates and of the study."""
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of a model or a hybrid.")]
 
 
@@ -137,12 +139,16 @@ def align(hybrid: Hybrid, out: Out, seed: Seed = 0, *, settings: dict[str, Any])
 @takes(Search)
 def search(
     hybrid: Hybrid,
-    task: Task,
-    out: Out,
+    task: Annotated[str, typer.Option("--task", "-t", help="Name of the task; see `manticore ls tasks`.")] = "",
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder to write; must not exist yet.", metavar="DIR")] = "",
     task_option: TaskOptions = None,
     seed: Seed = 0,
     processes: Processes = None,
     resume: Resume = False,
+    resolve: Annotated[
+        bool,
+        typer.Option("--resolve", help="HYBRID is a finished search: choose again within --max, without training."),
+    ] = False,
     *,
     settings: dict[str, Any],
 ) -> None:
@@ -150,7 +156,16 @@ def search(
 
     Example: manticore search aligned --task text -o searched
     """
-    refuse_begun(out, resume)
+    if resolve:
+        from manticore.search.resolve import resolve as chosen_again
+
+        say(str(chosen_again(hybrid, settings["max"])))
+        return
+    for flag, given in {"--task": task, "--out": out}.items():
+        if not given:
+            raise ManticoreError(f"search: {flag} is missing. Fix: add {flag}, or --resolve for a finished search")
+    several = settings["storage"] is not None
+    refuse_begun(out, resume, kept=_SEARCHED if several else None)
     chosen = checked_task(task, task_option)
     start_processes(processes)
     say(f"search: {settings['method']} on {task} in {hybrid}")
@@ -166,16 +181,19 @@ def search(
     model = load_hybrid(hybrid, supernet=True)
     loaded = load_task(task, tokenizer=model.tokenizer, seed=seed, **chosen)
     _say_replaced(hybrid, model, model.tokenizer, loaded)
-    with unfinished(out, resume) as (kept, folder):
+    place = unfinished_by_several(out, _SEARCHED) if several else unfinished(out, resume)
+    with place as (kept, folder):
         with progress_bar("search") as progress:
             result = manticore.search(
-                model, loaded, seed=seed, out=kept / "search", resume=resume, progress=progress, **settings
+                model, loaded, seed=seed, out=kept / _SEARCHED, resume=resume, progress=progress, **settings
             )
         if is_first():
             result.model.save_pretrained(folder)
             if result.begun is not None:
                 shutil.copytree(result.begun.checkpoints, folder / BEGUN)
-                shutil.rmtree(kept / "search" / CANDIDATES)
+                if not several:
+                    # others may be about to read them, now or later
+                    shutil.rmtree(kept / _SEARCHED / CANDIDATES)
             how = SearchRecord.of(result, settings["method"], settings["order"])
             about = {"seed": seed, "task": {"name": task, "options": chosen}}
             write_json(folder / Search.note, {**about, **how})

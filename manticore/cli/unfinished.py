@@ -22,8 +22,9 @@ from manticore.cli.faults import exit_code_of
 from manticore.cli.terminal import say
 from manticore.errors import ManticoreError, NotFiniteError
 from manticore.paths import expanded, refuse_links_out
+from manticore.printing import without_passwords
 from manticore.processes import is_first, wait_for_all
-from manticore.writing import refuse_existing, remove, sync, write_text
+from manticore.writing import partial_path, refuse_existing, remove, remove_left_behind, sync, write_text
 
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what a stopped one has left in the folder.")]
 
@@ -33,13 +34,22 @@ _CHECKPOINTS, _RUNS = "**/checkpoint-*", "**/units.jsonl"
 """Finished work."""
 
 
-def refuse_begun(out: str, resume: bool) -> None:
+def refuse_begun(out: str, resume: bool, *, kept: str | None = None) -> None:
     """Refuse a place where something is, unless it is unfinished and to be gone on with.
+
+    Args:
+        out: the place.
+        resume: whether it is to be gone on with.
+        kept: what several commands share there: its folder says that the place is theirs.
 
     Raises:
         ManticoreError: so it is.
     """
     path = expanded(out)
+    if kept is not None and path.is_dir():
+        names = [name for name in os.listdir(path) if not name.startswith(".")]
+        if not names or NOTE in names or kept in names:
+            return
     if not (path / NOTE).is_file():
         if resume and path.is_dir():
             raise ManticoreError(
@@ -95,6 +105,52 @@ def unfinished(out: str, resume: bool) -> Iterator[tuple[Path, Path]]:
             raise
 
 
+@contextmanager
+def unfinished_by_several(out: str, kept: str) -> Iterator[tuple[Path, Path]]:
+    """The same for commands that work together in ``out``, each with a folder for what it makes: the first one counts.
+
+    Args:
+        out: the place, the same for all.
+        kept: the folder in it that they share.
+
+    Raises:
+        ManticoreError: it holds something else.
+    """
+    from filelock import FileLock
+
+    from manticore.runs.lock import LOCK
+
+    path = expanded(out)
+    refuse_begun(out, False, kept=kept)
+    path.mkdir(parents=True, exist_ok=True)
+    alone = FileLock(path / LOCK)
+    with ExitStack() as stack:
+        with alone:
+            refuse_begun(out, False, kept=kept)
+            refuse_links_out(path)
+            if not (path / kept).is_dir():
+                write_text(path / NOTE, _note())
+                (path / kept).mkdir()
+            made = stack.enter_context(partial_path(path / _MADE, folder=True))
+        try:
+            yield path, made
+            with alone:
+                if (path / NOTE).is_file():
+                    _move(made, path)
+                    (path / NOTE).unlink()
+                remove_left_behind(path)
+        except KeyboardInterrupt as stop:
+            say(f"stopped; what was done is kept in {path}, where others may be at work")
+            say(f"next: {_again()}")
+            raise SystemExit(exit_code_of(stop)) from None
+        except BaseException:
+            with alone:
+                remove_left_behind(path)
+                if not any(path.glob(_CHECKPOINTS)) and len([*path.glob(f".{_MADE}*")]) == 1:
+                    remove(path)
+            raise
+
+
 def _leave(path: Path, stop: BaseException) -> None:
     """Keep the folder where work was finished in it, else remove it."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -125,7 +181,7 @@ def _move(made: Path, path: Path) -> None:
 
 
 def _again() -> str:
-    words = [word for word in sys.argv[1:] if word != "--resume"]
+    words = [without_passwords(word) for word in sys.argv[1:] if word != "--resume"]
     return shlex.join(["manticore", *words, "--resume"])
 
 

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -25,6 +26,10 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
+class _Died(ManticoreError):
+    """A process ended without an answer."""
+
+
 def useful_workers(workers: int, *, cpu: bool) -> int:
     """How many processes make sense here: one outside Linux, or where an accelerator does the work.
 
@@ -36,13 +41,20 @@ def useful_workers(workers: int, *, cpu: bool) -> int:
     return workers if sys.platform == "linux" and (cpu or not torch.accelerator.is_available()) else 1
 
 
-def side_by_side(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Result]]:
+_LAST_WORDS = 10.0
+"""Seconds that a process has to end when it is asked to."""
+
+
+def side_by_side(
+    function: Callable[[Job], Result], jobs: Sequence[Job], workers: int, *, outlives: bool = False
+) -> Iterator[tuple[Job, Result]]:
     """Call ``function`` on every job, each in a process of its own with one thread; results as they come.
 
     Args:
         function: gets a job; what it changes in memory stays in its process. Its logging is dropped.
         jobs: in the order in which they start.
         workers: processes at a time, at least 1.
+        outlives: go on when a process dies; nothing is yielded for its job.
 
     Yields:
         (job, result), in the order in which jobs end.
@@ -68,9 +80,19 @@ def side_by_side(function: Callable[[Job], Result], jobs: Sequence[Job], workers
             for ready in wait(list(running)):
                 assert isinstance(ready, Connection)
                 process, job = running.pop(ready)
-                yield job, _result(ready, process, job)
+                try:
+                    result = _result(ready, process, job)
+                except _Died:
+                    if not outlives:
+                        raise
+                    continue
+                yield job, result
     finally:
         for process, _ in running.values():
+            process.terminate()
+        deadline = time.monotonic() + _LAST_WORDS
+        for process, _ in running.values():
+            process.join(max(0.0, deadline - time.monotonic()))
             process.kill()
             process.join()
 
@@ -97,7 +119,7 @@ def _result(connection: Connection, process: BaseProcess, job: object) -> Any:
         good, value = connection.recv()
     except EOFError:
         process.join()
-        raise ManticoreError(
+        raise _Died(
             f"the process of {job} died (exit code {process.exitcode}; -9 often means that memory ran out). "
             "Fix: resume with workers=1"
         ) from None

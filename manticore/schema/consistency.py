@@ -11,6 +11,7 @@ from typing import Any
 
 from manticore.errors import ManticoreError
 from manticore.paths import expanded
+from manticore.printing import without_passwords
 from manticore.registry import did_you_mean
 from manticore.schema.options import expected, foreign_options, options_of, reads_tokenizer, trains_candidates
 from manticore.schema.problems import Path, shown
@@ -53,6 +54,7 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
     if sections.get("search") is not None:
         search = sections["search"]
         yield from _method_options(search)
+        yield from _password(search.storage)
         if search.task_options and not trains_candidates(search.method):
             text = f"method {search.method!r} trains what goes on with the task itself. Fix: leave it out"
             yield ("search", "task_options"), text
@@ -77,7 +79,17 @@ def options(path: Path, kind: str, name: str, given: dict[str, Scalar]) -> Itera
 
 def _method_options(search: Any) -> Iterator[Finding]:
     for key in foreign_options(search):
-        yield ("search", key), f"method {search.method!r} has no {key} (got {getattr(search, key)}). Fix: leave it out"
+        got = without_passwords(str(getattr(search, key)))
+        yield ("search", key), f"method {search.method!r} has no {key} (got {got}). Fix: leave it out"
+
+
+def _password(storage: str | None) -> Iterator[Finding]:
+    if storage is not None and without_passwords(storage) != storage:
+        yield (
+            ("search", "storage"),
+            "holds a password, and a recipe is copied into records. Fix: leave it out of the URL, and give it in "
+            "PGPASSWORD or ~/.pgpass",
+        )
 
 
 def _twice(section: str, names: list[str]) -> Iterator[Finding]:

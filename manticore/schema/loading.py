@@ -44,8 +44,8 @@ def shipped() -> dict[str, Path]:
 
 @cache
 def launch_configurations() -> dict[str, Path]:
-    """Name → file of every configuration of ``accelerate launch`` that comes with the package."""
-    return _shipped_files("accelerate/*.yaml")
+    """Name → file of what comes with the package for accelerate launch, SLURM and Kubernetes."""
+    return _shipped_files("accelerate/*.yaml") | _shipped_files("slurm/*.sh") | _shipped_files("kubernetes/*.yaml")
 
 
 def _shipped_files(pattern: str) -> dict[str, Path]:

@@ -70,7 +70,7 @@ def foreign_options(search: settings.Search) -> list[str]:
     for name, field in settings.Search.model_fields.items():
         value, option = getattr(search, name), settings.METHOD_OPTIONS.get(name)
         # a tensor to start from is not compared with a text
-        given = value is not None and (not isinstance(value, str | int | float) or value != field.default)
+        given = value is not None and (not isinstance(value, str | int | float | dict) or value != field.default)
         if given and (name in lacks or (option is not None and own is not None and option not in own)):
             found.append(name)
     return found

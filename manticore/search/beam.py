@@ -59,7 +59,7 @@ def beam(space: Space, score: Callable[[Path], P | None], loss: Callable[[P], fl
             look(path)
         return {path: value for path, value in found.items() if value is not None}
     width = max(2, MOST_SCORED // (2 * space.num_blocks * (space.num_components - 1)))
-    listed = sorted(space.allowed or ())
+    listed = space.listed or []
     # flips alone may lead from no parent to what may be chosen
     held = [*space.parents, *listed[:: max(1, len(listed) // width)]]
     for path in held:

@@ -17,6 +17,9 @@ SINGLE = 4
 def blockwise(curves: Curves, seed: int, *, max_handovers: int | None = None) -> Search:
     """All parents to half a unit; then each block of the best one in turn takes another component, if that is better.
 
+    Where the best parent may not be chosen, its nearest path that may is trained too, and the better one of those that
+    may is where this begins.
+
     Args:
         curves: with the space.
         seed: not needed, nothing is drawn.
@@ -26,6 +29,12 @@ def blockwise(curves: Curves, seed: int, *, max_handovers: int | None = None) ->
     tried: list[Path] = list(curves.space.parents)
     yield [(path, mark) for path in tried]
     start = here = curves.best(tried, mark)
+    if not curves.space.may_choose(here):
+        # flips alone may lead from this parent to nothing that is allowed
+        near = curves.space.nearest(here)
+        yield [(near, mark)]
+        tried += [path for path in [near] if path not in tried]
+        start = here = curves.best([path for path in tried if curves.space.may_choose(path)], mark)
     for blocks in groups(curves.space.num_blocks):
         fresh = [
             path
@@ -37,10 +46,11 @@ def blockwise(curves: Curves, seed: int, *, max_handovers: int | None = None) ->
         yield [(path, mark) for path in fresh]
         tried += fresh
         here = curves.best([here, *fresh], mark)
-    allowed = [path for path in tried if curves.space.may_choose(path)]
-    changed = sum(a != b for a, b in zip(start, here))
-    why = f"best of {len(tried)} paths after {mark}/{MARKS} of a unit, {changed} blocks away from the best parent"
-    return Choice(here if curves.space.may_choose(here) else curves.best(allowed, mark), mark, why)
+    changed, began = sum(a != b for a, b in zip(start, here)), "best parent"
+    if start not in curves.space.parents:
+        began = "path within the limits that is nearest to the best parent"
+    why = f"best of {len(tried)} paths after {mark}/{MARKS} of a unit, {changed} blocks away from the {began}"
+    return Choice(here, mark, why)
 
 
 def groups(num_blocks: int) -> Iterator[tuple[int, ...]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path as Folder
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
@@ -10,16 +12,22 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from tqdm.auto import tqdm
 
-from manticore.errors import NotFiniteError
+from manticore.errors import ManticoreError, NotFiniteError
 from manticore.experiments.side_by_side import useful_workers
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
+from manticore.processes import process_count
 from manticore.registry import resolve
+from manticore.runs.ledger import INPUTS, read_record, write_record
 from manticore.runs.lineage import training_inputs
 from manticore.search.choice import Choice, PathMethod
+from manticore.search.constraints import constrained
+from manticore.search.cost_table import cost_table
+from manticore.search.costs import CostTable
 from manticore.search.curves import MARKS, Curves, SharedScores
 from manticore.search.forecast import forecast
 from manticore.search.objective import Objective, place, unit_flops
 from manticore.search.result import Candidate, SearchResult
+from manticore.search.storage import Connection
 from manticore.search.study import Study, Told
 from manticore.settings import Finetune, OneTraining, Search
 from manticore.training.begun import Begun
@@ -39,6 +47,29 @@ def tuning(settings: Search) -> Finetune:
     return Finetune(**{name: getattr(settings, name) for name in _OF_A_CANDIDATE})
 
 
+COSTS = "costs.json"
+"""What paths cost, in the search's folder."""
+
+
+def recorded_table(
+    supernet: ManticorePreTrainedModel, settings: Search, inputs: Mapping[str, str], place: Folder
+) -> CostTable:
+    """What a supernet's paths cost; where this search has measured it before, as it was then, so that it decides alike.
+
+    Args:
+        supernet: fitted to the task.
+        settings: with limits and workload.
+        inputs: digests of what is searched.
+        place: the file that it is noted in.
+    """
+    known = read_record(place, "remove it, and what paths cost is measured again")
+    if known is not None and known[INPUTS] == inputs:
+        table = CostTable.read(known)
+        if settings.workload in (None, str(table.workload)) and settings.max.keys() <= table.costs.keys():
+            return table
+    return cost_table(supernet, settings.workload, settings.max)
+
+
 def find(
     hybrid: ManticorePreTrainedModel,
     task: str | Task,
@@ -56,6 +87,7 @@ def find(
     Raises:
         ManticoreError: impossible arguments, a unit of too few steps, no candidate that trains, a full disk.
     """
+    _refuse_workers(settings, out, cpu=cpu)
     task = resolve_task(task, hybrid, tokenizer, seed, stage="search")
     supernet = cast(ManticorePreTrainedModel, fit_to_task(hybrid, task, seed))
     kept = TemporaryDirectory() if out is None else None
@@ -64,25 +96,52 @@ def find(
     objective = Objective(
         supernet, task, trains, unit, folder, seed=seed, examples=settings.validation_examples, cpu=cpu
     )
-    curves = Curves(objective.space, task.higher_is_better, objective.marks)
+    inputs = training_inputs(supernet, task)
+    # in the key, since losers are thrown away, and other limits may choose one of them
+    limits = {"max": settings.max} if settings.max else {}
+    costs = recorded_table(supernet, settings, inputs, folder / COSTS)
+    names = [config.model_type for config in supernet.config.components]
+    space = constrained(objective.space, costs, settings.max, names)
+    curves = Curves(space, task.higher_is_better, objective.marks)
     method: PathMethod = resolve("search", settings.method)
+    alone = kept is not None and settings.workers == 1
+    key = trains.key(task=task.name, seed=seed, unit=unit, examples=objective.examples)
     study = Study(
         objective,
         curves,
+        Connection(settings.storage, None if alone else folder, settings.study_name),
+        settings={**key, "blocks": objective.space.num_blocks, "components": objective.space.num_components, **limits},
+        inputs=inputs,
         folder=folder,
-        key={"settings": trains.key(task=task.name, seed=seed), "unit": unit, "examples": objective.examples},
-        inputs=training_inputs(supernet, task),
-        resume=resume,
-        workers=useful_workers(settings.workers, cpu=cpu),
+        joins=resume or settings.storage is not None,
+        workers=settings.workers,
         told=_watching(progress, method, objective, curves, settings.method_options()),
     )
+    write_record(folder / COSTS, {INPUTS: inputs, **costs.to_dict()})
     choice = study.run(method(curves, seed, **settings.method_options()))
     if choice.path in curves.failed:
         raise NotFiniteError(f"search: every candidate failed; the last one {curves.failed[choice.path]}")
     for path in curves.points:
         if path != choice.path:
             objective.discard(path)
-    return _result(objective, curves, choice, kept)
+    study.tidy()
+    return replace(_result(objective, curves, choice, kept), costs=costs, limits=settings.max)
+
+
+def _refuse_workers(settings: Search, out: str | Folder | None, *, cpu: bool) -> None:
+    if process_count() > 1:
+        raise ManticoreError(
+            f"search: method {settings.method!r} trains each candidate in one process (got {process_count()}). "
+            "Fix: --workers instead of --processes, or a method that learns mixture weights (--method darts)"
+        )
+    if settings.storage is not None and out is None:
+        raise ManticoreError("search: a storage needs an out, for candidates' checkpoints. Fix: out=FOLDER")
+    if settings.workers > 1 and useful_workers(settings.workers, cpu=cpu) == 1:
+        raise ManticoreError(
+            f"search: workers is {settings.workers}, but these are processes of one CPU on Linux. Fix: leave it out; "
+            "for one worker per accelerator start the command once for each (CUDA_VISIBLE_DEVICES=0 manticore …), "
+            "all with the same --storage sqlite:///FILE and the same -o"
+        )
 
 
 def _result(objective: Objective, curves: Curves, choice: Choice, kept: TemporaryDirectory[str] | None) -> SearchResult:
@@ -125,7 +184,7 @@ def _watching(
     """What is told after every evaluation: marks that candidates have trained to, of those that may be needed."""
     if not progress:
         return None
-    at_most = round(MARKS * forecast(method, objective.space, objective.marks, objective.seed, **options)[-1].units)
+    at_most = round(MARKS * forecast(method, curves.space, objective.marks, objective.seed, **options)[-1].units)
 
     def tell(done: int, what: str) -> None:
         marks = sum(max(curve) for curve in curves.points.values() if curve)

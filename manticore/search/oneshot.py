@@ -49,7 +49,7 @@ def oneshot(
     order = sorted((path for path in found if space.may_choose(path)), key=lambda path: (found[path].loss, path))
     if not order:
         # parents race in any case; where none of them may be chosen, something else has to
-        order = [] if space.allowed is None else sorted(space.allowed)
+        order = [] if space.allowed is None else sorted({space.nearest(path) for path in space.parents})
     finalists = [*order[:top], *(path for path in space.parents if path not in order[:top])]
     choice = yield from among(finalists, curves, gap=gap)
     if curves.shared.failed is not None:

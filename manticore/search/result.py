@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
+from manticore.search.costs import CostTable
 from manticore.search.curves import MARKS, Point
 from manticore.training.begun import Begun
 
@@ -72,6 +73,10 @@ class SearchResult:
     """Training FLOPs that the model has had, and that fine-tuning goes on from."""
     reason: str = ""
     """Why the search ended there, in a sentence."""
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """That the path found keeps: name → the most that it may cost."""
+    costs: CostTable | None = None
+    """What each path costs, for searches over candidates: ``costs.of(path)``."""
     metric: str = ""
     """The task's primary metric."""
     higher_is_better: bool = True
@@ -95,18 +100,23 @@ class SearchResult:
         after = f"after {ours.mark}/{MARKS} of a unit, on held-out data"
         if len(set(self.path)) == 1:
             scored = f"{self.metric} {ours.metric:.3f} {after}"
-            return f"{found} alone is as good as any path that was looked at: take it ({scored})"
+            which = "was looked at and keeps the limits" if self.limits else "was looked at"
+            return f"{found} alone is as good as any path that {which}: take it ({scored})"
         rivals = [
             (point.metric * sign, each.path[0])
             for each in self.candidates
             for point in each.points
-            if len(set(each.path)) == 1 and point.mark == ours.mark
+            if len(set(each.path)) == 1 and point.mark == ours.mark and self._allows(each.path)
         ]
         if not rivals:
-            return f"{found} was chosen; no parent was trained beside it"
+            beside = "keeps the limits" if self.limits else "was trained beside it"
+            return f"{found} was chosen; no parent {beside}"
         best, parent = max(rivals)
         lead = ours.metric * sign - best
         return f"{found} is ahead of the best parent, {names[parent]}, by {lead:.3f} in {self.metric} {after}"
+
+    def _allows(self, path: Sequence[int]) -> bool:
+        return self.costs is None or self.costs.keeps(tuple(path), self.limits)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the model, as JSON values."""
@@ -114,7 +124,12 @@ class SearchResult:
         names += ["reason", "metric", "higher_is_better"]
         found = {name: getattr(self, name) for name in names}
         listed = {name: [each.to_dict() for each in getattr(self, name)] for name in ("candidates", "shared")}
-        return {**found, **listed, "weights": self.weights.tolist()}
+        costs = {}
+        if self.costs is not None:
+            costs = {"costs": self.costs.to_dict(), "limits": dict(self.limits)}
+            for candidate in listed["candidates"]:
+                candidate["costs"] = self.costs.of(tuple(candidate["path"]))
+        return {**found, **costs, **listed, "weights": self.weights.tolist()}
 
 
 def path_text(path: Sequence[int], names: Sequence[str]) -> str:

@@ -22,6 +22,8 @@ from manticore.search.space import Path, Space
 from manticore.seeding import derive_seed
 
 Sampling = Literal["uniform", "weighted", "layouts"]
+_DRAWS = 100
+"""Paths that are drawn before one of them keeps the rule; else the last one's nearest that does is taken."""
 SAMPLINGS: tuple[str, ...] = get_args(Sampling)
 
 
@@ -42,9 +44,17 @@ class Sampler:
     def path(self, step: int) -> Path:
         """The path of a step, counted from 0."""
         draw = random.Random(derive_seed(self.seed, "sampled path", step))
-        if self.space.allowed is not None:
+        if isinstance(self.space.allowed, frozenset):
             paths, chances = self._allowed
             return draw.choices(paths, chances)[0]
+        for _ in range(_DRAWS):
+            if self.space.may_choose(path := self._drawn(draw)):
+                return path
+        # where hardly any path keeps a rule
+        return self.space.nearest(path)
+
+    def _drawn(self, draw: random.Random) -> Path:
+        """Of all paths."""
         n, k = self.space.num_blocks, self.space.num_components
         if self.sampling == "weighted":
             return tuple(draw.choices(range(k), row)[0] for row in self.weights)
@@ -68,7 +78,7 @@ class Sampler:
 
     @cached_property
     def _allowed(self) -> tuple[list[Path], list[float]]:
-        paths = sorted(self.space.allowed or ())
+        paths = self.space.listed or []
         chances = [self.chance(path) for path in paths]
         if not sum(chances):
             raise ManticoreError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from manticore.errors import ManticoreError, require_hybrid
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.keywords import takes
+from manticore.printing import without_passwords
 from manticore.registry import resolve
 from manticore.schema.options import foreign_options, trains_candidates
 from manticore.search.candidates import find
@@ -74,8 +75,8 @@ def search(
     # says who is to blame, where the method is somebody's plug-in
     resolve("search", settings.method)
     for name in foreign_options(settings):
-        value = getattr(settings, name)
-        raise ManticoreError(f"search: method {settings.method!r} has no {name} (got {value}). Fix: leave it out")
+        got = without_passwords(str(getattr(settings, name)))
+        raise ManticoreError(f"search: method {settings.method!r} has no {name} (got {got}). Fix: leave it out")
     run = find if trains_candidates(settings.method) else learn
     return run(
         hybrid,

@@ -106,12 +106,11 @@ class _Sharing:
         self._trainer: SharedTrainer | None = None
         self.folder = objective.folder / SHARED
         self.inputs = {"weights": weights_digest(objective.supernet), **task_inputs(objective.task)}
-        allowed = request.space.allowed
         self.key = {
             "sampling": request.sampling,
             "units": request.units,
             "unit": objective.unit,
-            "allowed": None if allowed is None else sorted(allowed),
+            "allowed": request.space.key,
         }
         settings = objective.settings.key(task=objective.task.name, seed=objective.seed)
         scored = {"settings": settings, "examples": objective.examples, **self.key}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 from manticore.errors import ManticoreError
 
@@ -15,19 +16,45 @@ MOST_PATHS = 1_000_000
 """More are not listed: no search could train a share of them worth the name."""
 
 
+class Rule(Protocol):
+    """Tells which paths may be chosen, where they are too many to list."""
+
+    def __contains__(self, path: object) -> bool: ...
+
+    def nearest(self, path: Path) -> Path:
+        """The allowed path that has the most blocks in common with a path."""
+
+    @property
+    def key(self) -> object:
+        """What it depends on, as JSON values."""
+
+
+Allowed: TypeAlias = frozenset[Path] | Rule
+
+
 @dataclass(frozen=True)
 class Space:
     """Paths over ``num_components`` components and ``num_blocks`` blocks."""
 
     num_blocks: int
     num_components: int
-    allowed: frozenset[Path] | None = None
+    allowed: Allowed | None = None
     """The paths that may be chosen; None: all. Parents are always among what a search looks at."""
 
     @property
     def size(self) -> int:
-        """How many paths may be chosen."""
-        return self.num_components**self.num_blocks if self.allowed is None else len(self.allowed)
+        """How many paths may be chosen; at most so many, where they are too many to list."""
+        return len(self.allowed) if isinstance(self.allowed, frozenset) else self.num_components**self.num_blocks
+
+    @property
+    def listed(self) -> list[Path] | None:
+        """The paths that alone may be chosen, where that is a list."""
+        return sorted(self.allowed) if isinstance(self.allowed, frozenset) else None
+
+    @property
+    def key(self) -> object:
+        """What may be chosen, as JSON values; None: all."""
+        return self.listed if self.allowed is None or isinstance(self.allowed, frozenset) else self.allowed.key
 
     @property
     def parents(self) -> list[Path]:
@@ -53,6 +80,14 @@ class Space:
     def may_choose(self, path: Path) -> bool:
         """Whether a path may be what the search finds."""
         return self.allowed is None or path in self.allowed
+
+    def nearest(self, path: Path) -> Path:
+        """The path that may be chosen and has the most blocks in common with one that perhaps may not."""
+        if self.allowed is None or path in self.allowed:
+            return path
+        if isinstance(self.allowed, frozenset):
+            return min(self.allowed, key=lambda other: (sum(a != b for a, b in zip(path, other)), other))
+        return self.allowed.nearest(path)
 
     def flips(self, path: Path, blocks: tuple[int, ...]) -> Iterator[Path]:
         """The paths that have one other component in all of these blocks."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import manticore
+from manticore import settings
 from manticore.runs.stages import Outcome
 from manticore.schema import sections
 from manticore.schema.options import trains_candidates
@@ -46,6 +47,26 @@ class CandidateRecord(Record):
     failed: str = ""
     chosen: bool = False
     flops: float | None = None
+    costs: dict[str, float] = field(default_factory=dict)
+    """What the path costs at the table's workload, by the names that limits have."""
+
+
+@dataclass(frozen=True)
+class CostRecord(Record):
+    """One kind of cost of every path: a sum over blocks, hand-overs, the components on it, and its ends."""
+
+    blocks: Weights = ()
+    handovers: Weights = ()
+    presence: tuple[float, ...] = ()
+    ends: Weights = ()
+
+
+@dataclass(frozen=True)
+class CostTableRecord(Record):
+    """What each path costs, as :class:`manticore.search.costs.CostTable` has it."""
+
+    workload: str = ""
+    costs: dict[str, CostRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,6 +90,9 @@ class SearchRecord(Record):
     """What the path found had cost when the search ended; fine-tuning goes on from there."""
     reason: str = ""
     """Why the search ended there."""
+    costs: CostTableRecord | None = None
+    limits: dict[str, float] = field(default_factory=dict)
+    """That the path found keeps, by the names of costs."""
     metric: str = ""
     higher_is_better: bool = True
     task_options: dict[str, str] = field(default_factory=dict)
@@ -91,6 +115,9 @@ class Search(Stage):
             where = f"{recipe.task.name} with {cheaper}" if cheaper else recipe.task.name
             return f"{section.method} over paths, scored on held-out data of {where}"
         return f"{section.method}, {amount(section, recipe)}"
+
+    def inputs(self, recipe: Recipe) -> Mapping[str, Any]:
+        return self.settings(recipe).model_dump(mode="json", exclude={*settings.SHARING_OPTIONS})
 
     def cost(self, costing: Costing) -> Iterator[StagePlan]:
         section = self.settings(costing.recipe)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -41,6 +41,7 @@ _NEEDS_DATA = (RuntimeError, NotImplementedError, TypeError, ValueError)
 """What a forward pass raises that looks at values, or calls an operator that needs them."""
 _NO_TOKEN = -1
 _counted: dict[str, int] = {}
+_cached: dict[str, list[dict[int, int]]] = {}
 
 
 def flops_per_step(model: PreTrainedModel, batch_size: int, length: int, *, backward: bool = True) -> int:
@@ -57,7 +58,7 @@ def flops_per_step(model: PreTrainedModel, batch_size: int, length: int, *, back
         if mixing is not None:
             # which branches are exactly zero is read from values: read here, kept by copies
             mixing.active()
-        _counted[key] = _measure(model, lambda m: _count(m, batch_size, length, backward))
+        _counted[key] = measured_without_data(model, lambda m: _count(m, batch_size, length, backward))
     return _counted[key]
 
 
@@ -113,7 +114,11 @@ def cache_cost(model: PreTrainedModel, length: int = 64) -> CacheCost:
     """
     length = min(length, *(context_length(config) or length for config, _ in _kept_layers(model)))
     short, long = (
-        sum(_cache_bytes(config, layers, tokens, model.dtype) for config, layers in _kept_layers(model))
+        sum(
+            cached_bytes(layer_caches(config, tokens, model.dtype), layers)
+            for config, layers in _kept_layers(model)
+            if layers
+        )
         for tokens in (length // 2, length)
     )
     per_token = (long - short) // (length - length // 2)
@@ -137,25 +142,45 @@ def _kept_layers(model: PreTrainedModel) -> list[tuple[PreTrainedConfig, list[in
     return kept
 
 
-def _cache_bytes(config: PreTrainedConfig, layers: list[int], tokens: int, dtype: torch.dtype) -> int:
+def layer_caches(config: PreTrainedConfig, tokens: int, dtype: torch.dtype) -> list[dict[int, int]]:
+    """What each layer of a component has cached of one sequence, laid out without data.
+
+    Args:
+        config: of the component.
+        tokens: of the sequence.
+        dtype: of the model that the bytes are those of.
+
+    Returns:
+        Per layer the bytes of its tensors, by an identity: layers may share one.
+    """
+
     def build(precision: torch.dtype | None) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=precision or dtype).eval()
         use_selective_scan(model)
         return model
 
-    def measure(model: PreTrainedModel) -> int:
+    def measure(model: PreTrainedModel) -> list[dict[int, int]]:
         with torch.no_grad():
             output = model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=True)
-        cache = cache_in(output)
-        seen: set[int] = set()
-        found = [t for layer in layers for t in cached_tensors(cache.layers[layer], seen) if t.is_floating_point()]
         # what is cached in the model's precision, whichever that is here, counts in the live model's
-        return sum(t.numel() * (dtype.itemsize if t.dtype == model.dtype else t.element_size()) for t in found)
+        return [
+            {
+                id(t): t.numel() * (dtype.itemsize if t.dtype == model.dtype else t.element_size())
+                for t in cached_tensors(layer, set())
+                if t.is_floating_point()
+            }
+            for layer in cache_in(output).layers
+        ]
 
-    key = _hash(config.to_json_string(use_diff=False), layers, tokens, dtype)
-    if key not in _counted:
-        _counted[key] = _measure_without_data(build, measure) if layers else 0
-    return _counted[key]
+    key = _hash(config.to_json_string(use_diff=False), tokens, dtype)
+    if key not in _cached:
+        _cached[key] = _measure_without_data(build, measure)
+    return _cached[key]
+
+
+def cached_bytes(caches: Sequence[Mapping[int, int]], layers: Iterable[int]) -> int:
+    """Bytes that some of a component's layers have cached; a tensor that several share counts once."""
+    return sum({key: size for layer in layers for key, size in caches[layer].items()}.values())
 
 
 def cached_tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
@@ -181,7 +206,7 @@ def _count(model: PreTrainedModel, batch_size: int, length: int, backward: bool)
     if getattr(type(model), "documents", 1) == 2:
         inputs["input_ids_2"] = input_ids
     model.train(backward)
-    with torch.set_grad_enabled(backward), counted_flops() as counter, _whole_sequences(model):
+    with torch.set_grad_enabled(backward), counted_flops() as counter, whole_sequences(model):
         logits = model(**inputs, use_cache=False).logits
         if backward and logits.requires_grad:
             trained = [p for p in model.parameters() if p.requires_grad]
@@ -190,7 +215,7 @@ def _count(model: PreTrainedModel, batch_size: int, length: int, backward: bool)
 
 
 @contextmanager
-def _whole_sequences(model: PreTrainedModel) -> Iterator[None]:
+def whole_sequences(model: PreTrainedModel) -> Iterator[None]:
     """A classifier is not asked where sequences end: without a mask, nothing else would tell."""
     if not hasattr(type(model), "documents"):
         yield
@@ -206,7 +231,7 @@ def _device(model: PreTrainedModel) -> torch.device:
     return next(model.parameters()).device
 
 
-def _measure(model: PreTrainedModel, measure: Callable[[PreTrainedModel], _T]) -> _T:
+def measured_without_data(model: _Model, measure: Callable[[_Model], _T]) -> _T:
     """`measure` of a copy without data; of the model itself where such a copy cannot run."""
     try:
         return _measure_without_data(lambda dtype: copy_without_data(model, dtype), measure)
@@ -221,9 +246,7 @@ def _measure(model: PreTrainedModel, measure: Callable[[PreTrainedModel], _T]) -
             return measure(model)
 
 
-def _measure_without_data(
-    build: Callable[[torch.dtype | None], PreTrainedModel], measure: Callable[[PreTrainedModel], _T]
-) -> _T:
+def _measure_without_data(build: Callable[[torch.dtype | None], _Model], measure: Callable[[_Model], _T]) -> _T:
     """`measure` of what `build` makes for a precision (None: the model's own), inside a mode without data."""
     # torch logs a traceback of what is about to be tried in another way
     complaints = logging.getLogger("torch._subclasses.fake_tensor")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
+import yaml
 from typer.testing import CliRunner
 
 from manticore.cli.app import app
@@ -102,6 +105,28 @@ def test_a_verb_that_is_not_shared_is_refused(verb: str, monkeypatch: pytest.Mon
     result = CliRunner().invoke(app, verb.split())
     assert result.exit_code == 2
     assert f"{verb.split()[0]}: started as 2 processes, but its work is not shared" in result.stderr
+
+
+def test_examples_for_many_machines_are_copied_and_well_formed(tmp_path: Path) -> None:
+    listed = CliRunner().invoke(app, ["ls", "launch"]).stdout
+    said = {"search-slurm.sh": "sbatch", "search-kubernetes.yaml": "kubectl apply -f"}
+    for file, command in said.items():
+        name = file.partition(".")[0]
+        assert f"{name} " in listed
+        assert "One search by four workers" in listed
+        result = CliRunner().invoke(app, ["cp", name, str(tmp_path)])
+        assert result.exit_code == 0, result.stderr
+        assert f"next: {command} {tmp_path / file}" in result.stdout
+    subprocess.run(["bash", "-n", tmp_path / "search-slurm.sh"], check=True)
+    job = yaml.safe_load((tmp_path / "search-kubernetes.yaml").read_text())
+    (worker,) = job["spec"]["template"]["spec"]["containers"]
+    script = (tmp_path / "search-slurm.sh").read_text()
+    slurm = shlex.split(script.splitlines()[-1])[2:]
+    for words in ([*worker["command"], *worker["args"]], slurm):
+        # the options that are there, by the command line itself
+        context = typer.main.get_command(app).commands["search"].make_context("search", words[2:])  # type: ignore[attr-defined]
+        assert context.params["storage"]
+        assert context.params["out"]
 
 
 def test_launch_configurations_are_listed_and_copied(tmp_path: Path) -> None:
