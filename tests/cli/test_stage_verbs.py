@@ -10,7 +10,10 @@ import pytest
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+import manticore
 from manticore.cli.app import app
+from manticore.tasks.task import Task, load_task
+from manticore.training.budget import flops_per_step
 
 TASK = ["--task", "text", "--task-option", "source=words.txt", "--task-option", "length=16"]
 
@@ -62,6 +65,44 @@ def test_the_stages_lead_from_checkpoints_to_a_scored_hybrid(
     assert "| finetune | text | 3 |" in card
     assert "source=words.txt, length=16" in card
     assert AutoModelForCausalLM.from_pretrained("tuned").is_discretized
+
+
+def test_what_a_search_has_trained_goes_on_directly_and_by_way_of_discretize(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = ["--task", "mad/in-context-recall", "--task-option", "seq_len=12", "--task-option", "num_train_examples=64"]
+    task += ["--task-option", "num_test_examples=8", "--task-option", "num_validation_examples=8"]
+    hybrid = manticore.combine([str(shelf / "gpt"), str(shelf / "mamba")], num_blocks=2)
+    hybrid.with_vocabulary(16)
+    hybrid.save_pretrained("hybrid")
+    unit = 12 * max(flops_per_step(manticore.discretize(hybrid, [k, k]), 4, 11) for k in range(2))
+
+    said = do("search", "hybrid", *task, "--finetune-flops", str(unit), "--batch-size", "4", "-o", "searched")
+    found = json.loads(Path("searched/search.json").read_text())
+    assert f"path {found['path']}" in said
+    assert said[-1].startswith("next: manticore finetune searched --task mad/in-context-recall")
+    assert {path.name for path in Path("searched/begun").glob("checkpoint-*")}
+    said = do("discretize", "searched", "-o", "small")
+    assert f"path {found['path']}" in said
+    metrics = []
+    for model in ("searched", "small"):
+        do("finetune", model, *task, "--batch-size", "4", "-o", f"{model}-tuned")
+        record = json.loads(Path(f"{model}-tuned/finetune.json").read_text())
+        assert record["flops"] <= unit
+        assert record["steps"] >= 12
+        metrics.append(record["metrics"])
+    assert metrics[0] == metrics[1]
+    assert "anew" not in caplog.text
+    do("finetune", "searched", *task, "--batch-size", "4", "--lr", "1e-2", "-o", "other")
+    assert "starts anew" in caplog.text
+    assert manticore.finetune("searched", task_of(task), batch_size=4).metrics == metrics[0]
+
+
+def task_of(words: list[str]) -> Task:
+    """The task of a command's words."""
+    options = dict(word.split("=") for word in words[3::2])
+    return load_task(words[1], **{name: int(value) for name, value in options.items()})
 
 
 def test_a_task_with_classes_from_a_hybrid_to_a_scored_classifier(

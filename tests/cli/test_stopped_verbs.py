@@ -27,7 +27,7 @@ TASK += ["--task-option", "num_test_examples=8", "--task-option", "num_validatio
 TRAINING = ["--batch-size", "4", "--steps", "36", "--save-steps", "4"]
 VERBS: dict[str, tuple[list[str], str]] = {
     "finetune": (["finetune", "hybrid", *TASK, *TRAINING], "finetune/checkpoints/checkpoint-*"),
-    "search": (["search", "hybrid", *TASK, *TRAINING], "search/checkpoints/checkpoint-*"),
+    "search": (["search", "hybrid", "--method", "darts", *TASK, *TRAINING], "search/checkpoints/checkpoint-*"),
     "compare": (
         ["compare", "gpt", "mamba", *TASK, "--batch-size", "4", "--budget-flops", "2e7", "--seeds", "0"],
         "compare/units/*/checkpoints/checkpoint-*",
