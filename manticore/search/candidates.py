@@ -21,7 +21,7 @@ from manticore.runs.ledger import INPUTS, read_record, write_record
 from manticore.runs.lineage import training_inputs
 from manticore.search.choice import Choice, PathMethod
 from manticore.search.constraints import constrained
-from manticore.search.cost_table import cost_table
+from manticore.search.cost_table import TIMES, cost_table
 from manticore.search.costs import CostTable
 from manticore.search.curves import MARKS, Curves, SharedScores
 from manticore.search.forecast import forecast
@@ -136,6 +136,12 @@ def _refuse_workers(settings: Search, out: str | Folder | None, *, cpu: bool) ->
         )
     if settings.storage is not None and out is None:
         raise ManticoreError("search: a storage needs an out, for candidates' checkpoints. Fix: out=FOLDER")
+    timed = sorted(TIMES.keys() & settings.max.keys())
+    if settings.storage is not None and timed:
+        raise ManticoreError(
+            f"search: a limit on {timed[0]} is measured, and the machines that share a storage would each measure "
+            "another. Fix: limit what is counted, such as flops_per_token, or leave storage out"
+        )
     if settings.workers > 1 and useful_workers(settings.workers, cpu=cpu) == 1:
         raise ManticoreError(
             f"search: workers is {settings.workers}, but these are processes of one CPU on Linux. Fix: leave it out; "

@@ -122,6 +122,11 @@ def test_a_file_of_something_else_or_a_damaged_one_is_left_as_it_is(content, ope
     ("options", "environment", "said"),
     [
         ({"storage": "sqlite:////tmp/x.db"}, {}, "a storage needs an out"),
+        (
+            {"storage": "sqlite:////tmp/x.db", "out": "x", "max": {"decode_ms": 5.0}},
+            {},
+            "a limit on decode_ms is measured",
+        ),
         ({}, {"WORLD_SIZE": "2", "RANK": "0"}, "trains each candidate in one process (got 2). Fix: --workers"),
         ({"storage": f"postgresql://me:{SECRET}@host/db", "method": "darts"}, {}, "method 'darts' has no storage"),
     ],
