@@ -317,6 +317,7 @@ def compare(
     from manticore.stages.commands import task_words
     from manticore.stages.compare import Compare
     from manticore.tasks.task import load_task
+    from manticore.training.begun import BEGUN
     from manticore.training.saved_models import load_model
 
     quiet_libraries()
@@ -324,6 +325,12 @@ def compare(
     loaded = {name: load_model(source) for name, source in sources.items()}
     own = next((tokenizer for _, tokenizer in loaded.values() if tokenizer is not None), None)
     problem = load_task(task, tokenizer=own, **chosen)
+    for name, source in sources.items():
+        if (Path(source) / BEGUN).is_dir():
+            say(
+                f"{name} was trained on a task by a search, which its parents were not; for a comparison from the same "
+                "start: manticore discretize ALIGNED --path …"
+            )
     for name, (model, tokenizer) in loaded.items():
         _say_replaced(name, model, tokenizer, problem)
     with unfinished(out, resume) as (kept, folder):

@@ -94,6 +94,10 @@ def test_what_a_search_has_trained_goes_on_directly_and_by_way_of_discretize(
         metrics.append(record["metrics"])
     assert metrics[0] == metrics[1]
     assert "anew" not in caplog.text
+    said = do(
+        "compare", "small", *task, "--budget-flops", str(unit), "--seeds", "0", "--batch-size", "4", "-o", "table"
+    )
+    assert any("small was trained on a task by a search" in line for line in said)
     do("finetune", "searched", *task, "--batch-size", "4", "--lr", "1e-2", "-o", "other")
     assert "starts anew" in caplog.text
     assert manticore.finetune("searched", task_of(task), batch_size=4).metrics == metrics[0]
