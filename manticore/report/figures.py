@@ -35,7 +35,10 @@ from manticore.stages.combine import TaskInfo
 from manticore.stages.compare import Row
 from manticore.stages.records import Step
 
-_NO_GAP = ("Before and after fine-tuning", "The path as the search left it, and after fine-tuning, on the test split.")
+_NO_GAP = (
+    "Before and after fine-tuning",
+    "The path found, before and after its fine-tuning, on the test split.",
+)
 _POINTS = 400
 """Drawn points per curve: more cannot be seen, and would only make the page heavy."""
 _SMOOTH_FROM = 40
@@ -203,7 +206,7 @@ def gap_figure(results: Results) -> Figure | None:
     if gap is None:
         return None
     task = results.task or TaskInfo()
-    names = ["as found", "fine-tuned"] if _nothing_was_cut(results) else ["supernet", "discretized", "fine-tuned"]
+    names = ["before", "fine-tuned"] if _nothing_was_cut(results) else ["supernet", "discretized", "fine-tuned"]
     losses = [gap.loss_before, gap.loss_after, gap.loss_finetuned][-len(names) :]
     metrics = [gap.metric_before, gap.metric_after, gap.metric_finetuned][-len(names) :]
     panels: list[tuple[str, list[float | None], float | None]] = [("loss (lower is better)", losses, None)]

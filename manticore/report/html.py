@@ -101,13 +101,12 @@ def stage_costs(results: Results) -> list[Cost]:
 
 def _counted_twice(results: Results) -> Cost:
     """What is in the search and in fine-tuning, which went on with the path that the search had trained."""
-    search, tuned, gap = results.search, results.finetune, results.discretize
+    search, tuned = results.search, results.finetune
     chosen = next((each for each in search.candidates if each.chosen), None) if search else None
     end = candidates.last(chosen) if chosen else None
-    went_on = search is not None and gap is not None and gap.loss_before is None and gap.path in ((), search.path)
-    if search is None or tuned is None or end is None or not went_on:
+    if tuned is None or end is None or not tuned.begun_flops:
         return Cost("", flops=0.0, seconds=0.0)
-    return Cost("", flops=search.trained_flops or end.flops, seconds=end.seconds)
+    return Cost("", flops=tuned.begun_flops, seconds=end.seconds)
 
 
 def _render(results: Results, folder: Path, drawings: Mapping[str, Drawing]) -> str:

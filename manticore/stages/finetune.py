@@ -30,6 +30,8 @@ class FinetuneRecord(Record):
     metrics: dict[str, float | None] = field(default_factory=dict)
     metrics_float32: dict[str, float | None] | None = None
     history: tuple[Step, ...] = ()
+    begun_flops: float = 0.0
+    """Of ``flops``, those that a search had spent on the path before: fine-tuning went on from there."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ class Finetune(Stage):
         run.folder.replace(MODEL, folder / MODEL)
         metric = run.task.primary_metric
         results = {
-            "finetune": FinetuneRecord.written(**result.to_dict()),
+            "finetune": FinetuneRecord.written(
+                **result.to_dict(),
+                begun_flops=0 if checkpoints is None else run.results_of("search")["trained_flops"],
+            ),
             "discretize": DiscretizeRecord.written(
                 loss_finetuned=result.metrics["loss"], metric_finetuned=result.metrics[metric]
             ),

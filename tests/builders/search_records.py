@@ -58,6 +58,7 @@ def with_candidates(
         "metric": "accuracy",
         "higher_is_better": True,
     }
+    record["finetune"]["begun_flops"] = won["points"][-1]["flops"]
     record["discretize"] = {
         "path": path,
         "loss_after": won["points"][-1]["loss"],

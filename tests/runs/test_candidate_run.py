@@ -26,6 +26,7 @@ def test_the_winner_goes_on_and_everything_is_counted_once(mini_recipe: Path, tm
     assert [each["path"] for each in search["candidates"] if each["chosen"]] == [search["path"]]
     # one fine-tuning, of which the search has made a part
     assert 0 < search["trained_flops"] < tuned["flops"] <= unit
+    assert tuned["begun_flops"] == search["trained_flops"]
     assert (tmp_path / "run/model/config.json").is_file()
     parent = len(set(search["path"])) == 1
     names = {row["model"] for row in compare["rows"]}
@@ -53,6 +54,7 @@ def test_a_cheaper_task_serves_the_search_alone(mini_recipe: Path, tmp_path: Pat
     assert results["task"]["length"] == 15
     assert results["search"]["task_options"] == {"seq_len": "8", "vocab_size": "8"}
     assert "on a cheaper task of the same kind (seq_len=8, vocab_size=8)" in (tmp_path / "run/report.html").read_text()
+    assert results["finetune"]["begun_flops"] == 0
     # nothing of what the candidates learned is in the model, which has the vocabulary of the task
     assert results["discretize"]["path"] == results["search"]["path"]
     assert results["finetune"]["steps"] >= 24
