@@ -40,7 +40,7 @@ def test_each_stage_suggests_the_next_on_the_same_task(
     # with the task's vocabulary it reads no text that it could be aligned on
     assert said == f"next: manticore search 'my hybrid' {WORDS} -o 'my hybrid-searched'"
     # the suggestion itself runs
-    said = suggested(*shlex.split(said.removeprefix("next: manticore ")), *train)
+    said = suggested(*shlex.split(said.removeprefix("next: manticore ")), "--method", "darts", *train)
     assert said == "next: manticore discretize 'my hybrid-searched' -o 'my hybrid-searched-small'"
     said = suggested(*shlex.split(said.removeprefix("next: manticore ")))
     small = "'my hybrid-searched-small'"
@@ -92,7 +92,7 @@ def test_suggested_packs_fit_the_positions_of_the_model(short: Path) -> None:
     said = follow(said, "--text", "no*s.txt", "--tokens", "512")
     words = "--task text --task-option 'source=no*s.txt' --task-option length=64"
     assert said == f"next: manticore search both-aligned {words} -o both-aligned-searched"
-    said = follow(said, "--steps", "1", "--batch-size", "1")
+    said = follow(said, "--method", "darts", "--steps", "1", "--batch-size", "1")
     assert said == "next: manticore discretize both-aligned-searched -o both-aligned-searched-small"
     # what was never trained is scored on text that it has positions for, what was trained on what it was trained on
     said = suggested("generate", "both", "w1 w2", "--max-new-tokens", "2")

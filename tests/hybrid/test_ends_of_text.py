@@ -208,6 +208,6 @@ def test_a_search_leaves_the_ends_of_what_it_found() -> None:
     hybrid.set_mixture_weights([1, 1])
     assert ends(hybrid) == {5}
     task = text(tokenizer, source=[*CODE, *PROSE] * 20, length=16)
-    manticore.search(hybrid, task, steps=1, batch_size=2, cpu=True)
+    manticore.search(hybrid, task, method="darts", steps=1, batch_size=2, cpu=True)
     # read before anything else asks for the ends
     assert hybrid.config.eos_token_id == [7, 5]

@@ -22,7 +22,7 @@ PATIENCE = 300
 
 MIDDLE = {
     "search": "c*/*",
-    "finetune": "checkpoints/checkpoint-2",
+    "finetune": "checkpoints/checkpoint-*",
     "compare": "units.jsonl",
 }
 """What appears when a long stage is half done: patterns of files."""

@@ -118,7 +118,7 @@ def test_counting_needs_no_padding_token_and_leaves_none_behind(gpt: PreTrainedM
 @pytest.mark.parametrize("order", ["simultaneous", "bilevel"])
 def test_search_finds_weights_for_a_classifier(hybrid: ManticoreForCausalLM, order: str) -> None:
     before = weights(hybrid)
-    result = manticore.search(hybrid, class_task(), order=order, steps=8, mixture_lr=0.1, **FAST)
+    result = manticore.search(hybrid, class_task(), method="darts", order=order, steps=8, mixture_lr=0.1, **FAST)
     assert type(result.model).__name__ == "ManticoreForSequenceClassification"
     assert all(torch.equal(tensor, before[name]) for name, tensor in hybrid.state_dict().items())
     assert not torch.equal(result.weights, torch.full_like(result.weights, 0.5))

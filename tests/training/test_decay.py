@@ -94,7 +94,7 @@ def test_no_way_of_training_decays_more(gpt, mamba, hybrid, task, monkeypatch, t
     monkeypatch.setenv("MANTICORE_CACHE", str(tmp_path))
     quick = {"steps": 1, "batch_size": 8, "cpu": True, "weight_decay": 0.5}
     finetune(discretize(hybrid, [1, 0]), task, **quick)
-    manticore.search(hybrid, task, **quick)
+    manticore.search(hybrid, task, method="darts", **quick)
     pretrain("mamba", layers=1, width=8, length=16, max_bytes=40_000, **quick)
     step = {"budget_flops": 4_000_000, "seeds": [0], "batch_size": 8, "cpu": True, "weight_decay": 0.5}
     compare([mamba], copying_task(), **step)

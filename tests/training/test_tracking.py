@@ -34,7 +34,9 @@ def test_tensorboard_shows_the_search_with_its_mixture_weights(
     pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install -e '.[dev]'")
     parents = [tiny_model("gpt_neo", vocab_size=VOCABULARY), tiny_model("mamba", vocab_size=VOCABULARY)]
     hybrid = manticore.combine(parents, num_blocks=2, vocab_size=VOCABULARY, check=False)
-    manticore.search(hybrid, copying_task(), steps=3, batch_size=4, out=tmp_path, report_to="tensorboard")
+    manticore.search(
+        hybrid, copying_task(), method="darts", steps=3, batch_size=4, out=tmp_path, report_to="tensorboard"
+    )
     seen, logged = curves(tmp_path / "tensorboard"), rows(tmp_path)
     assert len(logged) == 3
     for row in logged:

@@ -274,7 +274,7 @@ def test_an_unusable_cache_folder_costs_time_only(tmp_path, monkeypatch, caplog)
         ("compression", {"vocab_size": 1}, "Fix: vocab_size=2"),
         ("compression", {"seq_len": 1}, "Fix: seq_len=2"),
         ("memorization", {"vocab_size": 2}, "Fix: vocab_size=3"),
-        ("memorization", {"seq_len": 31}, "Fix: seq_len=32"),
+        ("memorization", {"seq_len": 31}, "Fix: seq_len=2 or more, even"),
         ("memorization", {"num_train_examples": -1}, "num_train_examples is -1"),
         ("compression", {"seed": -1}, "seed is -1"),
         ("compression", {"seed": 2**32}, "seed is 4294967296"),
