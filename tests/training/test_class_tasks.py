@@ -126,6 +126,22 @@ def test_search_finds_weights_for_a_classifier(hybrid: ManticoreForCausalLM, ord
     assert manticore.finetune(small, class_task(), steps=2, **FAST).model is small
 
 
+@pytest.mark.parametrize("documents", [1, 2])
+def test_a_search_over_candidates_leaves_a_classifier_that_goes_on(
+    hybrid: ManticoreForCausalLM, documents: int
+) -> None:
+    before, task = weights(hybrid), class_task(documents=documents)
+    made = fit_to_task(hybrid, task, 0)
+    unit = 12 * max(flops_per_step(manticore.discretize(made, [k, k]), 16, LENGTH) for k in range(2))
+    result = manticore.search(hybrid, task, finetune_flops=unit, **FAST)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in hybrid.state_dict().items())
+    assert {point.mark for each in result.candidates for point in each.points} <= set(range(1, 13))
+    tuned = manticore.finetune(result, task, **FAST)
+    assert type(tuned.model) is type(result.model) is type(made)
+    assert result.trained_flops < tuned.flops <= unit
+    assert tuned.model.config.path == result.path
+
+
 def test_parents_stacks_and_hybrids_are_compared_with_the_same_head(
     hybrid: ManticoreForCausalLM, gpt: PreTrainedModel, mamba: PreTrainedModel, stack: StackForCausalLM, tmp_path: Path
 ) -> None:
