@@ -29,7 +29,6 @@ from manticore.search.space import Path, Space, spelled
 from manticore.settings import Finetune
 from manticore.training.begun import UNIT
 from manticore.training.budget import flops_per_step
-from manticore.training.callbacks import Progress, Stopwatch
 from manticore.training.checkpoints import CHECKPOINTS, TENSORS, checkpoints
 from manticore.training.opening import opened
 from manticore.training.precision import Precision
@@ -79,16 +78,12 @@ class Failed(Exception):
 class _Scoring(TrainerCallback):
     """Scores a candidate at the steps of its marks."""
 
-    def __init__(self, steps: set[int], at: Callable[[int, float], None]) -> None:
+    def __init__(self, steps: set[int], at: Callable[[int], None]) -> None:
         self._steps, self._at = steps, at
-        self._watch = Stopwatch()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._watch.on_train_begin(args, state, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step in self._steps:
-            self._at(state.global_step, self._watch.seconds)
+            self._at(state.global_step)
 
 
 @dataclass
@@ -145,7 +140,7 @@ class Objective:
         """Optimizer steps that a candidate has made at a mark: all have spent the same, so fast ones have made more."""
         return max(1, mark * self.unit // (MARKS * self._step_flops(path)))
 
-    def advance(self, path: Path, mark: int, progress: bool | Progress = False) -> list[Point]:
+    def advance(self, path: Path, mark: int) -> list[Point]:
         """Train a candidate to a mark, from where its checkpoints end, and score it at every mark on the way.
 
         Returns:
@@ -162,7 +157,7 @@ class Objective:
         log = RunLog(self.place(path) / CURVE, {**key, "examples": self.examples}, inputs, resume=True, stage="search")
         missing = [each for each in marks if log.get(str(each)) is None]
         if missing:
-            self._train(model, path, mark, missing, log, inputs, progress)
+            self._train(model, path, mark, missing, log, inputs)
         return [Point.read(log.get(str(each)) or {}) for each in marks]
 
     def measure(self, model: ManticorePreTrainedModel, mark: int) -> Point:
@@ -178,15 +173,15 @@ class Objective:
         missing: list[int],
         log: RunLog,
         inputs: Mapping[str, str],
-        progress: bool | Progress,
     ) -> None:
         steps = self.steps(path, mark)
         settings = self.settings.model_copy(update={"steps": steps, "budget_flops": None, "save_steps": AT_THE_END})
         precision = Precision(model, settings.dtype, bf16=settings.bf16, cpu=self.cpu, stage="search")
         cost, due = self._step_flops(path), {self.steps(path, each): each for each in missing}
 
-        def at(step: int, seconds: float) -> None:
-            point = replace(self.measure(model, due[step]), steps=step, flops=step * cost, seconds=seconds)
+        def at(step: int) -> None:
+            measured = self.measure(model, due[step])
+            point = replace(measured, steps=step, flops=step * cost, seconds=trainer.stopwatch.seconds)
             log.add(str(point.mark), point.to_dict())
 
         try:
@@ -197,14 +192,14 @@ class Objective:
             ) as training:  # fmt: skip
                 trainer = TaskTrainer(
                     model, training.args, self.task, stage="search",
-                    checkpoint=training.checkpoint, decay=settings.decay, progress=progress,
+                    checkpoint=training.checkpoint, decay=settings.decay,
                     metrics_file=training.folder / "metrics.jsonl", callbacks=[_Scoring(set(due), at)],
                 )  # fmt: skip
                 write_json(training.folder / CHECKPOINTS / UNIT, self.unit)
                 trainer.run()
                 if log.get(str(mark)) is None:
                     # its last checkpoint was written, its last point was not
-                    at(steps, trainer.stopwatch.seconds)
+                    at(steps)
         except NotFiniteError as error:
             raise Failed(f"diverged: {error}") from error
         except torch.OutOfMemoryError as error:
@@ -268,10 +263,7 @@ def unit_flops(
     probe = Objective(supernet, task, settings, 1, Folder("."))
     costliest = probe.costliest_step
     steps = settings.steps or settings.default_steps
-    if settings.budget_flops is not None:
-        unit = int(settings.budget_flops)
-    else:
-        unit = steps * costliest if given is None else int(given)
+    unit = steps * costliest if given is None else int(given)
     if unit < MARKS * costliest:
         raise ManticoreError(
             f"search: a unit of {unit:.3g} FLOPs is fewer than {MARKS} steps of {costliest:.3g} FLOPs. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -64,6 +65,15 @@ def test_everything_that_was_spent_is_counted(searched):
     assert result.flops == training + scoring
     chosen = next(each for each in result.candidates if each.chosen)
     assert result.trained_flops == chosen.points[-1].flops
+
+
+def test_seconds_are_those_of_all_training_so_far(searched):
+    result, out = searched
+    chosen = next(each for each in result.candidates if each.chosen)
+    clocks = {file.parent.name: float(file.read_text()) for file in out.rglob("checkpoint-*/seconds.json")}
+    for before, after in itertools.pairwise(chosen.points):
+        assert before.seconds <= clocks[f"checkpoint-{before.steps}"] < after.seconds
+    assert result.seconds >= sum(each.points[0].seconds for each in result.candidates)
 
 
 def test_fine_tuning_goes_on_as_if_it_had_never_been_a_search(searched, caplog):
