@@ -20,9 +20,9 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM, MambaConfig, MambaForC
 
 import manticore
 from manticore.components.cache_argument import CACHE_ARGUMENT
+from manticore.option_types import Workload
 from manticore.search.cost_table import cost_table
 from manticore.search.timing import Clock
-from manticore.settings import Workload
 
 WIDTH, LAYERS, MAMBA_LAYERS, VOCABULARY, TOKENS = 256, 4, 8, 1024, 128
 PATHS = {"GPT → GPT": (0, 0), "GPT → Mamba": (0, 1), "Mamba → Mamba": (1, 1)}

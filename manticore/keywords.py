@@ -19,8 +19,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from manticore.errors import ManticoreError, SeveralErrors
+from manticore.option_types import InPython, Named, Wanted, literals, marks, plain
 from manticore.registry import did_you_mean, resolve
-from manticore.settings import InPython, Named, Settings, Wanted, literals, marks, plain
+from manticore.settings import Settings
 
 R = TypeVar("R")
 S = TypeVar("S", bound=Settings)

@@ -1,6 +1,6 @@
 """Makes registered things by name, with options that their parameters' annotations allow.
 
-A range is said once, where the option is: ``rank: Count = 16``, with :mod:`manticore.settings`' types.
+A range is said once, where the option is: ``rank: Count = 16``, with the types of :mod:`manticore.option_types`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from manticore import registry
 from manticore.errors import ManticoreError, in_brief
+from manticore.option_types import Wanted, marks, plain
 from manticore.registry import did_you_mean
-from manticore.settings import Wanted, marks, plain
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from manticore.components.shapes import expect_shape
 from manticore.making import make
+from manticore.option_types import Count
 from manticore.projectors.projector import Init, InputMoments, Projector, resize
-from manticore.settings import Count
 
 
 class Linear(Projector):

@@ -13,9 +13,10 @@ from yaml import YAMLError
 
 from manticore import registry
 from manticore.errors import ManticoreError, SeveralErrors
+from manticore.option_types import Named, literals
 from manticore.schema.document import read_value
 from manticore.schema.validation import findings
-from manticore.settings import Named, Settings, literals
+from manticore.settings import Settings
 
 Out = Annotated[str, typer.Option("--out", "-o", help="Folder to write; must not exist yet.", metavar="DIR")]
 Task = Annotated[str, typer.Option("--task", "-t", help="Name of the task; see `manticore ls tasks`.")]

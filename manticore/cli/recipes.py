@@ -12,12 +12,12 @@ from rich.table import Table
 from manticore import registry
 from manticore.cli.terminal import console, done
 from manticore.errors import ManticoreError
+from manticore.option_types import literals
 from manticore.paths import expanded
 from manticore.schema.loading import find, launch_configurations, load_recipe, shipped
 from manticore.schema.options import options_of
 from manticore.schema.recipe import Recipe
 from manticore.schema.validation import model_at
-from manticore.settings import literals
 from manticore.stages.prerequisites import missing_prerequisites
 from manticore.writing import write_text
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from manticore.errors import ManticoreError
 from manticore.making import checked
-from manticore.settings import Count
+from manticore.option_types import Count
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 

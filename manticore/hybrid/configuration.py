@@ -20,7 +20,7 @@ from manticore.components.positions import context_length
 from manticore.components.state_cache import EmptyLayer
 from manticore.errors import ManticoreError, in_brief
 from manticore.making import refuse_misfits
-from manticore.settings import Count, Wanted
+from manticore.option_types import Count, Wanted
 
 
 def cut(num_layers: int, num_blocks: int) -> list[int]:

@@ -32,8 +32,8 @@ from manticore.hybrid.path import PathMixing
 from manticore.hybrid.placement import forget_addresses, hold_mixture
 from manticore.hybrid.released import fresh_tables
 from manticore.making import checked, make
+from manticore.option_types import Count
 from manticore.projectors.projector import Projector
-from manticore.settings import Count
 
 logger = logging.getLogger(__name__)
 

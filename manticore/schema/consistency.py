@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from manticore.errors import ManticoreError
+from manticore.option_types import Scalar
 from manticore.paths import expanded
 from manticore.printing import without_passwords
 from manticore.registry import did_you_mean
 from manticore.schema.options import expected, foreign_options, options_of, reads_tokenizer, trains_candidates
 from manticore.schema.problems import Path, shown
-from manticore.settings import Scalar
 
 Finding = tuple[Path, str]
 

@@ -16,7 +16,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from manticore import registry, settings
+from manticore import option_types, registry, settings
 from manticore.making import misfit, shown
 
 
@@ -178,7 +178,7 @@ def expected(option: Option, value: Any) -> str | None:
 def _type(annotation: ast.expr) -> Any:
     """The type that an annotation with its names written out stands for; None where that takes an import."""
     try:
-        return eval(ast.unparse(annotation), dict(vars(settings)))
+        return eval(ast.unparse(annotation), dict(vars(option_types)))
     except (NameError, AttributeError, TypeError):
         return None
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from manticore.option_types import Name, Seed
 from manticore.schema.options import trains_candidates
 from manticore.schema.sections import (
     Align,
@@ -17,7 +18,7 @@ from manticore.schema.sections import (
     Search,
     TaskChoice,
 )
-from manticore.settings import Combine, Discretize, Name, Seed, Settings, Training
+from manticore.settings import Combine, Discretize, Settings, Training
 
 SHARED = frozenset({*Training.model_fields, "lr"})
 """What candidates of a search and fine-tuning have in common."""

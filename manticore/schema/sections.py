@@ -8,7 +8,8 @@ from pydantic import Field
 
 from manticore import settings
 from manticore._moved import names_of
-from manticore.settings import Comparing, Name, Options, Rates, Settings, TaskName, Text
+from manticore.option_types import Name, Options, Rates, TaskName, Text
+from manticore.settings import Comparing, Settings
 
 __getattr__ = names_of(__name__, settings.__name__)
 

@@ -7,9 +7,9 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from manticore.option_types import literals
 from manticore.registry import did_you_mean
 from manticore.schema.problems import Path, shown
-from manticore.settings import literals
 
 _EXPECTED = {
     "int_type": "a whole number",

@@ -15,10 +15,10 @@ from manticore.hybrid.decoding import CachedGenerationMixin
 from manticore.hybrid.inputs import Part
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.modes import kept_modes
+from manticore.option_types import COSTS, Workload
 from manticore.search.costs import Cost, CostTable
 from manticore.search.timing import FEWEST_TOKENS, ROUNDS, Clock
 from manticore.search.walks import Walks, whole_example
-from manticore.settings import COSTS, Workload
 from manticore.training.budget import cached_bytes, layer_caches, measured_without_data, whole_sequences
 
 TOKENS = 4096

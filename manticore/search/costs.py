@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from manticore.option_types import Workload
 from manticore.search.space import Path
-from manticore.settings import Workload
 
 SLACK = 1 + 1e-9
 """A limit that is a path's own cost, as it was printed, is kept in spite of rounding."""
@@ -54,7 +54,7 @@ class CostTable:
     """The costs of all paths at a workload."""
 
     costs: Mapping[str, Cost]
-    """By the names that limits have (``manticore.settings.COSTS``)."""
+    """By the names that limits have (``manticore.option_types.COSTS``)."""
     workload: Workload
 
     def of(self, path: Path) -> dict[str, float]:

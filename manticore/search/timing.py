@@ -13,9 +13,9 @@ from manticore.components.cache_argument import CACHE_ARGUMENT
 from manticore.hybrid.decoding import CachedGenerationMixin
 from manticore.hybrid.inputs import Part
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
+from manticore.option_types import Workload
 from manticore.search.costs import Cost, Row
 from manticore.search.walks import Walks, whole_example
-from manticore.settings import Workload
 
 ROUNDS = 20
 """Measurements of which the median counts."""

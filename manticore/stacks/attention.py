@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from manticore.errors import ManticoreError
 from manticore.making import sharing
-from manticore.settings import Count, Positive
+from manticore.option_types import Count, Positive
 from manticore.stacks.mixer import Mixer, Step, head_width, linear_flops, split_heads
 
 

@@ -16,8 +16,8 @@ from transformers import PreTrainedConfig
 from manticore.components.weight_files import MOST_LAYERS
 from manticore.errors import ManticoreError
 from manticore.making import refuse_misfits
+from manticore.option_types import Count, Positive, Wanted
 from manticore.registry import did_you_mean
-from manticore.settings import Count, Positive, Wanted
 from manticore.stacks.catalogue import measured
 from manticore.stacks.mixer import Mixer
 

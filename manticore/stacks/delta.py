@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from manticore.settings import Count
+from manticore.option_types import Count
 from manticore.stacks.mixer import (
     MatrixState,
     Step,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from manticore.errors import ManticoreError
-from manticore.settings import Count
+from manticore.option_types import Count
 from manticore.stacks.long_convolution import ImplicitFilter, long_convolution, long_convolution_flops
 from manticore.stacks.mixer import Mixer, Step, compute_dtype, head_width, linear_flops
 from manticore.stacks.moe import Router, check_experts, router_weights

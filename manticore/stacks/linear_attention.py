@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from manticore.settings import Count, Positive
+from manticore.option_types import Count, Positive
 from manticore.stacks.mixer import (
     MatrixState,
     Step,

@@ -19,7 +19,7 @@ from transformers import initialization as init
 
 from manticore.kernels.scan import selective_scan
 from manticore.kernels.scan_ops import forward_flops as scan_flops
-from manticore.settings import Count, Positive
+from manticore.option_types import Count, Positive
 from manticore.stacks.delta import reset_time_step_bias
 from manticore.stacks.mixer import Mixer, Step, compute_dtype, head_width, linear_flops, merge_heads, split_heads
 from manticore.stacks.recurrences import scalar_decay, scalar_decay_flops

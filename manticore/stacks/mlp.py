@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manticore.settings import Count
+from manticore.option_types import Count
 from manticore.stacks.mixer import Mixer, Step, linear_flops
 
 _ROUND_TO = 16

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from manticore.errors import ManticoreError
-from manticore.settings import Count
+from manticore.option_types import Count
 from manticore.stacks.mixer import Mixer, Step, linear_flops
 
 Router = Literal["mad_code", "sparse"]

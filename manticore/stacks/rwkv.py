@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from manticore.settings import Count, Positive
+from manticore.option_types import Count, Positive
 from manticore.stacks.mixer import MatrixState, Mixer, Step, compute_dtype, head_width, linear_flops, split_heads
 from manticore.stacks.recurrences import channel_decay, channel_decay_flops
 

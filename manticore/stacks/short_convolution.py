@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manticore.settings import Count
+from manticore.option_types import Count
 from manticore.stacks.mixer import Mixer, Step, linear_flops
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, get_args
 
 from manticore.errors import ManticoreError
-from manticore.settings import Bos
+from manticore.option_types import Bos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,7 +18,7 @@ from datasets import Dataset
 
 from manticore.errors import ManticoreError, told
 from manticore.making import refuse_misfits
-from manticore.settings import Count, Wanted
+from manticore.option_types import Count, Wanted
 from manticore.tasks.text_sources import STDLIB, TextSource, find_text, table_kind
 from manticore.tasks.text_tables import column_documents, is_unicode, read_file, table_documents
 

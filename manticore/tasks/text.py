@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from manticore.components.token_bytes import text_bytes
 from manticore.errors import ManticoreError
 from manticore.making import refuse_misfits
-from manticore.settings import Pair
+from manticore.option_types import Pair
 from manticore.tasks.beginning import Bos, beginning
 from manticore.tasks.corpus import read_corpus
 from manticore.tasks.metrics import IGNORE, TextMetrics, TokenMetrics

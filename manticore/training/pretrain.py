@@ -29,9 +29,10 @@ from manticore.cache import MANIFEST, cache_folder, content_key, is_whole, seal
 from manticore.components.loading import load_tokenizer
 from manticore.errors import ManticoreError
 from manticore.keywords import takes
+from manticore.option_types import Bos
 from manticore.paths import expanded
 from manticore.seeding import derive_seed
-from manticore.settings import Bos, Finetune, Pretrain
+from manticore.settings import Finetune, Pretrain
 from manticore.tasks.beginning import beginning
 from manticore.tasks.corpus import Text, corpus_digest, read_corpus
 from manticore.tasks.task import Task

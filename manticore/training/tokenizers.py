@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from manticore.errors import ManticoreError
 from manticore.making import checked
-from manticore.settings import Wanted
+from manticore.option_types import Wanted
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|pad|>"

@@ -5,13 +5,13 @@ import random
 import pytest
 
 from manticore.errors import ManticoreError
+from manticore.option_types import Workload
 from manticore.search.blockwise import blockwise
 from manticore.search.constraints import allowed_paths, best_by_table, constrained, nearest
 from manticore.search.costs import Cost, CostTable
 from manticore.search.curves import Curves, Point
 from manticore.search.race import race
 from manticore.search.space import Space
-from manticore.settings import Workload
 
 AT = Workload(16, 1)
 

@@ -8,11 +8,11 @@ from typer.testing import CliRunner
 
 from manticore.cli.app import app
 from manticore.errors import ManticoreError
+from manticore.option_types import Workload
 from manticore.search.costs import Cost, CostTable
 from manticore.search.curves import Point
 from manticore.search.resolve import resolve
 from manticore.search.result import Candidate, SearchResult
-from manticore.settings import Workload
 
 ZERO = ((0.0, 0.0), (0.0, 0.0))
 TABLE = CostTable(

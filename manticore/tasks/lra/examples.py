@@ -22,8 +22,8 @@ from tqdm.auto import tqdm
 from manticore.cache import file_digest
 from manticore.errors import ManticoreError, told
 from manticore.making import checked
+from manticore.option_types import Amount, Count
 from manticore.paths import expanded
-from manticore.settings import Amount, Count
 from manticore.tasks.lra import images, listops, pathfinder, text
 from manticore.tasks.lra.pathfinder import Level, Side
 from manticore.tasks.shape import TaskShape

@@ -15,7 +15,7 @@ from datasets import DatasetDict, Features, List, Value
 
 from manticore.errors import ManticoreError
 from manticore.making import sharing
-from manticore.settings import Amount, Count
+from manticore.option_types import Amount, Count
 from manticore.tasks.lra import digits, examples
 from manticore.tasks.lra import listops as trees
 from manticore.tasks.lra.examples import ARENAS, SPLITS

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from manticore.making import checked
-from manticore.settings import Wanted
+from manticore.option_types import Wanted
 from manticore.tasks.mad.streams import Arrays, Streams
 
 

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from manticore.errors import ManticoreError
 from manticore.making import checked
-from manticore.settings import Count, Wanted
+from manticore.option_types import Count, Wanted
 from manticore.tasks.mad.streams import Arrays, Streams
 from manticore.tasks.metrics import IGNORE
 

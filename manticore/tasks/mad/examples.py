@@ -22,8 +22,8 @@ from manticore import registry
 from manticore.cache import Entry, cache_folder, content_key
 from manticore.errors import ManticoreError
 from manticore.making import checked
+from manticore.option_types import Amount, Seed
 from manticore.seeding import derive_seed
-from manticore.settings import Amount, Seed
 from manticore.tasks.mad.compression import check_compression, compression, compression_chance
 from manticore.tasks.mad.copying import check_selective_copying, selective_copying, selective_copying_chance
 from manticore.tasks.mad.fuzzy_recall import check_fuzzy_recall, fuzzy_recall, fuzzy_recall_chance

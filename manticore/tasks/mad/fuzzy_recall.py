@@ -18,7 +18,7 @@ import numpy as np
 
 from manticore.errors import ManticoreError
 from manticore.making import checked
-from manticore.settings import Count
+from manticore.option_types import Count
 from manticore.tasks.mad.streams import Arrays, Streams, gathered
 from manticore.tasks.metrics import IGNORE
 

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from manticore.making import checked
-from manticore.settings import Seed, Wanted
+from manticore.option_types import Seed, Wanted
 from manticore.tasks.mad.streams import Arrays, Streams
 from manticore.tasks.metrics import IGNORE
 

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from manticore.errors import ManticoreError
 from manticore.making import checked
-from manticore.settings import Amount, Wanted
+from manticore.option_types import Amount, Wanted
 from manticore.tasks.mad.streams import Arrays, Streams, gathered
 from manticore.tasks.metrics import IGNORE
 

@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from manticore.making import checked, sharing
-from manticore.settings import Count, Seed
+from manticore.option_types import Count, Seed
 from manticore.tasks.mad.examples import (
     KINDS,
     PUBLISHED_SEED,

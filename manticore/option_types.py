@@ -1,0 +1,211 @@
+"""Types of options: their ranges, the names they may be, and the marks that errors and help texts are made from.
+
+Tasks, layers, projectors and plug-ins annotate their own options with them. Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field, WrapValidator
+from pydantic_core import PydanticCustomError
+
+from manticore import registry
+
+
+class Named:
+    """Marks a field as the name of a registered thing, for checks and for help texts."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __call__(self, name: str) -> str:
+        if (refused := registry.refusal(self.kind, name)) is not None:
+            raise wrong(refused)
+        return name
+
+
+class Wanted(NamedTuple):
+    """Marks a type with what an error of a Python function says: ``lr is 0 (expected …). Fix: …``."""
+
+    expected: str
+    fix: str
+
+
+class InPython(NamedTuple):
+    """Marks a field that takes more in Python than in text: what is not text is handed on as it is."""
+
+    annotation: str
+    """What it takes there, for signatures and stubs."""
+    loaded: bool = True
+    """Whether that may be something in memory, which no check of these settings looks at."""
+    also: tuple[str, ...] = ()
+    """Texts that it takes there only."""
+
+
+def wrong(text: str, at: str | None = None) -> PydanticCustomError:
+    """An error with a text of its own.
+
+    Args:
+        text: one line.
+        at: the field that it is about, where the whole of the settings is checked.
+    """
+    return PydanticCustomError("wrong", "{text}", {"text": text} if at is None else {"text": text, "at": at})
+
+
+def marks(annotation: Any) -> Iterator[Any]:
+    """What a type is marked with, from the outside in."""
+    yield from reversed(getattr(annotation, "__metadata__", ()))
+    for part in get_args(annotation):
+        yield from marks(part)
+
+
+def literals(annotation: Any) -> list[str]:
+    """The texts a ``Literal`` annotation allows, also inside a union."""
+    found: list[str] = []
+    for argument in get_args(annotation):
+        found += [argument] if isinstance(argument, str) else literals(argument)
+    return found
+
+
+def _named(kind: str) -> Any:
+    marker = Named(kind)
+    return Annotated[str, AfterValidator(marker), marker]
+
+
+def _scalar(value: Any) -> Any:
+    # a union of the types would report once for each of them
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise PydanticCustomError("scalar_type", "no single value")
+    return value
+
+
+def _exact(value: Any, check: Callable[[Any], float]) -> float:
+    """A whole number stays one: a float would round a budget of 10¹⁶ FLOPs, and pay for a step fewer."""
+    checked = check(value)
+    return value if isinstance(value, int) else checked
+
+
+def _distinct(values: list[int]) -> list[int]:
+    if len(set(values)) < len(values):
+        raise wrong(f"{values} holds one twice. Fix: give different ones")
+    return values
+
+
+if TYPE_CHECKING:
+    # a type checker cannot look into the function, and takes a variable for a type in some orders of modules only
+    Mixing: TypeAlias = str
+    Projector: TypeAlias = str
+    SearchMethod: TypeAlias = str
+    TaskName: TypeAlias = str
+    Scalar: TypeAlias = bool | int | float | str | None
+else:
+    Mixing = _named("mixing")
+    Projector = _named("projector")
+    SearchMethod = _named("search")
+    TaskName = _named("task")
+    Scalar = Annotated[Any, AfterValidator(_scalar)]
+
+# What no training takes is a slip of the pen, and would fail late: as a size, out of memory; as a rate, in infinity.
+Count = Annotated[int, Field(ge=1, le=2**53), Wanted("a whole number", "give 1 or more")]
+Amount = Annotated[int, Field(ge=0, le=2**53), Wanted("a whole number", "give 0 or more")]
+Pair = Annotated[int, Field(ge=2, le=2**53), Wanted("a whole number", "give 2 or more")]
+Size = Annotated[int, Field(ge=1, le=2**24), Wanted("a whole number", f"give 1 to {2**24:,}")]
+Depth = Annotated[int, Field(ge=1, le=10_000), Wanted("a whole number", "give 1 to 10,000")]
+Positive = Annotated[
+    float, Field(gt=0, le=3.4e38, allow_inf_nan=False), Wanted("a positive number", "for instance 1e-3")
+]
+NotNegative = Annotated[
+    float, Field(ge=0, le=3.4e38, allow_inf_nan=False), Wanted("0 or a positive number", "for instance 0.01")
+]
+Flops = Annotated[Positive, WrapValidator(_exact), Wanted("a positive number", "for instance 1e12")]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, lt=1), Wanted("", "give a share between 0 and 1")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
+Text = Annotated[str, Field(min_length=1)]
+Options = dict[str, Scalar]
+Seed = Annotated[int, Field(ge=0, lt=2**32), Wanted("a whole number", "give 0 or more")]
+Seeds = Annotated[
+    list[Seed],
+    Field(min_length=1),
+    AfterValidator(_distinct),
+    Wanted("whole numbers, one or more", "for instance 0, 1 and 2"),
+]
+Rates = Annotated[list[Positive], Field(min_length=1), Wanted("positive numbers, one or more", "for instance 1e-3")]
+Trainable = Literal["all", "frozen", "projectors", "lora"]
+Schedule = Literal["constant", "linear", "cosine"]
+TrainingDtype = Literal["auto", "float32", "bfloat16"]
+Bos = Literal["auto", "always", "never"]
+"""Whether every sequence begins with the tokenizer's BOS token; ``"auto"``: where it adds one on encoding."""
+COSTS = ("cache_bytes", "state_bytes", "parameters", "flops_per_token", "decode_ms", "prefill_ms")
+"""What a search can be given limits of."""
+
+
+class Workload(NamedTuple):
+    """What costs are those of."""
+
+    tokens: int
+    """Of each sequence."""
+    batch: int
+    """Sequences at once."""
+
+    def __str__(self) -> str:
+        return f"tokens={self.tokens},batch={self.batch}"
+
+    @classmethod
+    def read(cls, text: str) -> Workload:
+        """From its text; without a batch it is one of 1.
+
+        Raises:
+            ValueError: it is none.
+        """
+        match = re.fullmatch(r"\s*tokens=([1-9]\d{0,7})(?:\s*,\s*batch=([1-9]\d{0,3}))?\s*", text)
+        if match is None:
+            raise ValueError(text)
+        return cls(int(match[1]), int(match[2] or 1))
+
+
+def _limits(values: Any) -> Any:
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        if name not in COSTS:
+            raise wrong(f"no cost is called {name!r}{registry.did_you_mean(name, list(COSTS))}")
+        number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        if not 0 < number < math.inf:
+            raise wrong(f"{name} is {value!r} (expected a positive number). Fix: {name}=2e6")
+    return values
+
+
+def _workload(text: str) -> str:
+    try:
+        return str(Workload.read(text))
+    except ValueError:
+        raise wrong(f"{text!r} is none. Fix: tokens=4096,batch=1") from None
+
+
+Limits = Annotated[dict[str, float], BeforeValidator(_limits), Wanted("a mapping", "for instance {'cache_bytes': 2e6}")]
+WorkloadText = Annotated[str, AfterValidator(_workload), Wanted("text", "tokens=4096,batch=1")]
+Trackers = Annotated[
+    list[Text],
+    BeforeValidator(lambda names: [names] if isinstance(names, str) else names),
+    InPython("str | Sequence[str] | None", loaded=False),
+]
+
+
+def plain(value: Any) -> Any:
+    """A value as YAML would hold it: sequences and arrays as lists, mappings as such, what is numpy's as Python's."""
+    if isinstance(value, bool | str | int | float) or value is None:
+        return value
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if type(value).__module__.partition(".")[0] == "numpy" and hasattr(value, "tolist"):
+        # arrays, and what is neither a number nor a bool of Python's: numpy.bool_
+        return value.tolist()
+    if isinstance(value, Sequence):
+        return [plain(item) for item in value]
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
