@@ -32,7 +32,7 @@ task:
   options: {{seq_len: 16, num_train_examples: 256, num_test_examples: 32, num_validation_examples: 32}}
 combine: {{num_blocks: 2}}
 align: {{text: {text}, tokens: 4096, length: 32}}
-search: {{steps: 24, batch_size: 8, save_steps: 3}}
+search: {{method: darts, steps: 24, batch_size: 8, save_steps: 3}}
 finetune: {{steps: 24, batch_size: 8, save_steps: 3}}
 compare: {{seeds: [0]}}
 """

@@ -29,7 +29,7 @@ components: [{name: llama, source: LLAMA}, {name: mamba, source: MAMBA}]
 task: {name: text, options: {length: 128, max_bytes: 400000}}
 combine: {num_blocks: 2}
 align: null
-search: {steps: 2, batch_size: 4}
+search: {method: darts, steps: 2, batch_size: 4}
 discretize: {path: [0, 1]}
 finetune: {steps: 2, batch_size: 4, test_examples: 64}
 compare: null

@@ -6,8 +6,8 @@ Replays the methods that train candidates on ``benchmarks/results/landscapes`` (
 prints, per landscape and over all: cost in units (one fine-tuning of one path), what was found, regret (the share of
 the way from the best path to the worst, on the test split, against the seed's own truth and against the mean over
 seeds) after 1, 2 and 4 units, and what a person holds: the metric of the path found when search and fine-tuning
-together have cost as much as the best parent had for its training. Thresholds are chosen on every other landscape and
-reported on the rest. With ``--real``, methods that learn mixture weights search on the same hybrids.
+together have cost as much as the best parent had for its training. With ``--real``, methods that learn mixture weights
+search on the same hybrids.
 """
 
 from __future__ import annotations

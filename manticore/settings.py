@@ -231,7 +231,7 @@ class OneTraining(Training):
     """A training with a length of its own."""
 
     steps: Count | None = None
-    """Optimizer steps; without steps and budget_flops, 120 in a search and 300 in fine-tuning."""
+    """Optimizer steps; without steps and budget_flops, 300 in fine-tuning, 120 in a search that learns weights."""
     budget_flops: Flops | None = None
     """Training FLOPs to spend, instead of steps: as many whole steps are made as they pay for."""
     lr: Positive = 1e-3
@@ -316,7 +316,7 @@ class Search(OneTraining):
     study_name: Text | None = None
     """Name of the study in that database; left out, one that follows from what is searched."""
     order: Literal["simultaneous", "alternating", "bilevel"] = "simultaneous"
-    """When they are: with the network, in turns on the same data, or in turns on a held-out half."""
+    """When mixture weights learn: with the network, in turns on the same data, or in turns on a held-out half."""
     warmup_steps: Amount | None = None
     """Steps over which the learning rate rises from zero; left out, none where weights are learned, else as in
     fine-tuning."""

@@ -5,7 +5,7 @@ Each stage says by itself what it computes (its ``cost``); here is what they ask
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from manticore.plan.memory import ADAMW_TENSORS, Inventory
 from manticore.plan.paths import path_ends
 from manticore.plan.skeleton import Shape, Skeleton
 from manticore.plan.sources import Source, find_sources
-from manticore.schema.recipe import Recipe
+from manticore.schema.recipe import SHARED, Recipe
 from manticore.settings import OneTraining
 from manticore.stages.stage import StagePlan
 from manticore.tasks.shape import task_shape
@@ -66,11 +66,14 @@ class Costing:
         """Per training stage, what every setting takes."""
         self.disk_bytes = 0.0
 
-    def on(self, options: Mapping[str, Any]) -> Costing:
-        """The same recipe with other options of its task."""
-        task = self.recipe.task
-        changed = task.model_copy(update={"options": {**task.options, **options}})
-        recipe = self.recipe.model_copy(update={"task": changed})
+    def of_candidates(self) -> Costing:
+        """The same recipe with fine-tuning as candidates of its search train, on what they train on."""
+        search, recipe = self.recipe.search, self.recipe
+        if search is None or recipe.alike:
+            return self
+        tuning = recipe.finetune.model_copy(update={name: getattr(search, name) for name in SHARED})
+        task = recipe.task.model_copy(update={"options": {**recipe.task.options, **search.task_options}})
+        recipe = recipe.model_copy(update={"finetune": tuning, "task": task})
         return Costing(recipe, devices=self.devices, memory=self.memory, accelerator=self.accelerator)
 
     def lay_out(self, sources: Sequence[Source], shape: Shape, vocab_size: int | None) -> Skeleton:

@@ -81,7 +81,7 @@ class Finetune(settings.Finetune, _Started):
 
 
 class Compare(Comparing):
-    """Fine-tune parents, ensemble, soft supernet and hybrid at the same training FLOPs, with finetune's settings."""
+    """Fine-tune parents, ensemble and hybrids at the same training FLOPs, with finetune's settings."""
 
     learning_rates: Rates | None = None
     """Each model takes the one that scores best on the validation split; left out, finetune's."""

@@ -1,4 +1,4 @@
-"""Fine-tune parents, ensemble, soft supernet and hybrid at equal compute."""
+"""Fine-tune parents, ensemble, hybrid, and the soft supernet where weights were learned, at equal compute."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from manticore import settings
 from manticore.experiments.rows import ENSEMBLE, HYBRID, SUPERNET
 from manticore.runs.files import MODEL
 from manticore.runs.stages import Outcome
+from manticore.schema.options import trains_candidates
 from manticore.schema.recipe import Recipe
 from manticore.stages.commands import finetune_command
 from manticore.stages.records import Record
@@ -117,21 +118,25 @@ class Compare(Stage):
         flops = {stage.name: stage.flops for stage in costing.stages}
         budget, spent = flops["finetune"], sum(flops.get(stage, 0) for stage in ("align", "search"))
         parents, ensemble = len(costing.sources), int(section.ensemble and len(costing.sources) > 1)
+        # a search over candidates leaves no mixture weights, and so nothing soft
+        search = costing.recipe.search
+        soft = int(search is None or not trains_candidates(search.method))
+        dearest = costing.tuned["supernet" if soft else "costliest"]
         per_row = len(section.seeds) + len(section.learning_rates or [tuning.lr]) - 1
         # with fine-tuning's FLOPs each; with all that the hybrid cost, those that had no search train longer
-        trainings = (parents + ensemble + 2) * budget + (parents + ensemble) * (budget + spent) * (spent > 0)
-        supernet = costing.tuned["supernet"]
-        found = costing.fit(costing.tuning, supernet)
+        models = parents + ensemble + soft + 1
+        trainings = models * budget + (parents + ensemble) * (budget + spent) * (spent > 0)
+        found = costing.fit(costing.tuning, dearest)
         costing.fits[self.name] = [found]
-        costing.save_checkpoints(supernet.held)
-        verdict = "fits" if found.fits is not None else "does not fit (the supernet): finetune's ways out"
+        costing.save_checkpoints(dearest.held)
+        subject = "the soft supernet" if soft else "the costliest path"
+        verdict = "fits" if found.fits is not None else f"does not fit ({subject}): finetune's ways out"
         if found.fits is None:
-            costing.problems.append(
-                "compare: the soft supernet does not fit: compare=null, or other settings of finetune"
-            )
+            costing.problems.append(f"compare: {subject} does not fit: compare=null, or other settings of finetune")
         yield StagePlan(
-            self.name, f"{parents + ensemble + 2} models × {per_row}",
-            max(case.held.trained for case in costing.tuned.values()), supernet.flops * supernet.accumulation, None,
+            self.name, f"{models} models × {per_row}",
+            max(case.held.trained for name, case in costing.tuned.items() if soft or name != "supernet"),
+            dearest.flops * dearest.accumulation, None,
             trainings * per_row, found.smaller, verdict,
         )  # fmt: skip
 

@@ -20,7 +20,6 @@ from manticore.runs.ledger import Digests
 from manticore.runs.reporter import LogReporter, Reporter
 from manticore.runs.stages import DIGESTS, results_of
 from manticore.schema.options import trains_candidates
-from manticore.schema.recipe import SHARED
 from manticore.writing import new_folder
 
 if TYPE_CHECKING:
@@ -145,10 +144,7 @@ class Run:
         """
         from manticore.search.objective import place
 
-        search, tuning = self.recipe.search, self.recipe.finetune
-        if search is None or not self.by_candidates or self.results_of("search")["path"] != path:
-            return None
-        if search.task_options or any(getattr(search, name) != getattr(tuning, name) for name in SHARED):
+        if not self.by_candidates or not self.recipe.alike or self.results_of("search")["path"] != path:
             return None
         found = place(self.path / "search", path)
         return found if found.is_dir() else None

@@ -1,4 +1,4 @@
-"""Learn which component each block should use."""
+"""Find out which component each block of the supernet should use."""
 
 from __future__ import annotations
 
@@ -161,9 +161,7 @@ class Search(Stage):
 
 def _cost_of_candidates(costing: Costing, section: sections.Search) -> Iterator[StagePlan]:
     """As many units as the method may need; each candidate takes the memory of one path, and is kept on the disk."""
-    whole = costing
-    if section.task_options:
-        costing = costing.on(section.task_options)
+    whole, costing = costing, costing.of_candidates()
     from manticore.registry import resolve
     from manticore.search.beam import compared_examples
     from manticore.search.forecast import forecast

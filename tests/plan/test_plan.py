@@ -148,6 +148,30 @@ def test_a_comparison_is_priced_at_the_micro_batches_that_it_makes():
     assert prices[1].bytes == cut.fits["compare"][0].data_parallel < prices[0].bytes
 
 
+def test_candidates_are_priced_with_the_batches_and_on_the_task_of_the_search():
+    tuning, search = {"steps": 12, "batch_size": 4 * BATCH}, {"method": "race", "batch_size": BATCH}
+    task = {"name": "text", "options": {"length": LENGTH}}
+    found = plan(recipe(search=search, finetune=tuning, task=task, compare={"seeds": [0]}), device_memory=1e12)
+    real = manticore.combine([AutoModelForCausalLM.from_config(c) for c in configs()], num_blocks=2)
+    costs = []
+    for k in range(2):
+        parent = manticore.discretize(real, [k, k])
+        set_trainable(parent, "all")
+        use_selective_scan(parent)
+        costs.append(flops_per_step(parent, BATCH, LENGTH))
+    stages = {stage.name: stage for stage in found.stages}
+    assert stages["search"].step_flops == max(costs)
+    assert stages["search"].what.startswith("4 paths, ")
+    # two parents, their ensemble, and what is found: nothing is soft
+    assert stages["compare"].what == "4 models × 1"
+    shorter = plan(
+        recipe(search={**search, "task_options": {"length": LENGTH // 2}}, finetune=tuning, task=task),
+        device_memory=1e12,
+    )
+    cheaper = next(stage for stage in shorter.stages if stage.name == "search")
+    assert cheaper.step_flops < 0.6 * stages["search"].step_flops
+
+
 def test_a_plan_counts_what_the_stages_count(supernet):
     found = plan(recipe(), device_memory=1e9)
     stages = {stage.name: stage for stage in found.stages}

@@ -135,7 +135,8 @@ def test_a_search_over_candidates_leaves_a_classifier_that_goes_on(
     unit = 12 * max(flops_per_step(manticore.discretize(made, [k, k]), 16, LENGTH) for k in range(2))
     result = manticore.search(hybrid, task, finetune_flops=unit, **FAST)
     assert all(torch.equal(tensor, before[name]) for name, tensor in hybrid.state_dict().items())
-    assert {point.mark for each in result.candidates for point in each.points} <= set(range(1, 13))
+    assert sorted(each.path for each in result.candidates) == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert all(each.points for each in result.candidates)
     tuned = manticore.finetune(result, task, **FAST)
     assert type(tuned.model) is type(result.model) is type(made)
     assert result.trained_flops < tuned.flops <= unit
