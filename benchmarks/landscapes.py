@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,6 @@ class Case:
     parents: tuple[dict[str, Any], ...] = (GPT, MAMBA)
     later: bool = False
     """Measured after the others."""
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = {

@@ -59,13 +59,14 @@ def told(where: str, what: str, fix: str, *kinds: type[Exception]) -> Iterator[N
     except caught as error:
         if isinstance(error, PermissionError) and error.filename:
             raise closed(error.filename) from error
-        reason = getattr(error, "strerror", None) or _said(error) or type(error).__name__
+        reason = getattr(error, "strerror", None) or _said(error, named=not kinds) or type(error).__name__
         raise ManticoreError(f"{where and f'{where}: '}{what} ({reason}). Fix: {fix}") from error
 
 
-def _said(error: Exception) -> str:
+def _said(error: Exception, *, named: bool) -> str:
     if not hasattr(error, "errors"):
-        return in_brief(error)
+        # the text of an error of any kind may be no more than a name
+        return in_brief(f"{type(error).__name__}: {error}" if named and str(error) else error)
     # pydantic's, whose own words name its classes: the first value that is wrong
     first = error.errors()[0]
     at = ".".join(map(str, first["loc"]))

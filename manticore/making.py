@@ -18,7 +18,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from manticore import registry
 from manticore.errors import ManticoreError, in_brief
-from manticore.option_types import Wanted, marks, plain
+from manticore.option_types import Wanted, literals, marks, plain
 from manticore.registry import did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -115,8 +115,6 @@ def sharing(shared: Callable[..., Any]) -> Callable[[F], F]:
             given.apply_defaults()
             return function(**given.arguments)
 
-        # what reads signatures would go on to the function inside, which does not name them all
-        del call.__wrapped__
         call.__signature__ = signature  # type: ignore[attr-defined]
         helped = [line for line in (shared.__doc__ or "").splitlines() if line.partition(":")[0].strip() in added]
         call.__doc__ = "\n".join([(function.__doc__ or "").rstrip(), *helped])
@@ -153,7 +151,7 @@ def misfit(annotation: Any, value: Any) -> str | None:
         if wanted is not None:
             return f"{wanted.expected}). Fix: {wanted.fix}"
         if error.errors()[0]["type"] == "literal_error":
-            choices = [str(each) for each in get_args(annotation)]
+            choices = literals(annotation) or [str(each) for each in get_args(annotation)]
             near = did_you_mean(value, choices) if isinstance(value, str) else ""
             return f"one of {', '.join(choices)}){near if near.endswith('?') else '. Fix: choose one of them'}"
         return f"{_WORDS.get(annotation, shown(annotation))})"
@@ -181,11 +179,12 @@ def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
     if isinstance(function, type) and hasattr(function, "__dataclass_fields__"):
         written, names = dict(function.__annotations__), vars(sys.modules[function.__module__])
     else:
-        code = inspect.unwrap(function.__init__ if isinstance(function, type) else function)  # type: ignore[misc]
+        code = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
         parameters = inspect.signature(code).parameters.values()
         several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
         written = {each.name: each.annotation for each in parameters if each.kind not in several}
-        names = vars(sys.modules[code.__module__])
+        # not by the name of its module, which need not be among those that were imported
+        names = getattr(inspect.unwrap(code), "__globals__", {})
     found = {}
     for name, annotation in written.items():
         # what is imported for type checkers alone cannot be judged

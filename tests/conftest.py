@@ -13,6 +13,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# the first import of this module puts a new module transformers in the place of the old one (since 5.24); a test that
+# patches transformers has to patch the one that this package reads
+import transformers.processing_utils  # noqa: F401
 from tiny_models import gpt_neo_config, mamba_config, seeded
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 

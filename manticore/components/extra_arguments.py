@@ -122,7 +122,7 @@ def positions_of_documents(
 
 def _changes(seq_idx: Any, batch: int, tokens: int) -> Tensor:
     """``[B, T]``: whether a token's document is another than that of the one before it."""
-    expect_shape("seq_idx", seq_idx, [f"{batch} or 1", tokens], _PACKED)
+    expect_shape("seq_idx", seq_idx, [(batch, 1), tokens], _PACKED)
     changes = seq_idx.expand(batch, -1).diff(dim=1) != 0
     return torch.cat([torch.zeros_like(changes[:, :1]), changes], 1)
 

@@ -9,14 +9,16 @@ from torch import Tensor
 
 from manticore.errors import ManticoreError
 
+Size = int | str | tuple[int, ...]
 
-def expect_shape(name: str, value: Any, expected: Sequence[int | str], fix: str, where: str = "forward") -> None:
+
+def expect_shape(name: str, value: Any, expected: Sequence[Size], fix: str, where: str = "forward") -> None:
     """Refuse what is not a tensor of a shape.
 
     Args:
         name: of the argument.
         value: what was given.
-        expected: sizes; a name stands for any size from 1 on, ``"1 or B"`` for two sizes.
+        expected: sizes; a name stands for any size from 1 on, several numbers for one of them.
         fix: what to do.
         where: what the message begins with.
 
@@ -25,14 +27,15 @@ def expect_shape(name: str, value: Any, expected: Sequence[int | str], fix: str,
     """
     if not isinstance(value, Tensor) or not _fits(value.shape, expected):
         what = f"has shape {list(value.shape)}" if isinstance(value, Tensor) else f"is a {type(value).__name__}"
-        raise ManticoreError(f"{where}: {name} {what} (expected [{', '.join(map(str, expected))}]). Fix: {fix}")
+        sizes = [" or ".join(map(str, size)) if isinstance(size, tuple) else str(size) for size in expected]
+        raise ManticoreError(f"{where}: {name} {what} (expected [{', '.join(sizes)}]). Fix: {fix}")
 
 
-def _fits(shape: Sequence[int], expected: Sequence[int | str]) -> bool:
+def _fits(shape: Sequence[int], expected: Sequence[Size]) -> bool:
     if len(shape) != len(expected):
         return False
+    # numbers are compared as they are: a compiled graph cannot make text of sizes that vary
     for size, wanted in zip(shape, expected):
-        allowed = [int(part) for part in str(wanted).split(" or ") if part.isdecimal()]
-        if size not in allowed and (allowed or size < 1):
+        if size < 1 if isinstance(wanted, str) else size not in (wanted if isinstance(wanted, tuple) else (wanted,)):
             return False
     return True

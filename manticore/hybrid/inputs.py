@@ -77,7 +77,7 @@ def check_inputs(
         expect_shape("attention_mask", attention_mask, [batch, cached + tokens], fix)
     if position_ids is not None:
         fix = "a position per new token, or leave them out"
-        expect_shape("position_ids", position_ids, [f"{batch} or 1", tokens], fix)
+        expect_shape("position_ids", position_ids, [(batch, 1), tokens], fix)
     if input_ids.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(input_ids):
         low, high = (int(end) for end in input_ids.aminmax())
         if low < 0 or high >= vocab_size:

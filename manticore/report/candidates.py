@@ -6,7 +6,7 @@ A unit is the training FLOPs of one fine-tuning. K components, N blocks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from manticore import quantities
@@ -62,15 +62,14 @@ def is_parent(candidate: CandidateRecord) -> bool:
 
 def ranked(search: SearchRecord) -> list[CandidateRecord]:
     """The chosen one, then those that came farthest, the best first; those that failed last."""
-    sign = -1 if search.higher_is_better else 1
+    return sorted(search.candidates, key=lambda candidate: (not candidate.chosen, *_place(search, candidate)))
 
-    def order(candidate: CandidateRecord) -> tuple[bool, bool, int, float, float, tuple[int, ...]]:
-        end = last(candidate) or CurvePoint(mark=-1)
-        metric = math.inf if end.metric is None else sign * end.metric
-        loss = math.inf if end.loss is None else end.loss
-        return not candidate.chosen, bool(candidate.failed), -end.mark, metric, loss, candidate.path
 
-    return sorted(search.candidates, key=order)
+def _place(search: SearchRecord, candidate: CandidateRecord) -> tuple[bool, int, float, float, tuple[int, ...]]:
+    """What candidates are ordered by, whichever was chosen."""
+    end = last(candidate) or CurvePoint(mark=-1)
+    metric = math.inf if end.metric is None else end.metric * (-1 if search.higher_is_better else 1)
+    return bool(candidate.failed), -end.mark, metric, math.inf if end.loss is None else end.loss, candidate.path
 
 
 def metric_name(results: Results) -> str:
@@ -136,7 +135,7 @@ def how_found(results: Results) -> list[str]:
     search = results.search or SearchRecord()
     if not search.candidates:
         return []
-    chosen = next((candidate for candidate in search.candidates if candidate.chosen), None)
+    chosen = search.chosen
     looked = f"{len(search.candidates)} of {_number_of_paths(results)} paths"
     method = f"The search ({quantities.shorten(search.method, 30)})" if search.method else "The search"
     named = f" and chose {path_words(results, chosen.path)}" if chosen else ""
@@ -167,12 +166,12 @@ def search_warnings(results: Results) -> list[str]:
             f"{len(failed)} of {len(search.candidates)} candidates failed ({reasons}); the search went on without them."
         )
     learned = any(step.weights for step in search.history)
-    chosen = next((candidate for candidate in search.candidates if candidate.chosen), None)
-    first = ranked(SearchRecord(candidates=_unchosen(search), higher_is_better=search.higher_is_better))
-    if learned and chosen is not None and first and first[0].path != chosen.path:
+    chosen = search.chosen
+    first = min(search.candidates, key=lambda candidate: _place(search, candidate), default=None)
+    if learned and chosen is not None and first is not None and first.path != chosen.path:
         said.append(
             f"The largest mixture weights are those of {path_words(results, chosen.path)}, but "
-            f"{path_words(results, first[0].path)} scores best on held-out data."
+            f"{path_words(results, first.path)} scores best on held-out data."
         )
     return said
 
@@ -180,12 +179,12 @@ def search_warnings(results: Results) -> list[str]:
 def held_out(results: Results) -> str:
     """What the search saw of the path found beside the best parent, in a sentence; empty where it saw nothing."""
     search = results.search or SearchRecord()
-    chosen = next((candidate for candidate in search.candidates if candidate.chosen), None)
+    chosen = search.chosen
     end = last(chosen) if chosen else None
     if chosen is None or end is None or end.metric is None:
         return ""
     metric, where = quantities.shorten(metric_name(results), 30), f"after {end.mark}/{MARKS} of a unit of training"
-    rivals = list(_parents_at(search.candidates, end.mark))
+    rivals = list(_parents_at(search, end.mark))
     if is_parent(chosen) or not rivals:
         return f"On held-out data its {metric} was {quantities.score(end.metric)} {where}."
     score, parent = (max if search.higher_is_better else min)(rivals)
@@ -197,15 +196,17 @@ def held_out(results: Results) -> str:
     )
 
 
-def _parents_at(candidates: Sequence[CandidateRecord], mark: int) -> Iterator[tuple[float, tuple[int, ...]]]:
-    for candidate in candidates:
+def _parents_at(search: SearchRecord, mark: int) -> Iterator[tuple[float, tuple[int, ...]]]:
+    for candidate in search.candidates:
         for point in candidate.points:
-            if is_parent(candidate) and point.mark == mark and point.metric is not None:
+            if is_parent(candidate) and search.allows(candidate) and point.mark == mark and point.metric is not None:
                 yield point.metric, candidate.path
 
 
-def _unchosen(search: SearchRecord) -> tuple[CandidateRecord, ...]:
-    return tuple(CandidateRecord(each.path, each.points, each.failed) for each in search.candidates)
+def barred(results: Results) -> set[str]:
+    """Names of the parents that do not keep the limits of the search."""
+    search, names = results.search or SearchRecord(), results.component_names
+    return {names[each.path[0]] for each in search.candidates if is_parent(each) and not search.allows(each)}
 
 
 def _number_of_paths(results: Results) -> str:

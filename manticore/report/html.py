@@ -102,8 +102,7 @@ def stage_costs(results: Results) -> list[Cost]:
 def _counted_twice(results: Results) -> Cost:
     """What is in the search and in fine-tuning, which went on with the path that the search had trained."""
     search, tuned = results.search, results.finetune
-    chosen = next((each for each in search.candidates if each.chosen), None) if search else None
-    end = candidates.last(chosen) if chosen else None
+    end = candidates.last(search.chosen) if search and search.chosen else None
     if tuned is None or end is None or not tuned.begun_flops:
         return Cost("", flops=0.0, seconds=0.0)
     return Cost("", flops=tuned.begun_flops, seconds=end.seconds)
@@ -150,7 +149,7 @@ def _render(results: Results, folder: Path, drawings: Mapping[str, Drawing]) -> 
 
 def _summary(results: Results) -> list[tuple[str, str]]:
     """The line of facts under the title."""
-    combine = results.combine
+    combine, search = results.combine, results.search
     pairs = [
         ("task", results.task.name if results.task else ""),
         ("scored", cells.scored(results.task) if results.task else ""),
@@ -159,20 +158,12 @@ def _summary(results: Results) -> list[tuple[str, str]]:
         ("mixing", combine.mixing if combine else ""),
         ("projector", combine.projector if combine else ""),
         ("tokenizer", combine.tokenizer if combine else ""),
-        ("search", _method(results)),
+        ("search", ", ".join(filter(None, [search.method, search.order])) if search else ""),
         ("seed", "" if results.seed is None else str(results.seed)),
         ("created", results.created[:19].replace("T", " ")),
         ("status", results.status),
     ]
     return [(key, value) for key, value in pairs if value]
-
-
-def _method(results: Results) -> str:
-    """How the search went about it; an order of steps is that of one that learns weights."""
-    search = results.search
-    if search is None:
-        return ""
-    return search.method if search.candidates else ", ".join(filter(None, [search.method, search.order]))
 
 
 def _search_section(results: Results) -> dict[str, Any] | None:

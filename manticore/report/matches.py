@@ -71,7 +71,7 @@ def comparisons(results: Results, models: Sequence[str] | None = None) -> list[M
     found = []
     for budget in range(max(1, len(compare.budgets))):
         rows = [row for model in entrants if (row := score_row(compare, model, budget)) and row.mean is not None]
-        parents = [r for r in compare.rows if r.budget == budget and is_parent(r) and r.mean is not None]
+        parents = parents_at(compare, budget)
         if rows and parents:
             found.append(match(budget, best(rows, task), best(parents, task), task.higher_is_better))
     return found
@@ -113,6 +113,8 @@ def score_row(compare: CompareRecord, model: str, budget: int) -> Row | None:
     return compare.row(HYBRID, 0) if row is None and model == HYBRID else row
 
 
-def is_parent(row: Row) -> bool:
-    """Whether a row is a component by itself."""
-    return row.model not in NOT_PARENTS
+def parents_at(compare: CompareRecord, budget: int) -> list[Row]:
+    """The rows of components by themselves that have a score at a budget."""
+    return [
+        row for row in compare.rows if row.budget == budget and row.model not in NOT_PARENTS and row.mean is not None
+    ]

@@ -86,14 +86,13 @@ def render_summary(results: Results | Mapping[str, Any]) -> Group:
     lines: list[RenderableType] = [Text(judged.sentence, style=_TONES[judged.outcome])]
     if results.path:
         lines.append(Text(f"blocks: {path_words(results, results.path)}"))
-    lines.append(render_candidates(results))
+    lines.append(_candidates(results))
     lines += [Text(f"warning: {warning}", style="yellow") for warning in warnings(results)]
     return Group(*lines)
 
 
-def render_candidates(results: Results | Mapping[str, Any]) -> Group:
+def _candidates(results: Results) -> Group:
     """How a search found its path: the candidates, the choice and what it cost; nothing where it trained none."""
-    results = as_results(results)
     search = results.search
     if search is None or not search.candidates:
         return Group()

@@ -14,7 +14,7 @@ from manticore import quantities
 from manticore.experiments.intervals import t_quantile
 from manticore.experiments.rows import HYBRID
 from manticore.report import spending
-from manticore.report.candidates import held_out
+from manticore.report.candidates import barred, held_out
 from manticore.report.cautions import ENOUGH_SEEDS
 from manticore.report.matches import (
     AHEAD,
@@ -23,8 +23,8 @@ from manticore.report.matches import (
     Standing,
     best,
     comparisons,
-    is_parent,
     match,
+    parents_at,
     score_row,
     worst,
 )
@@ -82,10 +82,11 @@ def _take_the_parent(results: Results, parent: str, matches: Sequence[Match]) ->
     """The verdict where every block keeps one parent, and nothing else is better."""
     compare, task = results.compare or CompareRecord(), results.task or TaskInfo()
     name = results.component_names[results.path[0]]
+    out = barred(results)
     shown, better, first = [], None, None
     for budget in range(max(1, len(compare.budgets))):
         row = compare.row(name, budget) or score_row(compare, HYBRID, budget)
-        parents = [r for r in compare.rows if r.budget == budget and is_parent(r) and r.mean is not None]
+        parents = [row for row in parents_at(compare, budget) if row.model not in out]
         if row is None or row.mean is None or not parents:
             continue
         first = first or row
@@ -108,7 +109,8 @@ def _take_the_parent(results: Results, parent: str, matches: Sequence[Match]) ->
         )
         first = better.row
     else:
-        sentence = f"{parent} alone is as good: take it ({metric} {', '.join(shown)})."
+        among = " as all that keeps the limits" if out else ""
+        sentence = f"{parent} alone is as good{among}: take it ({metric} {', '.join(shown)})."
     if matches:
         sentence += f" {_found(results, matches)}"
     known, _ = _as_downloaded(results, first)

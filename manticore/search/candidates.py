@@ -25,27 +25,20 @@ from manticore.search.cost_table import TIMES, cost_table
 from manticore.search.costs import CostTable
 from manticore.search.curves import MARKS, Curves, SharedScores
 from manticore.search.forecast import forecast
-from manticore.search.objective import Objective, place, unit_flops
+from manticore.search.objective import Objective, place, tuning, unit_flops
 from manticore.search.result import Candidate, SearchResult
 from manticore.search.storage import Connection
 from manticore.search.study import Study, Told
-from manticore.settings import Finetune, OneTraining, Search
+from manticore.settings import Search
 from manticore.training.begun import Begun
 from manticore.training.callbacks import Progress
+from manticore.training.checkpoints import checkpoints
 from manticore.training.prepare import fit_to_task, resolve_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from manticore.tasks.task import Task
-
-_OF_A_CANDIDATE = OneTraining.model_fields.keys() - {"steps", "budget_flops", "save_steps", "report_to"}
-
-
-def tuning(settings: Search) -> Finetune:
-    """How candidates train."""
-    return Finetune(**{name: getattr(settings, name) for name in _OF_A_CANDIDATE})
-
 
 COSTS = "costs.json"
 """What paths cost, in the search's folder."""
@@ -98,8 +91,8 @@ def find(
     )
     inputs = training_inputs(supernet, task)
     # in the key, since losers are thrown away, and other limits may choose one of them
-    limits = {"max": settings.max} if settings.max else {}
     costs = recorded_table(supernet, settings, inputs, folder / COSTS)
+    limits = {"max": settings.max, "workload": str(costs.workload)} if settings.max else {}
     names = [config.model_type for config in supernet.config.components]
     space = constrained(objective.space, costs, settings.max, names)
     curves = Curves(space, task.higher_is_better, objective.marks)
@@ -112,7 +105,6 @@ def find(
         Connection(settings.storage, None if alone else folder, settings.study_name),
         settings={**key, "blocks": objective.space.num_blocks, "components": objective.space.num_components, **limits},
         inputs=inputs,
-        folder=folder,
         joins=resume or settings.storage is not None,
         workers=settings.workers,
         told=_watching(progress, method, objective, curves, settings.method_options()),
@@ -120,7 +112,8 @@ def find(
     write_record(folder / COSTS, {INPUTS: inputs, **costs.to_dict()})
     choice = study.run(method(curves, seed, **settings.method_options()))
     if choice.path in curves.failed:
-        raise NotFiniteError(f"search: every candidate failed; the last one {curves.failed[choice.path]}")
+        within = " within the limits" if settings.max else ""
+        raise NotFiniteError(f"search: every candidate{within} failed; the last one {curves.failed[choice.path]}")
     for path in curves.points:
         if path != choice.path:
             objective.discard(path)
@@ -155,7 +148,9 @@ def _result(objective: Objective, curves: Curves, choice: Choice, kept: Temporar
         Candidate(list(path), list(curve.values()), curves.failed.get(path, ""), path == choice.path)
         for path, curve in curves.points.items()
     ]
-    candidates += [Candidate(list(path), [], why) for path, why in curves.failed.items() if path not in curves.points]
+    if not checkpoints(place(objective.folder, choice.path)):
+        # thrown away as a loser of another method, or by a search that was killed at its end
+        objective.advance(choice.path, choice.mark)
     model = objective.trained(choice.path)
     trained = [each.points[-1] for each in candidates if each.points]
     shared = curves.shared or SharedScores({}, 0)
@@ -192,7 +187,7 @@ def _watching(
         return None
     at_most = round(MARKS * forecast(method, curves.space, objective.marks, objective.seed, **options)[-1].units)
 
-    def tell(done: int, what: str) -> None:
+    def tell(what: str) -> None:
         marks = sum(max(curve) for curve in curves.points.values() if curve)
         if curves.shared is not None:
             marks += round(MARKS * curves.shared.flops / objective.unit)

@@ -29,8 +29,6 @@ class Forecast:
 class _Guessed(Curves):
     """Curves on which all candidates are equal, or each is far ahead of the next."""
 
-    apart: float = 0.0
-
     def error(self, a: Path, b: Path, mark: int) -> float:
         return 0.0
 

@@ -26,11 +26,11 @@ from manticore.runs.ledger import RunLog
 from manticore.runs.lineage import task_inputs, weights_digest
 from manticore.search.curves import MARKS, Point
 from manticore.search.space import Path, Space, spelled
-from manticore.settings import Finetune
+from manticore.settings import Finetune, OneTraining
 from manticore.training.begun import UNIT
 from manticore.training.budget import flops_per_step
 from manticore.training.checkpoints import CHECKPOINTS, TENSORS, checkpoints
-from manticore.training.opening import opened
+from manticore.training.opening import as_trained, opened
 from manticore.training.precision import Precision
 from manticore.training.scoring import score
 from manticore.training.trainable import merge_lora, set_trainable
@@ -73,6 +73,9 @@ def spacing(scoring: float, unit: float) -> list[int]:
 
 class Failed(Exception):
     """A candidate cannot go on; the search goes on without it."""
+
+    points: Sequence[Point] = ()
+    """Its points until then."""
 
 
 class _Scoring(TrainerCallback):
@@ -124,7 +127,10 @@ class Objective:
 
     def model(self, path: Path) -> ManticorePreTrainedModel:
         """A candidate before its training, with what trains marked."""
-        model = discretize(self.supernet, path)
+        return self.prepared(discretize(self.supernet, path))
+
+    def prepared(self, model: ManticorePreTrainedModel) -> ManticorePreTrainedModel:
+        """A model with what trains marked."""
         for weights in model.mixing.mixture_parameters():
             weights.requires_grad_(False)
         fresh = self.task.vocab_size is not None
@@ -152,13 +158,22 @@ class Objective:
         """
         model = self.model(path)
         inputs = {"weights": weights_digest(model), **self._data}
+        self._step_flops(path, model)
         marks = sorted({mark, *(each for each in self.marks if each < mark)})
         key = {"settings": self.settings.key(task=self.task.name, seed=self.seed), "unit": self.unit}
         log = RunLog(self.place(path) / CURVE, {**key, "examples": self.examples}, inputs, resume=True, stage="search")
+
+        def points() -> list[Point]:
+            return [Point.read(point) for each in marks if (point := log.get(str(each))) is not None]
+
         missing = [each for each in marks if log.get(str(each)) is None]
-        if missing:
-            self._train(model, path, mark, missing, log, inputs)
-        return [Point.read(log.get(str(each)) or {}) for each in marks]
+        try:
+            if missing:
+                self._train(model, path, mark, missing, log, inputs)
+        except Failed as failure:
+            failure.points = points()
+            raise
+        return points()
 
     def measure(self, model: ManticorePreTrainedModel, mark: int) -> Point:
         """A candidate as it stands, on held-out data."""
@@ -224,14 +239,21 @@ class Objective:
     def _data(self) -> Mapping[str, str]:
         return task_inputs(self.task)
 
-    def _step_flops(self, path: Path) -> int:
+    def _step_flops(self, path: Path, model: ManticorePreTrainedModel | None = None) -> int:
         if path not in self._step_costs:
-            self._step_costs[path] = flops_per_step(self.model(path), self.settings.batch_size, self.task.length)
+            model = model or self.model(path)
+            with as_trained(model, self.settings):
+                self._step_costs[path] = flops_per_step(model, self.settings.batch_size, self.task.length)
         return self._step_costs[path]
 
     def _evaluation_flops(self, model: ManticorePreTrainedModel) -> int:
         examples = min(self.examples, len(self.task.data["validation"]))
         return examples * flops_per_step(model, 1, self.task.length, backward=False)
+
+
+def tuning(settings: OneTraining) -> Finetune:
+    """How candidates train where a search or a fine-tuning trains so; how long is left open."""
+    return Finetune(**settings.shared(), lr=settings.lr)
 
 
 def held_out(model: ManticorePreTrainedModel, task: Task, batch_size: int, examples: int) -> Point:

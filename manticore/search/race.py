@@ -6,6 +6,7 @@ than chance. Decisions fall at common marks only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from manticore.search.choice import Choice, Search
@@ -33,14 +34,19 @@ def race(curves: Curves, seed: int, *, gap: float = GAP) -> Search:
 
 def among(paths: Sequence[Path], curves: Curves, *, gap: float = GAP) -> Search:
     """The race of some paths, two or more."""
+    allowed = [path for path in paths if curves.space.may_choose(path)]
+    # a parent that may not be chosen is looked at, and ends no race between the others
+    rivals = allowed if len(allowed) > 1 else paths
     marks = [mark for mark in curves.marks if mark <= CAP]
     mark, why = marks[-1], f"the race went to its end, {marks[-1]}/{MARKS} of a unit"
     for mark in marks:
         yield [(path, mark) for path in paths]
-        first, second = sorted(paths, key=lambda path: (curves.loss(path, mark), path))[:2]
+        first, second = sorted(rivals, key=lambda path: (curves.loss(path, mark), path))[:2]
         lead = curves.loss(second, mark) - curves.loss(first, mark)
         if lead >= gap and lead >= 5 * curves.error(first, second, mark):
-            why = f"{lead:.2f} nats ahead of the second after {mark}/{MARKS} of a unit"
+            after = f"after {mark}/{MARKS} of a unit"
+            why = (
+                f"all others had failed {after}" if math.isinf(lead) else f"{lead:.2f} nats ahead of the second {after}"
+            )
             break
-    allowed = [path for path in paths if curves.space.may_choose(path)]
     return Choice(curves.best(allowed, mark), mark, why)

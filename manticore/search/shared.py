@@ -8,6 +8,7 @@ optimizer are those of the whole supernet.
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import shutil
 from collections.abc import Sequence
@@ -29,11 +30,12 @@ from manticore.search.objective import Objective, held_out
 from manticore.search.path_costs import PathCosts
 from manticore.search.sampling import Sampler
 from manticore.search.space import Path, spelled
+from manticore.settings import Finetune
 from manticore.training.budget import flops_per_step
 from manticore.training.callbacks import Progress
-from manticore.training.opening import opened
+from manticore.training.opening import as_trained, opened
 from manticore.training.precision import Precision
-from manticore.training.trainable import merge_lora, set_trainable
+from manticore.training.trainable import merge_lora
 from manticore.training.trainer import TaskTrainer
 
 logger = logging.getLogger(__name__)
@@ -71,7 +73,7 @@ class SharedTrainer(TaskTrainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ManticoreError(
                 "search: sharded training gathers all weights at every step, but each step reads one path's. "
-                "Fix: search with data parallelism (torchrun), fine-tune with sharding afterwards"
+                "Fix: search in one process, fine-tune with sharding afterwards"
             )
         self.add_callback(_TakePath(supernet, paths))
 
@@ -127,12 +129,12 @@ class _Sharing:
         return SharedScores(kept, end["flops"], end["steps"], end["failed"], end["seconds"])
 
     def _found(self, progress: bool | Progress) -> dict[str, Any]:
-        objective, batch = self.objective, self.objective.settings.batch_size
+        objective = self.objective
         supernet = _trainable_copy(objective)
         sampler = Sampler(
             self.request.space, self.request.sampling, objective.seed, objective.supernet.mixture_weights.tolist()
         )
-        costs = step_costs(supernet, batch, objective.task.length)
+        costs = step_costs(supernet, objective.settings, objective.task.length)
         paths = sampled(sampler, costs, self.request.units * objective.unit)
         try:
             self._train(supernet, paths, progress)
@@ -205,23 +207,19 @@ def _trainable_copy(objective: Objective) -> ManticorePreTrainedModel:
     """A copy of the supernet with what trains marked, as candidates have it."""
     tokenizer = getattr(objective.supernet, "tokenizer", None)
     supernet = copy.deepcopy(objective.supernet, {id(tokenizer): tokenizer})
-    for weights in supernet.mixing.mixture_parameters():
-        weights.requires_grad_(False)
-    set_trainable(
-        supernet,
-        objective.settings.trainable,
-        fresh_vocabulary=objective.task.vocab_size is not None,
-        lora_rank=objective.settings.lora_rank,
-        seed=objective.seed,
-    )
-    return supernet
+    return objective.prepared(supernet)
 
 
-def step_costs(supernet: ManticorePreTrainedModel, batch_size: int, length: int) -> PathCosts:
+def step_costs(supernet: ManticorePreTrainedModel, settings: Finetune, length: int) -> PathCosts:
     """FLOPs of a training step of every path, as ``requires_grad`` stands; changes which path the supernet follows."""
     tables = [supernet.component(k).get_input_embeddings() for k in range(supernet.config.num_components)]
+
+    def cost(path: Path) -> int:
+        with as_trained(supernet, settings):
+            return flops_per_step(follow(supernet, path), settings.batch_size, length)
+
     return PathCosts(
-        lambda path: flops_per_step(follow(supernet, path), batch_size, length),
+        cost,
         additive=all(weight.requires_grad for table in tables for weight in table.parameters()),
     )
 
@@ -233,10 +231,13 @@ def sampled(sampler: Sampler, costs: PathCosts, budget: float) -> list[Path]:
         ManticoreError: not even one.
     """
     paths: list[Path] = []
-    spent = costs(sampler.path(0))
-    while spent <= budget:
-        paths.append(sampler.path(len(paths)))
-        spent += costs(sampler.path(len(paths)))
+    spent = 0
+    for step in itertools.count():
+        path = sampler.path(step)
+        spent += costs(path)
+        if spent > budget:
+            break
+        paths.append(path)
     if not paths:
         raise ManticoreError(
             f"search: shared weights have {budget:.3g} FLOPs, one step costs {spent:.3g}. "

@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path as Folder
 from typing import Any
 
 import optuna
@@ -42,8 +41,8 @@ LOOK = 1.0
 # attributes of a trial
 _REQUEST, _WORKER, _POINTS, _FAILED, _STOPPED = "request", "worker", "points", "failed", "stopped"
 
-Told = Callable[[int, str], None]
-"""Called with (evaluations done, what was done last)."""
+Told = Callable[[str], None]
+"""Called with what was done last."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,6 @@ class Study:
         connection: to the storage.
         settings: everything that the points depend on beside their candidates and marks.
         inputs: digests of what is read.
-        folder: of the search, the same for all workers.
         joins: go on with the trials that are there.
         workers: candidates that train at the same time here, each in a process with one thread.
         told: told about every evaluation.
@@ -117,16 +115,15 @@ class Study:
         *,
         settings: Mapping[str, Any],
         inputs: Mapping[str, str],
-        folder: Folder,
         joins: bool,
         workers: int = 1,
         told: Told | None = None,
     ) -> None:
         self.objective, self.curves, self._workers, self._told = objective, curves, workers, told
-        self._connection, self._folder, self._done = connection, folder, 0
+        self._connection = connection
         with quiet():
             self._study = connection.study(settings, inputs, joins=joins)
-        self._presence = Presence(folder)
+        self._presence = Presence(objective.folder)
         self._asked: dict[str, Request | Shared] = {}
         self._known: set[str] = set()
 
@@ -200,10 +197,8 @@ class Study:
                 self.curves.shared = shared_scores(self.objective, asked)
             else:
                 self._show(asked[0], answer)
-            if news:
-                self._done += 1
-                if self._told is not None:
-                    self._told(self._done, name)
+            if news and self._told is not None:
+                self._told(name)
         return trials
 
     def _show(self, path: Path, answer: Answer) -> None:
@@ -216,7 +211,7 @@ class Study:
     def _take_in_a_fork(self, _: int) -> None:
         with _ends_on_sigterm():
             self._study = self._connection.again()
-            self._presence = Presence(self._folder)
+            self._presence = Presence(self.objective.folder)
             self._take()
             self._presence.leave()
 
@@ -247,6 +242,7 @@ class Study:
                     return min((point.loss for point in scores), default=math.inf)
                 points = self.objective.advance(*asked)
         except Failed as failure:
+            trial.set_user_attr(_POINTS, [point.to_dict() for point in failure.points])
             trial.set_user_attr(_FAILED, str(failure))
             raise
         except BaseException as stop:

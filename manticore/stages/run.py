@@ -156,14 +156,13 @@ class Run:
             task: the recipe's, or a cheaper one.
             training: whose batches are counted: fine-tuning's, or the search's.
         """
-        from manticore.search.objective import Objective
+        from manticore.search.objective import Objective, tuning
 
-        tuning = self.recipe.finetune
-        if tuning.budget_flops is not None:
-            return int(tuning.budget_flops)
-        trains = settings.Finetune(**training.shared(), lr=training.lr)
-        steps = tuning.steps or tuning.default_steps
-        return steps * Objective(self.aligned(self.recipe.seed, task), task, trains, 1, self.path).costliest_step
+        section = self.recipe.finetune
+        if section.budget_flops is not None:
+            return int(section.budget_flops)
+        steps, supernet = section.steps or section.default_steps, self.aligned(self.recipe.seed, task)
+        return steps * Objective(supernet, task, tuning(training), 1, self.path).costliest_step
 
     def discrete(self, path: list[int], seed: int) -> ManticorePreTrainedModel:
         """The hybrid of a path before its fine-tuning.

@@ -98,6 +98,15 @@ class SearchRecord(Record):
     task_options: dict[str, str] = field(default_factory=dict)
     """What was others in the task that the candidates trained on, where that was a cheaper one."""
 
+    @property
+    def chosen(self) -> CandidateRecord | None:
+        """The candidate that the search found; None where none is marked."""
+        return next((each for each in self.candidates if each.chosen), None)
+
+    def allows(self, candidate: CandidateRecord) -> bool:
+        """Whether a candidate keeps the limits, as far as its costs are in the record."""
+        return all(candidate.costs.get(name, 0.0) <= most * (1 + 1e-9) for name, most in self.limits.items())
+
     @classmethod
     def of(cls, result: SearchResult, method: str, order: str) -> dict[str, Any]:
         """What a search found, as JSON values; only mixture weights that are learned have an order."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from manticore.processes import is_first, process_count, wait_for_all
 from manticore.runs.ledger import CONDITIONS, INPUTS, read_record
 from manticore.settings import Finetune
-from manticore.training.checkpoints import RECORD, checkpoints
+from manticore.training.checkpoints import RECORD, checkpoints, noted_inputs
 from manticore.writing import new_folder
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ class Begun:
     """With the weights that it had when the search ended."""
     checkpoints: Path
     """The folder of the training's checkpoints and of its key."""
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Digests of what the training began with."""
+        return noted_inputs(self.checkpoints) or {}
 
     def completed(self, settings: Finetune) -> Finetune:
         """Settings whose length and warm-up, where they are left open, are those that the search has planned."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from manticore.components.loading import refuse_not_finite
 from manticore.errors import ManticoreError
@@ -164,7 +165,11 @@ def _with_what_was_begun(model: Any) -> tuple[PreTrainedModel, Begun | None]:
     if isinstance(model, str | Path):
         model = begun_beside(load_model(model)[0], model)
     begun = model if isinstance(model, Begun) else getattr(model, "begun", None)
-    return (model, None) if begun is None else (begun.model, begun)
+    if begun is not None:
+        return begun.model, begun
+    # what a search has found that left nothing to go on with: its model alone
+    found = not isinstance(model, nn.Module) and hasattr(model, "candidates")
+    return (model.model if found else model), None
 
 
 @takes(Evaluate)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 from manticore.kernels.mamba import fast_scan, has_selective_scan
 from manticore.modes import recomputed_activations
 from manticore.runs.lineage import task_inputs, training_inputs
 from manticore.seeding import derive_seed
-from manticore.settings import OneTraining
+from manticore.settings import Finetune, OneTraining
 from manticore.training.begun import Begun
 from manticore.training.budget import flops_per_step
 from manticore.training.checkpoints import CHECKPOINTS, checkpoints, noted_inputs, open_folder
@@ -25,15 +25,18 @@ if TYPE_CHECKING:
 
     from manticore.tasks.task import Task
 
-S = TypeVar("S", bound=OneTraining)
+
+@contextmanager
+def as_trained(model: PreTrainedModel, settings: OneTraining) -> Iterator[None]:
+    """A model with the modules that it trains with inside, for counting what a step costs."""
+    with fast_scan(model), recomputed_activations(model) if settings.gradient_checkpointing else nullcontext():
+        yield
 
 
 @dataclass(frozen=True)
-class Opened(Generic[S]):
+class Opened:
     """A training that can begin, or go on."""
 
-    settings: S
-    """With steps and warm-up."""
     steps: int
     flops: int
     """Of one step."""
@@ -48,7 +51,7 @@ class Opened(Generic[S]):
 def opened(
     model: PreTrainedModel,
     task: Task,
-    settings: S,
+    settings: OneTraining,
     precision: Precision,
     *,
     stage: str,
@@ -61,7 +64,7 @@ def opened(
     key: Mapping[str, object] | None = None,
     inputs: Mapping[str, str] | None = None,
     begun: Begun | None = None,
-) -> Iterator[Opened[S]]:
+) -> Iterator[Opened]:
     """Bring a model into the state that it trains in, and its folder into order; afterwards it is as it is saved.
 
     Args:
@@ -96,20 +99,27 @@ def opened(
         folder = Path(out) if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         where, checkpoint = folder / CHECKPOINTS, None
         wanted = settings.key(**{"task": task.name, "seed": seed, "bf16": precision.autocast, **(key or {})})
-        if begun is not None and not checkpoints(where):
-            inputs = begun.adopted(wanted, task_inputs(task), where)
-            resume = resume or inputs is not None
-        elif begun is not None:
-            inputs = noted_inputs(where)
+        if begun is not None:
+            data = task_inputs(task)
+            if checkpoints(where):
+                # of this training that a search has begun, or of another model
+                began = (
+                    begun.inputs if begun.inputs.get("weights") == (noted_inputs(where) or {}).get("weights") else None
+                )
+            else:
+                began = begun.adopted(wanted, data, where)
+                resume = resume or began is not None
+            inputs = None if began is None else {**began, **data}
         if out is not None or checkpoints(where):
             checkpoint = open_folder(
                 where,
                 wanted,
                 resume=resume,
                 stage=stage,
-                inputs=training_inputs(model, task) if inputs is None else {**inputs, **task_inputs(task)},
+                inputs=training_inputs(model, task) if inputs is None else inputs,
                 scan=has_selective_scan(model),
-                grows=settings.schedule == "constant",
+                # what mixture weights learn depends on how long it takes
+                grows=isinstance(settings, Finetune) and settings.schedule == "constant",
             )
         args = training_arguments(
             where,
@@ -121,4 +131,4 @@ def opened(
             bf16=precision.autocast,
             cpu=cpu,
         )
-        yield Opened(settings, steps, flops, folder, checkpoint, args)
+        yield Opened(steps, flops, folder, checkpoint, args)

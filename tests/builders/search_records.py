@@ -43,7 +43,7 @@ def with_candidates(
     won = next(each for each in candidates if each["chosen"])
     record["search"] = {
         "method": method,
-        "order": "simultaneous",
+        "order": "",
         "steps": sum(each["points"][-1]["steps"] for each in candidates if each["points"]),
         "tokens": 1_000_000,
         "flops": sum(each["flops"] for each in candidates),

@@ -20,6 +20,7 @@ from search_records import (
     exhaustive,
     race_won_by_a_hybrid,
     race_won_by_a_parent,
+    set_scores,
     with_candidates,
 )
 from test_page import Page
@@ -34,6 +35,7 @@ from manticore.report.naming import path_words
 from manticore.report.palette import INK, component_colour
 from manticore.report.results import parse_results
 from manticore.report.svg import house_style, to_svg
+from manticore.report.verdict import verdict
 
 
 def page_of(folder: Path, record: dict[str, Any]) -> Page:
@@ -150,6 +152,19 @@ def test_a_parents_path_is_nowhere_called_a_hybrid(tmp_path):
     assert not any("hybrid" in text for each in drawn.values() for text in texts_of(each.svg))
 
 
+def test_a_parent_above_the_limits_is_not_recommended(tmp_path):
+    record = race_won_by_a_parent()
+    search = record["search"]
+    for each, parameters in zip(search["candidates"], (1.0, 3.0, 1.5, 2.0), strict=True):
+        each["costs"] = {"parameters": parameters}
+    for budget in (0, 1):
+        set_scores(record, "gpt", budget, [0.997, 0.998, 0.999])
+        set_scores(record, "mamba", budget, [0.895, 0.9, 0.905])
+    assert verdict(parse_results(record)).sentence.startswith("gpt alone is better than what the search found, mamba")
+    search["limits"] = {"parameters": 2.0}
+    assert verdict(parse_results(record)).sentence.startswith("mamba alone is as good as all that keeps the limits")
+
+
 def test_the_card_of_a_parents_path_names_that_parent_alone(tmp_path):
     record = race_won_by_a_parent()
     for component, source in zip(record["components"], ("state-spaces/mamba-130m-hf", "EleutherAI/gpt-neo-125m")):
@@ -224,7 +239,7 @@ def test_a_hundred_candidates_and_gaps_in_them_give_a_page_of_bounded_size(tmp_p
     record = of_search(hundred())
     page = page_of(tmp_path, record)
     assert "and 203 more in results.json" in page.words()
-    assert sum(len(row) == 6 and row[-1].strip() in ("chosen", "parent", "") for row in page.rows) <= 45
+    assert sum(len(row) == 6 and row[-1].strip() in ("chosen", "parent", "") for row in page.rows) == 40
     assert len(curves_of(record)) < 400_000
     assert "and 231 more in results.json" in terminal(record)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tiny_search import make_hybrid, recall
 import manticore
 from manticore.errors import ManticoreError, NotFiniteError
 from manticore.training.budget import flops_per_step
+from manticore.training.trainer import TaskTrainer
 
 BATCH = 8
 TUNING = {"batch_size": BATCH, "lr": 1e-2, "cpu": True}
@@ -153,6 +155,59 @@ def test_a_candidate_that_diverges_is_marked_and_the_search_goes_on(caplog):
     assert "diverged" in failed[1, 0]
     assert result.path != [1, 0]
     assert "goes on without it" in caplog.text
+
+
+def test_what_a_failed_candidate_had_spent_is_counted(monkeypatch):
+    trained = TaskTrainer.training_step
+
+    def step(self, *arguments, **named):
+        if self.model.config.path == [1, 0] and self.state.global_step >= 6:
+            raise torch.OutOfMemoryError
+        return trained(self, *arguments, **named)
+
+    monkeypatch.setattr(TaskTrainer, "training_step", step)
+    result = manticore.search(make_hybrid(), recall(), method="exhaustive", finetune_flops=unit(), **TUNING)
+    failed = [each for each in result.candidates if each.failed]
+    assert [(each.path, each.failed) for each in failed] == [([1, 0], "out of memory")]
+    # scored once before it ended
+    assert [point.mark for point in failed[0].points] == [4]
+    assert result.flops == sum(each.flops for each in result.candidates)
+
+
+def test_a_winner_that_was_thrown_away_is_trained_again(searched, tmp_path):
+    result, out = searched
+    shutil.copytree(out, tmp_path / "again")
+    shutil.rmtree(tmp_path / "again/candidates")
+    options = {"finetune_flops": unit(), "out": tmp_path / "again", "resume": True, **TUNING}
+    again = manticore.search(make_hybrid(), recall(), **options)
+    assert again.path == result.path
+    fresh = manticore.search(make_hybrid(), recall(), finetune_flops=unit(), **TUNING).model.state_dict()
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in again.model.state_dict().items())
+
+
+def test_steps_cost_what_they_cost_in_fine_tuning_where_activations_are_recomputed():
+    options = {"gradient_checkpointing": True, **TUNING}
+    found = manticore.search(make_hybrid(), recall(), method="exhaustive", finetune_flops=unit(24), **options)
+    tuned = manticore.finetune(manticore.discretize(make_hybrid(), found.path), recall(), steps=1, **options)
+    chosen = next(each for each in found.candidates if each.chosen)
+    assert [point.flops for point in chosen.points] == [point.steps * tuned.flops for point in chosen.points]
+
+
+def test_what_left_nothing_to_go_on_with_is_fine_tuned_from_its_weights():
+    learned = manticore.search(make_hybrid(), recall(), method="darts", steps=1, batch_size=8, cpu=True)
+    assert manticore.finetune(learned, recall(), steps=1, **TUNING).model is learned.model
+    adapted = manticore.search(make_hybrid(), recall(), finetune_flops=unit(), trainable="lora", lora_rank=2, **TUNING)
+    assert adapted.begun is None
+    assert manticore.finetune(adapted, recall(), steps=1, **TUNING).model is adapted.model
+
+
+def test_another_model_does_not_go_on_in_the_folder_of_one_that_was_fine_tuned_on(searched, tmp_path):
+    result, _ = searched
+    manticore.finetune(result, recall(), steps=9, **{**TUNING, "lr": 3e-2}, out=tmp_path)
+    with torch.no_grad():
+        next(iter(result.model.parameters())).add_(1.0)
+    with pytest.raises(ManticoreError, match="is of another model"):
+        manticore.finetune(result, recall(), steps=9, **{**TUNING, "lr": 3e-2}, out=tmp_path, resume=True)
 
 
 def test_where_nothing_trains_the_search_says_so():

@@ -39,6 +39,20 @@ def test_a_race_of_equals_goes_to_the_cap_and_the_parent_has_it():
     assert (choice.path, choice.mark) == ((1, 1), CAP)
 
 
+def test_a_parent_that_may_not_be_chosen_ends_no_race_between_the_others():
+    curves = made_up({(0, 0): 0.1, (0, 1): 1.0, (1, 0): 0.9, (1, 1): 2.0})
+    curves.space = Space(2, 2, frozenset({(0, 1), (1, 0)}))
+    _, choice = decide(race, curves)
+    assert (choice.path, choice.mark) == ((1, 0), CAP)
+
+
+def test_where_all_others_failed_the_race_says_so():
+    curves = made_up(FOUR)
+    for path in ((0, 0), (0, 1), (1, 1)):
+        del curves.points[path]
+    assert decide(race, curves)[1].reason == "all others had failed after 1/12 of a unit"
+
+
 def test_a_candidate_that_fails_cannot_win_and_does_not_stop_the_others():
     curves = made_up(FOUR)
     del curves.points[1, 0]

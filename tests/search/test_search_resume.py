@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_search import make_hybrid, recall
 
+from manticore.errors import ManticoreError
 from manticore.search.search import search
 
 # one process for all searches, since importing takes longer than searching; each search dies in a child of its own
@@ -53,6 +54,13 @@ def run(name, out, **options):
         **SETTINGS[name],
         **options,
     )
+
+
+def test_a_search_that_learns_weights_does_not_grow_into_a_longer_one(tmp_path):
+    hybrid, quick = make_hybrid(), {"method": "dash", "batch_size": 8, "cpu": True, "out": tmp_path}
+    search(hybrid, recall(), steps=4, **quick)
+    with pytest.raises(ManticoreError, match=r"was started with steps=4 \(got 8\)"):
+        search(make_hybrid(), recall(), steps=8, resume=True, **quick)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from manticore.search.objective import Objective
 from manticore.search.sampling import Sampler
 from manticore.search.shared import SHARED, follow, sampled, shared_scores, step_costs
 from manticore.search.space import Space
+from manticore.settings import Finetune
 from manticore.training.budget import flops_per_step
 from manticore.training.trainable import set_trainable
 
@@ -122,7 +123,7 @@ def test_costs_of_all_paths_follow_from_those_with_one_hand_over(mixing, trainab
     # without fresh tables and with frozen layers, where gradients begin depends on the path
     supernet = manticore.combine([tiny_mamba(0), tiny_mamba(1)], num_blocks=3, mixing=mixing, check=False)
     set_trainable(supernet, trainable)
-    costs = step_costs(supernet, 4, 12)
+    costs = step_costs(supernet, Finetune(batch_size=4), 12)
     for path in Space(3, 2).paths():
         assert costs(path) == flops_per_step(follow(supernet, path), 4, 12), path
 
@@ -202,6 +203,6 @@ def test_shared_weights_that_diverge_are_noted_with_what_they_cost(tmp_path):
 
 
 def test_a_budget_below_a_step_is_refused():
-    costs = step_costs(make_hybrid(), 4, 12)
+    costs = step_costs(make_hybrid(), Finetune(batch_size=4), 12)
     with pytest.raises(ManticoreError, match="Fix: more shared_units"):
         sampled(Sampler(SPACE, "uniform", 0, []), costs, 10.0)
