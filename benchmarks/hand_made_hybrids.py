@@ -58,7 +58,7 @@ UNIT_STEPS = 150
 UNITS = 4
 QUARTERS = 4
 """Scores per unit."""
-TOTALS = (3, 4)
+TOTALS = (2, 4)
 """Units that are compared."""
 EXAMPLES = 256
 FILE = "hand_made_hybrids"
@@ -80,10 +80,10 @@ class Row:
     path: list[int] | None = None
     parameters: int = 0
 
-    def after(self, units: float) -> float:
-        """The accuracy at the last score within so many units of training."""
+    def after(self, units: float) -> float | None:
+        """The accuracy at the last score within so many units of training; None where the search was not over then."""
         reached = [score for at, score in self.curve if at <= units + 1e-9]
-        return reached[-1] if reached else 0.0
+        return reached[-1] if reached else None
 
 
 def supernet(task: Task, seed: int) -> Any:
@@ -160,8 +160,8 @@ def measure(name: str, model_name: str, seed: int) -> Row:
             lambda **options: manticore.finetune(model, task, **TUNING, **options), model, task, unit, seed
         )
     row.parameters = sum(parameter.numel() for parameter in model.parameters())
-    shown = " ".join(f"{row.after(units):.3f}" for units in range(1, UNITS + 1))
-    print(f"{name}, seed {seed}, {model_name}: {shown}, spent {row.spent:.2f}", flush=True)
+    shown = " ".join(f"{score:.3f}" for _, score in row.curve)
+    print(f"{name}, seed {seed}, {model_name}: {shown}, beside it {row.spent:.2f}", flush=True)
     return row
 
 
@@ -173,8 +173,10 @@ def figures(rows: list[Row]) -> list[dict[str, Any]]:
             here = [row for row in rows if (row.task, row.model) == (name, model)]
             for total in TOTALS if here else ():
                 for comparison in ("training", "everything"):
-                    scores = [row.after(total - (row.spent if comparison == "everything" else 0)) for row in here]
-                    mean, interval = mean_interval(scores)
+                    units = [total - (row.spent if comparison == "everything" else 0) for row in here]
+                    scores = [score for row, left in zip(here, units) if (score := row.after(left)) is not None]
+                    # some searches that are over at a total are no sample of all
+                    mean, interval = mean_interval(scores) if len(scores) == len(here) else (None, None)
                     found.append(
                         {
                             "task": name, "model": model, "total": total, "comparison": comparison, "scores": scores,
@@ -195,7 +197,7 @@ def tables(rows: list[Row], summary: list[dict[str, Any]]) -> Iterable[Table]:
             for each in summary:
                 if (each["task"], each["model"]) == (name, model):
                     low, high = each["interval"] or (float("nan"), float("nan"))
-                    cells.append(f"{each['mean']:.3f} ± {(high - low) / 2:.3f}")
+                    cells.append("–" if each["mean"] is None else f"{each['mean']:.3f} ± {(high - low) / 2:.3f}")
             paths = "; ".join("".join("GM"[k] for k in row.path) for row in here if row.path is not None)
             table.add_row(model, f"{here[0].parameters:,}", *cells, paths)
         yield table
@@ -210,6 +212,9 @@ def verdicts(summary: list[dict[str, Any]]) -> Iterable[str]:
                 ours = next((each for each in here if each["model"] == FOUND), None)
                 others = [each for each in here if each["model"] in STACKS]
                 if ours is None or not others:
+                    continue
+                if ours["mean"] is None:
+                    yield f"{name}, {total} units, {comparison}: the search is not over"
                     continue
                 best = max(others, key=lambda each: each["mean"])
                 leads = [a - b for a, b in zip(ours["scores"], best["scores"])]

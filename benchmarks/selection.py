@@ -251,8 +251,8 @@ def main() -> int:
             same = by_search("auto")(landscape, row["before"])
             units = row["searched"]["flops"] / landscape.facts["unit"]
             print(
-                f"{landscape.facts['name']}, seed {landscape.facts['seed']}: searched for real {row['searched']['path']} "
-                f"at {units:.3f} units, replayed {list(same[0][0])} at {same[1]:.3f}. {row['searched']['verdict']}"
+                f"{landscape.facts['name']}, seed 0, for real {row['searched']['path']} at {units:.3f} units, replayed "
+                f"{list(same[0][0])} at {same[1]:.3f}. {row['searched']['verdict']}"
             )
     return 0
 
