@@ -6,7 +6,7 @@ A GPT-Neo of two layers and a Mamba of four, random weights, width 64, are cut i
 default search; what it finds goes on training. Beside it train, with the same FLOPs, learning rate and warm-up, the
 stacks of four or five layers of that width: MambaFormer, striped Mamba, a sandwich transformer, Mamba around attention;
 and both components alone. A unit is 150 steps of 16 sequences of the Mamba; the test split (256 examples) is scored at
-every quarter of a unit, up to four. Two comparisons: "training" gives every row the same FLOPs; "everything" also
+every half of a unit, up to four. Two comparisons: "training" gives every row the same FLOPs; "everything" also
 counts what the search spent on the paths that it did not choose, and on scoring. Writes
 ``benchmarks/results/hand_made_hybrids.json``.
 """
@@ -56,7 +56,7 @@ BATCH = 16
 TUNING: dict[str, Any] = {"batch_size": BATCH, "lr": 3e-3, "warmup_steps": 15, "cpu": True}
 UNIT_STEPS = 150
 UNITS = 4
-QUARTERS = 4
+PER_UNIT = 2
 """Scores per unit."""
 TOTALS = (2, 4)
 """Units that are compared."""
@@ -121,7 +121,7 @@ def scored(
         extra: further places to score, in units.
     """
     step_flops = flops_per_step(model, BATCH, task.length)
-    places = [quarter / QUARTERS for quarter in range(1, UNITS * QUARTERS + 1)]
+    places = [half / PER_UNIT for half in range(1, UNITS * PER_UNIT + 1)]
     due = {max(1, int(place * unit) // step_flops) for place in (*places, *extra) if place > 0}
     curve: list[tuple[float, float]] = []
 
