@@ -187,6 +187,31 @@ def over(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def thresholds(rows: list[dict[str, Any]]) -> Table:
+    """The gap of a race chosen on every second landscape, and what it does on the others; then the other way round."""
+    raced = [row for row in rows if row["method"].startswith("race")]
+    names = list(dict.fromkeys(row["landscape"] for row in raced))
+    table = Table(
+        "chosen on", "best", "regret there", "units", "regret elsewhere", "units", "auto elsewhere", "units",
+        title="thresholds, two blocks (regret after 2 units)",
+    )  # fmt: skip
+    for here in (names[::2], names[1::2]):
+        there = [name for name in names if name not in here]
+        if not there:
+            continue
+        order = sorted((*_of(raced, label, here), label) for label in dict.fromkeys(row["method"] for row in raced))
+        regret_here, cost, best = order[0]
+        cells = (regret_here, cost, *_of(raced, best, there), *_of(rows, "auto", there))
+        table.add_row(" ".join(here), best, *(f"{cell:.2f}" for cell in cells))
+    return table
+
+
+def _of(rows: list[dict[str, Any]], label: str, names: list[str]) -> tuple[float, float]:
+    """Mean regret after two units and mean cost of a method on some landscapes."""
+    found = [row for row in rows if row["method"] == label and row["landscape"] in names]
+    return _mean(row["regret"][2] for row in found), _mean(row["cost"] for row in found)
+
+
 def _table(title: str, rows: list[dict[str, Any]], shown: Callable[[dict[str, Any]], str]) -> Table:
     table = Table("method", "units", "most", "regret", "of the mean", "worst", "held", "paths", title=title)
     for row in rows:
@@ -233,7 +258,7 @@ def main() -> int:
     rows = summarised(landscapes)
     write_json("search_methods", {"replayed": rows, "learned": learned})
     console = Console()
-    for table in tables(rows):
+    for table in (*tables(rows), thresholds(rows)):
         console.print(table)
     for row in learned:
         regrets = " ".join(f"{value:.2f}" for value in row["regret"].values())

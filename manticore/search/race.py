@@ -15,18 +15,21 @@ from manticore.search.space import Path
 
 GAP = 0.2
 """Nats per scored position that end a race."""
-CAP = 8
-"""The last mark: two thirds of a unit."""
+LATE = 8
+"""From this mark on, two thirds of a unit, half the lead ends a race."""
 
 
 def race(curves: Curves, seed: int, *, gap: float = GAP) -> Search:
-    """All paths go on together; ends when the leader is ``gap`` nats ahead of the second, at the latest at ⅔ unit.
+    """All paths go on together until the leader is ``gap`` nats ahead of the second.
+
+    From ⅔ of a unit on half of that is enough, and after a whole unit the race is over: what learns in steps may not
+    have begun to at ⅔ (``benchmarks/search_methods.py``).
 
     Args:
         curves: with the space.
         seed: not needed, nothing is drawn.
-        gap: lead in held-out loss, in nats per scored position, that ends it; the lead must also be five paired
-            standard errors.
+        gap: lead in held-out loss, in nats per scored position, that ends it before ⅔ of a unit; the lead must also
+            be five paired standard errors.
     """
     paths = curves.space.paths()
     return (yield from among([*paths, *(path for path in curves.space.parents if path not in paths)], curves, gap=gap))
@@ -37,16 +40,17 @@ def among(paths: Sequence[Path], curves: Curves, *, gap: float = GAP) -> Search:
     allowed = [path for path in paths if curves.space.may_choose(path)]
     # a parent that may not be chosen is looked at, and ends no race between the others
     rivals = allowed if len(allowed) > 1 else paths
-    marks = [mark for mark in curves.marks if mark <= CAP]
-    mark, why = marks[-1], f"the race went to its end, {marks[-1]}/{MARKS} of a unit"
-    for mark in marks:
+    for mark in curves.marks:
         yield [(path, mark) for path in paths]
         first, second = sorted(rivals, key=lambda path: (curves.loss(path, mark), path))[:2]
-        lead = curves.loss(second, mark) - curves.loss(first, mark)
-        if lead >= gap and lead >= 5 * curves.error(first, second, mark):
-            after = f"after {mark}/{MARKS} of a unit"
-            why = (
-                f"all others had failed {after}" if math.isinf(lead) else f"{lead:.2f} nats ahead of the second {after}"
-            )
-            break
+        lead, error = curves.loss(second, mark) - curves.loss(first, mark), curves.error(first, second, mark)
+        after = f"after {mark}/{MARKS} of a unit"
+        if lead >= (gap if mark < LATE else gap / 2) and lead >= 5 * error:
+            ahead = "all others had failed" if math.isinf(lead) else f"{lead:.2f} nats ahead of the second"
+            return Choice(curves.best(allowed, mark), mark, f"{ahead} {after}")
+    end = f"the race ended {after}"
+    if lead <= 2 * error:
+        why = f"{end} undecided: a lead of {lead:.2f} nats is within noise; a larger finetune_flops would tell more"
+    else:
+        why = f"{end} with a lead of {lead:.2f} nats"
     return Choice(curves.best(allowed, mark), mark, why)

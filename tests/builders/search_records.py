@@ -97,7 +97,7 @@ def race_won_by_a_parent() -> dict[str, Any]:
         candidate([0, 1], 0.88, 5.6, 8),
         candidate([1, 0], 0.5, 6.5, 8),
     ]
-    record = with_candidates(candidates, "race", "the race went to its end, 8/12 of a unit", 2)
+    record = with_candidates(candidates, "race", "the race ended after 8/12 of a unit with a lead of 0.08 nats", 2)
     rows = record["compare"]["rows"]
     costs = {name: rows[0][name] for name in ("parameters", "flops_per_token", "cache_bytes_per_token", "state_bytes")}
     for row in rows:

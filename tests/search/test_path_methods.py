@@ -13,7 +13,8 @@ from manticore.search.auto import auto
 from manticore.search.baselines import exhaustive, halving, random_paths
 from manticore.search.blockwise import blockwise, groups
 from manticore.search.forecast import forecast
-from manticore.search.race import CAP, race
+from manticore.search.curves import MARKS
+from manticore.search.race import LATE, race
 from manticore.search.space import MOST_PATHS, Space, handovers
 
 FOUR = {(0, 0): 2.0, (0, 1): 1.8, (1, 0): 0.5, (1, 1): 1.0}
@@ -34,16 +35,28 @@ def test_a_race_ends_when_the_leader_is_far_enough_ahead():
     assert "ahead" in choice.reason
 
 
-def test_a_race_of_equals_goes_to_the_cap_and_the_parent_has_it():
+def test_late_in_a_race_half_the_lead_is_enough():
+    # .18 nats apart after a unit: .12 at mark 8
+    _, choice = decide(race, made_up({**FOUR, (1, 1): 0.68}), gap=0.2)
+    assert (choice.path, choice.mark) == ((1, 0), LATE)
+    # .13 nats: more than half of .2 at mark 10
+    _, choice = decide(race, made_up({**FOUR, (1, 1): 0.63}), gap=0.2)
+    assert (choice.path, choice.mark) == ((1, 0), 10)
+
+
+def test_a_race_of_equals_goes_to_its_end_and_the_parent_has_it():
     _, choice = decide(race, made_up({**FOUR, (1, 1): 0.5}))
-    assert (choice.path, choice.mark) == ((1, 1), CAP)
+    assert (choice.path, choice.mark) == ((1, 1), MARKS)
+    assert choice.reason.startswith("the race ended after 12/12 of a unit undecided: a lead of 0.00 nats")
+    _, choice = decide(race, made_up({**FOUR, (1, 1): 0.58}))
+    assert choice.reason == "the race ended after 12/12 of a unit with a lead of 0.08 nats"
 
 
 def test_a_parent_that_may_not_be_chosen_ends_no_race_between_the_others():
-    curves = made_up({(0, 0): 0.1, (0, 1): 1.0, (1, 0): 0.9, (1, 1): 2.0})
+    curves = made_up({(0, 0): 0.1, (0, 1): 0.98, (1, 0): 0.9, (1, 1): 2.0})
     curves.space = Space(2, 2, frozenset({(0, 1), (1, 0)}))
     _, choice = decide(race, curves)
-    assert (choice.path, choice.mark) == ((1, 0), CAP)
+    assert (choice.path, choice.mark) == ((1, 0), MARKS)
 
 
 def test_where_all_others_failed_the_race_says_so():

@@ -1,0 +1,121 @@
+"""Does a race with small batches find the path that is best with large ones?
+
+    python benchmarks/cheaper_races.py [--batches 4] [--seeds 3] [--only NAME …]      # 5 to 10 minutes of one core each
+
+For every landscape of ``benchmarks/results/landscapes``, all paths train with smaller batches, and so more steps, up
+to two thirds of a unit; a unit is the same FLOPs as there. ``auto`` is replayed on these curves and on the landscape's
+own, and regret is what the path found lacks on the landscape's test split, where it trains with its batches of 16:
+as a share of the way from the best path to the worst. Resumes; writes
+``benchmarks/results/races/<name>-<seed>-<batch>.json`` and prints the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from landscapes import CASES, TUNING, prepared, recorded
+from measure import RESULTS, write_json
+from rich.console import Console
+from rich.table import Table
+from search_methods import scored, units_of
+
+from manticore.experiments.landscapes import Landscape, regret, replay
+from manticore.registry import resolve
+from manticore.search.curves import Curves
+from manticore.search.objective import Objective, unit_flops
+from manticore.search.race import LATE
+from manticore.settings import Finetune
+from manticore.writing import write_json as write
+
+FOLDER = RESULTS / "races"
+
+
+class _EveryMark(Objective):
+    """Scores every mark up to where a race ends."""
+
+    @property
+    def marks(self) -> list[int]:  # type: ignore[override]
+        return list(range(1, LATE + 1))
+
+
+def raced(name: str, seed: int, batch: int, work: Path) -> Landscape:
+    """The curves of all paths with batches of another size."""
+    file = FOLDER / f"{name}-{seed}-{batch}.json"
+    if file.exists():
+        return Landscape.read(json.loads(file.read_text()))
+    supernet, task = prepared(CASES[name], seed)
+    unit, _ = unit_flops(supernet, task, TUNING, None)
+    tuning = Finetune(steps=TUNING.steps * TUNING.batch_size // batch, batch_size=batch, lr=TUNING.lr)
+    _, settings = unit_flops(supernet, task, tuning, None)
+    objective = _EveryMark(supernet, task, settings, unit, work / file.stem, seed, cpu=True)
+    curves = Curves(objective.space, task.higher_is_better, objective.marks)
+    for path in objective.space.paths():
+        for point in objective.advance(path, LATE):
+            curves.add(path, point)
+        print(f"{name}, seed {seed}, batches of {batch}: {path} {curves.points[path][LATE].metric:.3f}", flush=True)
+    found = Landscape.of(curves, name=name, seed=seed, unit=unit, batch_size=batch, metric=task.primary_metric)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    write(file, found.to_dict())
+    return found
+
+
+def judged(curves: Landscape, truth: Landscape, batch: int) -> dict[str, Any]:
+    """What ``auto`` does on some curves, and how good that is by a landscape."""
+    done = replay(curves, resolve("search", "auto"), 0, scored(curves))
+    return {
+        "landscape": truth.facts["name"], "seed": truth.facts["seed"], "batch": batch, "path": list(done.choice.path),
+        "cost": round(done.cost, 3), "reason": done.choice.reason,
+        "regret": {unit: round(regret(truth.truth(unit), done.choice.path), 4) for unit in units_of(truth)},
+    }  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """A row per race, and the mean of each size of batch."""
+    shown = Table("landscape", "seed", "batches of", "path", "units", "regret at 1, 2, 4 units", "why")
+    for row in rows:
+        cells = " ".join(f"{value:.2f}" for value in row["regret"].values())
+        path = "-".join(map(str, row["path"]))
+        shown.add_row(
+            row["landscape"], str(row["seed"]), str(row["batch"]), path, f"{row['cost']:.2f}", cells, row["reason"]
+        )
+    for batch in sorted({row["batch"] for row in rows}):
+        here = [row for row in rows if row["batch"] == batch]
+        means = [statistics.fmean(row["regret"][unit] for row in here) for unit in (1, 2)]
+        cost = statistics.fmean(row["cost"] for row in here)
+        shown.add_row(
+            f"mean of {len(here)}", "", str(batch), "", f"{cost:.2f}", " ".join(f"{mean:.2f}" for mean in means), ""
+        )
+    return shown
+
+
+def main() -> int:
+    """Measure what is missing, print the table and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, nargs="*", default=[4])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--work", type=Path, default=Path("~/.cache/manticore/races").expanduser())
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for name in arguments.only:
+        for seed in range(arguments.seeds):
+            if (truth := recorded(name, seed)) is None:
+                continue
+            if truth.space.num_blocks == 2:
+                rows.append(judged(truth, truth, TUNING.batch_size))
+                for batch in arguments.batches:
+                    rows.append(judged(raced(name, seed, batch, arguments.work), truth, batch))
+    write_json("cheaper_races", {"rows": rows})
+    Console(width=150).print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
