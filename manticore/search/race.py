@@ -1,6 +1,6 @@
 """Race: all candidates train side by side until one is clearly ahead on held-out data.
 
-Nobody is dropped earlier: a winner can be last until just before it learns the task, so early standings are worse
+Nobody is dropped early: a winner can be last until just before it learns the task, so early standings are worse
 than chance. Decisions fall at common marks only.
 """
 
@@ -16,14 +16,14 @@ from manticore.search.space import Path
 GAP = 0.2
 """Nats per scored position that end a race."""
 LATE = 8
-"""From this mark on, two thirds of a unit, half the lead ends a race."""
+"""From this mark on, two thirds of a unit, half the lead ends a race, and who is two leads behind goes no further."""
 
 
 def race(curves: Curves, seed: int, *, gap: float = GAP) -> Search:
     """All paths go on together until the leader is ``gap`` nats ahead of the second.
 
-    From ⅔ of a unit on half of that is enough, and after a whole unit the race is over: what learns in steps may not
-    have begun to at ⅔ (``benchmarks/search_methods.py``).
+    From ⅔ of a unit on half of that is enough, and who is twice that behind goes no further; after a whole unit the
+    race is over. What learns in steps may not have begun to at ⅔ (``benchmarks/search_methods.py``).
 
     Args:
         curves: with the space.
@@ -37,17 +37,19 @@ def race(curves: Curves, seed: int, *, gap: float = GAP) -> Search:
 
 def among(paths: Sequence[Path], curves: Curves, *, gap: float = GAP) -> Search:
     """The race of some paths, two or more."""
-    allowed = [path for path in paths if curves.space.may_choose(path)]
-    # a parent that may not be chosen is looked at, and ends no race between the others
-    rivals = allowed if len(allowed) > 1 else paths
     for mark in curves.marks:
         yield [(path, mark) for path in paths]
+        allowed = [path for path in paths if curves.space.may_choose(path)]
+        # a parent that may not be chosen is looked at, and ends no race between the others
+        rivals = allowed if len(allowed) > 1 else paths
         first, second = sorted(rivals, key=lambda path: (curves.loss(path, mark), path))[:2]
         lead, error = curves.loss(second, mark) - curves.loss(first, mark), curves.error(first, second, mark)
         after = f"after {mark}/{MARKS} of a unit"
         if lead >= (gap if mark < LATE else gap / 2) and lead >= 5 * error:
             ahead = "all others had failed" if math.isinf(lead) else f"{lead:.2f} nats ahead of the second"
             return Choice(curves.best(allowed, mark), mark, f"{ahead} {after}")
+        if mark >= LATE:
+            paths = [path for path in paths if curves.loss(path, mark) <= curves.loss(first, mark) + 2 * gap]
     end = f"the race ended {after}"
     if lead <= 2 * error:
         why = f"{end} undecided: a lead of {lead:.2f} nats is within noise; a larger finetune_flops would tell more"

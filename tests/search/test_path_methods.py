@@ -12,8 +12,8 @@ from manticore.errors import ManticoreError
 from manticore.search.auto import auto
 from manticore.search.baselines import exhaustive, halving, random_paths
 from manticore.search.blockwise import blockwise, groups
-from manticore.search.forecast import forecast
 from manticore.search.curves import MARKS
+from manticore.search.forecast import forecast
 from manticore.search.race import LATE, race
 from manticore.search.space import MOST_PATHS, Space, handovers
 
@@ -42,6 +42,12 @@ def test_late_in_a_race_half_the_lead_is_enough():
     # .13 nats: more than half of .2 at mark 10
     _, choice = decide(race, made_up({**FOUR, (1, 1): 0.63}), gap=0.2)
     assert (choice.path, choice.mark) == ((1, 0), 10)
+
+
+def test_who_is_far_behind_late_in_a_race_goes_no_further():
+    asked, choice = decide(race, made_up({**FOUR, (1, 1): 0.55}), gap=0.2)
+    assert choice.path == (1, 0)
+    assert [{path for path, _ in request} for request in asked] == [set(FOUR)] * LATE + [{(1, 0), (1, 1)}] * 4
 
 
 def test_a_race_of_equals_goes_to_its_end_and_the_parent_has_it():
