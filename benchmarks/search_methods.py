@@ -55,8 +55,8 @@ class Found:
     """Units → regret against the seed's own truth."""
     mean_regrets: dict[int, float]
     """The same against the mean over seeds."""
-    held: dict[int, float]
-    """Units in all → metric of what one holds, minus the best parent's at the same total."""
+    held: dict[int, float | None]
+    """Units in all → metric of what one holds, minus the best parent's at the same total; None: nothing is left."""
 
 
 def methods(blocks: int) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -80,18 +80,18 @@ def permuted(landscape: Landscape, order: tuple[int, ...]) -> Landscape:
     return replace(landscape, points=points, errors={(moved(a), moved(b)): e for (a, b), e in landscape.errors.items()})
 
 
-def holds(landscape: Landscape, path: Path, searched: dict[Path, int], cost: float, total: int) -> float:
+def holds(landscape: Landscape, path: Path, searched: dict[Path, int], cost: float, total: int) -> float | None:
     """The validation metric of a path after what is left of ``total`` units, minus the best parent's after all."""
     sign = 1 if landscape.higher_is_better else -1
     unit = landscape.facts["unit"]
     own = total - (cost - searched.get(path, 0) / unit)
     best = max(_after(landscape, parent, total, sign) for parent in landscape.space.parents)
-    return _after(landscape, path, own, sign) - best
+    return None if own * MARKS < 1 else _after(landscape, path, own, sign) - best
 
 
 def _after(landscape: Landscape, path: Path, units: float, sign: int) -> float:
     reached = [mark for mark in landscape.points[path] if mark <= units * MARKS + 1e-9]
-    return sign * landscape.points[path][reached[-1]].metric if reached else float("-inf")
+    return sign * landscape.points[path][reached[-1]].metric
 
 
 def judge(landscape: Landscape, truths: dict[int, dict[Path, float]], label: str) -> list[Found]:
@@ -149,7 +149,7 @@ def summarised(landscapes: dict[str, list[Landscape]]) -> list[dict[str, Any]]:
                     "regret": {unit: _mean(result.regrets[unit] for result in results) for unit in truths},
                     "worst": max(result.regrets[last] for result in results),
                     "regret of the mean": {u: _mean(result.mean_regrets[u] for result in results) for u in truths},
-                    "held": {t: _mean(r.held[t] for r in results) for t in TOTALS if t in results[0].held},
+                    "held": {t: _mean_if_all(r.held[t] for r in results) for t in TOTALS if t in results[0].held},
                 }
             )  # fmt: skip
     return rows
@@ -157,6 +157,12 @@ def summarised(landscapes: dict[str, list[Landscape]]) -> list[dict[str, Any]]:
 
 def _mean(values: Iterable[float]) -> float:
     return round(statistics.fmean(values), 4)
+
+
+def _mean_if_all(values: Iterable[float | None]) -> float | None:
+    """The mean, where none is missing: one over the others would flatter."""
+    known = list(values)
+    return None if None in known else _mean(value for value in known if value is not None)
 
 
 def tables(rows: list[dict[str, Any]]) -> Iterable[Table]:
@@ -172,9 +178,9 @@ def tables(rows: list[dict[str, Any]]) -> Iterable[Table]:
 def over(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The mean over landscapes of one method."""
 
-    def mean(key: str) -> dict[int, float]:
+    def mean(key: str) -> dict[int, float | None]:
         shared = set.intersection(*(set(row[key]) for row in rows))
-        return {each: _mean(row[key][each] for row in rows) for each in sorted(shared)}
+        return {each: _mean_if_all(row[key][each] for row in rows) for each in sorted(shared)}
 
     return {
         "method": rows[0]["method"],
@@ -216,7 +222,7 @@ def _table(title: str, rows: list[dict[str, Any]], shown: Callable[[dict[str, An
     table = Table("method", "units", "most", "regret", "of the mean", "worst", "held", "paths", title=title)
     for row in rows:
         cells = [" ".join(f"{value:.2f}" for value in row[key].values()) for key in ("regret", "regret of the mean")]
-        held = " ".join(f"{value:+.3f}" for value in row["held"].values())
+        held = " ".join("–" if value is None else f"{value:+.3f}" for value in row["held"].values())
         table.add_row(
             row["method"], f"{row['cost']:.2f}", f"{row['most']:.2f}", *cells, f"{row['worst']:.2f}", held, shown(row)
         )
