@@ -16,13 +16,13 @@ from manticore.search.space import Path
 GAP = 0.2
 """Nats per scored position that end a race."""
 LATE = 8
-"""From this mark on, two thirds of a unit, half the lead ends a race, and who is two leads behind goes no further."""
+"""From this mark on, two thirds of a unit, half a gap ends a race, and who is 1.5 gaps behind goes no further."""
 
 
 def race(curves: Curves, seed: int, *, gap: float = GAP) -> Search:
     """All paths go on together until the leader is ``gap`` nats ahead of the second.
 
-    From ⅔ of a unit on half of that is enough, and who is twice that behind goes no further; after a whole unit the
+    From ⅔ of a unit on half of that is enough, and who is 1.5 gaps behind goes no further; after a whole unit the
     race is over. What learns in steps may not have begun to at ⅔ (``benchmarks/search_methods.py``).
 
     Args:
@@ -49,7 +49,7 @@ def among(paths: Sequence[Path], curves: Curves, *, gap: float = GAP) -> Search:
             ahead = "all others had failed" if math.isinf(lead) else f"{lead:.2f} nats ahead of the second"
             return Choice(curves.best(allowed, mark), mark, f"{ahead} {after}")
         if mark >= LATE:
-            paths = [path for path in paths if curves.loss(path, mark) <= curves.loss(first, mark) + 2 * gap]
+            paths = [path for path in paths if curves.loss(path, mark) <= curves.loss(first, mark) + 1.5 * gap]
     end = f"the race ended {after}"
     if lead <= 2 * error:
         why = f"{end} undecided: a lead of {lead:.2f} nats is within noise; a larger finetune_flops would tell more"
