@@ -16,20 +16,20 @@ from manticore.search.space import Path
 GAP = 0.2
 """Nats per scored position that end a race."""
 LATE = 8
-"""From this mark on, two thirds of a unit, half a gap ends a race, and who is 1.5 gaps behind goes no further."""
+"""From this mark on, two thirds of a unit, who is 1.5 gaps behind leaves a race."""
 
 
 def race(curves: Curves, seed: int, *, gap: float = GAP) -> Search:
-    """All paths go on together until the leader is ``gap`` nats ahead of the second.
+    """All paths go on together until the leader is ``gap`` nats ahead of the second, a whole unit at most.
 
-    From ⅔ of a unit on half of that is enough, and who is 1.5 gaps behind goes no further; after a whole unit the
-    race is over. What learns in steps may not have begun to at ⅔ (``benchmarks/search_methods.py``).
+    From ⅔ of a unit on, who is 1.5 gaps behind leaves: what learns in steps may not have begun to at ⅔, and what is
+    farther behind than that does not catch up (``benchmarks/search_methods.py``).
 
     Args:
         curves: with the space.
         seed: not needed, nothing is drawn.
-        gap: lead in held-out loss, in nats per scored position, that ends it before ⅔ of a unit; the lead must also
-            be five paired standard errors.
+        gap: lead in held-out loss, in nats per scored position, that ends it; the lead must also be five paired
+            standard errors.
     """
     paths = curves.space.paths()
     return (yield from among([*paths, *(path for path in curves.space.parents if path not in paths)], curves, gap=gap))
@@ -43,16 +43,19 @@ def among(paths: Sequence[Path], curves: Curves, *, gap: float = GAP) -> Search:
         # a parent that may not be chosen is looked at, and ends no race between the others
         rivals = allowed if len(allowed) > 1 else paths
         first, second = sorted(rivals, key=lambda path: (curves.loss(path, mark), path))[:2]
-        lead, error = curves.loss(second, mark) - curves.loss(first, mark), curves.error(first, second, mark)
-        after = f"after {mark}/{MARKS} of a unit"
-        if lead >= (gap if mark < LATE else gap / 2) and lead >= 5 * error:
+        lead, after = curves.loss(second, mark) - curves.loss(first, mark), f"after {mark}/{MARKS} of a unit"
+        if _surely_behind(curves, second, first, mark, gap):
             ahead = "all others had failed" if math.isinf(lead) else f"{lead:.2f} nats ahead of the second"
             return Choice(curves.best(allowed, mark), mark, f"{ahead} {after}")
         if mark >= LATE:
-            paths = [path for path in paths if curves.loss(path, mark) <= curves.loss(first, mark) + 1.5 * gap]
-    end = f"the race ended {after}"
-    if lead <= 2 * error:
-        why = f"{end} undecided: a lead of {lead:.2f} nats is within noise; a larger finetune_flops would tell more"
+            paths = [path for path in paths if not _surely_behind(curves, path, first, mark, 1.5 * gap)]
+    if lead <= 2 * curves.error(first, second, mark):
+        why = f"undecided: a lead of {lead:.2f} nats is within noise; a larger finetune_flops would tell more"
     else:
-        why = f"{end} with a lead of {lead:.2f} nats"
-    return Choice(curves.best(allowed, mark), mark, why)
+        why = f"with a lead of {lead:.2f} nats"
+    return Choice(curves.best(allowed, mark), mark, f"the race ended {after} {why}")
+
+
+def _surely_behind(curves: Curves, path: Path, leader: Path, mark: int, nats: float) -> bool:
+    behind = curves.loss(path, mark) - curves.loss(leader, mark)
+    return behind >= nats and behind >= 5 * curves.error(path, leader, mark)

@@ -24,8 +24,8 @@ def test_the_winner_goes_on_and_everything_is_counted_once(mini_recipe: Path, tm
     assert search["method"] == "auto"
     assert search["order"] == ""
     assert [each["path"] for each in search["candidates"] if each["chosen"]] == [search["path"]]
-    # one fine-tuning, of which the search has made a part
-    assert 0 < search["trained_flops"] < tuned["flops"] <= unit
+    # one fine-tuning, of which the search has made a part, or all where nobody was ahead before its end
+    assert 0 < search["trained_flops"] <= tuned["flops"] <= unit
     assert tuned["begun_flops"] == search["trained_flops"]
     assert (tmp_path / "run/model/config.json").is_file()
     # else nothing below means anything

@@ -144,10 +144,10 @@ def test_the_best_few_by_shared_weights_race_the_parents():
     assert asked[0] == Shared(space, 1.0, "uniform")
     # a parent among the best is not trained twice
     assert asked[1] == [(path, 2) for path in [(1, 0, 0), (0, 0, 0), (0, 1, 0), (1, 1, 1)]]
-    assert [request[0][1] for request in asked[1:]] == [2, 4, 6, 8]
+    assert [request[0][1] for request in asked[1:]] == [2, 4, 6, 8, 12]
     assert choice.path == (0, 1, 0)
     assert "number 3 of 8" in choice.reason
-    assert curves.flops == 50 + 4 * 800 + 8 * 1 + 4 * 4 * 1
+    assert curves.flops == 50 + 4 * 1200 + 8 * 1 + 4 * 5 * 1
 
 
 def test_without_shared_scores_the_parents_race_alone():
@@ -175,7 +175,7 @@ def test_a_forecast_knows_what_shared_weights_cost_and_who_may_race():
     assert (least.shared, most.shared) == (1.0, 1.0)
     # far apart, a race ends at its first mark
     assert least.units == pytest.approx(1 + 2 * 4 / 12)
-    assert most.units == pytest.approx(1 + 4 * 8 / 12)
+    assert most.units == pytest.approx(1 + 4 * 12 / 12)
     assert set(most.compared) == set(Space(3, 2).paths())
     assert len(forecast(oneshot, Space(12, 2), marks, 0)[-1].compared) == MOST_SCORED
 
