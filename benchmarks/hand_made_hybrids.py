@@ -222,8 +222,8 @@ def main() -> int:
     torch.set_num_threads(1)
     file = RESULTS / f"{FILE}.json"
     rows = [Row(**kept) for kept in json.loads(file.read_text())["rows"]] if file.exists() else []
-    for seed in range(arguments.seeds):
-        for name in arguments.only:
+    for name in arguments.only:
+        for seed in range(arguments.seeds):
             for model in (FOUND, *STACKS, PARENT):
                 if not any((row.task, row.model, row.seed) == (name, model, seed) for row in rows):
                     rows.append(measure(name, model, seed))
