@@ -124,6 +124,7 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
         "gla-swiglu": ("presets:GLA", "gated-linear-attention and swiglu, twice"),
         "mh-gla-swiglu": ("presets:MH_GLA", "mh-gated-linear-attention and swiglu, twice"),
         "mambaformer": ("presets:MAMBAFORMER", "mamba, then mh-attention without positions and mamba, twice"),
+        "sandwich-transformer": ("presets:SANDWICH_TRANSFORMER", "mh-attention twice, then swiglu twice"),
     },
     "stage": {
         "pretrain": ("pretrain:Pretrain", "small models from scratch, kept in the cache"),

@@ -274,6 +274,7 @@ LEARNING_OPTIONS = (
     "mixture_schedule",
     "mixture_warmup_steps",
     "start",
+    "weights_from",
     "steps",
     "budget_flops",
     "save_steps",
@@ -286,7 +287,14 @@ RACING_OPTIONS = ("finetune_flops", *SHARING_OPTIONS, "max", "workload")
 """Options of a search that only methods have that train candidates."""
 
 
-class Search(OneTraining):
+class FromElsewhere(Settings):
+    """What takes over what a search has found on another task."""
+
+    weights_from: Annotated[Text | None, InPython("SearchResult | str | Path | None")] = None
+    """Folder of a search or of a run on the same parents: its path, or mixture weights, are set here."""
+
+
+class Search(OneTraining, FromElsewhere):
     """Find out which component each block should use."""
 
     method: SearchMethod = "auto"
@@ -352,14 +360,26 @@ class Search(OneTraining):
 
     default_steps = 120
     # what a search that learns weights does not depend on
-    unkeyed = OneTraining.unkeyed | {*RACING_OPTIONS, *_OF_METHODS, "validation_examples"}
+    unkeyed = OneTraining.unkeyed | {*RACING_OPTIONS, *_OF_METHODS, "validation_examples", "weights_from"}
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.start is not None and self.weights_from is not None:
+            raise wrong("start and weights_from are both given. Fix: give one of them")
+        return self
 
 
-class Discretize(Settings):
+class Discretize(FromElsewhere):
     """Keep one component per block, drop the rest."""
 
     path: list[Amount] | None = None
     """One component index per block; left out, what the search found."""
+
+    @model_validator(mode="after")
+    def _one_path(self) -> Self:
+        if self.path is not None and self.weights_from is not None:
+            raise wrong("path and weights_from are both given. Fix: give one of them")
+        return self
 
 
 class Finetune(OneTraining):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manticore.errors import ManticoreError, require_hybrid
+from manticore.errors import ManticoreError, in_brief, require_hybrid
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.keywords import takes
 from manticore.printing import without_passwords
@@ -46,7 +46,8 @@ def search(
     with the supernet instead, in ``steps`` or ``budget_flops``, and show beside what they found how its one-hot paths
     score (``result.shared``); arguments left at None take the default of the method
     (``manticore.search.differentiable.methods``), ``start`` may also be the mixture weights to start from, ``[N, K]``,
-    or N component indices, and mixture weights are always in float32, their gradient not in ``max_grad_norm``.
+    or N component indices, ``weights_from`` what another search returned, and mixture weights are always in float32,
+    their gradient not in ``max_grad_norm``.
 
     A task with a vocabulary of its own gives the components fresh embeddings and heads first, unless they have them
     already. A task with classes makes a classifier of the hybrid, which itself stays as it is.
@@ -76,7 +77,7 @@ def search(
     # says who is to blame, where the method is somebody's plug-in
     resolve("search", settings.method)
     for name in foreign_options(settings):
-        got = without_passwords(str(getattr(settings, name)))
+        got = in_brief(without_passwords(str(getattr(settings, name))))
         raise ManticoreError(f"search: method {settings.method!r} has no {name} (got {got}). Fix: leave it out")
     run = find if trains_candidates(settings.method) else learn
     return run(
