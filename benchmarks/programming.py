@@ -47,6 +47,8 @@ FILE = "programming"
 LEARNED = ("noisy-recall-32", "recall-32")
 """Landscapes whose tasks weights are learned on, the first also from what was found on the second."""
 HALF = "½"
+WAYS = ("set", "searched", "any")
+UNITS = ("1", "2", "4")
 STEPS = 120
 EXAMPLES = 256
 
@@ -66,6 +68,12 @@ def pairs(found: list[Landscape]) -> Iterator[tuple[Landscape, Landscape]]:
             yield first, second
 
 
+def kind(landscape: Landscape) -> str:
+    """What a task asks for: to recall, or something of its own."""
+    task = str(landscape.facts["task"])
+    return "recall" if task.endswith("recall") else task
+
+
 def judged(first: Landscape, second: Landscape) -> dict[str, Any]:
     """A path found on one task, on another."""
     auto = resolve("search", "auto")
@@ -73,7 +81,7 @@ def judged(first: Landscape, second: Landscape) -> dict[str, Any]:
     row: dict[str, Any] = {
         "found on": first.facts["name"], "set on": second.facts["name"], "seed": second.facts["seed"],
         "blocks": second.space.num_blocks, "set": spelled(there.choice.path), "searched": spelled(here.choice.path),
-        "units": here.cost,
+        "units": here.cost, "alike": kind(first) == kind(second),
     }  # fmt: skip
     for unit in units_of(second):
         truth = second.truth(unit)
@@ -148,14 +156,15 @@ def with_regret(kept: list[dict[str, Any]], found: list[Landscape]) -> None:
 
 
 def overall(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each number of blocks and length of training: means over pairs, and 95 % intervals over seeds."""
+    """Means over pairs of tasks that are alike, and over the others; 95 % intervals over seeds."""
     found = []
-    for blocks, unit in itertools.product(sorted({row["blocks"] for row in rows}), ("1", "2", "4")):
-        here = [row for row in rows if row["blocks"] == blocks and unit in row]
+    for blocks, alike, unit in itertools.product(sorted({row["blocks"] for row in rows}), (True, False), UNITS):
+        here = [row for row in rows if (row["blocks"], row["alike"]) == (blocks, alike) and unit in row]
         if not here:
             continue
         seeds = sorted({row["seed"] for row in here})
-        summary: dict[str, Any] = {"blocks": blocks, "after": int(unit), "pairs": len(here), "seeds": len(seeds)}
+        summary: dict[str, Any] = {"blocks": blocks, "tasks": "of one kind" if alike else "of two kinds"}
+        summary |= {"after": int(unit), "pairs": len(here), "seeds": len(seeds)}
         summary["units"] = statistics.fmean(row["units"] for row in here)
         for key in here[0][unit]:
             means = [statistics.fmean(row[unit][key] for row in here if row["seed"] == seed) for seed in seeds]
@@ -171,19 +180,20 @@ def tables(rows: list[dict[str, Any]], summary: list[dict[str, Any]], kept: list
     title = "regret after 1, 2, 4 units on the second task: path found on the first / by a search there / any"
     table = Table("found on", "set on", "seed", "path", "regret", "search", "its units", "regret", "any", title=title)
     for row in rows:
-        cells = {key: " ".join(f"{row[u][key]:.2f}" for u in ("1", "2", "4") if u in row) for key in WAYS}
+        cells = {key: " ".join(f"{row[u][key]:.2f}" for u in UNITS if u in row) for key in WAYS}
         table.add_row(
             row["found on"], row["set on"], str(row["seed"]), row["set"], cells["set"], row["searched"],
             f"{row['units']:.2f}", cells["searched"], cells["any"],
         )  # fmt: skip
     yield table
-    table = Table("blocks", "after", "pairs", "seeds", "way", "units", "hit rate", "regret", "95 %", title="all pairs")
+    heads = ("blocks", "tasks", "after", "pairs", "seeds")
+    table = Table(*heads, "way", "units", "hit rate", "regret", "95 %", title="all pairs")
     for row in summary:
         for way in WAYS:
             interval = row[f"{way}, interval"]
             spread = "–" if interval is None else f"{interval[0]:.2f} … {interval[1]:.2f}"
             units = f"{row['units']:.2f}" if way == "searched" else "0"
-            numbers = [str(row[key]) for key in ("blocks", "after", "pairs", "seeds")]
+            numbers = [str(row[key]) for key in heads]
             table.add_row(*numbers, way, units, f"{row[f'hit, {way}']:.2f}", f"{row[way]:.2f}", spread)
     yield table
     if kept:
@@ -200,9 +210,6 @@ def tables(rows: list[dict[str, Any]], summary: list[dict[str, Any]], kept: list
                 f"{row['loss']:.3f}", f"{row['metric']:.3f}",
             )  # fmt: skip
         yield table
-
-
-WAYS = ("set", "searched", "any")
 
 
 def main() -> int:

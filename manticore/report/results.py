@@ -12,7 +12,7 @@ import json
 import math
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -24,7 +24,7 @@ from manticore.stages.combine import CombineRecord, ComponentRecord, TaskInfo
 from manticore.stages.compare import CompareRecord
 from manticore.stages.discretize import DiscretizeRecord
 from manticore.stages.finetune import FinetuneRecord, SavedModel
-from manticore.stages.records import Weights
+from manticore.stages.records import Plain, PluggedRecord, Weights
 from manticore.stages.search import SearchRecord
 
 
@@ -43,6 +43,8 @@ class Results:
     finetune: FinetuneRecord | None = None
     compare: CompareRecord | None = None
     model: SavedModel | None = None
+    stages: dict[str, PluggedRecord] = field(default_factory=dict)
+    """Of other packages."""
 
     @property
     def num_components(self) -> int:
@@ -64,8 +66,9 @@ class Results:
 
     @property
     def _looked_at(self) -> list[tuple[int, ...]]:
-        """The paths of the search's candidates."""
-        return [candidate.path for candidate in self.search.candidates] if self.search else []
+        """The paths that the search has scored."""
+        search = self.search or SearchRecord()
+        return [candidate.path for candidate in (*search.candidates, *search.shared)]
 
     @property
     def component_names(self) -> list[str]:
@@ -164,11 +167,13 @@ def _check_shapes(results: Results, where: str) -> None:
     if chosen and results.search and results.search.path:
         path = results.search.path
         expect(chosen[0] == path, "search.candidates", f"the chosen one to have path {list(path)}", list(chosen[0]))
-    for candidate in results.search.candidates if results.search else ():
-        at, path = "search.candidates.path", candidate.path
-        expect(len(path) == n and all(0 <= c < k for c in path), at, f"{n} indices below {k}", list(path))
+    search = results.search or SearchRecord()
+    listed = {"candidates": search.candidates, "shared": search.shared}
+    for at, candidate in ((f"search.{name}", each) for name, found in listed.items() for each in found):
+        path = candidate.path
+        expect(len(path) == n and all(0 <= c < k for c in path), f"{at}.path", f"{n} indices below {k}", list(path))
         for point in candidate.points:
-            expect(point.mark >= 0, "search.candidates.points.mark", "a number of twelfths", point.mark)
+            expect(point.mark >= 0, f"{at}.points.mark", "a number of twelfths", point.mark)
     compare = results.compare or CompareRecord()
     known = range(max(1, len(compare.budgets)))
     for scored in compare.rows:
@@ -187,6 +192,8 @@ def _fields(cls: type) -> dict[str, Any]:
 
 def _read(kind: Any, value: Any, where: str, at: str) -> Any:
     """``value`` as the type ``kind``, which may be a dataclass, tuple, dict, optional or scalar of JSON."""
+    if kind == Plain:
+        return _plain(value, where, at)
     if get_origin(kind) in (Union, types.UnionType):
         if value is None:
             return None
@@ -213,6 +220,17 @@ def _read(kind: Any, value: Any, where: str, at: str) -> Any:
         named = {printable(str(key)): item for key, item in value.items()}
         return {key: _read(item_kind, item, where, f"{at}.{key}") for key, item in named.items()}
     return _scalar(kind, value, where, at)
+
+
+def _plain(value: Any, where: str, at: str) -> Plain:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    number: Plain = _scalar(float, value, where, at)
+    return value if isinstance(value, int) else number
 
 
 def _scalar(kind: type, value: Any, where: str, at: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,6 +23,7 @@ from manticore.stages.stage import Stage, StagePlan, amount
 if TYPE_CHECKING:
     from manticore.plan.costing import Costing
     from manticore.search.result import SearchResult
+    from manticore.tasks.shape import TaskShape
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,10 @@ class SearchRecord(Record):
     candidates: tuple[CandidateRecord, ...] = ()
     """Empty where mixture weights were learned."""
     shared: tuple[CandidateRecord, ...] = ()
-    """Of one-shot search, what paths scored with the weights that they share."""
+    """What paths scored with the weights that they share: of one-shot search, and of the supernet whose mixture weights
+    were learned, parents also before that (a point of 0 steps)."""
+    shared_examples: int | None = None
+    """Held-out examples that each of them was scored on."""
     unit_flops: float | None = None
     """Training FLOPs of one fine-tuning."""
     trained_flops: float | None = None
@@ -98,6 +102,11 @@ class SearchRecord(Record):
     higher_is_better: bool = True
     task_options: dict[str, str] = field(default_factory=dict)
     """What was others in the task that the candidates trained on, where that was a cheaper one."""
+
+    @property
+    def learned(self) -> bool:
+        """Whether mixture weights were learned."""
+        return any(step.weights for step in self.history)
 
     @property
     def chosen(self) -> CandidateRecord | None:
@@ -140,7 +149,10 @@ class Search(Stage):
         case = costing.measure(self.name, costing.setting(section), None)
         costing.save_model(costing.tuned["supernet"].held)
         costing.save_checkpoints(case.held)
-        yield costing.training(self.name, "supernet", case, None)
+        trained = costing.training(self.name, "supernet", case, None)
+        paths, scoring = _scoring_of_one_hot_paths(costing, section, trained.flops)
+        what = f"{trained.what}, then {paths} one-hot paths on held-out data"
+        yield replace(trained, what=what, flops=trained.flops + scoring)
 
     def work(self, run: Run, folder: Path) -> Outcome:
         section, task = self.settings(run.recipe), run.search_task
@@ -172,6 +184,31 @@ class Search(Stage):
         return f"manticore discretize {quote(out)} -o {quote(out + '-small')}"
 
 
+def _scoring_of_one_hot_paths(costing: Costing, section: sections.Search, training: float) -> tuple[int, float]:
+    """How many paths of a supernet are scored after its search, and FLOPs; at most, where what is found decides."""
+    from manticore.plan.cases import Setting
+    from manticore.search.differentiable.one_hot import compared, one_hot_paths
+    from manticore.search.path_costs import PathCosts
+    from manticore.search.space import Space
+
+    plain, task = Setting("all", False, False, section.dtype), costing.task
+    costs = PathCosts(
+        lambda path: round(
+            costing.cases.measure(plain, path, batch_size=task.sequences, length=task.length).forward_flops
+        ),
+        additive=True,
+    )
+    space = Space(costing.shape.num_blocks, len(costing.sources))
+    examples = compared(space, _held_out(section, task), training, max(map(costs, space.parents)))
+    paths = one_hot_paths(space, tuple(costing.paths["costliest"]))
+    return len(paths), examples * sum(map(costs, [*space.parents, *paths]))
+
+
+def _held_out(section: sections.Search, task: TaskShape) -> int:
+    """Examples that a path is scored on."""
+    return min(section.validation_examples, task.validation_examples or section.validation_examples)
+
+
 def _cost_of_candidates(costing: Costing, section: sections.Search) -> Iterator[StagePlan]:
     """As many units as the method may need; each candidate takes the memory of one path, and is kept on the disk."""
     whole, costing = costing, costing.of_candidates()
@@ -188,7 +225,8 @@ def _cost_of_candidates(costing: Costing, section: sections.Search) -> Iterator[
     step, steps = dearest.flops * dearest.accumulation, tuning.steps or tuning.default_steps
     unit = section.finetune_flops or tuning.budget_flops or steps * step
     one = costing.task.sequences * dearest.forward_flops / dearest.micro_batch
-    scoring = section.validation_examples * one
+    held_out = _held_out(section, costing.task)
+    scoring = held_out * one
     least, most = forecast(
         resolve("search", section.method), space, spacing(scoring, unit), 0, **section.method_options()
     )
@@ -200,7 +238,7 @@ def _cost_of_candidates(costing: Costing, section: sections.Search) -> Iterator[
     for _ in range(most.candidates):
         whole.save_checkpoints(case.held)
     if most.compared:
-        examples = compared_examples(section.validation_examples, most.shared * unit, len(most.compared), one)
+        examples = compared_examples(held_out, most.shared * unit, len(most.compared), one)
         forward = PathCosts(lambda path: round(costing.tuned_path(path).forward_flops), additive=True)
         scored = sum(map(forward, most.compared)) * costing.task.sequences / case.micro_batch
         flops += examples * scored

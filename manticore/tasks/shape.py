@@ -26,6 +26,8 @@ class TaskShape:
     """None where that depends on the text."""
     sequences: int = 1
     """Documents of an example, each of that length."""
+    validation_examples: int | None = None
+    """None where that depends on the text."""
 
 
 def task_shape(choice: TaskChoice) -> TaskShape:
