@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
+from manticore.search.curves import Point
 from manticore.search.space import Path, Space
 
 MOST_SCORED = 256
@@ -12,8 +12,6 @@ MOST_SCORED = 256
 
 FEWEST_EXAMPLES = 32
 """Held-out examples that each of them is scored on, at least."""
-
-P = TypeVar("P")
 
 
 def compared_examples(most: int, training: float, paths: int, forward: float) -> int:
@@ -28,7 +26,7 @@ def compared_examples(most: int, training: float, paths: int, forward: float) ->
     return min(most, max(FEWEST_EXAMPLES, int(training // (paths * forward))))
 
 
-def beam(space: Space, score: Callable[[Path], P | None], loss: Callable[[P], float]) -> dict[Path, P]:
+def beam(space: Space, score: Callable[[Path], Point | None]) -> dict[Path, Point]:
     """Score all paths, or those that a beam comes by.
 
     The beam holds whole paths, so that each score is one that a path can have. It begins with the components alone
@@ -38,13 +36,12 @@ def beam(space: Space, score: Callable[[Path], P | None], loss: Callable[[P], fl
 
     Args:
         space: the paths.
-        score: of a path; None where it has none.
-        loss: of a score, lower is better.
+        score: of a path, whose loss counts; None where it has none.
 
     Returns:
         Path → its score, in the order in which they were asked for.
     """
-    found: dict[Path, P | None] = {}
+    found: dict[Path, Point | None] = {}
 
     def look(path: Path) -> None:
         if path not in found and len(found) < MOST_SCORED:
@@ -52,7 +49,7 @@ def beam(space: Space, score: Callable[[Path], P | None], loss: Callable[[P], fl
 
     def order(path: Path) -> tuple[float, Path]:
         value = found[path]
-        return float("inf") if value is None else loss(value), path
+        return float("inf") if value is None else value.loss, path
 
     if space.size <= MOST_SCORED:
         for path in space.paths():

@@ -332,5 +332,7 @@ def shape(name: str, options: Mapping[str, Any]) -> TaskShape:
         options: all of the task.
     """
     arena = ARENAS[name.removeprefix("lra/")]
-    tests = options.get("num_test") or arena.counts[2]
-    return TaskShape(name, arena.vocab_size, arena.length, int(tests), arena.sequences)
+    validation, tests = (
+        int(options.get(f"num_{split}") or count) for split, count in zip(SPLITS[1:], arena.counts[1:])
+    )
+    return TaskShape(name, arena.vocab_size, arena.length, tests, validation, arena.sequences)
