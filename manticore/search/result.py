@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
@@ -13,6 +12,7 @@ from torch import Tensor
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.search.costs import CostTable
 from manticore.search.curves import MARKS, Point
+from manticore.search.space import path_text
 from manticore.training.begun import Begun
 
 
@@ -88,10 +88,7 @@ class SearchResult:
     @property
     def verdict(self) -> str:
         """Whether the path found is worth more than the best parent, in a sentence; families stand for components."""
-        return self.worded([config.model_type for config in self.model.config.components])
-
-    def worded(self, names: Sequence[str]) -> str:
-        """The verdict, with these names of the components."""
+        names = [config.model_type for config in self.model.config.components]
         chosen = next((each for each in self.candidates if each.chosen), None)
         found = path_text(self.path, names)
         if chosen is None:
@@ -130,8 +127,3 @@ class SearchResult:
             for candidate in listed["candidates"]:
                 candidate["costs"] = self.costs.of(tuple(candidate["path"]))
         return {**found, **costs, **listed, "weights": self.weights.tolist()}
-
-
-def path_text(path: Sequence[int], names: Sequence[str]) -> str:
-    """``mamba → gpt``: the components of a path, each once where it keeps several blocks in a row."""
-    return " → ".join(names[k] for k, _ in itertools.groupby(path))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from manticore.errors import ManticoreError, require_hybrid
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.keywords import takes
-from manticore.printing import without_passwords
 from manticore.registry import resolve
 from manticore.schema.options import foreign_options, trains_candidates
 from manticore.search.candidates import find
@@ -74,9 +73,8 @@ def search(
         )
     # says who is to blame, where the method is somebody's plug-in
     resolve("search", settings.method)
-    for name in foreign_options(settings):
-        got = without_passwords(str(getattr(settings, name)))
-        raise ManticoreError(f"search: method {settings.method!r} has no {name} (got {got}). Fix: leave it out")
+    for text in foreign_options(settings).values():
+        raise ManticoreError(f"search: {text}")
     run = find if trains_candidates(settings.method) else learn
     return run(
         hybrid,
