@@ -197,6 +197,7 @@ def search(
     task: str | Task,
     settings: Search | None = None,
     *,
+    weights_from: SearchResult | str | Path | None = None,
     batch_size: int = 32,
     weight_decay: float = 0.01,
     decay: Literal['maps', 'all'] = 'maps',

@@ -124,6 +124,7 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
         "gla-swiglu": ("presets:GLA", "gated-linear-attention and swiglu, twice"),
         "mh-gla-swiglu": ("presets:MH_GLA", "mh-gated-linear-attention and swiglu, twice"),
         "mambaformer": ("presets:MAMBAFORMER", "mamba, then mh-attention without positions and mamba, twice"),
+        "sandwich-transformer": ("presets:SANDWICH_TRANSFORMER", "mh-attention twice, then swiglu twice"),
     },
     "task": {
         "mad/in-context-recall": ("mad.tasks:in_context_recall", "MAD: recall values by their keys"),

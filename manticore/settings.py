@@ -275,6 +275,7 @@ LEARNING_OPTIONS = (
     "mixture_schedule",
     "mixture_warmup_steps",
     "start",
+    "weights_from",
     "steps",
     "budget_flops",
     "save_steps",
@@ -287,7 +288,14 @@ RACING_OPTIONS = ("finetune_flops", "validation_examples", *SHARING_OPTIONS, "ma
 """Options of a search that only methods have that train candidates."""
 
 
-class Search(OneTraining):
+class FromElsewhere(Settings):
+    """What takes over what a search has found on another task."""
+
+    weights_from: Annotated[Text | None, InPython("SearchResult | str | Path | None")] = None
+    """Folder of a search or of a run on the same parents: its path, or mixture weights, are set here."""
+
+
+class Search(OneTraining, FromElsewhere):
     """Find out which component each block should use."""
 
     method: SearchMethod = "auto"
@@ -353,14 +361,26 @@ class Search(OneTraining):
 
     default_steps = 120
     # what a search that learns weights does not depend on
-    unkeyed = OneTraining.unkeyed | {*RACING_OPTIONS, *_OF_METHODS}
+    unkeyed = OneTraining.unkeyed | {*RACING_OPTIONS, *_OF_METHODS, "weights_from"}
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.start is not None and self.weights_from is not None:
+            raise wrong("start and weights_from are both given. Fix: give one of them")
+        return self
 
 
-class Discretize(Settings):
+class Discretize(FromElsewhere):
     """Keep one component per block, drop the rest."""
 
     path: list[Amount] | None = None
     """One component index per block; left out, what the search found."""
+
+    @model_validator(mode="after")
+    def _one_path(self) -> Self:
+        if self.path is not None and self.weights_from is not None:
+            raise wrong("path and weights_from are both given. Fix: give one of them")
+        return self
 
 
 class Finetune(OneTraining):

@@ -209,14 +209,19 @@ def discretize(hybrid: Hybrid, out: Out, *, settings: dict[str, Any]) -> None:
     Example: manticore discretize searched -o small
     """
     refuse_existing(out)
-    say(f"discretize: {hybrid} to {settings['path'] or 'its best path'}")
+    elsewhere = settings.pop("weights_from")
+    said = settings["path"] or ("its best path" if elsewhere is None else f"what was found in {elsewhere}")
+    say(f"discretize: {hybrid} to {said}")
     import manticore
+    from manticore.hybrid.found import found_by
     from manticore.stages.discretize import Discretize
     from manticore.training.begun import BEGUN, begun_beside
     from manticore.training.saved_models import load_hybrid
 
     quiet_libraries()
     found: Any = load_hybrid(hybrid)
+    if elsewhere is not None:
+        settings["path"] = found_by(elsewhere, "discretize").suits(found.config, "discretize").path
     begun = getattr(begun_beside(found, hybrid), "checkpoints", None)
     # what a search has trained is discretized already, to the path that it found
     whole = settings["path"] in (None, found.config.path)

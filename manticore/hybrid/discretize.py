@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from manticore.components.rebuilding import named_tensors, rebuilt
 from manticore.errors import ManticoreError, require_hybrid
 from manticore.hybrid.configuration import ManticoreConfig
+from manticore.hybrid.found import found_by
 from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.mixing import check_path
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
@@ -29,7 +31,12 @@ def best_path(hybrid: ManticorePreTrainedModel) -> list[int]:
     return hybrid.mixing.best_path()
 
 
-def discretize(hybrid: M | SearchResult, path: Sequence[int] | None = None) -> M:
+def discretize(
+    hybrid: M | SearchResult,
+    path: Sequence[int] | None = None,
+    *,
+    weights_from: SearchResult | str | Path | None = None,
+) -> M:
     """A hybrid that keeps, per block, one component's segment, and projectors where components change.
 
     It computes what the supernet computes at that vertex. The supernet is left as it is.
@@ -38,14 +45,21 @@ def discretize(hybrid: M | SearchResult, path: Sequence[int] | None = None) -> M
         hybrid: a supernet, for text or for classes; or what a search has found: of a search over candidates, the path
             that it has trained is returned as it is.
         path: N component indices; None takes :func:`best_path`, and says so if there is nothing to choose by.
+        weights_from: what a search has found in another hybrid of the same parents, or its folder, instead of a path.
 
     Returns:
         A new hybrid in the mode (training or evaluation) of the given one, with copies of the kept weights.
 
     Raises:
-        ManticoreError: already discretized, adapters not merged, an impossible path, or a family that shares weights
-            between layers.
+        ManticoreError: already discretized, adapters not merged, an impossible path, one that was found in a hybrid of
+            other parents, or a family that shares weights between layers.
     """
+    if weights_from is not None:
+        if path is not None:
+            raise ManticoreError("discretize: path and weights_from are both given. Fix: give one of them")
+        target = hybrid if isinstance(hybrid, nn.Module) else getattr(hybrid, "model", None)
+        require_hybrid(target, "discretize")
+        path = found_by(weights_from, "discretize").suits(cast(M, target).config, "discretize").path
     if not isinstance(hybrid, nn.Module) and hasattr(hybrid, "candidates"):
         if hybrid.candidates and (path is None or list(path) == hybrid.path):
             return hybrid.model  # type: ignore[return-value]

@@ -13,6 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from manticore.components.masters import is_half
+from manticore.hybrid.found import chosen_elsewhere
 from manticore.plan.cases import Case, Cases, Setting
 from manticore.plan.fit import Fit, fit, way_out
 from manticore.plan.memory import ADAMW_TENSORS, Inventory
@@ -115,9 +116,10 @@ class Costing:
     @cached_property
     def paths(self) -> dict[str, list[int]]:
         """The paths with the fewest and the most FLOPs; the recipe's own where it names one."""
-        if self.recipe.discretize.path is not None:
-            return {name: list(self.recipe.discretize.path) for name in ("cheapest", "costliest")}
         config = self.skeleton.hybrid.config
+        given = chosen_elsewhere(self.recipe.discretize, config)
+        if given is not None:
+            return dict.fromkeys(("cheapest", "costliest"), given)
         widths = [component.hidden_size for component in config.components]
         cheapest, costliest = path_ends(self.tuned_path, config.boundaries, widths)
         return {"cheapest": cheapest, "costliest": costliest}

@@ -191,10 +191,11 @@ def _path(sections: dict[str, Any], num_components: int) -> Iterator[Finding]:
     chosen, num_blocks = sections["discretize"].path, sections["combine"].num_blocks
     where: Path = ("discretize", "path")
     if chosen is None:
-        if sections.get("search", True) is None:
+        if sections.get("search", True) is None and sections["discretize"].weights_from is None:
             yield (
                 where,
-                "without a search, the path must be given. Fix: set discretize.path, for example [0, 1]",
+                "without a search, the path must be given. Fix: set discretize.path, for example [0, 1], or "
+                "discretize.weights_from, a search on another task",
             )
         return
     if len(chosen) != num_blocks:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from manticore import option_types, registry, settings
+from manticore.errors import in_brief
 from manticore.making import misfit, shown
 from manticore.printing import without_passwords
 
@@ -73,7 +74,7 @@ def foreign_options(search: settings.Search) -> dict[str, str]:
         # a tensor to start from is not compared with a text
         given = value is not None and (not isinstance(value, str | int | float | dict) or value != field.default)
         if given and (name in lacks or (option is not None and own is not None and option not in own)):
-            got = without_passwords(str(value))
+            got = in_brief(without_passwords(str(value)))
             found[name] = f"method {search.method!r} has no {name} (got {got}). Fix: leave it out"
     return found
 

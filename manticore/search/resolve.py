@@ -11,6 +11,7 @@ from manticore.errors import ManticoreError
 from manticore.keywords import merged
 from manticore.paths import expanded
 from manticore.reading import read_object
+from manticore.runs.files import SEARCHED
 from manticore.search.constraints import constrained
 from manticore.search.costs import CostTable
 from manticore.search.curves import MARKS, Curves, Point
@@ -20,7 +21,6 @@ from manticore.settings import Search
 if TYPE_CHECKING:
     from manticore.search.result import SearchResult
 
-NOTE = "search.json"
 _SHOWN = 8
 _NOTHING = "search: --resolve: {} holds no paths that were trained. Fix: give a folder that `manticore search` wrote"
 
@@ -65,7 +65,7 @@ def resolve(search: SearchResult | str | Folder, limits: Mapping[str, float]) ->
     """
     wanted = merged(Search, None, {"max": limits}, stage="search").max
     if isinstance(search, str | Folder):
-        record = read_object(expanded(search) / NOTE, "search again") or {}
+        record = read_object(expanded(search) / SEARCHED, "search again") or {}
     else:
         record = search.to_dict()
     if not record.get("candidates") or not record.get("costs"):

@@ -44,7 +44,8 @@ def search(
     is the FLOPs of one fine-tuning, ``finetune_flops``. ``darts``, ``dash`` and ``gaea`` learn mixture weights together
     with the supernet instead, in ``steps`` or ``budget_flops``; arguments left at None take the default of the method
     (``manticore.search.differentiable.methods``), ``start`` may also be the mixture weights to start from, ``[N, K]``,
-    or N component indices, and mixture weights are always in float32, their gradient not in ``max_grad_norm``.
+    or N component indices, ``weights_from`` what another search returned, and mixture weights are always in float32,
+    their gradient not in ``max_grad_norm``.
 
     A task with a vocabulary of its own gives the components fresh embeddings and heads first, unless they have them
     already. A task with classes makes a classifier of the hybrid, which itself stays as it is.

@@ -1,8 +1,9 @@
-"""Named architectures: layer lists of the MAD papers at their scale, and MambaFormer.
+"""Named architectures: layer lists of the MAD papers at their scale, MambaFormer, and the sandwich transformer.
 
 Sources: Poli et al., "Mechanistic Design and Scaling of Hybrid Architectures", 2024 (the striped and plain ones; the
 lists of hyena experts, Mamba and gated linear attention follow its rules, since it does not print them); Park et al.,
-"Can Mamba Learn How to Learn?", 2024 (MambaFormer).
+"Can Mamba Learn How to Learn?", 2024 (MambaFormer); Press et al., "Improving Transformer Models by Reordering their
+Sublayers", 2020 (the sandwich).
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ GLA = Preset(("gated-linear-attention", "swiglu") * 2)
 MH_GLA = Preset(("mh-gated-linear-attention", "swiglu") * 2)
 # the first Mamba layer stands for an embedding of positions
 MAMBAFORMER = Preset(("mamba", *(("mh-attention", {"rotary": False}), "mamba") * 2))
+# mixers of tokens below, of channels above, and both in turns between them: k = 1 of two of each
+SANDWICH_TRANSFORMER = Preset(("mh-attention", "mh-attention", "swiglu", "swiglu"))
 
 
 def preset_config(name: str, **settings: Any) -> StackConfig:

@@ -43,7 +43,8 @@ class Discretize(Stage):
 
     def inputs(self, recipe: Recipe) -> Mapping[str, Any]:
         tuning = recipe.finetune
-        return {"path": recipe.discretize.path, "start": tuning.start, "test_examples": tuning.test_examples}
+        found = {"start": tuning.start, "test_examples": tuning.test_examples}
+        return {**recipe.discretize.model_dump(exclude_none=True), "path": recipe.discretize.path, **found}
 
     def cost(self, costing: Costing) -> Iterator[StagePlan]:
         """Scoring: of the supernet and the hybrid before fine-tuning, of the hybrid after it."""
@@ -58,10 +59,12 @@ class Discretize(Stage):
         yield costing.judged("evaluate", what, peak, "larger devices", flops=flops)
 
     def work(self, run: Run, folder: Path) -> Outcome:
+        from manticore.hybrid.found import chosen_elsewhere
+
         scored = run.recipe.finetune.test_examples
         score = lambda model: manticore.evaluate(model, run.task, max_examples=scored)  # noqa: E731
         searched = run.searched()
-        path = run.recipe.discretize.path or run.results_of("search").get("path")
+        path = chosen_elsewhere(run.recipe.discretize, searched.config) or run.results_of("search").get("path")
         path = path or manticore.discretize(searched).config.path
         if run.by_candidates:
             # nothing was soft: the path stands as the search has trained it, or as it was before

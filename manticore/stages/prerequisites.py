@@ -25,7 +25,9 @@ from manticore.components.checkpoint_folder import (
     refuse_no_weights,
 )
 from manticore.errors import ManticoreError
+from manticore.paths import expanded
 from manticore.registry import did_you_mean
+from manticore.runs.files import RESULTS, SEARCHED
 from manticore.schema.consistency import Finding
 from manticore.schema.options import options_of, reads_tokenizer
 from manticore.schema.problems import Path
@@ -63,7 +65,22 @@ def missing_prerequisites(sections: Mapping[str, Any]) -> Iterator[Finding]:
     for name in ("search", "finetune"):
         if sections.get(name) is not None:
             yield from _trackers(name, sections[name].report_to)
+    for name in ("search", "discretize"):
+        if sections.get(name) is not None:
+            yield from _searched(name, sections[name].weights_from)
     yield from _lengths(sections, found)
+
+
+def _searched(section: str, source: str | None) -> Iterator[Finding]:
+    """Nothing at all where a search should have left what it has found; what is there is read when it is needed."""
+    if source is not None and not any(
+        (expanded(source) / file).is_file() for file in (SEARCHED, RESULTS, "config.json")
+    ):
+        yield (
+            (section, "weights_from"),
+            f"nothing that a search has found (got {source!r}). "
+            "Fix: a folder that `manticore search`, `discretize` or `run` wrote",
+        )
 
 
 class _Component:

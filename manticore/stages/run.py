@@ -59,6 +59,7 @@ class Run:
 
     def read(self) -> dict[str, str | None]:
         """Digests of what stages read from outside: components' files, the task's data, the text to align on."""
+        from manticore.hybrid.found import found_by
         from manticore.tasks.text_sources import find_text
 
         names = [component.name for component in self.recipe.components]
@@ -67,6 +68,10 @@ class Run:
         if self.recipe.align is not None and self.recipe.align.text != "task":
             files = find_text(self.recipe.align.text).files
             read["data, text to align on"] = content_key([self.digests.of(file) for file in files])
+        for section in (self.recipe.search, self.recipe.discretize):
+            if section is not None and section.weights_from is not None:
+                found = found_by(section.weights_from, "run")
+                read[f"found in {section.weights_from}"] = content_key([found.path, found.weights.tolist()])
         return read
 
     @cached_property

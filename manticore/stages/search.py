@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import manticore
 from manticore import settings
+from manticore.runs.files import SEARCHED
 from manticore.runs.stages import Outcome
 from manticore.schema import sections
 from manticore.schema.options import trains_candidates
@@ -118,7 +119,7 @@ class SearchRecord(Record):
 
 class Search(Stage):
     name = "search"
-    note: ClassVar[str] = "search.json"
+    note: ClassVar[str] = SEARCHED
 
     def plan_line(self, recipe: Recipe) -> str:
         section = self.settings(recipe)
@@ -129,7 +130,10 @@ class Search(Stage):
         return f"{section.method}, {amount(section, recipe)}"
 
     def inputs(self, recipe: Recipe) -> Mapping[str, Any]:
-        return self.settings(recipe).model_dump(mode="json", exclude={*settings.SHARING_OPTIONS})
+        section = self.settings(recipe)
+        # absent where nothing is taken from elsewhere: runs from before there was a choice stay valid
+        absent = set() if section.weights_from else {"weights_from"}
+        return section.model_dump(mode="json", exclude={*settings.SHARING_OPTIONS, *absent})
 
     def cost(self, costing: Costing) -> Iterator[StagePlan]:
         section = self.settings(costing.recipe)

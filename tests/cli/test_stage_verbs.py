@@ -41,6 +41,12 @@ def test_the_stages_lead_from_checkpoints_to_a_scored_hybrid(
     assert len(Path("searched/search/mixture_weights.csv").read_text().splitlines()) == 1 + 2 * 3
     said = do("discretize", "searched", "--path", "1,0", "-o", "small")
     assert "path [1, 0]" in said
+    do("discretize", "aligned", "--weights-from", "small", "-o", "programmed")
+    assert AutoModelForCausalLM.from_pretrained("programmed").config.path == [1, 0]
+    programmed = ["--method", "darts", "--weights-from", "searched", "--mixture-lr", "1e-7", "--steps", "1"]
+    do("search", "aligned", *TASK, *programmed, "--batch-size", "4", "-o", "again")
+    found, again = (json.loads(Path(f"{name}/search.json").read_text())["weights"] for name in ("searched", "again"))
+    assert again == [pytest.approx(row, abs=1e-4) for row in found]
     do("finetune", "small", *TASK, "--steps", "3", "--batch-size", "4", "--test-examples", "8", "-o", "tuned")
     said = do("evaluate", "tuned", *TASK, "--max-examples", "8", "-o", "scores.json")
     scores = json.loads(Path("scores.json").read_text())["metrics"]

@@ -47,6 +47,12 @@ def test_without_a_search_a_given_path_is_tuned(mini_recipe: Path, tmp_path: Pat
     results = execute(create_run(load_recipe(str(mini_recipe), overrides), str(tmp_path / "run")))
     assert results["discretize"]["path"] == [1, 0]
     assert results["finetune"]["metrics"]["accuracy"] >= 0
+    # and a run on the same parents takes over what that one had
+    overrides[-1] = f"discretize.weights_from={tmp_path / 'run'}"
+    run = create_run(load_recipe(str(mini_recipe), [*overrides, "finetune.steps=1"]), str(tmp_path / "programmed"))
+    assert execute(run)["discretize"]["path"] == [1, 0]
+    # of which a run that is resumed says that it has changed
+    assert f"found in {tmp_path / 'run'}" in Run(run).read()
 
 
 def test_rows_to_align_on_are_filled_up_and_masked(mini_recipe: Path, tmp_path: Path) -> None:

@@ -195,6 +195,16 @@ def test_what_is_no_recipe_is_one_line(text: str | bytes, expected: str, tmp_pat
             id="path index",
         ),
         pytest.param(
+            MINIMAL + "discretize: {path: [0, 1, 0, 0], weights_from: .}\n",
+            "mine.yaml:6: discretize: path and weights_from are both given. Fix: give one of them",
+            id="two paths",
+        ),
+        pytest.param(
+            MINIMAL + "search: {weights_from: .}\n",
+            "mine.yaml:6: search.weights_from: method 'auto' has no weights_from (got .). Fix: leave it out",
+            id="weights for a race",
+        ),
+        pytest.param(
             MINIMAL + "search: null\n", "mine.yaml:1: discretize.path: without a search, the path", id="no search"
         ),
         pytest.param(

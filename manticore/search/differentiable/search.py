@@ -6,11 +6,13 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
+from manticore.errors import ManticoreError
 from manticore.hybrid.discretize import best_path
+from manticore.hybrid.found import found_by
 from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.modes import kept_modes
@@ -69,10 +71,15 @@ def learn(
         lora_rank=settings.lora_rank,
         seed=seed,
     )
-    if settings.start is None:
+    start: Any = settings.start
+    if settings.weights_from is not None:
+        if start is not None:
+            raise ManticoreError("search: start and weights_from are both given. Fix: give one of them")
+        start = found_by(settings.weights_from, "search").suits(hybrid.config, "search").start("search")
+    if start is None:
         hybrid.mixing.reset_mixture()
-    elif not isinstance(settings.start, str):
-        hybrid.set_mixture_weights(settings.start)
+    elif not isinstance(start, str):
+        hybrid.set_mixture_weights(start)
     with ExitStack() as stack:
         if isinstance(hybrid, ComponentGenerationMixin):
             # last of all, when the mixture weights are numbers again
