@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from manticore.search.beam import MOST_SCORED, beam, compared_examples
+from manticore.search.beam import MOST_SCORED, beam, compared_examples, usual
 from manticore.search.choice import PathMethod, Shared
 from manticore.search.curves import MARKS, Curves, Point, SharedScores, steps_at
 from manticore.search.sampling import Sampler, sampled
@@ -22,7 +22,7 @@ class Forecast:
     shared: Shared | None = None
     """What it asks of weights that paths share."""
     compared: tuple[Path, ...] = ()
-    """Paths that are scored with them; where a beam looks for them, as many that are drawn."""
+    """Paths that are scored with them; where a beam looks for them, drawn ones that cost what it spends."""
 
     @property
     def units(self) -> float:
@@ -120,7 +120,7 @@ def _course(
             if isinstance(asked, Shared):
                 # where a race is short, parents are the best, which train in any case; else the worst
                 guessed = beam(asked.space, _near if apart > 0 else _far)
-                curves.shared, shared, compared = SharedScores(guessed, 0), asked, tuple(guessed)
+                curves.shared, shared, compared = SharedScores(guessed, 0), asked, tuple(usual(asked.space, seed))
                 continue
             for path, mark in asked:
                 place = order.setdefault(path, next(numbers))
@@ -128,10 +128,6 @@ def _course(
                     curves.add(path, Point(each, each, each, 0, apart * place, -apart * place, (0.0, 0.0)))
     except StopIteration:
         pass
-    if shared is not None and shared.space.size > MOST_SCORED:
-        # a beam goes where losses lead it: as many that are drawn cost what it costs on average
-        drawn = Sampler(shared.space, "uniform", seed, [])
-        compared = tuple(map(drawn.path, range(len(compared))))
     return Forecast({path: tuple(sorted(curve)) for path, curve in curves.points.items()}, shared, compared)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -143,7 +143,7 @@ class _Sharing:
         if objective.settings.trainable == "lora":
             merge_lora(supernet)
         flops = sum(map(costs, paths))
-        scored = beam(self.request.space, self._scoring(supernet, flops))
+        scored = beam(self.request.space, *self._scoring(supernet, flops), objective.seed)
         failed = None if scored else "no path has finite scores"
         return {"paths": list(scored), "flops": flops, "steps": len(paths), "failed": failed, "seconds": self._seconds}
 
@@ -175,7 +175,9 @@ class _Sharing:
     def _seconds(self) -> float:
         return 0.0 if self._trainer is None else self._trainer.stopwatch.seconds
 
-    def _scoring(self, supernet: ManticorePreTrainedModel, afforded: int) -> Any:
+    def _scoring(
+        self, supernet: ManticorePreTrainedModel, afforded: int
+    ) -> tuple[Callable[[Path], Point | None], PathCosts]:
         objective, space = self.objective, self.request.space
         costs = PathCosts(
             lambda path: flops_per_step(follow(supernet, path), 1, objective.task.length, backward=False), additive=True
@@ -194,7 +196,7 @@ class _Sharing:
                     self.log.add(spelled(path), {"failed": str(error)})
             return self._kept(path)
 
-        return score
+        return score, costs
 
     def _kept(self, path: Path) -> Point | None:
         record = self.log.get(spelled(path)) or {}

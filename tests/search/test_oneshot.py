@@ -9,7 +9,7 @@ from tiny_search import make_hybrid, recall
 
 import manticore
 from manticore.errors import ManticoreError
-from manticore.search.beam import MOST_SCORED, beam, compared_examples
+from manticore.search.beam import MOST_SCORED, beam, compared_examples, usual
 from manticore.search.choice import Shared
 from manticore.search.curves import Curves, Point, SharedScores
 from manticore.search.forecast import forecast
@@ -101,6 +101,20 @@ def test_a_beam_finds_the_best_where_blocks_add_up(blocks, components):
     found = beam(space, lambda path: far(path, best))
     assert len(found) == MOST_SCORED < space.size
     assert best_of(found) == best
+
+
+@pytest.mark.parametrize("dear", [0, 1])
+def test_a_beam_spends_what_drawn_paths_cost_wherever_it_goes(dear):
+    space = Space(12, 2)
+
+    def price(path):
+        return 1.0 + 2 * path.count(dear)
+
+    found = beam(space, lambda path: far(path, (1,) * 12), price, seed=3)
+    spent, planned = (sum(map(price, paths)) for paths in (found, usual(space, 3)))
+    assert planned - 25 < spent <= planned
+    # paths that are dearer than usual are fewer
+    assert (len(found) < MOST_SCORED) == (dear == 1)
 
 
 def test_a_beam_goes_on_past_paths_without_a_score():
