@@ -284,7 +284,7 @@ LEARNING_OPTIONS = (
 """Options of a search that only methods have that learn mixture weights."""
 SHARING_OPTIONS = ("workers", "storage", "study_name")
 """Options of a search that say who does its work: its result does not depend on them."""
-RACING_OPTIONS = ("finetune_flops", "validation_examples", *SHARING_OPTIONS, "max", "workload")
+RACING_OPTIONS = ("finetune_flops", *SHARING_OPTIONS, "max", "workload")
 """Options of a search that only methods have that train candidates."""
 
 
@@ -303,7 +303,7 @@ class Search(OneTraining, FromElsewhere):
     finetune_flops: Flops | None = None
     """A unit, for methods that train candidates: training FLOPs of fine-tuning one path; left out, 300 steps' worth."""
     validation_examples: Count = 256
-    """Held-out examples that candidates are scored on."""
+    """Held-out examples that paths are scored on."""
     gap: Positive | None = None
     """race, oneshot: lead in held-out loss that ends it, in nats per scored position; left out, 0.2."""
     max_handovers: Amount | None = None
@@ -361,7 +361,7 @@ class Search(OneTraining, FromElsewhere):
 
     default_steps = 120
     # what a search that learns weights does not depend on
-    unkeyed = OneTraining.unkeyed | {*RACING_OPTIONS, *_OF_METHODS, "weights_from"}
+    unkeyed = OneTraining.unkeyed | {*RACING_OPTIONS, *_OF_METHODS, "validation_examples", "weights_from"}
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:

@@ -6,6 +6,8 @@ import copy
 from collections.abc import Sequence
 from typing import TypeVar
 
+import torch
+
 from manticore.hybrid.discretize import copied_config
 from manticore.hybrid.path import PathMixing
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
@@ -26,7 +28,9 @@ def path_view(hybrid: M, path: Sequence[int]) -> M:
         # what a supernet has worked out about its own path
         view.__dict__.pop(name, None)
     view.config = copied_config(hybrid, path=list(path))
-    mixing = PathMixing(view.config)
+    # fresh projectors are drawn, and thrown away
+    with torch.random.fork_rng(devices=[]):
+        mixing = PathMixing(view.config)
     for name in mixing.projectors:
         mixing.projectors[name] = hybrid.mixing.projectors[name]
     view.mixing = mixing

@@ -52,7 +52,7 @@ def curve(candidate: CandidateRecord) -> list[CurvePoint]:
 
 def last(candidate: CandidateRecord) -> CurvePoint | None:
     """How far it came."""
-    return max(candidate.points, key=lambda point: point.mark, default=None)
+    return max(candidate.points, key=lambda point: (point.mark, point.steps), default=None)
 
 
 def is_parent(candidate: CandidateRecord) -> bool:
@@ -62,10 +62,10 @@ def is_parent(candidate: CandidateRecord) -> bool:
 
 def ranked(search: SearchRecord) -> list[CandidateRecord]:
     """The chosen one, then those that came farthest, the best first; those that failed last."""
-    return sorted(search.candidates, key=lambda candidate: (not candidate.chosen, *_place(search, candidate)))
+    return sorted(search.candidates, key=lambda candidate: (not candidate.chosen, *place(search, candidate)))
 
 
-def _place(search: SearchRecord, candidate: CandidateRecord) -> tuple[bool, int, float, float, tuple[int, ...]]:
+def place(search: SearchRecord, candidate: CandidateRecord) -> tuple[bool, int, float, float, tuple[int, ...]]:
     """What candidates are ordered by, whichever was chosen."""
     end = last(candidate) or CurvePoint(mark=-1)
     metric = math.inf if end.metric is None else end.metric * (-1 if search.higher_is_better else 1)
@@ -164,14 +164,6 @@ def search_warnings(results: Results) -> list[str]:
         reasons = "; ".join(dict.fromkeys(quantities.shorten(candidate.failed, 80) for candidate in failed[:3]))
         said.append(
             f"{len(failed)} of {len(search.candidates)} candidates failed ({reasons}); the search went on without them."
-        )
-    learned = any(step.weights for step in search.history)
-    chosen = search.chosen
-    first = min(search.candidates, key=lambda candidate: _place(search, candidate), default=None)
-    if learned and chosen is not None and first is not None and first.path != chosen.path:
-        said.append(
-            f"The largest mixture weights are those of {path_words(results, chosen.path)}, but "
-            f"{path_words(results, first.path)} scores best on held-out data."
         )
     return said
 

@@ -8,6 +8,7 @@ from manticore.report.candidates import search_warnings
 from manticore.report.naming import model_name
 from manticore.report.results import Results
 from manticore.report.rounding import rounding_notes
+from manticore.report.shared_scores import one_hot_warning
 from manticore.stages.compare import MISMATCH_LIMIT, CompareRecord, Row
 
 ENOUGH_SEEDS = 3
@@ -27,6 +28,7 @@ def warnings(results: Results) -> list[str]:
                 "matched exactly or by role); on text its scores are those of the re-embedded model."
             )
     found += search_warnings(results)
+    found += one_hot_warning(results)
     found += rounding_notes(results)
     if compare is None:
         return found

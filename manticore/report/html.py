@@ -7,7 +7,7 @@ policy forbids it. Every text comes through the template's escaping.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ from manticore import quantities
 from manticore.errors import ManticoreError
 from manticore.experiments.rows import HYBRID
 from manticore.paths import refuse_links_out
-from manticore.report import candidates, cells, spending
+from manticore.report import candidates, cells, shared_scores, spending
 from manticore.report.block_picture import layer_words
 from manticore.report.cautions import warnings
 from manticore.report.figures import FIGURE_NAMES, Drawing, draw_figures
@@ -139,6 +139,7 @@ def _render(results: Results, folder: Path, drawings: Mapping[str, Drawing]) -> 
         parent=alone(results),
         compare=_compare_table(results),
         search=_search_section(results),
+        shared=_shared_section(results),
         components=_component_table(results),
         figures=figures,
         costs=_cost_table(results),
@@ -176,16 +177,31 @@ def _search_section(results: Results) -> dict[str, Any] | None:
         "said": candidates.how_found(results),
         "metric": candidates.metric_name(results),
         "higher_is_better": search.higher_is_better,
-        "lines": [
-            {
-                "line": line,
-                "squares": [component_colour(k) for k in line.path] if len(line.path) <= _MOST_SQUARES else [],
-            }
-            for line in shown
-        ],
+        "lines": [{"line": line, "squares": _squares(line.path)} for line in shown],
         "more": len(search.candidates) - len(shown),
         "spent": candidates.spent(results),
     }
+
+
+def _shared_section(results: Results) -> dict[str, Any] | None:
+    """The paths that were scored with weights that they share; None where none were."""
+    search = results.search
+    if search is None or not search.shared:
+        return None
+    shown = shared_scores.shared_lines(results, _MOST_CANDIDATES)
+    return {
+        "title": shared_scores.shared_title(results),
+        "said": shared_scores.how_scored(results),
+        "metric": candidates.metric_name(results),
+        "higher_is_better": search.higher_is_better,
+        "before": any(line.before for line in shown),
+        "lines": [{"line": line, "squares": _squares(line.path)} for line in shown],
+        "more": len(search.shared) - len(shown),
+    }
+
+
+def _squares(path: Sequence[int]) -> list[str]:
+    return [component_colour(k) for k in path] if len(path) <= _MOST_SQUARES else []
 
 
 def _compare_table(results: Results) -> dict[str, Any] | None:

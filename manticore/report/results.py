@@ -64,8 +64,9 @@ class Results:
 
     @property
     def _looked_at(self) -> list[tuple[int, ...]]:
-        """The paths of the search's candidates."""
-        return [candidate.path for candidate in self.search.candidates] if self.search else []
+        """The paths that the search has scored."""
+        search = self.search or SearchRecord()
+        return [candidate.path for candidate in (*search.candidates, *search.shared)]
 
     @property
     def component_names(self) -> list[str]:
@@ -164,11 +165,13 @@ def _check_shapes(results: Results, where: str) -> None:
     if chosen and results.search and results.search.path:
         path = results.search.path
         expect(chosen[0] == path, "search.candidates", f"the chosen one to have path {list(path)}", list(chosen[0]))
-    for candidate in results.search.candidates if results.search else ():
-        at, path = "search.candidates.path", candidate.path
-        expect(len(path) == n and all(0 <= c < k for c in path), at, f"{n} indices below {k}", list(path))
+    search = results.search or SearchRecord()
+    listed = {"candidates": search.candidates, "shared": search.shared}
+    for at, candidate in ((f"search.{name}", each) for name, found in listed.items() for each in found):
+        path = candidate.path
+        expect(len(path) == n and all(0 <= c < k for c in path), f"{at}.path", f"{n} indices below {k}", list(path))
         for point in candidate.points:
-            expect(point.mark >= 0, "search.candidates.points.mark", "a number of twelfths", point.mark)
+            expect(point.mark >= 0, f"{at}.points.mark", "a number of twelfths", point.mark)
     compare = results.compare or CompareRecord()
     known = range(max(1, len(compare.budgets)))
     for scored in compare.rows:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from manticore import quantities
 from manticore.experiments.rows import HYBRID
-from manticore.report import candidates, cells, spending
+from manticore.report import candidates, cells, shared_scores, spending
 from manticore.report.cautions import warnings
 from manticore.report.matches import Standing, score_row
 from manticore.report.naming import budget_name, model_name, path_words
@@ -86,7 +86,7 @@ def render_summary(results: Results | Mapping[str, Any]) -> Group:
     lines: list[RenderableType] = [Text(judged.sentence, style=_TONES[judged.outcome])]
     if results.path:
         lines.append(Text(f"blocks: {path_words(results, results.path)}"))
-    lines.append(_candidates(results))
+    lines += [_candidates(results), _shared(results)]
     lines += [Text(f"warning: {warning}", style="yellow") for warning in warnings(results)]
     return Group(*lines)
 
@@ -107,9 +107,34 @@ def _candidates(results: Results) -> Group:
         scores = [line.loss, line.metric] if metric != "loss" else [line.loss]
         cells_of = [line.name, *scores, line.trained, line.cost, line.standing]
         table.add_row(*map(Text, cells_of), style="bold" if line.chosen else None)
-    left = len(search.candidates) - len(shown)
-    more = [Text(f"and {left} more in results.json", style="dim")] if left else []
+    more = _left_out(len(search.candidates) - len(shown))
     return Group(table, *more, *map(Text, candidates.how_found(results)))
+
+
+def _shared(results: Results) -> Group:
+    """The paths that were scored with weights that they share; nothing where none were."""
+    search = results.search
+    if search is None or not search.shared:
+        return Group()
+    table, metric = Table(title=Text(shared_scores.shared_title(results))), candidates.metric_name(results)
+    shown = shared_scores.shared_lines(results, _MOST_CANDIDATES)
+    rows: list[tuple[str, str, list[str]]] = [
+        ("path", "left", [line.name for line in shown]),
+        ("loss", "right", [line.loss for line in shown]),
+        (metric, "right", [line.metric for line in shown] if metric != "loss" else []),
+        ("before", "right", [line.before for line in shown] if any(line.before for line in shown) else []),
+        ("outcome", "left", [line.standing for line in shown]),
+    ]
+    columns = [(title, side, values) for title, side, values in rows if values]
+    for title, side, _ in columns:
+        table.add_column(Text(title), justify=side, overflow="fold")  # type: ignore[arg-type]
+    for line, *values in zip(shown, *(values for _, _, values in columns)):
+        table.add_row(*map(Text, values), style="bold" if line.chosen else None)
+    return Group(table, *_left_out(len(search.shared) - len(shown)), Text(shared_scores.how_scored(results)))
+
+
+def _left_out(number: int) -> list[Text]:
+    return [Text(f"and {number} more in results.json", style="dim")] if number else []
 
 
 def _score(compare: CompareRecord, row: Row | None, task: TaskInfo) -> Text:

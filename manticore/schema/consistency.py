@@ -55,6 +55,7 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
         search = sections["search"]
         yield from _method_options(search)
         yield from _password(search.storage)
+        yield from _rate_of_candidates(search, sections.get("finetune"))
         if search.task_options and not trains_candidates(search.method):
             text = f"method {search.method!r} trains what goes on with the task itself. Fix: leave it out"
             yield ("search", "task_options"), text
@@ -80,6 +81,20 @@ def options(path: Path, kind: str, name: str, given: dict[str, Scalar]) -> Itera
 def _method_options(search: Any) -> Iterator[Finding]:
     for key, text in foreign_options(search).items():
         yield ("search", key), text
+
+
+def _rate_of_candidates(search: Any, finetune: Any) -> Iterator[Finding]:
+    """Candidates train as fine-tuning does, where the search says nothing else; their rate must stay constant."""
+    if not trains_candidates(search.method):
+        return
+    own = search if "schedule" in search.model_fields_set else finetune
+    if own is not None and own.schedule != "constant":
+        whose = "" if own is search else ", as in finetune"
+        yield (
+            ("search", "schedule"),
+            f"candidates are compared while they train, at a constant rate (got {own.schedule!r}{whose}). "
+            "Fix: search.schedule=constant, or a method that learns mixture weights (search.method=darts)",
+        )
 
 
 def _password(storage: str | None) -> Iterator[Finding]:

@@ -66,7 +66,8 @@ class SearchResult:
     candidates: list[Candidate] = field(default_factory=list)
     """What was looked at; empty for a search that learns weights."""
     shared: list[Candidate] = field(default_factory=list)
-    """Of one-shot search, what paths scored with the weights that they share: a point of mark 0 each."""
+    """What paths scored with the weights that they share, a point of mark 0 each: of one-shot search; and of the
+    supernet after a search that learns mixture weights, parents also as they were before it (a point of 0 steps)."""
     unit_flops: int = 0
     """Training FLOPs of a unit."""
     trained_flops: int = 0
@@ -86,13 +87,18 @@ class SearchResult:
     """Holds its checkpoints where the search had no ``out``."""
 
     @property
+    def shared_examples(self) -> int:
+        """Held-out examples that each of ``shared`` was scored on."""
+        return max((len(point.losses) for each in self.shared for point in each.points), default=0)
+
+    @property
     def verdict(self) -> str:
         """Whether the path found is worth more than the best parent, in a sentence; families stand for components."""
         names = [config.model_type for config in self.model.config.components]
         chosen = next((each for each in self.candidates if each.chosen), None)
         found = path_text(self.path, names)
         if chosen is None:
-            return f"{found} has the largest mixture weights; no path was trained"
+            return f"{found} has the largest mixture weights; {self._one_hot(names)}"
         ours, sign = chosen.points[-1], 1 if self.higher_is_better else -1
         after = f"after {ours.mark}/{MARKS} of a unit, on held-out data"
         if len(set(self.path)) == 1:
@@ -112,13 +118,27 @@ class SearchResult:
         lead = ours.metric * sign - best
         return f"{found} is ahead of the best parent, {names[parent]}, by {lead:.3f} in {self.metric} {after}"
 
+    def _one_hot(self, names: Sequence[str]) -> str:
+        """How the path found stands among the one-hot paths of the supernet."""
+        sign = -1 if self.higher_is_better else 1
+        ends = [(each.path, each.points[-1]) for each in self.shared if not each.failed]
+        if not ends:
+            return "no path was trained"
+        best, end = min(ends, key=lambda scored: (sign * scored[1].metric, scored[1].loss, scored[0]))
+        among = f"of {len(ends)} one-hot paths of the supernet"
+        if best == self.path:
+            return f"{among} it scores best on held-out data ({self.metric} {end.metric:.3f})"
+        own = next((f" against {point.metric:.3f}" for path, point in ends if path == self.path), "")
+        score = f"{self.metric} {end.metric:.3f}{own}"
+        return f"{among} {path_text(best, names)} {best} scores best on held-out data ({score})"
+
     def _allows(self, path: Sequence[int]) -> bool:
         return self.costs is None or self.costs.keeps(tuple(path), self.limits)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the model, as JSON values."""
         names = ["path", "history", "steps", "tokens", "flops", "seconds", "unit_flops", "trained_flops"]
-        names += ["reason", "metric", "higher_is_better"]
+        names += ["reason", "metric", "higher_is_better", "shared_examples"]
         found = {name: getattr(self, name) for name in names}
         listed = {name: [each.to_dict() for each in getattr(self, name)] for name in ("candidates", "shared")}
         costs = {}

@@ -42,7 +42,8 @@ def search(
     By default paths are candidates: each is fine-tuned by itself on the training split, all are scored on the
     validation split at marks of equal compute, and the best goes on (``manticore.finetune(result, task)``). A **unit**
     is the FLOPs of one fine-tuning, ``finetune_flops``. ``darts``, ``dash`` and ``gaea`` learn mixture weights together
-    with the supernet instead, in ``steps`` or ``budget_flops``; arguments left at None take the default of the method
+    with the supernet instead, in ``steps`` or ``budget_flops``, and show beside what they found how its one-hot paths
+    score (``result.shared``); arguments left at None take the default of the method
     (``manticore.search.differentiable.methods``), ``start`` may also be the mixture weights to start from, ``[N, K]``,
     or N component indices, ``weights_from`` what another search returned, and mixture weights are always in float32,
     their gradient not in ``max_grad_norm``.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from manticore.search.forecast import Prices
     from manticore.search.result import SearchResult
     from manticore.search.space import Space
+    from manticore.tasks.shape import TaskShape
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,10 @@ class SearchRecord(Record):
     candidates: tuple[CandidateRecord, ...] = ()
     """Empty where mixture weights were learned."""
     shared: tuple[CandidateRecord, ...] = ()
-    """Of one-shot search, what paths scored with the weights that they share."""
+    """What paths scored with the weights that they share: of one-shot search, and of the supernet whose mixture weights
+    were learned, parents also before that (a point of 0 steps)."""
+    shared_examples: int | None = None
+    """Held-out examples that each of them was scored on."""
     unit_flops: float | None = None
     """Training FLOPs of one fine-tuning."""
     trained_flops: float | None = None
@@ -101,6 +105,11 @@ class SearchRecord(Record):
     higher_is_better: bool = True
     task_options: dict[str, str] = field(default_factory=dict)
     """What was others in the task that the candidates trained on, where that was a cheaper one."""
+
+    @property
+    def learned(self) -> bool:
+        """Whether mixture weights were learned."""
+        return any(step.weights for step in self.history)
 
     @property
     def chosen(self) -> CandidateRecord | None:
@@ -143,7 +152,10 @@ class Search(Stage):
         case = costing.measure(self.name, costing.setting(section), None)
         costing.save_model(costing.tuned["supernet"].held)
         costing.save_checkpoints(case.held)
-        yield costing.training(self.name, "supernet", case, None)
+        trained = costing.training(self.name, "supernet", case, None)
+        paths, scoring = _scoring_of_one_hot_paths(costing, section, trained.flops)
+        what = f"{trained.what}, then {paths} one-hot paths on held-out data"
+        yield replace(trained, what=what, flops=trained.flops + scoring)
 
     def work(self, run: Run, folder: Path) -> Outcome:
         section, task = self.settings(run.recipe), run.search_task
@@ -173,6 +185,31 @@ class Search(Stage):
         if words is not None:
             return finetune_command(out, out, words)
         return f"manticore discretize {quote(out)} -o {quote(out + '-small')}"
+
+
+def _scoring_of_one_hot_paths(costing: Costing, section: sections.Search, training: float) -> tuple[int, float]:
+    """How many paths of a supernet are scored after its search, and FLOPs; at most, where what is found decides."""
+    from manticore.plan.cases import Setting
+    from manticore.search.differentiable.one_hot import compared, one_hot_paths
+    from manticore.search.path_costs import PathCosts
+    from manticore.search.space import Space
+
+    plain, task = Setting("all", False, False, section.dtype), costing.task
+    costs = PathCosts(
+        lambda path: round(
+            costing.cases.measure(plain, path, batch_size=task.sequences, length=task.length).forward_flops
+        ),
+        additive=True,
+    )
+    space = Space(costing.shape.num_blocks, len(costing.sources))
+    examples = compared(space, _held_out(section, task), training, max(map(costs, space.parents)))
+    paths = one_hot_paths(space, tuple(costing.paths["costliest"]))
+    return len(paths), examples * sum(map(costs, [*space.parents, *paths]))
+
+
+def _held_out(section: sections.Search, task: TaskShape) -> int:
+    """Examples that a path is scored on."""
+    return min(section.validation_examples, task.validation_examples or section.validation_examples)
 
 
 def _cost_of_candidates(costing: Costing, section: sections.Search) -> Iterator[StagePlan]:
@@ -238,7 +275,7 @@ def candidate_prices(costing: Costing, section: sections.Search, space: Space) -
         step=step,
         forward=forward(costing.tuning),
         shared_forward=forward(replace(costing.tuning, trainable="all")),
-        examples=min(section.validation_examples, task.validation_examples or section.validation_examples),
+        examples=_held_out(section, task),
         seed=costing.recipe.seed,
         weights=[[1 / space.num_components] * space.num_components] * space.num_blocks,
     )

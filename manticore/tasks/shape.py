@@ -24,10 +24,10 @@ class TaskShape:
     """Tokens per example."""
     test_examples: int | None
     """None where that depends on the text."""
-    validation_examples: int | None = None
-    """Likewise."""
     sequences: int = 1
     """Documents of an example, each of that length."""
+    validation_examples: int | None = None
+    """None where that depends on the text."""
 
 
 def task_shape(choice: TaskChoice) -> TaskShape:

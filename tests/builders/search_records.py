@@ -134,6 +134,39 @@ def exhaustive(num_components: int = 2, num_blocks: int = 4) -> dict[str, Any]:
     return with_candidates(candidates, "exhaustive", reason, num_blocks, num_components)
 
 
+def learned_with_one_hot(
+    ends: dict[tuple[int, ...], tuple[float, float]], before: dict[tuple[int, ...], tuple[float, float]] | None = None
+) -> dict[str, Any]:
+    """A run whose search learned mixture weights, that name ``mamba → gpt``, and then scored paths.
+
+    Args:
+        ends: path → its loss and accuracy after the search.
+        before: those of parents before it.
+    """
+    record = build_record()
+
+    def point(steps: int, scores: tuple[float, float]) -> dict[str, Any]:
+        return {"mark": 0, "steps": steps, "flops": 0, "loss": scores[0], "metric": scores[1], "seconds": 0.0}
+
+    record["search"]["shared"] = [
+        {
+            "path": list(path),
+            "points": [*([point(0, before[path])] if before and path in before else []), point(300, scores)],
+            "failed": "",
+            "chosen": False,
+            "flops": 1.0e9,
+        }
+        for path, scores in ends.items()
+    ]
+    return record | {"search": {**record["search"], "shared_examples": 256, "metric": "accuracy"}}
+
+
+def one_hot_paths_of_darts() -> dict[str, Any]:
+    """The largest weights are not the best path's."""
+    ends = {(0, 0): (1.4, 0.41), (1, 1): (1.9, 0.22), (0, 1): (1.5, 0.38), (1, 0): (2.1, 0.13)}
+    return learned_with_one_hot(ends, {(0, 0): (2.8, 0.12), (1, 1): (2.9, 0.14)})
+
+
 def set_scores(record: dict[str, Any], model: str, budget: int, scores: list[float]) -> None:
     """Give a row of the comparison these scores, one per seed, with an interval where there are several."""
     mean = sum(scores) / len(scores)
@@ -154,4 +187,5 @@ EXAMPLES = {
     "blockwise": blockwise_with_a_failure,
     "exhaustive": exhaustive,
     "gradient": build_record,
+    "one-hot": one_hot_paths_of_darts,
 }

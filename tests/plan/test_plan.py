@@ -23,6 +23,7 @@ from manticore.plan.skeleton import Shape, Skeleton
 from manticore.plan.sources import find_sources
 from manticore.schema.loading import load_recipe
 from manticore.schema.recipe import Recipe
+from manticore.tasks.task import load_task
 from manticore.training.budget import cache_cost, count_parameters, flops_per_step
 from manticore.training.precision import Precision
 from manticore.training.shapes import small_config
@@ -186,7 +187,11 @@ def test_a_plan_counts_what_the_stages_count(supernet):
     use_selective_scan(real)
     for weights in real.mixing.mixture_parameters():
         weights.requires_grad_(True)
-    assert stages["search"].flops == 3 * flops_per_step(real, BATCH, LENGTH)
+    scored = [manticore.discretize(real, list(p)) for p in ([0, 0], [1, 1], [0, 0], [0, 1], [1, 0], [1, 1])]
+    # parents before and after it, each path on as few examples as there may be
+    scoring = 32 * sum(flops_per_step(model, 1, LENGTH, backward=False) for model in scored)
+    assert stages["search"].flops == 3 * flops_per_step(real, BATCH, LENGTH) + scoring
+    assert stages["search"].what == "supernet, then 4 one-hot paths on held-out data"
     assert stages["search"].trained == count_parameters(real).trainable
     paths = {tuple(p): manticore.discretize(real, list(p)) for p in ([0, 0], [0, 1], [1, 0], [1, 1])}
     costs = {}
@@ -200,6 +205,30 @@ def test_a_plan_counts_what_the_stages_count(supernet):
     assert found.cache["supernet"] == (cache.bytes_per_token, cache.state_bytes)
     assert found.runnable
     json.dumps(found.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("blocks", "examples", "trainable"), [(2, 40, "all"), (3, 8, "all"), (2, 8, "lora")], ids=["all", "few", "lora"]
+)
+def test_a_search_that_learns_weights_costs_what_the_plan_says(blocks, examples, trainable):
+    options = {"vocab_size": 8, "seq_len": 12, "num_train_examples": 64, "num_validation_examples": examples}
+    tuning = {"batch_size": BATCH, "lora_rank": 2}
+    found = plan(
+        recipe(
+            combine={"num_blocks": blocks},
+            task={"name": "mad/in-context-recall", "options": options},
+            search={"method": "gaea", "steps": 20, "trainable": trainable, **tuning},
+            finetune={"steps": 2, **tuning},
+        ),
+        device_memory=1e12,
+    )
+    hybrid = manticore.combine([AutoModelForCausalLM.from_config(c) for c in configs()], num_blocks=blocks, check=False)
+    task = load_task("mad/in-context-recall", num_test_examples=8, **options)
+    result = manticore.search(hybrid, task, method="gaea", steps=20, trainable=trainable, cpu=True, **tuning)
+    stage = next(stage for stage in found.stages if stage.name == "search")
+    # low-rank updates, which parents have before the search, are not in the plan
+    assert result.flops == pytest.approx(stage.flops, rel=0.01 if trainable == "lora" else 0)
+    assert result.shared_examples == examples
 
 
 def test_what_does_not_fit_says_what_would():

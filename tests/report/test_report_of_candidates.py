@@ -18,6 +18,8 @@ from search_records import (
     blockwise_with_a_failure,
     candidate,
     exhaustive,
+    learned_with_one_hot,
+    one_hot_paths_of_darts,
     race_won_by_a_hybrid,
     race_won_by_a_parent,
     set_scores,
@@ -132,7 +134,7 @@ def test_nothing_is_cut_in_eighty_columns(name):
     text = terminal(EXAMPLES[name]())
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
-    if name != "gradient":
+    if name not in ("gradient", "one-hot"):
         assert "candidates, on held-out data" in text
         assert "It cost " in " ".join(text.split())
 
@@ -192,21 +194,92 @@ def test_a_search_that_learned_weights_shows_what_it_showed(tmp_path):
     assert "Discretization gap" in words
 
 
-def test_largest_weights_that_are_not_the_best_path_are_told():
-    record = build_record()
-    points = {path: [{"mark": 0, "steps": 0, "loss": loss, "metric": 1 - loss / 2}] for path, loss in
-              (((0, 1), 0.9), ((1, 1), 0.4))}  # fmt: skip
-    record["search"]["candidates"] = [
-        {"path": list(path), "points": each, "chosen": path == (0, 1)} for path, each in points.items()
-    ]
-    results = parse_results(record)
-    assert warnings(results)[0] == (
-        "The largest mixture weights are those of mamba → gpt, but gpt scores best on held-out data."
-    )
+def test_one_hot_paths_stand_beside_the_one_of_the_largest_weights(tmp_path):
+    record = one_hot_paths_of_darts()
+    page = page_of(tmp_path, of_search(record))
+    assert page.row("mamba")[1:] == ["1.400", "0.410", "0.120", "best, parent"]
+    assert page.row("mamba → gpt")[1:] == ["1.500", "0.380", "", "largest mixture weights"]
+    assert page.row("gpt")[1:] == ["1.900", "0.220", "0.140", "parent"]
+    words = page.words()
+    assert "One-hot paths of the supernet After darts had learned the mixture weights, 4 one-hot paths were" in words
+    assert "256 held-out examples" in words
+    said = "but mamba scores best on held-out data (accuracy 0.410 against 0.380)."
+    assert said in words
     # nobody trained them, so there are no curves
-    assert candidates_figure(results) is None
-    record["search"]["candidates"][1]["points"][0]["metric"] = 0.1
-    assert warnings(parse_results(record)) == []
+    assert candidates_figure(parse_results(record)) is None
+    assert "How the path was found" not in words
+    shown = " ".join(terminal(record).split())
+    assert said in shown
+    assert "largest mixture weights" in shown
+
+
+HELD_OUT = {(0, 0): (1.4, 0.41), (1, 1): (1.9, 0.22), (0, 1): (1.3, 0.45)}
+
+
+@pytest.mark.parametrize(
+    ("ends", "before", "said"),
+    [
+        # the largest weights are the best path's, as its loss says
+        ({**HELD_OUT, (0, 0): (1.4, 0.45)}, None, None),
+        (
+            {**HELD_OUT, (0, 0): (1.2, 0.45)},
+            None,
+            "The largest mixture weights are those of mamba → gpt, but mamba scores best on held-out data "
+            "(accuracy 0.450 against 0.450).",
+        ),
+        # 0.125 is chance; of 256 examples 0.04 more may be luck
+        (
+            {(0, 1): (2.0, 0.16), (0, 0): (2.1, 0.13)},
+            None,
+            "None of the 2 one-hot paths is better than chance (0.125).",
+        ),
+        ({(0, 1): (2.0, 0.17), (0, 0): (2.1, 0.13)}, None, None),
+        (
+            {(0, 1): (2.1, 0.11), (0, 0): (2.0, 0.12)},
+            None,
+            "The largest mixture weights are those of mamba → gpt, but mamba scores best on held-out data (accuracy "
+            "0.120 against 0.110), and none of the 2 one-hot paths is better than chance (0.125).",
+        ),
+        (
+            HELD_OUT,
+            {(0, 0): (1.1, 0.44), (1, 1): (1.0, 0.52)},
+            "None of the 3 one-hot paths is better than gpt was before the search (0.520).",
+        ),
+        (HELD_OUT, {(0, 0): (1.1, 0.44), (1, 1): (1.9, 0.3)}, None),
+        ({}, None, None),
+    ],
+)
+def test_weights_that_name_another_path_than_the_best_and_paths_that_are_all_wrong_are_told(ends, before, said):
+    record = learned_with_one_hot(ends, before)
+    assert warnings(parse_results(record)) == ([] if said is None else [said])
+
+
+def test_losses_are_judged_as_losses(tmp_path):
+    record = learned_with_one_hot({(0, 1): (3.9, 3.9), (0, 0): (4.0, 4.0)}, {(0, 0): (3.8, 3.8)})
+    record["search"] |= {"metric": "loss", "higher_is_better": False}
+    record["task"] |= {"primary_metric": "loss", "higher_is_better": False, "chance": 3.8}
+    assert warnings(parse_results(record)) == ["None of the 2 one-hot paths is better than chance (3.800)."]
+    record["task"]["chance"] = 7.0
+    assert warnings(parse_results(record)) == [
+        "None of the 2 one-hot paths is better than mamba was before the search (3.800)."
+    ]
+    # one column less
+    assert page_of(tmp_path, of_search(record)).row("mamba → gpt")[1:] == ["3.900", "", "largest mixture weights, best"]
+
+
+def test_many_paths_with_gaps_give_a_table_of_bounded_size_that_holds_the_one_found(tmp_path):
+    record = learned_with_one_hot({(0, 1): (9.0, 0.0), (1, 0): (1.0, 0.9)})
+    worst, best = record["search"]["shared"]
+    worst["points"][0] = {"mark": 0, "steps": 3}
+    broken = {**best, "points": [], "failed": "x" * 5000}
+    record["search"]["shared"] = [worst, *([best] * 60), broken]
+    page = page_of(tmp_path, of_search(record))
+    assert page.row("mamba → gpt")[1:] == ["–", "–", "largest mixture weights"]
+    assert "and 22 more in results.json" in page.words()
+    assert "and 50 more in results.json" in terminal(record)
+    record["search"]["shared"][0]["path"] = [0, 7]
+    with pytest.raises(ManticoreError, match=r"search.shared.path"):
+        parse_results(record)
 
 
 def test_the_chosen_path_and_the_parents_stand_out_of_a_crowd():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shlex
 from pathlib import Path
 
@@ -65,6 +66,38 @@ def test_shipped_recipes_are_correct_and_begin_with_their_command_cost_and_resul
         comments = "".join(line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
         for word in (f"manticore run {name}", "Cost:", "Result:"):
             assert word in comments, f"{name}: {word}"
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_the_commands_in_the_head_of_a_shipped_recipe_are_correct(name: str) -> None:
+    head = "\n".join(
+        line.lstrip("# ") for line in shipped()[name].read_text(encoding="utf-8").splitlines() if line.startswith("#")
+    )
+    commands = re.findall(rf"manticore run {name}((?:[^\n]*\\\n)*[^\n]*)", head)
+    assert commands
+    for command in commands:
+        load_recipe(name, shlex.split(command.replace("\\\n", " ")))
+
+
+def test_shipped_recipes_search_as_the_product_does_but_for_the_published_method() -> None:
+    methods = {name: load_recipe(name).recipe.search for name in shipped()}
+    learned = {name for name, search in methods.items() if search is not None and search.method != "auto"}
+    assert learned == {"manticore-published"}
+
+
+def test_a_rate_that_changes_is_refused_for_candidates_before_anything_runs(tmp_path: Path) -> None:
+    varies = f"{MINIMAL}finetune:\n  schedule: cosine\n"
+    said = problems(tmp_path, varies)
+    assert len(said) == 1
+    assert "search.schedule: candidates are compared while they train" in said[0]
+    assert "(got 'cosine', as in finetune). Fix: search.schedule=constant" in said[0]
+    said = problems(tmp_path, f"{MINIMAL}search:\n  schedule: linear\n")
+    assert said[0].startswith("mine.yaml:7: search.schedule: ")
+    assert "(got 'linear')" in said[0]
+    file = tmp_path / "mine.yaml"
+    file.write_text(varies)
+    for fix in ("search.schedule=constant", "search.method=darts", "search=null discretize.path=[0,0,0,0]"):
+        load_recipe(str(file), fix.split(" "))
 
 
 def problems(tmp_path: Path, text: str | bytes, *overrides: str) -> list[str]:

@@ -187,8 +187,9 @@ def test_lora_is_merged_afterwards():
 
 def test_a_budget_buys_whole_steps():
     one = search(make_hybrid(), recall(), method="darts", steps=1, batch_size=8)
-    result = search(make_hybrid(), recall(), method="darts", budget_flops=int(one.flops * 3.5), batch_size=8)
-    assert (result.steps, result.flops) == (3, 3 * one.flops)
+    step = one.flops - sum(each.flops for each in one.shared)
+    result = search(make_hybrid(), recall(), method="darts", budget_flops=int(step * 3.5), batch_size=8)
+    assert (result.steps, result.flops) == (3, 3 * step + sum(each.flops for each in result.shared))
     assert result.tokens == 3 * 8 * recall().length
 
 

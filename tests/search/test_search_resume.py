@@ -82,6 +82,9 @@ def test_a_killed_search_resumes_to_the_same_bits(name, killed, tmp_path):
     resumed = run(name, out, resume=True)
 
     assert resumed.history == whole.history
+    # those from before the training too
+    assert resumed.shared == whole.shared
+    assert resumed.flops == whole.flops
     assert torch.equal(resumed.weights, whole.weights)
     ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
     assert ours.keys() == theirs.keys()
@@ -92,3 +95,4 @@ def test_a_killed_search_resumes_to_the_same_bits(name, killed, tmp_path):
     again = run(name, out, resume=True, progress=lambda *_: pytest.fail("trained again"))
     assert torch.equal(again.weights, whole.weights)
     assert again.history == whole.history
+    assert again.shared == whole.shared

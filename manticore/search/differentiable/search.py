@@ -20,6 +20,7 @@ from manticore.registry import resolve
 from manticore.search.differentiable.joint import Order
 from manticore.search.differentiable.methods import SearchMethod
 from manticore.search.differentiable.mixture_log import LOGGED_WEIGHTS, MixtureWeightsCsv
+from manticore.search.differentiable.one_hot import OneHot, beside, one_hot_paths
 from manticore.search.differentiable.trainer import MixturePlan, SearchTrainer
 from manticore.search.result import SearchResult
 from manticore.seeding import derive_seed
@@ -122,21 +123,37 @@ def learn(
             else [*told, MixtureWeightsCsv(training.folder / "mixture_weights.csv", hybrid.config.num_components)],
             progress=progress,
         )
+        # the trainer has put it where it computes
+        scoring = OneHot(
+            hybrid,
+            task,
+            batch_size=settings.batch_size,
+            most=settings.validation_examples,
+            training=training.steps * training.flops,
+        )
+        with precision.computing():
+            before = scoring.scores(scoring.space.parents, 0)
         rows = trainer.run()
     if settings.trainable == "lora":
         merge_lora(hybrid)
+    path = best_path(hybrid)
+    after = scoring.scores(one_hot_paths(scoring.space, tuple(path)), training.steps)
+    shared = beside(before, after)
     return SearchResult(
         model=hybrid,
         weights=hybrid.mixture_weights,
-        path=best_path(hybrid),
+        path=path,
         history=[
             {"step": row["step"], "loss": row["loss"], "weights": row[LOGGED_WEIGHTS], "entropy": row["entropy"]}
             for row in rows
         ],
         steps=training.steps,
         tokens=training.steps * settings.batch_size * task.tokens_per_example,
-        flops=training.steps * training.flops,
+        flops=training.steps * training.flops + sum(each.flops for each in shared),
         seconds=trainer.stopwatch.seconds,
+        shared=shared,
+        metric=task.primary_metric,
+        higher_is_better=task.higher_is_better,
     )
 
 

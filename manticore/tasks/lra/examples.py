@@ -332,7 +332,5 @@ def shape(name: str, options: Mapping[str, Any]) -> TaskShape:
         options: all of the task.
     """
     arena = ARENAS[name.removeprefix("lra/")]
-    validation, tests = (
-        int(options.get(f"num_{split}") or count) for split, count in zip(SPLITS[1:], arena.counts[1:])
-    )
-    return TaskShape(name, arena.vocab_size, arena.length, tests, validation, arena.sequences)
+    held_out, tests = (int(options.get(f"num_{split}") or count) for split, count in zip(SPLITS[1:], arena.counts[1:]))
+    return TaskShape(name, arena.vocab_size, arena.length, tests, arena.sequences, held_out)

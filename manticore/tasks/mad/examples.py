@@ -224,5 +224,5 @@ def shape(name: str, options: Mapping[str, Any]) -> TaskShape:
     settings = {option: value for option, value in options.items() if option not in left_out}
     kind = name.removeprefix("mad/")
     inputs, _ = generate(kind, num_train_examples=2, num_test_examples=1, cache=False, **settings)["train"]
-    tests, validation = (int(options[f"num_{split}_examples"]) for split in ("test", "validation"))
-    return TaskShape(name, int(settings["vocab_size"]), inputs.shape[1], tests, validation)
+    tests, held_out = int(options["num_test_examples"]), int(options["num_validation_examples"])
+    return TaskShape(name, int(settings["vocab_size"]), inputs.shape[1], tests, validation_examples=held_out)
