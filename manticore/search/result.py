@@ -94,7 +94,10 @@ class SearchResult:
     @property
     def verdict(self) -> str:
         """Whether the path found is worth more than the best parent, in a sentence; families stand for components."""
-        names = [config.model_type for config in self.model.config.components]
+        return self.worded([config.model_type for config in self.model.config.components])
+
+    def worded(self, names: Sequence[str]) -> str:
+        """The verdict, with these names of the components."""
         chosen = next((each for each in self.candidates if each.chosen), None)
         found = path_text(self.path, names)
         if chosen is None:
