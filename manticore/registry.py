@@ -1,4 +1,4 @@
-"""The one list of everything that has a name: layers and stacks, projectors, mixings, search methods, tasks.
+"""The one list of everything that has a name: layers and stacks, projectors, mixings, search methods, stages, tasks.
 
 Entries point at code by ``"module:attribute"`` and are imported on first use, so that ``manticore check``
 and ``--help`` can name them without importing torch. Other packages add to them: :mod:`manticore.plugins`.
@@ -126,6 +126,15 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
         "mambaformer": ("presets:MAMBAFORMER", "mamba, then mh-attention without positions and mamba, twice"),
         "sandwich-transformer": ("presets:SANDWICH_TRANSFORMER", "mh-attention twice, then swiglu twice"),
     },
+    "stage": {
+        "pretrain": ("pretrain:Pretrain", "small models from scratch, kept in the cache"),
+        "combine": ("combine:Combine", "components side by side, block by block"),
+        "align": ("align:Align", "projectors fitted in closed form"),
+        "search": ("search:Search", "which component each block should use"),
+        "discretize": ("discretize:Discretize", "one component per block"),
+        "finetune": ("finetune:Finetune", "the discretized hybrid, end to end"),
+        "compare": ("compare:Compare", "parents, ensemble and hybrids at equal compute"),
+    },
     "task": {
         "mad/in-context-recall": ("mad.tasks:in_context_recall", "MAD: recall values by their keys"),
         "mad/noisy-in-context-recall": (
@@ -157,6 +166,7 @@ _HOMES = {
     "projector": "projectors",
     "search": "search",
     "stack": "stacks",
+    "stage": "stages",
     "task": "tasks",
 }
 """Kind → the folder of its modules."""
@@ -175,7 +185,7 @@ def register(kind: str, name: str, target: Any, summary: str) -> None:
     """Add ``name`` to the entries of ``kind``.
 
     Args:
-        kind: ``"layer"``, ``"mixing"``, ``"projector"``, ``"search"``, ``"stack"`` or ``"task"``.
+        kind: ``"layer"``, ``"mixing"``, ``"projector"``, ``"search"``, ``"stack"``, ``"stage"`` or ``"task"``.
         name: what recipes write.
         target: ``"module:attribute"``, or the object itself.
         summary: one phrase for ``manticore ls``.
@@ -196,6 +206,11 @@ def register(kind: str, name: str, target: Any, summary: str) -> None:
 def kinds() -> list[str]:
     """All kinds of entries."""
     return sorted(_ENTRIES)
+
+
+def shipped(kind: str) -> list[str]:
+    """The names of one kind that Manticore itself has, in order."""
+    return list(_SHIPPED[kind])
 
 
 def entries(kind: str) -> dict[str, Entry]:
@@ -229,7 +244,7 @@ def resolve(kind: str, name: str) -> Any:
     refused = refusal(kind, name)
     if refused is not None:
         choose = " Fix: choose it" if refused.endswith("?") else ""
-        plug_in = f", or install the package of the plug-in '{kind}.{name}'" if kind in KINDS else ""
+        plug_in = f", or {install(kind, name)}" if kind in KINDS else ""
         raise ManticoreError(f"{refused}{choose}{plug_in}" if refused.startswith("unknown") else refused)
     target = entries(kind)[name].target
     if not isinstance(target, str):
@@ -237,6 +252,18 @@ def resolve(kind: str, name: str) -> Any:
     module, _, attribute = target.partition(":")
     with blaming(kind, name):
         return reduce(getattr, attribute.split("."), import_module(module))
+
+
+def install(kind: str, name: str) -> str:
+    """What to do about a plug-in that is not there."""
+    return f"install the package of the plug-in '{kind}.{name}'"
+
+
+def at_fault(kind: str, name: str, what: str) -> ManticoreError:
+    """The error of a thing of another package that is not what it should be: ``"… package their-stage {what}"``."""
+    owner = entries(kind)[name].package
+    whose = f"the plug-in of package {owner}" if owner else "what was registered"
+    return ManticoreError(f"{kind} {name!r}: {whose} {what}. Fix: mend it, or leave it out")
 
 
 @contextmanager

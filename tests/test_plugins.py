@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plug_ins import STAGE, install, theirs, use
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -68,6 +68,7 @@ PACKAGES = {
             yield [((0, 1), mark), ((1, 1), mark)]
             return Choice((0, 1), mark, f"it was asked for, with {gap}")
     """,
+    "stage": STAGE,
     "task": """
         from datasets import Dataset, DatasetDict
         from manticore.tasks.metrics import TokenMetrics
@@ -83,17 +84,6 @@ PACKAGES = {
 """Kind → the code of a package that has one thing of it."""
 
 
-def install(site: Path, package: str, code: str, **points: str) -> None:
-    """A package as pip leaves it: a module, and a folder of metadata with its entry points."""
-    lines = code.splitlines()
-    (site / f"{package}.py").write_text("\n".join(line[8:] for line in lines))
-    about = site / f"{package}-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package.replace('_', '-')}\nVersion: 1.0\n")
-    named = "\n".join(f"{name.replace('__', '.')} = {value}" for name, value in points.items())
-    (about / "entry_points.txt").write_text(f"[manticore.plugins]\n{named}\n")
-
-
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of installed packages, one for each kind."""
@@ -103,17 +93,6 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         install(site, f"their_{kind}", code, **{f"{kind}__mine": f"their_{kind}:Mine"})
     use(site, monkeypatch)
     return site
-
-
-def use(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(site)
-    importlib.invalidate_caches()
-    for name in [name for name in sys.modules if name.startswith("their_")]:
-        monkeypatch.delitem(sys.modules, name)
-
-
-def theirs() -> list[str]:
-    return [name for name in sys.modules if name.startswith("their_")]
 
 
 def components(folder: Path) -> list[Path]:

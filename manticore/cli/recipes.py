@@ -33,6 +33,7 @@ _PLURAL = {
     "projector": "projectors",
     "search": "methods",
     "stack": "stacks",
+    "stage": "stages",
     "task": "tasks",
 }
 
@@ -41,11 +42,11 @@ def ls(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[KIND]", help="recipes, launch, tasks, methods, mixings, projectors, layers or stacks."
+            metavar="[KIND]", help="recipes, launch, tasks, methods, mixings, projectors, layers, stacks or stages."
         ),
     ] = None,
 ) -> None:
-    """List recipes, launch configurations, tasks, search methods, mixings, projectors, layers and stacks.
+    """List recipes, launch configurations, tasks, search methods, mixings, projectors, layers, stacks and stages.
 
     Example: manticore ls tasks
     """

@@ -140,6 +140,7 @@ def _render(results: Results, folder: Path, drawings: Mapping[str, Drawing]) -> 
         compare=_compare_table(results),
         search=_search_section(results),
         shared=_shared_section(results),
+        stages=_stage_table(results),
         components=_component_table(results),
         figures=figures,
         costs=_cost_table(results),
@@ -198,6 +199,16 @@ def _shared_section(results: Results) -> dict[str, Any] | None:
         "lines": [{"line": line, "squares": _squares(line.path)} for line in shown],
         "more": len(search.shared) - len(shown),
     }
+
+
+def _stage_table(results: Results) -> list[tuple[str, str, str]]:
+    """Stages of other packages: name, package and summary, then a row for each value that they found."""
+    rows = []
+    for name, stage in results.stages.items():
+        rows.append((quantities.shorten(name, 60), stage.package, stage.summary))
+        rows += [("", key, "" if value is None else str(value)) for key, value in stage.values.items()]
+    short = quantities.shorten
+    return [(name, short(what, 60), short(said, _LONGEST_FACT)) for name, what, said in rows[:_MOST_FACTS]]
 
 
 def _squares(path: Sequence[int]) -> list[str]:

@@ -12,7 +12,7 @@ import json
 import math
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -24,7 +24,7 @@ from manticore.stages.combine import CombineRecord, ComponentRecord, TaskInfo
 from manticore.stages.compare import CompareRecord
 from manticore.stages.discretize import DiscretizeRecord
 from manticore.stages.finetune import FinetuneRecord, SavedModel
-from manticore.stages.records import Weights
+from manticore.stages.records import Plain, PluggedRecord, Weights
 from manticore.stages.search import SearchRecord
 
 
@@ -43,6 +43,8 @@ class Results:
     finetune: FinetuneRecord | None = None
     compare: CompareRecord | None = None
     model: SavedModel | None = None
+    stages: dict[str, PluggedRecord] = field(default_factory=dict)
+    """Of other packages."""
 
     @property
     def num_components(self) -> int:
@@ -190,6 +192,8 @@ def _fields(cls: type) -> dict[str, Any]:
 
 def _read(kind: Any, value: Any, where: str, at: str) -> Any:
     """``value`` as the type ``kind``, which may be a dataclass, tuple, dict, optional or scalar of JSON."""
+    if kind == Plain:
+        return _plain(value, where, at)
     if get_origin(kind) in (Union, types.UnionType):
         if value is None:
             return None
@@ -216,6 +220,17 @@ def _read(kind: Any, value: Any, where: str, at: str) -> Any:
         named = {printable(str(key)): item for key, item in value.items()}
         return {key: _read(item_kind, item, where, f"{at}.{key}") for key, item in named.items()}
     return _scalar(kind, value, where, at)
+
+
+def _plain(value: Any, where: str, at: str) -> Plain:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    number: Plain = _scalar(float, value, where, at)
+    return value if isinstance(value, int) else number
 
 
 def _scalar(kind: type, value: Any, where: str, at: str) -> Any:

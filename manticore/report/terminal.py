@@ -87,6 +87,7 @@ def render_summary(results: Results | Mapping[str, Any]) -> Group:
     if results.path:
         lines.append(Text(f"blocks: {path_words(results, results.path)}"))
     lines += [_candidates(results), _shared(results)]
+    lines += [Text(f"{name}: {stage.summary}") for name, stage in results.stages.items()]
     lines += [Text(f"warning: {warning}", style="yellow") for warning in warnings(results)]
     return Group(*lines)
 

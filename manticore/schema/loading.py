@@ -16,6 +16,7 @@ from manticore.registry import did_you_mean
 from manticore.schema.consistency import Finding, inconsistencies
 from manticore.schema.document import MAX_BYTES, Document, read_document
 from manticore.schema.overrides import apply_overrides
+from manticore.schema.plugged import recipe_with
 from manticore.schema.problems import Problem, RecipeError
 from manticore.schema.recipe import Recipe
 from manticore.schema.validation import findings
@@ -101,9 +102,12 @@ def load_recipe(name: str, overrides: list[str] | None = None, *, needs: Needs |
 
 def check(document: Document, needs: Needs | None = None) -> Recipe | None:
     """Add to ``document.problems`` all that is wrong with its values; the recipe if nothing is."""
-    recipe, found = findings(Recipe, document.values)
+    kind, unknown = recipe_with(document.values)
+    recipe, found = findings(kind, document.values)
+    told = {path for path, _ in unknown}
+    found = [(path, text) for path, text in found if path not in told] + unknown
     wrong = {path[0] for path, _ in found if path}
-    sections = _well_formed(document.values, wrong)
+    sections = _well_formed(kind, document.values, wrong)
     found += inconsistencies(sections)
     if needs is not None:
         found += needs(sections)
@@ -113,10 +117,10 @@ def check(document: Document, needs: Needs | None = None) -> Recipe | None:
     return recipe.settled() if isinstance(recipe, Recipe) and not found else None
 
 
-def _well_formed(values: dict[str, object], wrong: set[str | int]) -> dict[str, object]:
+def _well_formed(kind: type[Recipe], values: dict[str, object], wrong: set[str | int]) -> dict[str, object]:
     """Section name → validated value, for each section without an error of its own."""
     sections: dict[str, object] = {}
-    for name, field in Recipe.model_fields.items():
+    for name, field in kind.model_fields.items():
         if name in wrong:
             continue
         if name not in values:

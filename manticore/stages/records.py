@@ -5,8 +5,8 @@ Every field has a default: a run may have stopped before it, or be older than it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 Weights = tuple[tuple[float | None, ...], ...]
 """[N, K], rows on the simplex."""
@@ -25,6 +25,21 @@ class Record:
         """
         cls(**values)
         return values
+
+
+Plain: TypeAlias = str | bool | int | float | None
+"""A value of JSON that holds no others."""
+PLUGGED = "stages"
+"""The part of ``results.json`` that stages of other packages write."""
+
+
+@dataclass(frozen=True)
+class PluggedRecord(Record):
+    """What a stage of another package has found."""
+
+    package: str = ""
+    summary: str = ""
+    values: dict[str, Plain] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

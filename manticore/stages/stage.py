@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
+from manticore.settings import Settings
 
 if TYPE_CHECKING:
     from manticore.plan.costing import Costing
@@ -40,9 +41,13 @@ class StagePlan:
 class Stage(ABC):
     """One step of a run. A recipe has a section of its name, and leaves the stage out where that is empty."""
 
-    name: ClassVar[str]
+    name: str
     note: ClassVar[str | None] = None
     """What its verb notes beside a model is in a file of this name."""
+    section: ClassVar[type[Settings] | None] = None
+    """What the recipe's section is read as, of a stage that another package brings; others stand in the recipe."""
+    after: str = "compare"
+    """The built-in stage that such a one comes after, whether or not the recipe has that."""
 
     def settings(self, recipe: Recipe) -> Any:
         """The recipe's section for this stage; empty or None: it is left out."""

@@ -116,7 +116,8 @@ def test_all_problems_are_reported_at_once_in_the_order_of_their_lines(tmp_path:
         "mine.yaml:8: search.lr: wrong value (got 'fast', expected a number)",
         "mine.yaml:9: combine.num_blocks: wrong value (got 0, expected >= 1)",
         "mine.yaml:9: combine.mixing: unknown mixing 'translate'. Did you mean 'translated'?",
-        "mine.yaml:10: finetun: unknown key. Did you mean 'finetune'?",
+        "mine.yaml:10: finetun: unknown key. Did you mean 'finetune'? Fix: choose it, or install the package of the "
+        "plug-in 'stage.finetun'",
     ]
 
 
