@@ -52,7 +52,7 @@ pretrain:
   - {{name: gpt, family: gpt_neo, layers: 12, width: 32, steps: 20, batch_size: 8, length: 64, max_bytes: 400000}}
   - {{name: mamba, family: mamba, layers: 12, width: 24, steps: 20, batch_size: 8, length: 64, max_bytes: 400000}}
 components: [{{name: gpt, source: gpt}}, {{name: mamba, source: mamba}}]
-task: {{name: text, options: {{length: 64, max_bytes: 400000}}}}
+task: {{name: text, options: {{length: 64, max_bytes: 1000000}}}}
 combine: {{num_blocks: 12}}
 align: null
 search: {{method: oneshot, sampling: {sampling}}}

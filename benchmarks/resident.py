@@ -63,6 +63,8 @@ def make_parents(folder: Path) -> None:
 def run_stage(run: str, name: str) -> None:
     """One stage of a run, and what this process held at most."""
     from manticore.runs.folder import open_run
+    from manticore.runs.ledger import write_record
+    from manticore.runs.stages import STATE
     from manticore.stages import STAGES
     from manticore.stages.run import Run
 
@@ -70,7 +72,10 @@ def run_stage(run: str, name: str) -> None:
     stage = next(stage for stage in STAGES if stage.name == name)
     own = folder.path / name
     own.mkdir(exist_ok=True)
-    stage.work(Run(folder), own)
+    outcome = stage.work(Run(folder), own)
+    # as a run does, for later stages
+    state = {"status": "finished", "summary": outcome.summary, "results": outcome.results, "seconds": 0}
+    write_record(own / STATE, state)
     print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 
 

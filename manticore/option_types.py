@@ -138,6 +138,7 @@ Seeds = Annotated[
 Rates = Annotated[list[Positive], Field(min_length=1), Wanted("positive numbers, one or more", "for instance 1e-3")]
 Trainable = Literal["all", "frozen", "projectors", "lora"]
 Schedule = Literal["constant", "linear", "cosine"]
+Sampling = Literal["uniform", "weighted", "layouts"]
 TrainingDtype = Literal["auto", "float32", "bfloat16"]
 Bos = Literal["auto", "always", "never"]
 """Whether every sequence begins with the tokenizer's BOS token; ``"auto"``: where it adds one on encoding."""

@@ -29,6 +29,7 @@ from manticore.option_types import (
     Positive,
     Projector,
     Rates,
+    Sampling,
     Schedule,
     SearchMethod,
     Seed,
@@ -309,7 +310,7 @@ class Search(OneTraining, FromElsewhere):
     """blockwise: leave out paths that change components more often."""
     candidates: Count | None = None
     """random: how many paths are drawn; left out, 2."""
-    sampling: Literal["uniform", "weighted", "layouts"] | None = None
+    sampling: Sampling | None = None
     """oneshot: how the path of a step is drawn: every block alike (the default), as often as mixture weights say, or
     how many blocks each component has, then which."""
     shared_units: Positive | None = None

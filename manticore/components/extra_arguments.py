@@ -25,8 +25,8 @@ from manticore.registry import did_you_mean
 _LOSS = ("num_items_in_batch", "ignore_index")
 _OFFSETS, _LENGTHS = ("cu_seq_lens_q", "cu_seq_lens_k"), ("max_length_q", "max_length_k")
 _DOCUMENTS = ("seq_idx", *_OFFSETS, *_LENGTHS)
-# what the cache says too
 _PACKED = "leave it out, or give what a packing collator makes"
+# what the cache says too
 _REPEATED = ("cache_position",)
 _HARMLESS: dict[str, Any] = {
     "output_attentions": False,

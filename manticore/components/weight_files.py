@@ -27,8 +27,8 @@ MOST_LAYERS = 10_000
 
 _DEPTHS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_blocks", "num_components")
 
-# ties and buffers may make a model larger than its files, absurd configurations are larger by orders of magnitude
 _BELONGS = "give the one that belongs to the checkpoint"
+# ties and buffers may make a model larger than its files, absurd configurations are larger by orders of magnitude
 _TIMES_STORED, _BESIDE_STORED = 4, 10**7
 
 

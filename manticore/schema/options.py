@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from manticore import option_types, registry, settings
+from manticore.errors import in_brief
 from manticore.making import misfit, shown
+from manticore.printing import without_passwords
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,18 @@ def trains_candidates(method: str) -> bool:
     return _has_argument("search", method, "curves")
 
 
-def foreign_options(search: settings.Search) -> list[str]:
-    """Options that are given, though the search's method does not have them."""
+def foreign_options(search: settings.Search) -> dict[str, str]:
+    """Options that are given, though the search's method does not have them, each with a sentence that says so."""
     own = options_of("search", search.method)
     lacks = settings.LEARNING_OPTIONS if trains_candidates(search.method) else settings.RACING_OPTIONS
-    found = []
+    found = {}
     for name, field in settings.Search.model_fields.items():
         value, option = getattr(search, name), settings.METHOD_OPTIONS.get(name)
         # a tensor to start from is not compared with a text
         given = value is not None and (not isinstance(value, str | int | float | dict) or value != field.default)
         if given and (name in lacks or (option is not None and own is not None and option not in own)):
-            found.append(name)
+            got = in_brief(without_passwords(str(value)))
+            found[name] = f"method {search.method!r} has no {name} (got {got}). Fix: leave it out"
     return found
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TypeVar
 
+from manticore.search.curves import Point
+from manticore.search.sampling import Sampler
 from manticore.search.space import Path, Space
 
 MOST_SCORED = 256
@@ -12,8 +14,6 @@ MOST_SCORED = 256
 
 FEWEST_EXAMPLES = 32
 """Held-out examples that each of them is scored on, at least."""
-
-P = TypeVar("P")
 
 
 def compared_examples(most: int, training: float, paths: int, forward: float) -> int:
@@ -28,35 +28,50 @@ def compared_examples(most: int, training: float, paths: int, forward: float) ->
     return min(most, max(FEWEST_EXAMPLES, int(training // (paths * forward))))
 
 
-def beam(space: Space, score: Callable[[Path], P | None], loss: Callable[[P], float]) -> dict[Path, P]:
+def usual(space: Space, seed: int) -> list[Path]:
+    """Paths that cost together what comparing costs: all, or ``MOST_SCORED`` that are drawn."""
+    if space.size <= MOST_SCORED:
+        return space.paths()
+    drawn = Sampler(space, "uniform", seed, [])
+    return [drawn.path(number) for number in range(MOST_SCORED)]
+
+
+def beam(
+    space: Space, score: Callable[[Path], Point | None], price: Callable[[Path], float] | None = None, seed: int = 0
+) -> dict[Path, Point]:
     """Score all paths, or those that a beam comes by.
 
     The beam holds whole paths, so that each score is one that a path can have. It begins with the components alone
     (where only some paths may be chosen, also with a sample of these); at every block it also holds its paths with
     another component there, and the best ones go on. After the last block it begins again with the first, twice as wide
-    where nothing new was found, until ``MOST_SCORED`` paths are scored, so that its cost is known before.
+    where nothing new was found, until it has spent what ``MOST_SCORED`` drawn paths cost, so that its cost is known
+    before.
 
     Args:
         space: the paths.
-        score: of a path; None where it has none.
-        loss: of a score, lower is better.
+        score: of a path, whose loss counts; None where it has none.
+        price: of scoring a path; None: all cost the same.
+        seed: of the draws.
 
     Returns:
         Path → its score, in the order in which they were asked for.
     """
-    found: dict[Path, P | None] = {}
+    found: dict[Path, Point | None] = {}
+    cost = price or (lambda _: 1.0)
+    left = math.fsum(map(cost, usual(space, seed)))
 
     def look(path: Path) -> None:
-        if path not in found and len(found) < MOST_SCORED:
+        nonlocal left
+        if path not in found and cost(path) <= left:
+            left -= cost(path)
             found[path] = score(path)
 
     def order(path: Path) -> tuple[float, Path]:
         value = found[path]
-        return float("inf") if value is None else loss(value), path
+        return float("inf") if value is None else value.loss, path
 
     if space.size <= MOST_SCORED:
-        for path in space.paths():
-            look(path)
+        found = {path: score(path) for path in space.paths()}
         return {path: value for path, value in found.items() if value is not None}
     width = max(2, MOST_SCORED // (2 * space.num_blocks * (space.num_components - 1)))
     listed = space.listed or []
@@ -64,7 +79,7 @@ def beam(space: Space, score: Callable[[Path], P | None], loss: Callable[[P], fl
     held = [*space.parents, *listed[:: max(1, len(listed) // width)]]
     for path in held:
         look(path)
-    while len(found) < MOST_SCORED:
+    while left > 0:
         before = len(found)
         for n in range(space.num_blocks):
             others = [flipped for path in held for flipped in space.flips(path, (n,))]

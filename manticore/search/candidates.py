@@ -18,7 +18,6 @@ from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.processes import process_count
 from manticore.registry import resolve
 from manticore.runs.ledger import INPUTS, read_record, write_record
-from manticore.runs.lineage import training_inputs
 from manticore.search.choice import Choice, PathMethod
 from manticore.search.constraints import constrained
 from manticore.search.cost_table import TIMES, cost_table
@@ -89,7 +88,7 @@ def find(
     objective = Objective(
         supernet, task, trains, unit, folder, seed=seed, examples=settings.validation_examples, cpu=cpu
     )
-    inputs = training_inputs(supernet, task)
+    inputs = objective.inputs
     # in the key, since losers are thrown away, and other limits may choose one of them
     costs = recorded_table(supernet, settings, inputs, folder / COSTS)
     limits = {"max": settings.max, "workload": str(costs.workload)} if settings.max else {}

@@ -8,14 +8,13 @@ what is left at the end holds the optimum.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from manticore.errors import ManticoreError
 from manticore.search.costs import SLACK, Cost, CostTable
-from manticore.search.space import MOST_PATHS, Allowed, Path, Space
+from manticore.search.space import MOST_PATHS, Allowed, Path, Space, path_text
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def constrained(space: Space, table: CostTable, limits: Mapping[str, float], nam
         costs = ", ".join(f"{name} {table.costs[name].of(path):.4g} (limit {limits[name]:.4g})" for name in limits)
         raise ManticoreError(
             f"search: max: no path keeps the limits at {table.workload}; the nearest is {list(path)}, "
-            f"{' → '.join(names[k] for k, _ in itertools.groupby(path))}, with {costs}. Fix: higher limits"
+            f"{path_text(path, names)}, with {costs}. Fix: higher limits"
         )
     return replace(space, allowed=allowed)
 

@@ -19,6 +19,17 @@ MARKS = 12
 """Marks per unit."""
 
 
+def steps_at(mark: int, unit: int, step: int) -> int:
+    """Optimizer steps that a candidate has made at a mark: all have spent the same, so fast ones have made more.
+
+    Args:
+        mark: in twelfths of a unit.
+        unit: FLOPs of a unit.
+        step: FLOPs of a step of the candidate.
+    """
+    return max(1, mark * unit // (MARKS * step))
+
+
 @dataclass(frozen=True)
 class Point:
     """A candidate at a mark."""

@@ -23,8 +23,8 @@ from manticore.errors import ManticoreError, NotFiniteError
 from manticore.hybrid.discretize import discretize
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.runs.ledger import RunLog
-from manticore.runs.lineage import task_inputs, weights_digest
-from manticore.search.curves import MARKS, Point
+from manticore.runs.lineage import training_inputs, weights_digest
+from manticore.search.curves import MARKS, Point, steps_at
 from manticore.search.space import Path, Space, spelled
 from manticore.settings import Finetune, OneTraining
 from manticore.training.begun import UNIT
@@ -116,6 +116,11 @@ class Objective:
         return Space(config.num_blocks, config.num_components)
 
     @cached_property
+    def inputs(self) -> Mapping[str, str]:
+        """Digests of the supernet and of the data."""
+        return training_inputs(self.supernet, self.task)
+
+    @cached_property
     def marks(self) -> list[int]:
         """Where candidates are scored: every twelfth of a unit, or fewer where scoring would cost too much."""
         return spacing(max(self._evaluation_flops(self.model(path)) for path in self.space.parents), self.unit)
@@ -143,8 +148,8 @@ class Objective:
         return self.folder / CANDIDATES / spelled(path)
 
     def steps(self, path: Path, mark: int) -> int:
-        """Optimizer steps that a candidate has made at a mark: all have spent the same, so fast ones have made more."""
-        return max(1, mark * self.unit // (MARKS * self._step_flops(path)))
+        """Optimizer steps that a candidate has made at a mark."""
+        return steps_at(mark, self.unit, self._step_flops(path))
 
     def advance(self, path: Path, mark: int) -> list[Point]:
         """Train a candidate to a mark, from where its checkpoints end, and score it at every mark on the way.
@@ -157,7 +162,7 @@ class Objective:
             ManticoreError: what ``finetune`` raises.
         """
         model = self.model(path)
-        inputs = {"weights": weights_digest(model), **self._data}
+        inputs = {**self.inputs, "weights": weights_digest(model)}
         self._step_flops(path, model)
         marks = sorted({mark, *(each for each in self.marks if each < mark)})
         key = {"settings": self.settings.key(task=self.task.name, seed=self.seed), "unit": self.unit}
@@ -234,10 +239,6 @@ class Objective:
     def discard(self, path: Path) -> None:
         """Remove what a candidate's training has left on the disk."""
         shutil.rmtree(self.place(path), ignore_errors=True)
-
-    @cached_property
-    def _data(self) -> Mapping[str, str]:
-        return task_inputs(self.task)
 
     def _step_flops(self, path: Path, model: ManticorePreTrainedModel | None = None) -> int:
         if path not in self._step_costs:

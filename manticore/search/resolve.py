@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path as Folder
 from typing import TYPE_CHECKING
@@ -52,15 +52,12 @@ class Resolved:
         return f"{said}; never trained, and within them too: {shown}"
 
 
-def resolve(
-    search: SearchResult | str | Folder, limits: Mapping[str, float], *, names: Sequence[str] | None = None
-) -> Resolved:
+def resolve(search: SearchResult | str | Folder, limits: Mapping[str, float]) -> Resolved:
     """Choose again among the recorded candidates of a search, under other limits; nothing is trained.
 
     Args:
         search: a result, or the folder of a finished search.
         limits: as ``max`` of a search has them.
-        names: of the components, for errors; None: their numbers.
 
     Raises:
         ManticoreError: limits of costs that the search has not measured, no path that keeps them, none among those
@@ -86,8 +83,7 @@ def resolve(
             found = Point(p["mark"], p["steps"], p["flops"], 0, p["loss"], p["metric"])
             points.setdefault(tuple(each["path"]), {})[found.mark] = found
     blocks, components = len(record["path"]), len(next(iter(table.costs.values())).presence)
-    called = names or [f"component {k}" for k in range(components)]
-    space = constrained(Space(blocks, components), table, wanted, called)
+    space = constrained(Space(blocks, components), table, wanted, [f"component {k}" for k in range(components)])
     curves = Curves(space, record["higher_is_better"], range(1, MARKS + 1), points)
     trained = [path for path in points if space.may_choose(path)]
     if not trained:

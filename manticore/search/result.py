@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
@@ -13,6 +12,7 @@ from torch import Tensor
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.search.costs import CostTable
 from manticore.search.curves import MARKS, Point
+from manticore.search.space import path_text
 from manticore.training.begun import Begun
 
 
@@ -150,8 +150,3 @@ class SearchResult:
             for candidate in listed["candidates"]:
                 candidate["costs"] = self.costs.of(tuple(candidate["path"]))
         return {**found, **costs, **listed, "weights": self.weights.tolist()}
-
-
-def path_text(path: Sequence[int], names: Sequence[str]) -> str:
-    """``mamba → gpt``: the components of a path, each once where it keeps several blocks in a row."""
-    return " → ".join(names[k] for k, _ in itertools.groupby(path))

@@ -9,19 +9,20 @@ Where only some paths may be chosen, one of them, with the probability that it h
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import get_args
 
 from manticore.errors import ManticoreError
+from manticore.option_types import Sampling
 from manticore.search.space import Path, Space
 from manticore.seeding import derive_seed
 
-Sampling = Literal["uniform", "weighted", "layouts"]
 _DRAWS = 100
 """Paths that are drawn before one of them keeps the rule; else the last one's nearest that does is taken."""
 SAMPLINGS: tuple[str, ...] = get_args(Sampling)
@@ -86,3 +87,25 @@ class Sampler:
                 "Fix: sampling='uniform', or other weights (hybrid.set_mixture_weights)"
             )
         return paths, chances
+
+
+def sampled(sampler: Sampler, costs: Callable[[Path], int], budget: float) -> list[Path]:
+    """The paths of the steps that a budget pays for.
+
+    Raises:
+        ManticoreError: not even one.
+    """
+    paths: list[Path] = []
+    spent = 0
+    for step in itertools.count():
+        path = sampler.path(step)
+        spent += costs(path)
+        if spent > budget:
+            break
+        paths.append(path)
+    if not paths:
+        raise ManticoreError(
+            f"search: shared weights have {budget:.3g} FLOPs, one step costs {spent:.3g}. "
+            "Fix: more shared_units, or a larger finetune_flops"
+        )
+    return paths

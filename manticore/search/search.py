@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manticore.errors import ManticoreError, in_brief, require_hybrid
+from manticore.errors import ManticoreError, require_hybrid
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.keywords import takes
-from manticore.printing import without_passwords
 from manticore.registry import resolve
 from manticore.schema.options import foreign_options, trains_candidates
 from manticore.search.candidates import find
@@ -76,9 +75,8 @@ def search(
         )
     # says who is to blame, where the method is somebody's plug-in
     resolve("search", settings.method)
-    for name in foreign_options(settings):
-        got = in_brief(without_passwords(str(getattr(settings, name))))
-        raise ManticoreError(f"search: method {settings.method!r} has no {name} (got {got}). Fix: leave it out")
+    for text in foreign_options(settings).values():
+        raise ManticoreError(f"search: {text}")
     run = find if trains_candidates(settings.method) else learn
     return run(
         hybrid,

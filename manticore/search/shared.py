@@ -8,10 +8,9 @@ optimizer are those of the whole supernet.
 from __future__ import annotations
 
 import copy
-import itertools
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,13 +21,12 @@ from transformers import TrainerCallback
 from manticore.errors import ManticoreError, NotFiniteError
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.runs.ledger import RunLog
-from manticore.runs.lineage import task_inputs, weights_digest
 from manticore.search.beam import MOST_SCORED, beam, compared_examples
 from manticore.search.choice import Shared
 from manticore.search.curves import Point, SharedScores
 from manticore.search.objective import Objective, held_out
 from manticore.search.path_costs import PathCosts
-from manticore.search.sampling import Sampler
+from manticore.search.sampling import Sampler, sampled
 from manticore.search.space import Path, spelled
 from manticore.settings import Finetune
 from manticore.training.budget import flops_per_step
@@ -107,7 +105,7 @@ class _Sharing:
         self.objective, self.request = objective, request
         self._trainer: SharedTrainer | None = None
         self.folder = objective.folder / SHARED
-        self.inputs = {"weights": weights_digest(objective.supernet), **task_inputs(objective.task)}
+        self.inputs = objective.inputs
         self.key = {
             "sampling": request.sampling,
             "units": request.units,
@@ -145,7 +143,7 @@ class _Sharing:
         if objective.settings.trainable == "lora":
             merge_lora(supernet)
         flops = sum(map(costs, paths))
-        scored = beam(self.request.space, self._scoring(supernet, flops), lambda point: point.loss)
+        scored = beam(self.request.space, *self._scoring(supernet, flops), objective.seed)
         failed = None if scored else "no path has finite scores"
         return {"paths": list(scored), "flops": flops, "steps": len(paths), "failed": failed, "seconds": self._seconds}
 
@@ -177,7 +175,9 @@ class _Sharing:
     def _seconds(self) -> float:
         return 0.0 if self._trainer is None else self._trainer.stopwatch.seconds
 
-    def _scoring(self, supernet: ManticorePreTrainedModel, afforded: int) -> Any:
+    def _scoring(
+        self, supernet: ManticorePreTrainedModel, afforded: int
+    ) -> tuple[Callable[[Path], Point | None], PathCosts]:
         objective, space = self.objective, self.request.space
         costs = PathCosts(
             lambda path: flops_per_step(follow(supernet, path), 1, objective.task.length, backward=False), additive=True
@@ -196,7 +196,7 @@ class _Sharing:
                     self.log.add(spelled(path), {"failed": str(error)})
             return self._kept(path)
 
-        return score
+        return score, costs
 
     def _kept(self, path: Path) -> Point | None:
         record = self.log.get(spelled(path)) or {}
@@ -222,25 +222,3 @@ def step_costs(supernet: ManticorePreTrainedModel, settings: Finetune, length: i
         cost,
         additive=all(weight.requires_grad for table in tables for weight in table.parameters()),
     )
-
-
-def sampled(sampler: Sampler, costs: PathCosts, budget: float) -> list[Path]:
-    """The paths of the steps that a budget pays for.
-
-    Raises:
-        ManticoreError: not even one.
-    """
-    paths: list[Path] = []
-    spent = 0
-    for step in itertools.count():
-        path = sampler.path(step)
-        spent += costs(path)
-        if spent > budget:
-            break
-        paths.append(path)
-    if not paths:
-        raise ManticoreError(
-            f"search: shared weights have {budget:.3g} FLOPs, one step costs {spent:.3g}. "
-            "Fix: more shared_units, or a larger finetune_flops"
-        )
-    return paths

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from manticore.cache import content_key
 from manticore.errors import ManticoreError
 
 Path = tuple[int, ...]
@@ -52,9 +53,11 @@ class Space:
         return sorted(self.allowed) if isinstance(self.allowed, frozenset) else None
 
     @property
-    def key(self) -> object:
-        """What may be chosen, as JSON values; None: all."""
-        return self.listed if self.allowed is None or isinstance(self.allowed, frozenset) else self.allowed.key
+    def key(self) -> str | None:
+        """Stands for what may be chosen; None: all."""
+        if self.allowed is None:
+            return None
+        return content_key(self.listed if isinstance(self.allowed, frozenset) else self.allowed.key)
 
     @property
     def parents(self) -> list[Path]:
@@ -100,6 +103,11 @@ class Space:
 def handovers(path: Path) -> int:
     """How often a path goes from one component to another."""
     return sum(a != b for a, b in itertools.pairwise(path))
+
+
+def path_text(path: Sequence[int], names: Sequence[str]) -> str:
+    """``mamba → gpt``: the components of a path, each once where it keeps several blocks in a row."""
+    return " → ".join(names[k] for k, _ in itertools.groupby(path))
 
 
 def spelled(path: Path) -> str:

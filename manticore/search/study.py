@@ -30,6 +30,7 @@ from manticore.search.presence import Presence
 from manticore.search.shared import shared_scores
 from manticore.search.space import Path, spelled
 from manticore.search.storage import Connection, quiet
+from manticore.training.budget import COUNTED
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +180,8 @@ class Study:
             elif self._workers > 1:
                 # a single one too: what kills its process must not kill this one
                 self._connection.close()
-                for _ in side_by_side(self._take_in_a_fork, range(waiting), self._workers, outlives=True):
+                for _, counted in side_by_side(self._take_in_a_fork, range(waiting), self._workers, outlives=True):
+                    COUNTED.update(counted)
                     self._look(wanted)
                     self._connection.close()
             else:
@@ -208,12 +210,15 @@ class Study:
         for point in answer.points:
             self.curves.add(path, Point.read(point))
 
-    def _take_in_a_fork(self, _: int) -> None:
+    def _take_in_a_fork(self, _: int) -> dict[str, int]:
+        """Train one trial of the queue; returns the FLOPs that were counted for it, which later ones need too."""
+        before = set(COUNTED)
         with _ends_on_sigterm():
             self._study = self._connection.again()
             self._presence = Presence(self.objective.folder)
             self._take()
             self._presence.leave()
+        return {key: flops for key, flops in COUNTED.items() if key not in before}
 
     def _take(self) -> None:
         """Train one trial of the queue."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
@@ -21,8 +21,11 @@ from manticore.stages.run import Run
 from manticore.stages.stage import Stage, StagePlan, amount
 
 if TYPE_CHECKING:
+    from manticore.plan.cases import Setting
     from manticore.plan.costing import Costing
+    from manticore.search.forecast import Prices
     from manticore.search.result import SearchResult
+    from manticore.search.space import Space
     from manticore.tasks.shape import TaskShape
 
 
@@ -213,24 +216,17 @@ def _cost_of_candidates(costing: Costing, section: sections.Search) -> Iterator[
     """As many units as the method may need; each candidate takes the memory of one path, and is kept on the disk."""
     whole, costing = costing, costing.of_candidates()
     from manticore.registry import resolve
-    from manticore.search.beam import compared_examples
     from manticore.search.forecast import forecast
     from manticore.search.objective import spacing
-    from manticore.search.path_costs import PathCosts
     from manticore.search.space import Space
 
-    case, tuning = costing.tuned["costliest"], costing.recipe.finetune
+    case = costing.tuned["costliest"]
     space = Space(costing.shape.num_blocks, len(costing.sources))
-    dearest = max((costing.tuned_path(path) for path in space.parents), key=lambda parent: parent.flops)
-    step, steps = dearest.flops * dearest.accumulation, tuning.steps or tuning.default_steps
-    unit = section.finetune_flops or tuning.budget_flops or steps * step
-    one = costing.task.sequences * dearest.forward_flops / dearest.micro_batch
-    held_out = _held_out(section, costing.task)
-    scoring = held_out * one
+    prices = candidate_prices(costing, section, space)
+    scoring = prices.examples * max(map(prices.forward, space.parents))
     least, most = forecast(
-        resolve("search", section.method), space, spacing(scoring, unit), 0, **section.method_options()
+        resolve("search", section.method), space, spacing(scoring, prices.unit), prices.seed, **section.method_options()
     )
-    flops = most.units * unit + most.scored * scoring
     what = f"{most.candidates} paths, {least.units:.1f} to {most.units:.1f} fine-tunings"
     if least.candidates < most.candidates:
         what = f"{least.candidates} to {what}"
@@ -238,14 +234,48 @@ def _cost_of_candidates(costing: Costing, section: sections.Search) -> Iterator[
     for _ in range(most.candidates):
         whole.save_checkpoints(case.held)
     if most.compared:
-        examples = compared_examples(held_out, most.shared * unit, len(most.compared), one)
-        forward = PathCosts(lambda path: round(costing.tuned_path(path).forward_flops), additive=True)
-        scored = sum(map(forward, most.compared)) * costing.task.sequences / case.micro_batch
-        flops += examples * scored
         what = f"shared weights on {len(most.compared)} paths, then {what}"
         # weights and moments of the whole supernet, activations of one path
         case = case.holding(costing.tuned["supernet"].held)
         whole.save_checkpoints(case.held)
     found = costing.fit(costing.tuning, case)
     verdict = "fits" if found.fits is not None else "does not fit: finetune's ways out"
+    step, flops = max(map(prices.step, space.parents)), most.flops(prices)
     yield StagePlan(Search.name, what, case.held.trained, step, None, flops, found.smaller, verdict)
+
+
+def candidate_prices(costing: Costing, section: sections.Search, space: Space) -> Prices:
+    """What the parts of a search over candidates cost; exact where every embedding trains, else to a step of each.
+
+    Args:
+        costing: of the recipe, with the batches and the task of the search (``of_candidates``).
+        section: of the search.
+        space: its paths.
+    """
+    from manticore.search.forecast import Prices
+    from manticore.search.path_costs import PathCosts
+
+    task, tuning = costing.task, costing.recipe.finetune
+
+    def of_step(path: Sequence[int]) -> int:
+        case = costing.tuned_path(path)
+        return round(case.flops * case.accumulation)
+
+    def forward(setting: Setting) -> PathCosts:
+        def of_example(path: Sequence[int]) -> int:
+            case = costing.measure("finetune", setting, path)
+            return round(task.sequences * case.forward_flops / case.micro_batch)
+
+        return PathCosts(of_example, additive=True)
+
+    step = PathCosts(of_step, additive=True)
+    steps = tuning.steps or tuning.default_steps
+    return Prices(
+        unit=int(section.finetune_flops or tuning.budget_flops or steps * max(map(step, space.parents))),
+        step=step,
+        forward=forward(costing.tuning),
+        shared_forward=forward(replace(costing.tuning, trainable="all")),
+        examples=_held_out(section, task),
+        seed=costing.recipe.seed,
+        weights=[[1 / space.num_components] * space.num_components] * space.num_blocks,
+    )

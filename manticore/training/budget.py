@@ -40,7 +40,8 @@ logger = logging.getLogger(__name__)
 _NEEDS_DATA = (RuntimeError, NotImplementedError, TypeError, ValueError)
 """What a forward pass raises that looks at values, or calls an operator that needs them."""
 _NO_TOKEN = -1
-_counted: dict[str, int] = {}
+COUNTED: dict[str, int] = {}
+"""FLOPs that this process has counted, by all that they depend on; what a fork counts can be added."""
 _cached: dict[str, list[dict[int, int]]] = {}
 
 
@@ -53,13 +54,13 @@ def flops_per_step(model: PreTrainedModel, batch_size: int, length: int, *, back
         ManticoreError: the model uses an operator whose FLOPs nobody has written down.
     """
     key = _key(model, batch_size, length, backward)
-    if key not in _counted:
+    if key not in COUNTED:
         mixing = getattr(model, "mixing", None)
         if mixing is not None:
             # which branches are exactly zero is read from values: read here, kept by copies
             mixing.active()
-        _counted[key] = measured_without_data(model, lambda m: _count(m, batch_size, length, backward))
-    return _counted[key]
+        COUNTED[key] = measured_without_data(model, lambda m: _count(m, batch_size, length, backward))
+    return COUNTED[key]
 
 
 def flops_per_token_forward(model: PreTrainedModel, length: int) -> float:

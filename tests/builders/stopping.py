@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ PATIENCE = 300
 """Seconds that a command may take on a busy machine."""
 
 
-def _work(words: Sequence[str], said: str, folder: str, environment: Mapping[str, str]) -> None:
+def _work(
+    words: Sequence[str], said: str, folder: str, environment: Mapping[str, str], prepare: Callable[[], None] | None
+) -> None:
     os.chdir(folder)
     os.environ.update(environment)
     file = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -29,6 +31,8 @@ def _work(words: Sequence[str], said: str, folder: str, environment: Mapping[str
     from manticore.cli.app import main
 
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", "1")))
+    if prepare is not None:
+        prepare()
     sys.argv = ["manticore", *words]
     main()
 
@@ -39,16 +43,26 @@ class Command:
     Args:
         words: after ``manticore``.
         folder: where it works; what it prints goes to a file there.
+        prepare: called in it before the command.
         environment: beside this process's.
     """
 
-    def __init__(self, words: Sequence[str], folder: Path, **environment: str) -> None:
+    def __init__(
+        self, words: Sequence[str], folder: Path, prepare: Callable[[], None] | None = None, **environment: str
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(
-            ["manticore.stages.pipeline", "manticore.cli.app", "manticore.experiments.mad.run"]
+            [
+                "manticore.stages.pipeline",
+                "manticore.cli.app",
+                "manticore.experiments.mad.run",
+                "manticore.search.candidates",
+            ]
         )
         self._said = folder / f"said-{time.monotonic_ns()}.txt"
-        self._process: Any = context.Process(target=_work, args=(words, str(self._said), str(folder), environment))
+        self._process: Any = context.Process(
+            target=_work, args=(words, str(self._said), str(folder), environment, prepare)
+        )
         self._process.start()
         self.pid: int = self._process.pid
 
@@ -62,7 +76,7 @@ class Command:
     def end(self) -> tuple[int, str]:
         """Its exit code, and all that it printed."""
         self._process.join(PATIENCE)
-        return self._process.exitcode, self._said.read_text(encoding="utf-8")
+        return self._process.exitcode, self._said.read_text(encoding="utf-8") if self._said.exists() else ""
 
 
 def done(words: Sequence[str], folder: Path, **environment: str) -> str:

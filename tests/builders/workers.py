@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import sys
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 300
-"""Seconds that a command may take on a busy machine."""
+from stopping import Command
 
 
 def soon(heartbeat: int = 1, grace: int = 2) -> None:
@@ -47,29 +43,18 @@ def end_at(step: int, number: int, once: Path | None = None, path: list[int] | N
     TaskTrainer.training_step = training_step  # type: ignore[method-assign]
 
 
-def _work(words: Sequence[str], said: str, folder: str, end: tuple[int, int] | None, host: str | None) -> None:
-    os.chdir(folder)
-    file = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(file, stream)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    import torch
-
-    from manticore.cli.app import main
+def _prepare(end: tuple[int, int] | None, host: str | None) -> None:
     from manticore.search import presence
 
-    torch.set_num_threads(1)
     soon()
     if host is not None:
         presence.HOST = host
     if end is not None:
         end_at(*end)
-    sys.argv = ["manticore", *words]
-    main()
 
 
-class Worker:
-    """A command line at work.
+class Worker(Command):
+    """A command line at work on a search.
 
     Args:
         words: after ``manticore``.
@@ -81,13 +66,4 @@ class Worker:
     def __init__(
         self, words: Sequence[str], folder: Path, end: tuple[int, int] | None = None, host: str | None = None
     ) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["manticore.search.candidates", "manticore.cli.app"])
-        self._said = folder / f"said-{time.monotonic_ns()}.txt"
-        self._process: Any = context.Process(target=_work, args=(words, str(self._said), str(folder), end, host))
-        self._process.start()
-
-    def end(self) -> tuple[int, str]:
-        """Its exit code, and all that it printed."""
-        self._process.join(PATIENCE)
-        return self._process.exitcode, self._said.read_text(encoding="utf-8") if self._said.exists() else ""
+        super().__init__(words, folder, partial(_prepare, end, host))

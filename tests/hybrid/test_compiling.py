@@ -49,6 +49,14 @@ def test_a_compiled_hybrid_takes_left_padding_and_is_not_silent_about_what_it_wo
     for given in ({"attention_mask": mask}, {"attention_mask": mask, "position_ids": positions}):
         got = compiled(ids, **given).logits[mask.bool()]
         torch.testing.assert_close(got, hybrid(ids, **given).logits[mask.bool()], atol=1e-6, rtol=0)
+    # from the second length on, a graph is made for sizes that vary
+    for length in (7, 9):
+        longer, seen = torch.arange(2 * length).reshape(2, length), torch.ones(2, length, dtype=torch.long)
+        seen[0, : length - 4] = 0
+        for given in ({}, {"position_ids": (seen.cumsum(1) - 1).clamp_min(0)}):
+            got = compiled(longer, attention_mask=seen, **given).logits[seen.bool()]
+            expected = hybrid(longer, attention_mask=seen, **given).logits[seen.bool()]
+            torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
     for given in (
         {"attention_mask": torch.tensor([[1, 0, 1, 1, 1]] * 2)},
         {"position_ids": torch.tensor([[0, 1, 0, 1, 2]] * 2)},

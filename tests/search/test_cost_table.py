@@ -5,13 +5,13 @@ import time
 
 import pytest
 import torch
+from tiny_models import NO_ENDS, seeded
 from tiny_search import VOCABULARY, make_hybrid, tiny_gpt, tiny_mamba
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import LlamaConfig, MistralConfig
 
 import manticore
 from manticore.errors import ManticoreError
-from manticore.hybrid.classification import ManticoreForSequenceClassification
-from manticore.hybrid.pair_classification import ManticoreForPairClassification
+from manticore.hybrid.classification import ManticoreForPairClassification, ManticoreForSequenceClassification
 from manticore.search.cost_table import cost_table
 from manticore.search.costs import CostTable
 from manticore.training.budget import cache_cost, cached_tensors, count_parameters, flops_per_token_forward
@@ -19,7 +19,6 @@ from manticore.training.budget import cache_cost, cached_tensors, count_paramete
 
 def tiny_llama():
     """Four layers, a head tied to the embeddings, fewer keys than queries."""
-    torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=20,
@@ -28,15 +27,13 @@ def tiny_llama():
         num_key_value_heads=1,
         intermediate_size=32,
         tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
+        **NO_ENDS,
     )
-    return LlamaForCausalLM(config)
+    return seeded(config, 0)
 
 
 def tiny_mistral():
     """A window of five tokens."""
-    torch.manual_seed(0)
     config = MistralConfig(
         vocab_size=VOCABULARY,
         hidden_size=16,
@@ -45,10 +42,9 @@ def tiny_mistral():
         num_key_value_heads=1,
         intermediate_size=24,
         sliding_window=5,
-        bos_token_id=None,
-        eos_token_id=None,
+        **NO_ENDS,
     )
-    return MistralForCausalLM(config)
+    return seeded(config, 0)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from tiny_search import make_hybrid, recall
 
 import manticore
 from manticore.errors import ManticoreError
-from manticore.search.beam import MOST_SCORED, beam, compared_examples
+from manticore.search.beam import MOST_SCORED, beam, compared_examples, usual
 from manticore.search.choice import Shared
 from manticore.search.curves import Curves, Point, SharedScores
 from manticore.search.forecast import forecast
@@ -75,39 +75,72 @@ def test_costs_that_add_up_are_worked_out_from_few():
     assert len(asked) == 3 + 3 * 2 * 5
 
 
+def scored(loss):
+    return Point(0, 0, 0, 0, float(loss), 0.0)
+
+
 def far(path, best):
-    """A loss that falls with every block that is right, the later ones more."""
-    return float(sum((n + 1) * (a != b) for n, (a, b) in enumerate(zip(path, best))))
+    """A score that gets better with every block that is right, the later ones more."""
+    return scored(sum((n + 1) * (a != b) for n, (a, b) in enumerate(zip(path, best))))
+
+
+def best_of(found):
+    return min(found, key=lambda path: found[path].loss)
 
 
 def test_a_space_that_can_be_listed_is_scored_whole():
     space = Space(8, 2)
-    assert list(beam(space, lambda path: far(path, (0, 1) * 4), float)) == space.paths()
+    assert list(beam(space, lambda path: far(path, (0, 1) * 4))) == space.paths()
     few = frozenset({(0,) * 11 + (1,), (0, 1) * 6})
-    assert set(beam(Space(12, 2, few), lambda path: 0.0, float)) == few
+    assert set(beam(Space(12, 2, few), lambda path: scored(0))) == few
 
 
 @pytest.mark.parametrize(("blocks", "components"), [(12, 2), (9, 3), (40, 2)])
 def test_a_beam_finds_the_best_where_blocks_add_up(blocks, components):
     space, best = Space(blocks, components), tuple(n * n % components for n in range(blocks))
-    found = beam(space, lambda path: far(path, best), float)
-    assert len(found) <= MOST_SCORED < space.size
-    assert min(found, key=found.get) == best
+    found = beam(space, lambda path: far(path, best))
+    assert len(found) == MOST_SCORED < space.size
+    assert best_of(found) == best
+
+
+@pytest.mark.parametrize("dear", [0, 1])
+def test_a_beam_spends_what_drawn_paths_cost_wherever_it_goes(dear):
+    space = Space(12, 2)
+
+    def price(path):
+        return 1.0 + 2 * path.count(dear)
+
+    found = beam(space, lambda path: far(path, (1,) * 12), price, seed=3)
+    spent, planned = (sum(map(price, paths)) for paths in (found, usual(space, 3)))
+    assert planned - 25 < spent <= planned
+    # paths that are dearer than usual are fewer
+    assert (len(found) < MOST_SCORED) == (dear == 1)
 
 
 def test_a_beam_goes_on_past_paths_without_a_score():
     best = (0, 1) * 6
-    found = beam(Space(12, 2), lambda path: None if path[0] == 1 else far(path, best), float)
-    assert min(found, key=found.get) == best
+    found = beam(Space(12, 2), lambda path: None if path[0] == 1 else far(path, best))
+    assert best_of(found) == best
 
 
-def test_a_beam_reaches_what_may_be_chosen():
-    space = Space(12, 2)
-    allowed = frozenset(path for path in space.paths() if sum(path) == 6)
-    best = (0, 1) * 6
-    found = beam(Space(12, 2, allowed), lambda path: far(path, best), float)
-    assert any(path in allowed for path in found)
-    assert len(found) <= MOST_SCORED
+def of_sums(*sums):
+    return frozenset(path for path in Space(12, 2).paths() if sum(path) in sums)
+
+
+def test_a_beam_reaches_the_best_that_may_be_chosen():
+    space, best = Space(12, 2, of_sums(5, 6, 7)), (0, 1) * 6
+    found = beam(space, lambda path: far(path, best))
+    assert best_of(found) == best
+    assert len(found) == MOST_SCORED
+    assert all(space.may_choose(path) for path in found.keys() - set(space.parents))
+
+
+def test_where_no_flip_is_allowed_a_beam_scores_a_sample_and_the_parents():
+    # another component in one block makes the sum another
+    space = Space(12, 2, of_sums(6))
+    found = beam(space, lambda path: far(path, (0, 1) * 6))
+    assert set(space.parents) < found.keys()
+    assert 10 <= sum(map(space.may_choose, found)) < 20
 
 
 def point(mark, loss, metric=0.5):
@@ -172,7 +205,7 @@ def test_a_forecast_knows_what_shared_weights_cost_and_who_may_race():
     marks = [4, 8, 12]
     least, most = forecast(oneshot, Space(3, 2), marks, 0, top=2)
     assert (least.candidates, most.candidates) == (2, 4)
-    assert (least.shared, most.shared) == (1.0, 1.0)
+    assert least.shared == most.shared == Shared(Space(3, 2), 1.0, "uniform")
     # far apart, a race ends at its first mark
     assert least.units == pytest.approx(1 + 2 * 4 / 12)
     assert most.units == pytest.approx(1 + 4 * 12 / 12)

@@ -39,7 +39,7 @@ def test_a_limit_on_the_cache_leads_from_a_hybrid_to_the_recurrent_parent(supern
     assert bound.to_dict()["limits"] == {"cache_bytes": 4000}
 
     # its losers are gone, so that it cannot go on as a search that might choose one of them
-    with pytest.raises(ManticoreError, match="max"):
+    with pytest.raises(ManticoreError, match=r"was started with max="):
         manticore.search(supernet, copying_task(), **QUICK, out=tmp_path, resume=True, max={"cache_bytes": 9000})
 
 

@@ -15,8 +15,8 @@ import manticore
 from manticore.errors import ManticoreError
 from manticore.search.choice import Shared
 from manticore.search.objective import Objective
-from manticore.search.sampling import Sampler
-from manticore.search.shared import SHARED, follow, sampled, shared_scores, step_costs
+from manticore.search.sampling import Sampler, sampled
+from manticore.search.shared import SHARED, follow, shared_scores, step_costs
 from manticore.search.space import Space
 from manticore.settings import Finetune
 from manticore.training.budget import flops_per_step

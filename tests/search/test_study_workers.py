@@ -17,6 +17,7 @@ from workers import Worker, end_at, soon
 
 from manticore.search import storage, study
 from manticore.search.search import search
+from manticore.training.budget import COUNTED
 from manticore.training.trainer import TaskTrainer
 
 QUICK = {"method": "halving", "batch_size": 16, "finetune_flops": 150_000_000}
@@ -119,7 +120,10 @@ def short(monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes that end with their caller are Linux's")
 def test_workers_of_one_command_and_a_killed_one(short, tmp_path):
+    COUNTED.clear()
     alone = search(make_hybrid(), recall(), **QUICK, cpu=True)
+    counted = set(COUNTED)
+    COUNTED.clear()
     end_at(2, signal.SIGKILL, once=tmp_path / "killed")
     told = []
     both = search(
@@ -132,6 +136,8 @@ def test_workers_of_one_command_and_a_killed_one(short, tmp_path):
     ours, theirs = both.model.state_dict(), alone.model.state_dict()
     assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
     assert len(told) == 6
+    # what a worker counts is known to those that come after it
+    assert counted == set(COUNTED)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes that end with their caller are Linux's")

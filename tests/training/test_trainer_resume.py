@@ -148,3 +148,33 @@ def test_resuming_with_another_model_is_refused(uninterrupted, gpt):
     _, out = uninterrupted
     with pytest.raises(ManticoreError, match="is of another model"):
         run(gpt, out, resume=True)
+
+
+def grown(out, steps, **options):
+    settings = {"batch_size": 8, "lr": 1e-2, "warmup_steps": 3, **options}
+    return finetune(model(), copying_task(), steps=steps, out=out, cpu=True, resume=True, **settings)
+
+
+def test_a_longer_run_goes_on_where_a_shorter_one_ended(tmp_path):
+    shorter, unbroken = grown(tmp_path / "grown", 12), grown(tmp_path / "unbroken", 24)
+    made = []
+    longer = grown(tmp_path / "grown", 24, progress=lambda step, *_: made.append(step))
+    assert min(made) > 12
+    assert same_weights(longer.model, unbroken.model)
+    assert not same_weights(longer.model, shorter.model)
+    assert longer.metrics == unbroken.metrics
+    assert [row["loss"] for row in longer.history] == [row["loss"] for row in unbroken.history]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"warmup_steps": 4}, r"started with warmup_steps=3 \(got 4\)"),
+        ({"schedule": "linear"}, r"started with schedule='constant' \(got 'linear'\)"),
+        ({"steps": 6}, r"started with steps=12 \(got 6\)"),
+    ],
+)
+def test_what_does_not_go_on_is_refused(tmp_path, change, message):
+    grown(tmp_path, 12)
+    with pytest.raises(ManticoreError, match=message):
+        grown(tmp_path, **{"steps": 24, **change})

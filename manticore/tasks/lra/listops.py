@@ -28,8 +28,8 @@ SYMBOLS = ("<pad>", *OPERATORS, CLOSE, *map(str, range(10)))
 """What the ids stand for; padding is 0, as in the official pipeline. That has no fixed order of the other symbols."""
 IDS = {symbol: index for index, symbol in enumerate(SYMBOLS)}
 COLUMNS = ("Source", "Target")
-_RELEASE = "give the release's tab-separated file"
 """Header of the official files."""
+_RELEASE = "give the release's tab-separated file"
 
 MAX_DEPTH = 10
 MAX_ARGUMENTS = 10
@@ -116,7 +116,8 @@ def read_tsv(path: str | Path) -> Iterator[Example]:
     """The examples of an official file.
 
     Raises:
-        ManticoreError: no text, a missing column, an unknown symbol, a label that is not a digit, or too many symbols.
+        ManticoreError: a file that is not text in columns or lacks one of ``COLUMNS``, or an example with an unknown
+            symbol, without symbols or with too many, or whose value is not a digit from 0 to 9.
     """
     with told(f"listops {path}", "no text in columns", _RELEASE, UnicodeDecodeError, csv.Error):
         yield from _read_rows(Path(path))
