@@ -2,8 +2,8 @@
 
     python benchmarks/cheaper_races.py [--batches 4] [--seeds 3] [--only NAME …]      # 5 to 10 minutes of one core each
 
-For every landscape of ``benchmarks/results/landscapes``, all paths train with smaller batches, and so more steps, up
-to two thirds of a unit; a unit is the same FLOPs as there. ``auto`` is replayed on these curves and on the landscape's
+For every landscape of ``benchmarks/results/landscapes``, all paths train with smaller batches, and so more steps, for
+a unit; it is the same FLOPs as there. ``auto`` is replayed on these curves and on the landscape's
 own, and regret is what the path found lacks on the landscape's test split, where it trains with its batches of 16:
 as a share of the way from the best path to the worst. Resumes; writes
 ``benchmarks/results/races/<name>-<seed>-<batch>.json`` and prints the table.
@@ -27,9 +27,8 @@ from search_methods import scored, units_of
 
 from manticore.experiments.landscapes import Landscape, regret, replay
 from manticore.registry import resolve
-from manticore.search.curves import Curves
+from manticore.search.curves import MARKS, Curves
 from manticore.search.objective import Objective, unit_flops
-from manticore.search.race import LATE
 from manticore.settings import Finetune
 from manticore.writing import write_json as write
 
@@ -37,11 +36,11 @@ FOLDER = RESULTS / "races"
 
 
 class _EveryMark(Objective):
-    """Scores every mark up to where a race ends."""
+    """Scores every mark."""
 
     @property
     def marks(self) -> list[int]:  # type: ignore[override]
-        return list(range(1, LATE + 1))
+        return list(range(1, MARKS + 1))
 
 
 def raced(name: str, seed: int, batch: int, work: Path) -> Landscape:
@@ -56,9 +55,9 @@ def raced(name: str, seed: int, batch: int, work: Path) -> Landscape:
     objective = _EveryMark(supernet, task, settings, unit, work / file.stem, seed, cpu=True)
     curves = Curves(objective.space, task.higher_is_better, objective.marks)
     for path in objective.space.paths():
-        for point in objective.advance(path, LATE):
+        for point in objective.advance(path, MARKS):
             curves.add(path, point)
-        print(f"{name}, seed {seed}, batches of {batch}: {path} {curves.points[path][LATE].metric:.3f}", flush=True)
+        print(f"{name}, seed {seed}, batches of {batch}: {path} {curves.points[path][MARKS].metric:.3f}", flush=True)
     found = Landscape.of(curves, name=name, seed=seed, unit=unit, batch_size=batch, metric=task.primary_metric)
     FOLDER.mkdir(parents=True, exist_ok=True)
     write(file, found.to_dict())
