@@ -20,6 +20,7 @@ MOVED = {
     "manticore.hybrid.pair_classification": "manticore.hybrid.classification",
     "manticore.stacks.pair_classification": "manticore.stacks.classification",
     **{f"manticore.projectors.{name}": f"manticore.training.{name}" for name in _IN_TRAINING},
+    "manticore.runs.files": "manticore.file_names",
     "manticore.runs.mad": "manticore.experiments.mad.run",
     "manticore.runs.models": "manticore.training.saved_models",
     "manticore.runs.mad_models": "manticore.experiments.mad.models",

@@ -18,7 +18,7 @@ from manticore import StackConfig, StackForCausalLM, registry
 from manticore.cli.app import app
 from manticore.errors import ManticoreError
 from manticore.experiments.mad.models import candidates
-from manticore.runs.files import MODEL
+from manticore.file_names import MODEL
 from manticore.runs.folder import create_run
 from manticore.schema.loading import load_recipe
 from manticore.stages.pipeline import execute

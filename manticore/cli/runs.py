@@ -13,7 +13,7 @@ from manticore.cli.faults import exit_code_of
 from manticore.cli.recipes import Overrides, RecipeName
 from manticore.cli.terminal import RunReporter, console, done, quiet_libraries, say
 from manticore.errors import ManticoreError
-from manticore.runs.files import MODEL, PAGE
+from manticore.file_names import MODEL, PAGE
 from manticore.schema.loading import load_recipe
 from manticore.stages.prerequisites import missing_prerequisites
 

@@ -16,9 +16,9 @@ from manticore.cli.parameters import Out, Seed, Task, TaskOptions, pairs, takes
 from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say, say_text
 from manticore.cli.unfinished import Resume, refuse_begun, unfinished, unfinished_by_several
 from manticore.errors import ManticoreError, SeveralErrors
+from manticore.file_names import RESULTS, SCHEMA_VERSION
 from manticore.paths import expanded
 from manticore.processes import is_first
-from manticore.runs.files import RESULTS, SCHEMA_VERSION
 from manticore.schema.consistency import options
 from manticore.schema.sections import TaskChoice
 from manticore.schema.validation import findings

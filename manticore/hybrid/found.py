@@ -11,11 +11,11 @@ from torch import Tensor
 
 from manticore.components.loading import load_config
 from manticore.errors import ManticoreError, about
+from manticore.file_names import MODEL, RESULTS, SEARCHED
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.mixing import check_path, check_weights
 from manticore.paths import expanded
 from manticore.reading import read_object
-from manticore.runs.files import MODEL, RESULTS, SEARCHED
 from manticore.settings import Discretize
 
 if TYPE_CHECKING:

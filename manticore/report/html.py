@@ -19,6 +19,7 @@ from markupsafe import Markup
 from manticore import quantities
 from manticore.errors import ManticoreError
 from manticore.experiments.rows import HYBRID
+from manticore.file_names import ENVIRONMENT, LINEAGE, PAGE
 from manticore.paths import refuse_links_out
 from manticore.report import candidates, cells, shared_scores, spending
 from manticore.report.block_picture import layer_words
@@ -31,7 +32,6 @@ from manticore.report.palette import component_colour, model_colour
 from manticore.report.results import Results, printable, read_results
 from manticore.report.svg import inline
 from manticore.report.verdict import verdict
-from manticore.runs.files import ENVIRONMENT, LINEAGE, PAGE
 from manticore.stages.combine import TaskInfo, beginning
 from manticore.stages.compare import CompareRecord
 from manticore.writing import write_bytes

@@ -6,8 +6,8 @@ import json
 import os
 from pathlib import Path
 
+from manticore.file_names import MODEL
 from manticore.report.results import Results
-from manticore.runs.files import MODEL
 
 _DEFAULT_CLASS = "AutoModelForCausalLM"
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from manticore.errors import ManticoreError
-from manticore.runs.files import RESULTS, SCHEMA_VERSION
+from manticore.file_names import RESULTS, SCHEMA_VERSION
 from manticore.stages.align import AlignRecord
 from manticore.stages.combine import CombineRecord, ComponentRecord, TaskInfo
 from manticore.stages.compare import CompareRecord

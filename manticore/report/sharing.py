@@ -8,9 +8,9 @@ from typing import Any
 
 from manticore.components.loading import load_config
 from manticore.errors import ManticoreError
+from manticore.file_names import SCHEMA_VERSION
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.report.card import PICTURE, write_model_card
-from manticore.runs.files import SCHEMA_VERSION
 from manticore.stacks.configuration import StackConfig
 from manticore.stages import STAGES
 from manticore.writing import write_text

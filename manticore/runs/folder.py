@@ -30,10 +30,10 @@ from typing import Any
 import yaml
 
 from manticore.errors import ManticoreError
+from manticore.file_names import ENVIRONMENT, RESOLVED, RESULTS, SCHEMA_VERSION
 from manticore.paths import expanded, refuse_links_out
 from manticore.reading import damaged, read_object
 from manticore.runs.environment import environment
-from manticore.runs.files import ENVIRONMENT, RESOLVED, RESULTS, SCHEMA_VERSION
 from manticore.runs.ledger import say_changed
 from manticore.schema.loading import LoadedRecipe, load_recipe
 from manticore.schema.options import options_of

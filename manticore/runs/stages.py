@@ -16,8 +16,8 @@ from typing import Any
 
 from manticore.cache import file_digest
 from manticore.errors import ManticoreError
+from manticore.file_names import MODEL
 from manticore.reading import damaged
-from manticore.runs.files import MODEL
 from manticore.runs.ledger import Digests, digest_of, read_record, refuse_changed, write_record
 from manticore.runs.reporter import Reporter
 

@@ -28,7 +28,7 @@ def compared_examples(most: int, training: float, paths: int, forward: float) ->
     return min(most, max(FEWEST_EXAMPLES, int(training // (paths * forward))))
 
 
-def usual(space: Space, seed: int) -> list[Path]:
+def drawn_paths(space: Space, seed: int) -> list[Path]:
     """Paths that cost together what comparing costs: all, or ``MOST_SCORED`` that are drawn."""
     if space.size <= MOST_SCORED:
         return space.paths()
@@ -58,7 +58,7 @@ def beam(
     """
     found: dict[Path, Point | None] = {}
     cost = price or (lambda _: 1.0)
-    left = math.fsum(map(cost, usual(space, seed)))
+    left = math.fsum(map(cost, drawn_paths(space, seed)))
 
     def look(path: Path) -> None:
         nonlocal left

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from manticore.search.beam import MOST_SCORED, beam, compared_examples, usual
+from manticore.search.beam import MOST_SCORED, beam, compared_examples, drawn_paths
 from manticore.search.choice import PathMethod, Shared
 from manticore.search.curves import MARKS, Curves, Point, SharedScores, steps_at
 from manticore.search.sampling import Sampler, sampled
@@ -120,7 +120,7 @@ def _course(
             if isinstance(asked, Shared):
                 # where a race is short, parents are the best, which train in any case; else the worst
                 guessed = beam(asked.space, _near if apart > 0 else _far)
-                curves.shared, shared, compared = SharedScores(guessed, 0), asked, tuple(usual(asked.space, seed))
+                curves.shared, shared, compared = SharedScores(guessed, 0), asked, tuple(drawn_paths(asked.space, seed))
                 continue
             for path, mark in asked:
                 place = order.setdefault(path, next(numbers))

@@ -8,10 +8,10 @@ from pathlib import Path as Folder
 from typing import TYPE_CHECKING
 
 from manticore.errors import ManticoreError
+from manticore.file_names import SEARCHED
 from manticore.keywords import merged
 from manticore.paths import expanded
 from manticore.reading import read_object
-from manticore.runs.files import SEARCHED
 from manticore.search.constraints import constrained
 from manticore.search.costs import CostTable
 from manticore.search.curves import MARKS, Curves, Point

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import manticore
-from manticore.runs.files import MODEL
+from manticore.file_names import MODEL
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
 from manticore.stages.commands import FROM_SCRATCH, search_command, words_for

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import manticore
 from manticore import settings
-from manticore.runs.files import LINEAGE
+from manticore.file_names import LINEAGE
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
 from manticore.stages.commands import FROM_SCRATCH, search_command, words_for

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import manticore
 from manticore import settings
 from manticore.experiments.rows import ENSEMBLE, HYBRID, SUPERNET
-from manticore.runs.files import MODEL
+from manticore.file_names import MODEL
 from manticore.runs.stages import Outcome
 from manticore.schema.options import trains_candidates
 from manticore.schema.recipe import Recipe

@@ -25,9 +25,9 @@ from manticore.components.checkpoint_folder import (
     refuse_no_weights,
 )
 from manticore.errors import ManticoreError
+from manticore.file_names import RESULTS, SEARCHED
 from manticore.paths import expanded
 from manticore.registry import did_you_mean
-from manticore.runs.files import RESULTS, SEARCHED
 from manticore.schema.consistency import Finding
 from manticore.schema.options import options_of, reads_tokenizer
 from manticore.schema.problems import Path

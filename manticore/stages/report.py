@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from manticore.runs.files import MODEL
+from manticore.file_names import MODEL
 
 if TYPE_CHECKING:
     from manticore.runs.folder import RunFolder

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import manticore
 from manticore import settings
 from manticore.cache import content_key
-from manticore.runs.files import MODEL
+from manticore.file_names import MODEL
 from manticore.runs.ledger import Digests
 from manticore.runs.reporter import LogReporter, Reporter
 from manticore.runs.stages import DIGESTS, results_of

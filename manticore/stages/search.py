@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import manticore
 from manticore import settings
-from manticore.runs.files import SEARCHED
+from manticore.file_names import SEARCHED
 from manticore.runs.stages import Outcome
 from manticore.schema import sections
 from manticore.schema.options import trains_candidates

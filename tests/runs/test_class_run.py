@@ -9,9 +9,9 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 import manticore
+from manticore.file_names import MODEL
 from manticore.report.loading_code import loading_code
 from manticore.report.results import read_results
-from manticore.runs.files import MODEL
 from manticore.runs.folder import create_run
 from manticore.schema.loading import load_recipe
 from manticore.stages.align import task_text

@@ -9,7 +9,7 @@ from tiny_search import make_hybrid, recall
 
 import manticore
 from manticore.errors import ManticoreError
-from manticore.search.beam import MOST_SCORED, beam, compared_examples, usual
+from manticore.search.beam import MOST_SCORED, beam, compared_examples, drawn_paths
 from manticore.search.choice import Shared
 from manticore.search.curves import Curves, Point, SharedScores
 from manticore.search.forecast import forecast
@@ -111,7 +111,7 @@ def test_a_beam_spends_what_drawn_paths_cost_wherever_it_goes(dear):
         return 1.0 + 2 * path.count(dear)
 
     found = beam(space, lambda path: far(path, (1,) * 12), price, seed=3)
-    spent, planned = (sum(map(price, paths)) for paths in (found, usual(space, 3)))
+    spent, planned = (sum(map(price, paths)) for paths in (found, drawn_paths(space, 3)))
     assert planned - 25 < spent <= planned
     # paths that are dearer than usual are fewer
     assert (len(found) < MOST_SCORED) == (dear == 1)

@@ -1,4 +1,4 @@
-"""Names in a run folder that more than one module knows."""
+"""Names of files and folders that more than one module writes or reads."""
 
 SCHEMA_VERSION = 1
 """Of ``results.json``."""
