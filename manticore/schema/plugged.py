@@ -50,7 +50,7 @@ def _section(name: str) -> type[Settings]:
     """What a plug-in's section is read as.
 
     Raises:
-        ManticoreError: the package cannot be imported, or what it names is no stage of this name.
+        ManticoreError: the package cannot be imported, or what it names is not a stage of this name.
     """
     stage = registry.resolve("stage", name)
     section, called = getattr(stage, "section", None), getattr(stage, "name", None)

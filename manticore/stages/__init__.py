@@ -15,7 +15,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     """The stages that a recipe asks for, in order: after each one those of other packages that come after it.
 
     Raises:
-        ManticoreError: a plug-in that is not installed, or is no stage.
+        ManticoreError: a plug-in that is not installed, or is not a stage.
     """
     places = [stage.name for stage in STAGES]
     plugged = [Plugged(name, places) for name in plugged_names(recipe)]

@@ -32,7 +32,7 @@ class Plugged(Stage):
         places: names of the stages that it may come after.
 
     Raises:
-        ManticoreError: it is not installed, cannot be made, is no stage, or comes after none of these.
+        ManticoreError: it is not installed, cannot be made, is not a stage, or comes after none of these.
     """
 
     def __init__(self, name: str, places: list[str]) -> None:
@@ -41,10 +41,10 @@ class Plugged(Stage):
         with registry.blaming(KIND, name):
             stage = made()
         if not isinstance(stage, Stage):
-            raise registry.at_fault(KIND, name, "is no manticore.stages.stage.Stage")
+            raise registry.at_fault(KIND, name, "is not a manticore.stages.stage.Stage")
         if stage.after not in places:
             hint = registry.did_you_mean(stage.after, places)
-            raise registry.at_fault(KIND, name, f"comes after {stage.after!r}, which is no stage{hint}")
+            raise registry.at_fault(KIND, name, f"comes after {stage.after!r}, which is not a stage{hint}")
         self._stage = stage
         self.after = stage.after
         self.package = registry.entries(KIND)[name].package or ""
