@@ -46,7 +46,7 @@ _TEXTS = {
 }
 _SOME_WRITE_FAILED = ("file write failed", "failed writing file")
 
-_HEAD_START = 5.0
+_HEAD_START = 10.0
 """Seconds that the first process has, to say what is wrong before the others say the same."""
 
 

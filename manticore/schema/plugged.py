@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import create_model
+from pydantic import Field, create_model
 
 from manticore import registry
 from manticore.errors import ManticoreError
@@ -31,7 +31,8 @@ def recipe_with(values: Mapping[Any, Any]) -> tuple[type[Recipe], list[Finding]]
             continue
         try:
             if key in registry.entries("stage"):
-                sections[key] = (_section(key) | None, None)
+                section = _section(key)
+                sections[key] = (section | None, Field(None, description=section.__doc__ or "Of a plug-in."))
             else:
                 hint = registry.did_you_mean(key, list(Recipe.model_fields))
                 fix = f"{hint} Fix: choose it" if hint.endswith("?") else ", nor an installed stage. Fix: leave it out"

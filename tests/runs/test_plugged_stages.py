@@ -151,7 +151,11 @@ def test_an_empty_section_leaves_it_out(site: Path, mini_recipe: Path, tmp_path:
     [
         ('name = "mine"', 'name = "yours"', "the plug-in of package their-stage has no name = 'mine'"),
         ("section = Weighing", "section = None", "no section of manticore.settings.Settings"),
-        ('after = "discretize"', 'after = "discretise"', "comes after 'discretise', which is not a stage. Did you mean"),
+        (
+            'after = "discretize"',
+            'after = "discretise"',
+            "comes after 'discretise', which is not a stage. Did you mean",
+        ),
         ("return f", "1 / 0; return f", "the plug-in of package their-stage fails (ZeroDivisionError"),
         ("class Mine(Stage)", "class Mine", "is not a manticore.stages.stage.Stage"),
         ("from manticore.option", "import nowhere; from manticore.option", "No module named 'nowhere'"),

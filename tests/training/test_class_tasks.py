@@ -139,7 +139,8 @@ def test_a_search_over_candidates_leaves_a_classifier_that_goes_on(
     assert all(each.points for each in result.candidates)
     tuned = manticore.finetune(result, task, **FAST)
     assert type(tuned.model) is type(result.model) is type(made)
-    assert result.trained_flops < tuned.flops <= unit
+    # nobody may have been ahead before the end of a unit
+    assert 0 < result.trained_flops <= tuned.flops <= unit
     assert tuned.model.config.path == result.path
 
 
