@@ -5,7 +5,7 @@
 For every landscape of ``benchmarks/results/landscapes``, all paths train with smaller batches, and so more steps, for
 a unit; it is the same FLOPs as there. ``auto`` is replayed on these curves and on the landscape's
 own, and regret is what the path found lacks on the landscape's test split, where it trains with its batches of 16:
-as a share of the way from the best path to the worst. Resumes; writes
+as a share of the way from the best path to the worst; what parents score after a unit stands beside. Resumes; writes
 ``benchmarks/results/races/<name>-<seed>-<batch>.json`` and prints the table.
 """
 
@@ -25,22 +25,14 @@ from rich.console import Console
 from rich.table import Table
 from search_methods import scored, units_of
 
-from manticore.experiments.landscapes import Landscape, regret, replay
+from manticore.experiments.landscapes import Landscape, TestedObjective, regret, replay
 from manticore.registry import resolve
-from manticore.search.curves import MARKS, Curves
-from manticore.search.objective import Objective, unit_flops
+from manticore.search.curves import MARKS
+from manticore.search.objective import unit_flops
 from manticore.settings import Finetune
 from manticore.writing import write_json as write
 
 FOLDER = RESULTS / "races"
-
-
-class _EveryMark(Objective):
-    """Scores every mark."""
-
-    @property
-    def marks(self) -> list[int]:  # type: ignore[override]
-        return list(range(1, MARKS + 1))
 
 
 def raced(name: str, seed: int, batch: int, work: Path) -> Landscape:
@@ -52,12 +44,12 @@ def raced(name: str, seed: int, batch: int, work: Path) -> Landscape:
     unit, _ = unit_flops(supernet, task, TUNING, None)
     tuning = Finetune(steps=TUNING.steps * TUNING.batch_size // batch, batch_size=batch, lr=TUNING.lr)
     _, settings = unit_flops(supernet, task, tuning, None)
-    objective = _EveryMark(supernet, task, settings, unit, work / file.stem, seed, cpu=True)
-    curves = Curves(objective.space, task.higher_is_better, objective.marks)
-    for path in objective.space.paths():
-        for point in objective.advance(path, MARKS):
-            curves.add(path, point)
-        print(f"{name}, seed {seed}, batches of {batch}: {path} {curves.points[path][MARKS].metric:.3f}", flush=True)
+    until = range(1, MARKS + 1)
+    objective = TestedObjective(supernet, task, settings, unit, work / file.stem, seed, cpu=True, until=until)
+    said = f"{name}, seed {seed}, batches of {batch}"
+    curves = objective.curves(
+        lambda path, found: print(f"{said}: {path} {found.points[path][MARKS].metric:.3f}", flush=True)
+    )
     found = Landscape.of(curves, name=name, seed=seed, unit=unit, batch_size=batch, metric=task.primary_metric)
     FOLDER.mkdir(parents=True, exist_ok=True)
     write(file, found.to_dict())
@@ -71,24 +63,34 @@ def judged(curves: Landscape, truth: Landscape, batch: int) -> dict[str, Any]:
         "landscape": truth.facts["name"], "seed": truth.facts["seed"], "batch": batch, "path": list(done.choice.path),
         "cost": round(done.cost, 3), "reason": done.choice.reason,
         "regret": {unit: round(regret(truth.truth(unit), done.choice.path), 4) for unit in units_of(truth)},
+        "parents": [round(curves.points[parent][MARKS].metric, 4) for parent in curves.space.parents],
     }  # fmt: skip
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
     """A row per race, and the mean of each size of batch."""
-    shown = Table("landscape", "seed", "batches of", "path", "units", "regret at 1, 2, 4 units", "why")
+    shown = Table(
+        "landscape", "seed", "batches of", "path", "units", "regret at 1, 2, 4 units", "parents after 1", "why"
+    )
     for row in rows:
         cells = " ".join(f"{value:.2f}" for value in row["regret"].values())
         path = "-".join(map(str, row["path"]))
         shown.add_row(
-            row["landscape"], str(row["seed"]), str(row["batch"]), path, f"{row['cost']:.2f}", cells, row["reason"]
+            row["landscape"],
+            str(row["seed"]),
+            str(row["batch"]),
+            path,
+            f"{row['cost']:.2f}",
+            cells,
+            " ".join(f"{metric:.2f}" for metric in row["parents"]),
+            row["reason"],
         )
     for batch in sorted({row["batch"] for row in rows}):
         here = [row for row in rows if row["batch"] == batch]
         means = [statistics.fmean(row["regret"][unit] for row in here) for unit in (1, 2)]
         cost = statistics.fmean(row["cost"] for row in here)
         shown.add_row(
-            f"mean of {len(here)}", "", str(batch), "", f"{cost:.2f}", " ".join(f"{mean:.2f}" for mean in means), ""
+            f"mean of {len(here)}", "", str(batch), "", f"{cost:.2f}", " ".join(f"{mean:.2f}" for mean in means), "", ""
         )
     return shown
 

@@ -26,7 +26,7 @@ from rich.table import Table
 import manticore
 from manticore.components.loading import load_tokenizer
 from manticore.experiments.landscapes import Landscape, TestedObjective, marks
-from manticore.search.curves import MARKS, Curves
+from manticore.search.curves import MARKS
 from manticore.search.objective import unit_flops
 from manticore.settings import Finetune
 from manticore.tasks.corpus import read_corpus
@@ -92,14 +92,12 @@ def measure(name: str, case: Case, seed: int, work: Path) -> Landscape:
     objective = TestedObjective(
         supernet, task, settings, unit, work / f"{name}-{seed}", seed, cpu=True, until=marks(case.units)
     )
-    curves = Curves(objective.space, task.higher_is_better, objective.marks)
-    for path in objective.space.paths():
-        for point in objective.advance(path, case.units * MARKS):
-            curves.add(path, point)
-        print(
-            f"{name}, seed {seed}: {path} {task.primary_metric} {curves.points[path][MARKS].metric:.3f} after 1",
-            flush=True,
+    said = f"{name}, seed {seed}"
+    curves = objective.curves(
+        lambda path, found: print(
+            f"{said}: {path} {task.primary_metric} {found.points[path][MARKS].metric:.3f} after 1", flush=True
         )
+    )
     return Landscape.of(
         curves, name=name, seed=seed, task=case.task, options=case.options, unit=unit, metric=task.primary_metric,
         parents=[entry["family"] for entry in case.parents],

@@ -31,11 +31,14 @@ from manticore.experiments.landscapes import Landscape, mean_truth, regret, repl
 from manticore.registry import resolve
 from manticore.search.curves import MARKS
 from manticore.search.objective import spacing
+from manticore.search.race import LATE
 from manticore.search.space import Path
 
 TOTALS = (3, 4)
 """Units that search and fine-tuning may cost together."""
 GAPS = (0.1, 0.15, 0.2, 0.3, 0.4)
+TO_TWO_THIRDS = "race to 2/3"
+"""A race that is over after two thirds of a unit, whoever leads."""
 DRAWS = 24
 """Seeds of methods that draw, and orders of blocks."""
 REAL: dict[str, dict[str, Any]] = {
@@ -63,7 +66,7 @@ def methods(blocks: int) -> dict[str, tuple[str, dict[str, Any]]]:
     """Name in the table → registered method and options."""
     rows: dict[str, tuple[str, dict[str, Any]]] = {"auto": ("auto", {})}
     if blocks == 2:
-        rows |= {f"race, {gap:g} nats": ("race", {"gap": gap}) for gap in GAPS}
+        rows |= {f"race, {gap:g} nats": ("race", {"gap": gap}) for gap in GAPS} | {TO_TWO_THIRDS: ("race", {})}
     rows |= {"blockwise": ("blockwise", {}), "halving": ("halving", {}), "exhaustive": ("exhaustive", {})}
     return rows | {f"random {n}": ("random", {"candidates": n}) for n in (1, 2, 3, 4)}
 
@@ -101,10 +104,11 @@ def judge(landscape: Landscape, truths: dict[int, dict[Path, float]], label: str
     if label in ("auto", "blockwise"):
         orders = itertools.islice(itertools.permutations(range(landscape.space.num_blocks)), DRAWS)
     seeds = range(DRAWS) if name == "random" else range(1)
+    marks = [mark for mark in scored(landscape) if label != TO_TWO_THIRDS or mark <= LATE]
     found = []
     for order, seed in itertools.product(orders, seeds):
         moved = permuted(landscape, order)
-        done = replay(moved, resolve("search", name), seed, scored(landscape), **options)
+        done = replay(moved, resolve("search", name), seed, marks, **options)
         back = tuple(path for _, path in sorted(zip(order, done.choice.path)))
         training = {tuple(k for _, k in sorted(zip(order, path))): flops for path, flops in done.training.items()}
         units = sorted(truths)
@@ -195,7 +199,7 @@ def over(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def thresholds(rows: list[dict[str, Any]]) -> Table:
     """The gap of a race chosen on every second landscape, and what it does on the others; then the other way round."""
-    raced = [row for row in rows if row["method"].startswith("race")]
+    raced = [row for row in rows if row["method"].startswith("race,")]
     names = list(dict.fromkeys(row["landscape"] for row in raced))
     table = Table(
         "chosen on", "best", "regret there", "units", "regret elsewhere", "units", "auto elsewhere", "units",

@@ -213,7 +213,7 @@ def discretize(hybrid: Hybrid, out: Out, *, settings: dict[str, Any]) -> None:
     said = settings["path"] or ("its best path" if elsewhere is None else f"what was found in {elsewhere}")
     say(f"discretize: {hybrid} to {said}")
     import manticore
-    from manticore.hybrid.found import found_by
+    from manticore.hybrid.found import path_found
     from manticore.stages.discretize import Discretize
     from manticore.training.begun import BEGUN, begun_beside
     from manticore.training.saved_models import load_hybrid
@@ -221,7 +221,7 @@ def discretize(hybrid: Hybrid, out: Out, *, settings: dict[str, Any]) -> None:
     quiet_libraries()
     found: Any = load_hybrid(hybrid)
     if elsewhere is not None:
-        settings["path"] = found_by(elsewhere, "discretize").suits(found.config, "discretize").path
+        settings["path"] = path_found(elsewhere, found.config)
     begun = getattr(begun_beside(found, hybrid), "checkpoints", None)
     # what a search has trained is discretized already, to the path that it found
     whole = settings["path"] in (None, found.config.path)

@@ -40,6 +40,19 @@ class TestedObjective(Objective):
     def marks(self) -> list[int]:  # type: ignore[override]
         return list(self.until)
 
+    def curves(self, told: Callable[[Path, Curves], None]) -> Curves:
+        """The curves of all paths, to the last of the marks.
+
+        Args:
+            told: each path when it is trained.
+        """
+        found = Curves(self.space, self.task.higher_is_better, self.marks)
+        for path in self.space.paths():
+            for point in self.advance(path, self.marks[-1]):
+                found.add(path, point)
+            told(path, found)
+        return found
+
     def measure(self, model: ManticorePreTrainedModel, mark: int) -> Point:
         point = super().measure(model, mark)
         if mark % MARKS:

@@ -13,7 +13,7 @@ from torch import nn
 from manticore.components.rebuilding import named_tensors, rebuilt
 from manticore.errors import ManticoreError, require_hybrid
 from manticore.hybrid.configuration import ManticoreConfig
-from manticore.hybrid.found import found_by
+from manticore.hybrid.found import path_found
 from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.mixing import check_path
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
@@ -59,7 +59,7 @@ def discretize(
             raise ManticoreError("discretize: path and weights_from are both given. Fix: give one of them")
         target = hybrid if isinstance(hybrid, nn.Module) else getattr(hybrid, "model", None)
         require_hybrid(target, "discretize")
-        path = found_by(weights_from, "discretize").suits(cast(M, target).config, "discretize").path
+        path = path_found(weights_from, cast(M, target).config)
     if not isinstance(hybrid, nn.Module) and hasattr(hybrid, "candidates"):
         if hybrid.candidates and (path is None or list(path) == hybrid.path):
             return hybrid.model  # type: ignore[return-value]

@@ -118,6 +118,19 @@ def found_by(source: SearchResult | str | Path, where: str) -> Found:
     return Found(config, path, weights, str(folder))
 
 
+def path_found(source: SearchResult | str | Path, config: PreTrainedConfig) -> list[int]:
+    """The path that was found elsewhere, for a hybrid to be discretized to.
+
+    Args:
+        source: as :func:`found_by` has it.
+        config: of the hybrid.
+
+    Raises:
+        ManticoreError: what :func:`found_by` and :meth:`Found.suits` raise.
+    """
+    return found_by(source, "discretize").suits(config, "discretize").path
+
+
 def chosen_elsewhere(settings: Discretize, config: PreTrainedConfig) -> list[int] | None:
     """The path that a hybrid is to be discretized to, where it is given, or was found elsewhere; else None.
 
@@ -126,11 +139,11 @@ def chosen_elsewhere(settings: Discretize, config: PreTrainedConfig) -> list[int
         config: of the hybrid.
 
     Raises:
-        ManticoreError: what :func:`found_by` and :meth:`Found.suits` raise.
+        ManticoreError: what :func:`path_found` raises.
     """
     if settings.weights_from is None:
         return None if settings.path is None else list(settings.path)
-    return found_by(settings.weights_from, "discretize").suits(config, "discretize").path
+    return path_found(settings.weights_from, config)
 
 
 def _parents(config: PreTrainedConfig) -> list[str]:

@@ -34,6 +34,7 @@ from manticore.report.svg import inline
 from manticore.report.verdict import verdict
 from manticore.stages.combine import TaskInfo, beginning
 from manticore.stages.compare import CompareRecord
+from manticore.stages.search import SearchRecord
 from manticore.writing import write_bytes
 
 _FACTS = (("Environment", ENVIRONMENT), ("Lineage", LINEAGE))
@@ -175,11 +176,8 @@ def _search_section(results: Results) -> dict[str, Any] | None:
         return None
     shown = candidates.lines(results, _MOST_CANDIDATES)
     return {
+        **_scored_table(results, shown, len(search.candidates)),
         "said": candidates.how_found(results),
-        "metric": candidates.metric_name(results),
-        "higher_is_better": search.higher_is_better,
-        "lines": [{"line": line, "squares": _squares(line.path)} for line in shown],
-        "more": len(search.candidates) - len(shown),
         "spent": candidates.spent(results),
     }
 
@@ -191,13 +189,21 @@ def _shared_section(results: Results) -> dict[str, Any] | None:
         return None
     shown = shared_scores.shared_lines(results, _MOST_CANDIDATES)
     return {
+        **_scored_table(results, shown, len(search.shared)),
         "title": shared_scores.shared_title(results),
         "said": shared_scores.how_scored(results),
+        "before": any(line.before for line in shown),
+    }
+
+
+def _scored_table(results: Results, shown: Sequence[Any], number: int) -> dict[str, Any]:
+    """What tables of paths have in common: those shown, of so many."""
+    search = results.search or SearchRecord()
+    return {
         "metric": candidates.metric_name(results),
         "higher_is_better": search.higher_is_better,
-        "before": any(line.before for line in shown),
         "lines": [{"line": line, "squares": _squares(line.path)} for line in shown],
-        "more": len(search.shared) - len(shown),
+        "more": number - len(shown),
     }
 
 

@@ -49,8 +49,9 @@ class Recipe(Settings):
     def alike(self) -> bool:
         """Whether a search trains as fine-tuning does, and on the same, so that the one may go on with the other."""
         search = self.search
-        same = search is not None and all(getattr(search, name) == getattr(self.finetune, name) for name in SHARED)
-        return same and search is not None and not search.task_options
+        if search is None or search.task_options:
+            return False
+        return all(getattr(search, name) == getattr(self.finetune, name) for name in SHARED)
 
     def settled(self) -> Recipe:
         """With what one section takes from another written out: candidates of a search train as fine-tuning does.
