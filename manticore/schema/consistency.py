@@ -6,16 +6,25 @@ Each check sees only sections that are well formed by themselves, so that all pr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from manticore.errors import ManticoreError
-from manticore.option_types import Scalar
+from manticore.making import Told
+from manticore.option_types import TaskOption
 from manticore.paths import expanded
 from manticore.printing import without_passwords
 from manticore.registry import did_you_mean
-from manticore.schema.options import expected, foreign_options, options_of, reads_tokenizer, trains_candidates
+from manticore.schema.options import (
+    expected,
+    foreign_options,
+    mixes,
+    options_of,
+    reads_tokenizer,
+    trains_candidates,
+)
 from manticore.schema.problems import Path, shown
+from manticore.tasks.text_sources import beside_sources
 
 Finding = tuple[Path, str]
 
@@ -50,7 +59,9 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
     if align is not None and align.text == "task" and align.text_column is not None:
         yield ("align", "text_column"), f"the task has no columns (got {align.text_column!r}). Fix: leave it out"
     if "task" in sections:
-        yield from options(("task", "options"), "task", sections["task"].name, sections["task"].options)
+        task = sections["task"]
+        yield from options(("task", "options"), "task", task.name, task.options)
+        yield from mixture(("task", "options"), task.name, task.options)
     if sections.get("search") is not None:
         search = sections["search"]
         yield from _method_options(search)
@@ -61,11 +72,14 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
             yield ("search", "task_options"), text
         elif "task" in sections:
             yield from options(("search", "task_options"), "task", sections["task"].name, search.task_options)
+            whole = {**sections["task"].options, **search.task_options}
+            if search.task_options:
+                yield from mixture(("search", "task_options"), sections["task"].name, whole)
     if "discretize" in sections and "combine" in sections and components:
         yield from _path(sections, len(components))
 
 
-def options(path: Path, kind: str, name: str, given: dict[str, Scalar]) -> Iterator[Finding]:
+def options(path: Path, kind: str, name: str, given: Mapping[str, TaskOption]) -> Iterator[Finding]:
     """Options that the registered thing does not have, or whose values it cannot take."""
     known = options_of(kind, name)
     if known is None:
@@ -74,8 +88,16 @@ def options(path: Path, kind: str, name: str, given: dict[str, Scalar]) -> Itera
         if key not in known:
             choices = did_you_mean(key, list(known))
             yield (*path, key), f"unknown option of {kind} {name!r}{choices}"
-        elif (wanted := expected(known[key], value)) is not None:
+        elif isinstance(wanted := expected(known[key], value), Told):
+            yield from (((*path, key, *way), text) for way, text in wanted.found)
+        elif wanted is not None:
             yield (*path, key), f"wrong value (got {shown(value)}, expected {wanted}"
+
+
+def mixture(path: Path, task: str, given: Mapping[str, TaskOption]) -> Iterator[Finding]:
+    """An option that does not go with several sources, or not without them."""
+    if mixes(task) and (found := beside_sources(given)) is not None:
+        yield (*path, found[0]), found[1]
 
 
 def _method_options(search: Any) -> Iterator[Finding]:
