@@ -75,7 +75,9 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
             whole = {**sections["task"].options, **search.task_options}
             if search.task_options:
                 yield from mixture(("search", "task_options"), sections["task"].name, whole)
-    if "discretize" in sections and "combine" in sections and components:
+    if sections.get("discretize", True) is None and sections.get("search") is not None:
+        yield ("discretize",), "a search looks for what to keep. Fix: search: null, for a hybrid that stays soft"
+    elif sections.get("discretize") is not None and "combine" in sections and components:
         yield from _path(sections, len(components))
 
 
@@ -232,7 +234,7 @@ def _path(sections: dict[str, Any], num_components: int) -> Iterator[Finding]:
             yield (
                 where,
                 "without a search, the path must be given. Fix: set discretize.path, for example [0, 1], or "
-                "discretize.weights_from, a search on another task",
+                "discretize.weights_from, a search on another task, or discretize: null, for a hybrid that stays soft",
             )
         return
     if len(chosen) != num_blocks:
