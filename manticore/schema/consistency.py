@@ -28,6 +28,8 @@ from manticore.tasks.text_sources import beside_sources
 
 Finding = tuple[Path, str]
 
+_MAPPING = re.compile("mapping|Mapping|dict")
+"""In the annotation of an option that takes one."""
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
@@ -90,6 +92,8 @@ def options(path: Path, kind: str, name: str, given: Mapping[str, TaskOption]) -
         if key not in known:
             choices = did_you_mean(key, list(known))
             yield (*path, key), f"unknown option of {kind} {name!r}{choices}"
+        elif isinstance(value, Mapping) and not _MAPPING.search(known[key].annotation):
+            yield (*path, key), "wrong value (got a mapping, expected text, a number, true, false or null)"
         elif isinstance(wanted := expected(known[key], value), Told):
             yield from (((*path, key, *way), text) for way, text in wanted.found)
         elif wanted is not None:
