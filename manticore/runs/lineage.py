@@ -74,13 +74,14 @@ def data_lineage(task: Task) -> dict[str, str]:
     """Split → sha256 over its examples' input ids and targets, or classes; of a mixture also those of each source."""
     found = {}
     for split, rows in task.data.items():
-        found[str(split)] = _rows_digest(rows)
         if task.sources:
+            # before the whole: what is refused names the first that differs
             columns = rows.select_columns(["targets", SOURCES]).with_format("numpy")[:]
             targets, sources = (np.concatenate(list(columns[name])) for name in ("targets", SOURCES))
             for index, name in enumerate(task.sources):
                 own = targets[sources == index].astype(np.int64)
                 found[f"{split}, {name}"] = hashlib.sha256(own.tobytes()).hexdigest()
+        found[str(split)] = _rows_digest(rows)
     return found
 
 

@@ -218,8 +218,9 @@ def _new_tokenizers(sections: dict[str, Any]) -> Iterator[Finding]:
         if differ:
             texts = ", ".join(dict.fromkeys([*_tokenizer_texts(first), *_tokenizer_texts(entry)]))
             fix = f"give both tokenizer_texts: [{texts}]" if differ == ["text"] else "give both the same"
+            listed = differ[0] == "text" and entry.tokenizer_texts is not None
             yield (
-                ("pretrain", index, differ[0]),
+                ("pretrain", index, "tokenizer_texts" if listed else differ[0]),
                 f"another {' and '.join(differ)} than {first.name!r} has, so their new tokenizers differ and token ids "
                 f"do not mean the same. Fix: {fix}, or set combine.tokenizer",
             )
