@@ -40,7 +40,8 @@ def shape_of(recipe: Recipe, sources: Sequence[Source]) -> Shape:
         dtype = found.pop() if len(found) == 1 else torch.float32
     options = dict(combine.projector_options)
     assert combine.mixing is not None
-    return Shape(combine.num_blocks, combine.mixing, combine.released, combine.projector, options, dtype)
+    how = combine.mixing, combine.released, combine.projector, options, dtype, combine.output, combine.forgetting
+    return Shape(combine.num_blocks, *how)
 
 
 class Costing:
