@@ -145,7 +145,7 @@ def plan(
             (f"{p.d_in} → {p.d_out}", sum(q.numel() for q in p.parameters()))  # type: ignore[union-attr]
             for p in hybrid.mixing.projectors.values()
         ],
-        parameters={name: held[name].parameters for name in ("supernet", "costliest", "cheapest")},
+        parameters={name: held[name].parameters for name in ("supernet", *costing.paths)},
         paths=costing.paths,
         stages=[replace(s, bytes=None if s.bytes is None else s.bytes + process_bytes) for s in costing.stages],
         fits=costing.fits,

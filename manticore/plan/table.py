@@ -44,10 +44,7 @@ def render_plan(plan: Plan) -> Iterator[Table | Text]:
         f"hybrid       {plan.num_blocks} blocks, {plan.mixing}, output {plan.output}",
         f"projectors   {shown}",
         f"parameters   {plan.parameters['supernet']:,}: supernet",
-        *(
-            f"             {plan.parameters[end]:,}: {end} path, {_path(plan.paths[end], names)}"
-            for end in ("cheapest", "costliest")
-        ),
+        *(f"             {plan.parameters[end]:,}: {end} path, {_path(plan.paths[end], names)}" for end in plan.paths),
         f"tokenizers   {plan.tokenizers}",
         f"task         {plan.task.name}: examples of {plan.task.length:,} tokens, vocabulary: {vocabulary}",
     ]
