@@ -375,7 +375,7 @@ _FIGURES: dict[str, tuple[str, str, Callable[[Results], Figure | None]]] = {
     ),
     "blocks": (
         "The blocks",
-        "Each lane is a component, each column a block; the chosen path runs from the embeddings to the head.",
+        "Each lane is a component, each column a block; a chosen path runs from the embeddings to the head.",
         block_picture,
     ),
     "text": (
