@@ -175,7 +175,7 @@ def weighed_texts(hybrid: ManticorePreTrainedModel, task: Task) -> list[dict[str
         ids = torch.as_tensor(row)[None, :_PIECE_TOKENS]
         with torch.no_grad():
             weights = hybrid(ids.to(hybrid.device), output_weights=True).output_weights[0]
-        shown = [tokenizer.decode([token]).translate(_LINE_ENDS) for token in ids[0].tolist()]
+        shown = [str(tokenizer.decode([token])).translate(_LINE_ENDS) for token in ids[0].tolist()]
         texts.append(WeighedText.written(tokens=shown, weights=[[round(w, 4) for w in at] for at in weights.tolist()]))
     return texts
 
