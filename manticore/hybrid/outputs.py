@@ -231,7 +231,7 @@ class Gate(Probabilities):
                 "reads is not known. Fix: another output"
             )
         prior = read.log_prior()
-        total = self.bias.float()
+        total = self.bias.to(prior).float()
         for k in used:
             linear, features = self.maps[str(k)], read.head_inputs[k]
             total = total + linear(features).to(prior.device).float()
