@@ -55,6 +55,11 @@ class RoutedMixing(Mixing):
         self.routing.copy_(torch.eye(self.num_components).expand_as(self.routing))
         self.weights.fill_(1 / self.num_components)
 
+    def assume_ensemble(self) -> None:
+        """Where parameters have no data: let what runs be as at R = I, with any output weights."""
+        rows = torch.eye(self.num_components).repeat(self.num_blocks, 1).tolist()
+        self._reader.assume([rows, None])
+
     def mixture_parameters(self) -> list[nn.Parameter]:
         """R ``[N, K, K]`` and the output weights ``[K]``."""
         return [self.routing, self.weights]
@@ -147,11 +152,11 @@ class RoutedMixing(Mixing):
 
     def head_inputs(self, features: Features) -> Features:
         """The features themselves."""
-        return {k: features[k] for k, _ in self._nonzero(self.num_blocks, 0)}
+        return {k: features[k] for k, _ in self.output_weights()}
 
-    def mixed(self, outputs: Features) -> Tensor:
-        """The components' logits, mixed with the output weights."""
-        return weighted_sum([(weight, outputs[k]) for k, weight in self._nonzero(self.num_blocks, 0)])
+    def output_weights(self) -> list[tuple[int, Tensor | float]]:
+        """What the last boundary reads."""
+        return self._nonzero(self.num_blocks, 0)
 
 
 class TranslatedMixing(OneVectorPerBlock, RoutedMixing):
