@@ -108,11 +108,11 @@ def test_a_changed_source_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         execute(folder, StopsInCompare())
     lineage = json.loads((folder.path / "lineage.json").read_text())["data"]
-    assert {"train", "train, code", "test, english"} <= set(lineage)
+    assert {"train", "source code, train", "source english, test"} <= set(lineage)
     text.write_text(text.read_text().replace("Sentence 7 ", "Sentence 8 "))
     with pytest.raises(ManticoreError, match="of other data: it was started with data, ") as caught:
         execute(open_run(folder.path))
-    assert "english" in str(caught.value)
+    assert "data, source english, train=" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
