@@ -34,7 +34,7 @@ from manticore.training.budget import flops_per_step
 
 FILE = RESULTS / "distillation.json"
 PATH = [1, 0]
-RATES = (5e-4, 1e-3, 2e-3)
+RATES = (1e-3, 2e-3, 4e-3)
 EXAMPLES = 256
 BATCH = 16
 TEACHER_STEPS = 300
@@ -51,7 +51,7 @@ class Setting:
 
 
 SETTINGS = {
-    "recall": Setting(CASES["recall-64"], (50, 150), trained_teacher=True),
+    "recall": Setting(CASES["recall-64"], (200,), trained_teacher=True),
     "text": Setting(Case("text", {"length": TOKENS, "max_bytes": TEXT_BYTES}), (25, 75)),
 }
 
@@ -121,7 +121,6 @@ ROWS: dict[str, Callable[[Bench, Any, float, float], Any]] = {
     "both phases for a quarter, then fine-tuned": lambda b, s, f, r: _then(b, s, "supernet", f, r, phases="both"),
     "both phases, supernet": lambda b, s, f, r: b.distilled(s, "supernet", f, r, phases="both"),
     "logits, supernet": lambda b, s, f, r: b.distilled(s, "supernet", f, r, phases="logits"),
-    "logits, supernet, no true targets": lambda b, s, f, r: b.distilled(s, "supernet", f, r, phases="logits", alpha=0),
     "logits, better parent": lambda b, s, f, r: b.distilled(s, b.better, f, r, phases="logits"),
 }
 """Row → how a student spends a budget at a rate."""
