@@ -61,6 +61,8 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
             yield ("search", "task_options"), text
         elif "task" in sections:
             yield from options(("search", "task_options"), "task", sections["task"].name, search.task_options)
+    if sections.get("distill") is not None:
+        yield from _teacher(sections, [component.name for component in components])
     if "discretize" in sections and "combine" in sections and components:
         yield from _path(sections, len(components))
 
@@ -112,6 +114,23 @@ def _twice(section: str, names: list[str]) -> Iterator[Finding]:
             yield (section, index, "name"), f"the name {name!r} is taken. Fix: give each entry its own name"
 
 
+def _teacher(sections: dict[str, Any], components: list[str]) -> Iterator[Finding]:
+    """A teacher that is not there, or that cannot know the tokens of the task."""
+    section, path = sections["distill"], ("distill", "teacher")
+    teacher, task, search = section.teacher, sections.get("task"), sections.get("search", True)
+    own = task is not None and not reads_tokenizer(task.name)
+    untrained = search is None or (search is not True and trains_candidates(search.method))
+    if teacher not in ("supernet", *components):
+        yield from _model(path, teacher, components)
+    elif own and (teacher != "supernet" or untrained):
+        yield (
+            path,
+            f"{teacher!r} knows no token of {task.name!r}, which has its own vocabulary. "  # type: ignore[union-attr]
+            "Fix: the folder of a model that was trained on it, or supernet after a search that learns mixture weights "
+            "(search.method=darts)",
+        )
+
+
 def _source(index: int, component: Any, pretrained: list[str]) -> Iterator[Finding]:
     path: Path = ("components", index, "source")
     source = component.source
@@ -119,6 +138,17 @@ def _source(index: int, component: Any, pretrained: list[str]) -> Iterator[Findi
         if component.revision is not None:
             yield ("components", index, "revision"), f"{source!r} is pretrained here, it has no revisions"
         return
+    yield from _model(path, source, pretrained)
+
+
+def _model(path: Path, source: str, names: list[str]) -> Iterator[Finding]:
+    """What can be neither the folder nor the hub id of a model.
+
+    Args:
+        path: where it stands.
+        source: what stands there.
+        names: of what it could have meant.
+    """
     try:
         folder = expanded(source)
     except ManticoreError as error:
@@ -141,8 +171,9 @@ def _source(index: int, component: Any, pretrained: list[str]) -> Iterator[Findi
             path,
             f"neither a folder nor a hub id (got {source!r}, expected something like gpt2 or org/model)",
         )
-    elif "/" not in source and pretrained and "Did you mean" in did_you_mean(source, pretrained):
-        yield path, f"no entry of pretrain is called {source!r}{did_you_mean(source, pretrained)}"
+    elif "/" not in source and names and "Did you mean" in did_you_mean(source, names):
+        what = "entry of pretrain" if path[0] == "components" else "component"
+        yield path, f"no {what} is called {source!r}{did_you_mean(source, names)}"
 
 
 def _depths(num_blocks: int, pretrain: list[Any], components: list[Any]) -> Iterator[Finding]:

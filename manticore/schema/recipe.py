@@ -12,6 +12,7 @@ from manticore.schema.sections import (
     Align,
     Compare,
     Component,
+    Distill,
     Finetune,
     Pretrain,
     Report,
@@ -25,7 +26,9 @@ SHARED = frozenset({*Training.model_fields, "lr"})
 
 
 class Recipe(Settings):
-    """What `manticore run` does. Sections have defaults; `null` skips align, search, compare or report."""
+    """What `manticore run` does. Sections have defaults; `null` skips align, search, compare or report.
+
+    Only a recipe that has the section distill distils, `distill: {}` with its defaults."""
 
     name: Name
     """Name of the run folder."""
@@ -41,6 +44,7 @@ class Recipe(Settings):
     align: Align | None = Align()
     search: Search | None = Search()
     discretize: Discretize = Discretize()
+    distill: Distill | None = None
     finetune: Finetune = Finetune()
     compare: Compare | None = Compare()
     report: Report | None = Report()

@@ -61,7 +61,8 @@ class Finetune(Stage):
         from manticore.training.classifiers import loading_class
         from manticore.training.saved_models import load_hybrid
 
-        model, tuning = load_hybrid(run.path / "discretize" / MODEL), run.recipe.finetune
+        before, tuning = "discretize" if run.recipe.distill is None else "distill", run.recipe.finetune
+        model = load_hybrid(run.path / before / MODEL)
         checkpoints = run.begun(run.results_of("discretize")["path"])
         if run.by_candidates:
             # what every candidate was planned for: a cheap path makes more steps of it

@@ -6,6 +6,7 @@ The phases, what trains in each and what the teacher's answers cost; the losses 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -188,6 +189,33 @@ def _compared(phases: str, teacher: Teacher, student: PreTrainedModel) -> list[C
     return found
 
 
+def phase_steps(settings: Distill, costs: Mapping[str, int]) -> dict[str, int]:
+    """The steps of each phase.
+
+    Args:
+        settings: with steps, or with a budget.
+        costs: phase → FLOPs of a step, teacher included, in the order in which phases are made.
+
+    Raises:
+        ManticoreError: a budget or a number of steps that leaves none for a phase.
+    """
+    names = list(costs)
+    if settings.budget_flops is None:
+        steps = settings.steps or settings.default_steps
+        if len(names) == 1:
+            return {names[0]: steps}
+        if steps < 2:
+            raise ManticoreError(f"{STAGE}: steps is {steps}, and each of two phases takes one. Fix: 2 or more")
+        first = min(max(1, round(settings.block_share * steps)), steps - 1)
+        return {names[0]: first, names[1]: steps - first}
+    found, left = {}, settings.budget_flops
+    for name, cost in costs.items():
+        share = left if name == names[-1] else settings.block_share * left
+        found[name] = steps_within(share, cost, stage=f"{STAGE} {name}")
+        left -= found[name] * cost
+    return found
+
+
 class _Run:
     """The phases of one distillation, one after the other."""
 
@@ -211,7 +239,7 @@ class _Run:
         self.flops: dict[str, tuple[int, int]] = {}
         """Phase → FLOPs of a step: the student's, the teacher's."""
         self._count()
-        self.steps = self._lengths()
+        self.steps = phase_steps(settings, {name: sum(self.flops[name]) for name in self.names})
 
     def _count(self) -> None:
         """What a step of each phase costs; and afterwards the parameters are there that the last phase trains."""
@@ -244,26 +272,6 @@ class _Run:
         else:
             for parameter in self._trained:
                 parameter.requires_grad_(True)
-
-    def _lengths(self) -> dict[str, int]:
-        """Phase → its steps."""
-        settings, whole = self.settings, len(self.names) == 1
-        if settings.budget_flops is None:
-            steps = settings.steps or settings.default_steps
-            if whole:
-                return {self.names[0]: steps}
-            if steps < 2:
-                raise ManticoreError(
-                    f"{STAGE}: steps is {steps}, and each of two phases takes one. Fix: steps=2 or more"
-                )
-            first = min(max(1, round(settings.block_share * steps)), steps - 1)
-            return {BLOCKS: first, LOGITS: steps - first}
-        found, left = {}, settings.budget_flops
-        for name in self.names:
-            cost, last = sum(self.flops[name]), name == self.names[-1]
-            found[name] = steps_within(left if last else settings.block_share * left, cost, stage=f"{STAGE} {name}")
-            left -= found[name] * cost
-        return found
 
     def train(self, progress: bool | Progress) -> tuple[list[PhaseResult], list[dict[str, Any]]]:
         """Every phase to its last step; what each took, and the logged rows."""

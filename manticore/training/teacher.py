@@ -21,6 +21,7 @@ from manticore.components.runner import Runner
 from manticore.components.token_matching import same_tokenizer
 from manticore.errors import ManticoreError
 from manticore.flops import counted_flops
+from manticore.hybrid.path import behind_hand_overs
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.kernels.mamba import fast_scan
 from manticore.modes import kept_modes
@@ -177,10 +178,9 @@ class Teacher:
         path = config.path
         if path is None:
             return [], "the student is a supernet, whose blocks hold several components"
-        new = [n for n in range(1, len(path)) if path[n - 1] != path[n]]
-        if not new or not len(student.mixing.projectors):
+        spaces = behind_hand_overs(path)
+        if not spaces or not len(student.mixing.projectors):
             return [], f"the student's path {path} has no projector, so nothing in it is new"
-        spaces = [(path[min(n, len(path) - 1)], n) for n in range(new[0], len(path) + 1)]
         found, why = [], ""
         for k in sorted({k for k, _ in spaces}):
             model, reason = self._counterpart(student, k)
