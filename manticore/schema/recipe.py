@@ -26,7 +26,8 @@ SHARED = frozenset({*Training.model_fields, "lr"})
 
 
 class Recipe(Settings):
-    """What `manticore run` does. Sections have defaults; `null` skips align, search, compare or report.
+    """What `manticore run` does. Sections have defaults; `null` skips align, search, compare or report; without search
+    and discretize the hybrid stays what it is while soft, all components side by side.
 
     Only a recipe that has the section distill distils, `distill: {}` with its defaults."""
 
@@ -43,7 +44,7 @@ class Recipe(Settings):
     combine: Combine = Combine()
     align: Align | None = Align()
     search: Search | None = Search()
-    discretize: Discretize = Discretize()
+    discretize: Discretize | None = Discretize()
     distill: Distill | None = None
     finetune: Finetune = Finetune()
     compare: Compare | None = Compare()
