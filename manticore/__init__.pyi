@@ -154,6 +154,7 @@ def distill(
     block_lr: float = 0.001,
     temperature: float = 1.0,
     alpha: float = 0.5,
+    keep_answers: bool = False,
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,

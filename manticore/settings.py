@@ -439,6 +439,9 @@ class Distill(Judged):
     """Of both distributions in the phase logits; their divergence is multiplied by its square."""
     alpha: Annotated[Decay, Wanted("a share below 1", "give 0 to below 1")] = 0.5
     """Share of the true targets in the loss of the phase logits, beside the teacher's distribution."""
+    keep_answers: bool = False
+    """Keep the teacher's logits of all training examples on the disk, exact, each computed once: saves its FLOPs from
+    the second pass over the data on, and takes 4 bytes for each token and entry of the vocabulary."""
 
 
 class Comparing(Settings):

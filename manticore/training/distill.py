@@ -24,6 +24,7 @@ from manticore.runs.lineage import training_inputs
 from manticore.settings import Distill
 from manticore.tasks.task import Task, load_task
 from manticore.tasks.text import LENGTH
+from manticore.training.answers import Answers
 from manticore.training.budget import flops_per_step, measured_without_data, steps_within
 from manticore.training.callbacks import Progress
 from manticore.training.finetune import evaluate, loaded_student
@@ -189,12 +190,13 @@ def _compared(phases: str, teacher: Teacher, student: PreTrainedModel) -> list[C
     return found
 
 
-def phase_steps(settings: Distill, costs: Mapping[str, int]) -> dict[str, int]:
+def phase_steps(settings: Distill, costs: Mapping[str, int], once: int = 0) -> dict[str, int]:
     """The steps of each phase.
 
     Args:
         settings: with steps, or with a budget.
         costs: phase → FLOPs of a step, teacher included, in the order in which phases are made.
+        once: what is spent beside the steps of the last phase.
 
     Raises:
         ManticoreError: a budget or a number of steps that leaves none for a phase.
@@ -210,7 +212,7 @@ def phase_steps(settings: Distill, costs: Mapping[str, int]) -> dict[str, int]:
         return {names[0]: first, names[1]: steps - first}
     found, left = {}, settings.budget_flops
     for name, cost in costs.items():
-        share = left if name == names[-1] else settings.block_share * left
+        share = left - once if name == names[-1] else settings.block_share * left
         found[name] = steps_within(share, cost, stage=f"{STAGE} {name}")
         left -= found[name] * cost
     return found
@@ -239,7 +241,9 @@ class _Run:
         self.flops: dict[str, tuple[int, int]] = {}
         """Phase → FLOPs of a step: the student's, the teacher's."""
         self._count()
-        self.steps = phase_steps(settings, {name: sum(self.flops[name]) for name in self.names})
+        self.once = self._answered_once() if settings.keep_answers and LOGITS in self.names else 0
+        """FLOPs of answers that are computed before the phase logits, for all of its steps."""
+        self.steps = phase_steps(settings, {name: sum(self.flops[name]) for name in self.names}, self.once)
 
     def _count(self) -> None:
         """What a step of each phase costs; and afterwards the parameters are there that the last phase trains."""
@@ -263,6 +267,12 @@ class _Run:
                 self._choose(BLOCKS)
                 learning = measured_without_data(student, lambda m: blocks_flops(m, self.compared, *size))
                 self.flops[BLOCKS] = learning, self.teacher.features_flops(self.compared, *size)
+
+    def _answered_once(self) -> int:
+        """What the teacher's answers to every training example cost; in the steps, they then cost nothing."""
+        learning, answering = self.flops[LOGITS]
+        self.flops[LOGITS] = learning, 0
+        return round(answering * len(self.task.data["train"]) / self.settings.batch_size)
 
     def _choose(self, phase: str) -> None:
         """Set what trains in a phase."""
@@ -328,8 +338,9 @@ class _Run:
                     spread = variances(self.teacher, self.compared, self.task, device)
                     trainer: Any = BlocksTrainer(*positional, **common, counterparts=self.compared, variances=spread)
                 else:
+                    kept = self._answers(training.folder, device) if settings.keep_answers else None
                     trainer = LogitsTrainer(
-                        *positional, **common, temperature=settings.temperature, alpha=settings.alpha
+                        *positional, **common, temperature=settings.temperature, alpha=settings.alpha, answers=kept
                     )
                 rows = trainer.run()
         learning, answering = self.flops[name]
@@ -338,12 +349,15 @@ class _Run:
             steps=steps,
             tokens=steps * settings.batch_size * self.task.tokens_per_example,
             student_flops=steps * learning,
-            teacher_flops=steps * answering,
+            teacher_flops=steps * answering + (self.once if name == LOGITS else 0),
             seconds=trainer.stopwatch.seconds,
             loss_first=rows[0]["loss"] if rows else None,
             loss_last=rows[-1]["loss"] if rows else None,
             boundaries=sorted(n for part in self.compared for n in part.boundaries) if name == BLOCKS else [],
         ), rows
+
+    def _answers(self, folder: Path, device: torch.device) -> Answers:
+        return Answers(folder / "answers", self.teacher, self.task, batch_size=self.settings.batch_size, device=device)
 
 
 def _told(progress: Progress, done: int, whole: int, step: int, _: int, row: dict[str, Any]) -> None:

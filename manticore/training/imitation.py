@@ -21,6 +21,7 @@ from manticore.training.trainer import TaskTrainer
 
 if TYPE_CHECKING:
     from manticore.tasks.task import Task
+    from manticore.training.answers import Answers
     from manticore.training.teacher import Counterpart, Teacher
 
 _SCALED_ON = 64
@@ -62,12 +63,20 @@ def variances(teacher: Teacher, counterparts: list[Counterpart], task: Task, dev
 class LogitsTrainer(TaskTrainer):
     """Trains towards the teacher's predictions and the true targets."""
 
-    def __init__(self, *args: Any, teacher: Teacher, temperature: float, alpha: float, **kwargs: Any) -> None:
-        self.teacher, self.temperature, self.alpha = teacher, temperature, alpha
+    def __init__(
+        self,
+        *args: Any,
+        teacher: Teacher,
+        temperature: float,
+        alpha: float,
+        answers: Answers | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.teacher, self.temperature, self.alpha, self.answers = teacher, temperature, alpha, answers
         super().__init__(*args, **kwargs)
 
     def _summed_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
-        theirs = self.teacher.logits(inputs)
+        theirs = self.teacher.logits(inputs) if self.answers is None else self.answers.of(inputs)
         truth, outputs = super()._summed_loss(model, inputs)
         asked = inputs["targets"] != IGNORED
         ours = outputs.logits[..., : self.teacher.rows]

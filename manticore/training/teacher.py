@@ -29,7 +29,7 @@ from manticore.runs.lineage import weights_digest
 from manticore.training.alignment import held_alone
 from manticore.training.budget import flops_per_step, measured_without_data
 from manticore.training.classifiers import is_classifier
-from manticore.training.prepare import check_backbone, check_length
+from manticore.training.prepare import check_backbone, check_length, check_targets
 from manticore.training.saved_models import load_model
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class Teacher:
             )
         check_backbone(model, task, stage=f"{STAGE}: the teacher")
         check_length(model, task, stage=f"{STAGE}: the teacher")
+        check_targets(model, task, stage=f"{STAGE}: the teacher")
         refuse_not_finite(model, f"{STAGE}: the teacher")
         self.rows = self._common_rows(student, task, tokenizer or own_tokenizer(model))
         self.digest = weights_digest(model)

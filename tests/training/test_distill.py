@@ -16,6 +16,7 @@ from manticore.errors import ManticoreError
 from manticore.flops import counted_flops
 from manticore.hybrid.combine import combine
 from manticore.kernels.mamba import fast_scan
+from manticore.training.answers import Answers
 from manticore.training.budget import flops_per_step
 from manticore.training.distill import distill
 from manticore.training.imitation import blocks_error, divergence, read_positions
@@ -217,6 +218,56 @@ def test_of_two_parents_of_one_shape_the_one_is_compared_whose_weights_are_there
         for parameter in student.parameters():
             parameter.add_(0.01)
     assert "not to be told" in Teacher(parents[0], student, task).counterparts(student)[1]
+
+
+def test_an_interpolation_is_a_teacher_of_text_alone(student, gpt, mamba, task):
+    soft = combine([gpt, mamba], num_blocks=2, output="bayes", check=False)
+    with pytest.raises(ManticoreError, match=r"distill: the teacher: targets of copying .* are not the next tokens"):
+        distill(student, soft, task, steps=2, **QUICK)
+    rows = task.data["train"].map(lambda row: {"targets": [*row["input_ids"][1:], -100]})
+    for split in task.data:
+        task.data[split] = rows
+    found = distill(student, soft, task, steps=8, **QUICK)
+    # its components run alone too, so that blocks have somebody to learn from
+    assert [phase.name for phase in found.phases] == ["blocks", "logits"]
+
+
+def test_kept_answers_change_nothing_but_what_the_teacher_costs(student, hybrid, task, tmp_path):
+    given = {"steps": 9, "phases": "logits", **QUICK}
+    computed = distill(copy.deepcopy(student), hybrid, task, **given)
+    kept = distill(copy.deepcopy(student), hybrid, task, keep_answers=True, out=tmp_path, **given)
+    for (name, one), other in zip(weights(computed.model).items(), weights(kept.model).values()):
+        assert torch.allclose(one, other, atol=1e-5), name
+    # three passes over 24 examples, of which the first is paid for
+    assert kept.teacher_flops == computed.teacher_flops / 3
+    assert kept.flops - kept.teacher_flops == computed.flops - computed.teacher_flops
+    (file,) = (tmp_path / "logits/answers").glob("*.logits")
+    assert file.stat().st_size == 24 * LENGTH * VOCABULARY * 4
+    budget = distill(
+        copy.deepcopy(student), hybrid, task, keep_answers=True, budget_flops=kept.flops, **QUICK | {"phases": "logits"}
+    )
+    assert (budget.steps, budget.flops) == (9, kept.flops)
+
+
+def test_answers_that_were_damaged_are_computed_again(student, hybrid, task, tmp_path, caplog):
+    teacher = Teacher(hybrid, student, task)
+    device, rows = torch.device("cpu"), task.data["train"].with_format("torch")[3:7]
+    with teacher.answering(device):
+        made = [Answers(tmp_path, teacher, task, batch_size=8, device=device)]
+        (file,) = tmp_path.glob("*.logits")
+        content = file.read_bytes()
+        file.write_bytes(b"\0" * 400 + content[400:])
+        made.append(Answers(tmp_path, teacher, task, batch_size=8, device=device))
+        expected = teacher.logits({"input_ids": rows["input_ids"]})
+    assert "is damaged; it is made again" in caplog.text
+    assert file.read_bytes() == content
+    assert torch.allclose(made[1].of({"input_ids": rows["input_ids"]}), expected, atol=1e-6)
+
+
+def test_answers_that_have_no_room_are_refused(student, hybrid, task, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: (0, 0, 1000))
+    with pytest.raises(ManticoreError, match=r"answers take .* has room for .*Fix: keep_answers=False"):
+        distill(student, hybrid, task, steps=2, keep_answers=True, out=tmp_path, **QUICK)
 
 
 def test_low_rank_updates_are_merged_and_blocks_do_not_train_them(student, hybrid, task):
