@@ -27,9 +27,7 @@ SHARED = frozenset({*Training.model_fields, "lr"})
 
 class Recipe(Settings):
     """What `manticore run` does. Sections have defaults; `null` skips align, search, compare or report; without search
-    and discretize the hybrid stays what it is while soft, all components side by side.
-
-    Only a recipe that has the section distill distils, `distill: {}` with its defaults."""
+    and discretize the hybrid stays what it is while soft, all components side by side."""
 
     name: Name
     """Name of the run folder."""
@@ -46,6 +44,7 @@ class Recipe(Settings):
     search: Search | None = Search()
     discretize: Discretize | None = Discretize()
     distill: Distill | None = None
+    """Let the discretized hybrid learn from a teacher; left out: it does not. With all defaults: `distill: {}`."""
     finetune: Finetune = Finetune()
     compare: Compare | None = Compare()
     report: Report | None = Report()

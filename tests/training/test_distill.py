@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -265,7 +266,7 @@ def test_answers_that_were_damaged_are_computed_again(student, hybrid, task, tmp
 
 
 def test_answers_that_have_no_room_are_refused(student, hybrid, task, tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda _: (0, 0, 1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(ManticoreError, match=r"answers take .* has room for .*Fix: keep_answers=False"):
         distill(student, hybrid, task, steps=2, keep_answers=True, out=tmp_path, **QUICK)
 
