@@ -162,6 +162,7 @@ def _summary(results: Results) -> list[tuple[str, str]]:
         ("text", results.task.beginning if results.task else ""),
         ("blocks", str(results.num_blocks or "")),
         ("mixing", combine.mixing if combine else ""),
+        ("output", combine.output if combine and combine.output != "logits" else ""),
         ("projector", combine.projector if combine else ""),
         ("tokenizer", combine.tokenizer if combine else ""),
         ("search", ", ".join(filter(None, [search.method, search.order])) if search else ""),
