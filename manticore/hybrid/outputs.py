@@ -100,6 +100,11 @@ class Output(nn.Module, ABC):
         super().__init__()
         self.num_components = config.num_components
 
+    @property
+    def varies(self) -> bool:
+        """Whether the weights may differ from token to token."""
+        return self.follows_text or self.reads_head_inputs
+
     def reset_parameters(self) -> None:
         """Weights to begin with."""
 

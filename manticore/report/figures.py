@@ -380,8 +380,8 @@ _FIGURES: dict[str, tuple[str, str, Callable[[Results], Figure | None]]] = {
     ),
     "text": (
         "Whose text it is taken for",
-        "Weights of the components' predictions after each token of held-out text, before any training; each token is "
-        "tinted by them.",
+        "Weights of the components' predictions after each token of held-out text, by the hybrid that is kept; each "
+        "token is tinted by them.",
         text_figure,
     ),
     "mixture_weights": (

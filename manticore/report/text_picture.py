@@ -28,7 +28,8 @@ _SHADE = 0.4
 
 def text_figure(results: Results) -> Figure | None:
     """Of each piece the weights as lines over its tokens, and its text, tinted by them."""
-    pieces = [piece for piece in (results.combine.texts if results.combine else ()) if piece.weights]
+    tuned = results.finetune.texts if results.finetune else ()
+    pieces = [piece for piece in tuned or (results.combine.texts if results.combine else ()) if piece.weights]
     if not pieces:
         return None
     laid_out = [_lines(piece) for piece in pieces]

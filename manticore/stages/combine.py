@@ -164,13 +164,15 @@ def predicts(combine: CombineRecord) -> str:
     }.get(combine.output, "")
 
 
-def weighed_texts(hybrid: ManticorePreTrainedModel, task: Task) -> list[dict[str, Any]]:
-    """The first pieces of the validation split, with the weights along them."""
+def weighed_texts(hybrid: Any, task: Task) -> list[dict[str, Any]]:
+    """The first pieces of the validation split, with the weights along them; none where the weights are constant."""
     import torch
 
-    rows, tokenizer = task.data["validation"][:_PIECES]["input_ids"], hybrid.tokenizer
-    assert tokenizer is not None
-    texts = []
+    tokenizer = hybrid.tokenizer
+    if tokenizer is None or task.vocab_size is not None or not hybrid.output.varies:
+        return []
+    hybrid.eval()
+    rows, texts = task.data["validation"][:_PIECES]["input_ids"], []
     for row in rows:
         ids = torch.as_tensor(row)[None, :_PIECE_TOKENS]
         with torch.no_grad():
@@ -225,7 +227,7 @@ class Combine(Stage):
         combined = {
             name: getattr(section, name) for name in ("num_blocks", "mixing", "output", "forgetting", "projector")
         }
-        if hybrid.output.follows_text and run.task.vocab_size is None:
+        if hybrid.output.follows_text:
             combined["texts"] = weighed_texts(hybrid, run.task)
         if config.reembedded is not None:
             combined |= {"tokenizer": section.tokenizer, "reembedded": config.reembedded}

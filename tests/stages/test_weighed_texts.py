@@ -30,6 +30,8 @@ def test_pieces_are_the_first_of_the_validation_split_with_the_weights_of_forwar
         expected = hybrid(ids, output_weights=True).output_weights[0].detach()
         assert torch.allclose(torch.tensor(text["weights"]), expected, atol=1e-4)
         assert "".join(text["tokens"]) == tokenizer.decode(row).replace("\n", "⏎").replace("\t", "⇥")
+    # weights that are the same everywhere are nothing to look at
+    assert weighed_texts(manticore.combine(parents, num_blocks=1, tokenizer=tokenizer, check=False), task) == []
     # as the record is written, and read again
     record = CombineRecord.written(num_blocks=1, mixing="routed", output="bayes", texts=texts)
     read = parse_results({"schema_version": 1, "combine": record}).combine
