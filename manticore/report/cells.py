@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from manticore import quantities
 from manticore.report import spending
 from manticore.report.naming import budget_name
@@ -19,18 +21,26 @@ def below(row: Row, task: TaskInfo) -> list[str]:
         found.append(quantities.interval(row.bounds))
     elif len(row.seeds) == 1:
         found.append("one seed")
-    bits = row.mean_of(BY_BYTES)
-    if bits is not None and task.primary_metric != BY_BYTES:
-        found.append(f"{quantities.score(bits)} bits per byte")
-    return found
+    return found + _of_text(row.mean_of, [name for seed in row.seeds for name in seed.metrics], task)
 
 
 def as_downloaded(compare: CompareRecord, model: str, task: TaskInfo) -> list[str]:
     """The score of a model before any training, and what stands below it; an n-dash where there is none."""
     found = [quantities.score(compare.before(model, task.primary_metric))]
-    bits = compare.before(model, BY_BYTES)
+    names = [name for scored in compare.untrained for name in scored.metrics]
+    return found + _of_text(lambda metric: compare.before(model, metric), names, task)
+
+
+def _of_text(score: Callable[[str], float | None], names: Iterable[str], task: TaskInfo) -> list[str]:
+    """How many bits a byte costs, and of a mixture the loss of each source, with its bits per byte."""
+    found, bits = [], score(BY_BYTES)
     if bits is not None and task.primary_metric != BY_BYTES:
         found.append(f"{quantities.score(bits)} bits per byte")
+    for source in dict.fromkeys(name.partition(":")[2] for name in names if ":" in name):
+        loss, bits = score(f"loss:{source}"), score(f"{BY_BYTES}:{source}")
+        by_bytes = "" if bits is None else f", {quantities.score(bits)} bits"
+        if loss is not None:
+            found.append(f"{source} {quantities.score(loss)}{by_bytes}")
     return found
 
 

@@ -120,7 +120,8 @@ class Compare(Stage):
         parents, ensemble = len(costing.sources), int(section.ensemble and len(costing.sources) > 1)
         # a search over candidates leaves no mixture weights, and so nothing soft
         search = costing.recipe.search
-        soft = int(search is None or not trains_candidates(search.method))
+        stays = costing.recipe.discretize is None
+        soft = int(not stays and (search is None or not trains_candidates(search.method)))
         dearest = costing.tuned["supernet" if soft else "costliest"]
         per_row = len(section.seeds) + len(section.learning_rates or [tuning.lr]) - 1
         # with fine-tuning's FLOPs each; with all that the hybrid cost, those that had no search train longer
@@ -129,7 +130,7 @@ class Compare(Stage):
         found = costing.fit(costing.tuning, dearest)
         costing.fits[self.name] = [found]
         costing.save_checkpoints(dearest.held)
-        subject = "the soft supernet" if soft else "the costliest path"
+        subject = "the soft supernet" if soft else "the hybrid" if stays else "the costliest path"
         verdict = "fits" if found.fits is not None else f"does not fit ({subject}): finetune's ways out"
         if found.fits is None:
             costing.problems.append(f"compare: {subject} does not fit: compare=null, or other settings of finetune")
@@ -142,13 +143,15 @@ class Compare(Stage):
 
     def work(self, run: Run, folder: Path) -> Outcome:
         section, tuning = self.settings(run.recipe), run.recipe.finetune
-        path = run.results_of("discretize")["path"]
+        path = run.results_of("discretize").get("path", [])
         searching = sum(run.results_of(stage).get("flops", 0) for stage in ("align", "search"))
-        if run.begun(path) is not None:
+        if path and run.begun(path) is not None:
             # what the path had when it was chosen is part of its fine-tuning
             searching -= run.results_of("search")["trained_flops"]
         models = _parents(run, section.ensemble)
-        if not run.by_candidates:
+        if not path:
+            models[HYBRID] = run.soft
+        elif not run.by_candidates:
             models[SUPERNET] = run.soft
         if len(set(path)) > 1:
             # else it is a parent, which stands in the table already
