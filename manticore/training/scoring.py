@@ -34,8 +34,9 @@ def score(
         each: also return every example's loss.
 
     Returns:
-        Metric name → value, where components can be dropped also how many read a token (``components_per_token``); with ``each``, the mean loss of each example over its scored positions, in nats, float64
-        ``[examples]``, 0 where nothing is scored; else an empty tensor.
+        Metric name → value, where components can be dropped also how many read a token, ``components_per_token``; with
+        ``each``, the mean loss of each example over its scored positions, in nats, float64 ``[examples]``, 0 where
+        nothing is scored; else an empty tensor.
 
     Raises:
         NotFiniteError: a score is NaN.
