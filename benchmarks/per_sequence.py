@@ -76,7 +76,7 @@ def speeds(hybrid: Any, alone: dict[str, Any], rows: dict[str, Tensor], rounds: 
             for source in SOURCES:
                 ids = rows[source][:batch]
                 runs = {"hybrid": make(hybrid, ids)} | {name: make(model, ids) for name, model in alone.items()}
-                seconds = interleaved(runs, rounds=rounds)
+                seconds = interleaved(runs, rounds=rounds, warmup=int(way == "read"))
                 mean = [statistics.fmean(pair) for pair in zip(*(seconds[name] for name in alone))]
                 found.append(
                     {
@@ -90,7 +90,7 @@ def speeds(hybrid: Any, alone: dict[str, Any], rows: dict[str, Tensor], rounds: 
                 )
         mixed = torch.stack([rows[name][i] for i in range(4) for name in SOURCES])
         runs = {"hybrid": make(hybrid, mixed)} | {name: make(model, rows[name][:4]) for name, model in alone.items()}
-        seconds = interleaved(runs, rounds=rounds)
+        seconds = interleaved(runs, rounds=rounds, warmup=int(way == "read"))
         together = [sum(pair) for pair in zip(*(seconds[name] for name in alone))]
         found.append(
             {
@@ -152,7 +152,7 @@ def main() -> int:
     lost = scores["dropping"]["loss"] - scores["interpolated"]["loss"]
     met = {"loss": lost <= 0.01, "speed": all(row["ratio"] >= BAR for row in table_of)}
     console.print(f"loss {lost:+.4f} against the undropped; bars met: {met}")
-    payload = {"scores": scores, "speeds": table_of, "lost": lost, "met": met}
+    payload = {"arguments": vars(arguments), "scores": scores, "speeds": table_of, "lost": lost, "met": met}
     console.print(f"written to {write_json('per_sequence', payload)}")
     return 0 if all(met.values()) else 1
 

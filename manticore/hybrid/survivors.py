@@ -228,7 +228,8 @@ class _Reading:
                 continue
             begin = 0 if anew else start
             logits, hidden = self._run(k, rows, begin, stop)
-            made.append((i, rows, begin, logits))
+            normalizers = log_normalizers(logits)
+            made.append((i, rows, begin, logits, normalizers))
             processed[rows] = True
             at = undecided[rows].nonzero()[:, 0]
             if not len(at):
@@ -237,7 +238,7 @@ class _Reading:
             scored = scores_of(
                 self._rows(judged, start, stop),
                 {k: hidden[at, start - begin :]},
-                {k: logits[at, start - begin :]} if self.every else {},
+                *({k: each[at, start - begin :]} if self.every else {} for each in (logits, normalizers)),
                 *(self.hybrid._head, self._posterior_of(k, judged)),
                 vocab_size=logits.shape[-1],
                 last=self.given is not None or stop < self.tokens,
@@ -248,8 +249,8 @@ class _Reading:
                 last[k] = scored.last[k].new_zeros(batch, logits.shape[-1])
                 last[k][judged] = scored.last[k]
         live = self._decide(scores, counts, start, stop)
-        for i, rows, begin, logits in made:
-            self._write(i, rows, begin, start, stop, logits)
+        for i, rows, begin, *predictions in made:
+            self._write(i, rows, begin, stop, *predictions)
         self.done[processed] = stop
         self.survivors = Survivors(live[:, -1], before.read + real.sum(1), before.components)
         self.reached = self.log_weights[:, stop - 1]
@@ -307,12 +308,12 @@ class _Reading:
         self.has_read[:, start:stop] = readers & real[..., None]
         return live
 
-    def _write(self, i: int, rows: Tensor, begin: int, start: int, stop: int, logits: Tensor) -> None:
+    def _write(self, i: int, rows: Tensor, begin: int, stop: int, logits: Tensor, normalizers: Tensor) -> None:
         """Add what one component predicts of some sequences."""
         at = self._within(begin, stop)
         columns, batch = self.columns[at], len(self.done)
         weights = self.log_weights[rows[:, None], columns, i]
-        term = logits.float() + (weights - log_normalizers(logits))[..., None]
+        term = logits + (weights - normalizers)[..., None]
         if self.logits is None:
             if len(rows) == batch and len(at) == len(self.columns):
                 self.logits = term
