@@ -238,8 +238,10 @@ class _Reading:
             scored = scores_of(
                 self._rows(judged, start, stop),
                 {k: hidden[at, start - begin :]},
-                *({k: each[at, start - begin :]} if self.every else {} for each in (logits, normalizers)),
-                *(self.hybrid._head, self._posterior_of(k, judged)),
+                {k: logits[at, start - begin :]} if self.every else {},
+                {k: normalizers[at, start - begin :]} if self.every else {},
+                self.hybrid._head,
+                self._posterior_of(k, judged),
                 vocab_size=logits.shape[-1],
                 last=self.given is not None or stop < self.tokens,
             )
