@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from manticore import quantities
 from manticore.components.loading import load_config, load_tokenizer, own_tokenizer
 from manticore.components.rebuilding import copied
 from manticore.components.token_matching import same_tokenizer
 from manticore.errors import ManticoreError, in_brief
-from manticore.experiments.rows import ENSEMBLE
+from manticore.experiments.rows import ENSEMBLE, larger_row
 from manticore.hybrid.combine import combine
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.runs.lineage import model_lineage, weights_digest
 from manticore.tasks.beginning import adds_bos
 from manticore.tasks.task import Task, load_task
+from manticore.training.budget import flops_per_step
 from manticore.training.classifiers import load_saved
 from manticore.training.prepare import fit_to_task
+from manticore.training.pretrain import read_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -139,9 +142,56 @@ def _tokenizer(source: Source) -> PreTrainedTokenizerBase | None:
     return load_tokenizer(source) if isinstance(source, str | Path) else None
 
 
-def add_ensemble(sources: dict[str, Source], task: Task) -> None:
-    """Beside the models that are not hybrids, the mean of their logits: a routed hybrid whose routes stay apart."""
-    parents = plain_models(sources)
+def add_larger(
+    sources: dict[str, Source], larger: PreTrainedModel | str | Path | None
+) -> dict[str, PreTrainedModel | str | Path]:
+    """Beside the models a larger one, if there is one; returns its row's name and what it is.
+
+    Raises:
+        ManticoreError: it is a hybrid.
+    """
+    if larger is None:
+        return {}
+    given, source = _given_name(larger)
+    assert isinstance(source, PreTrainedModel | str | Path)
+    if _is_hybrid(source):
+        raise ManticoreError(
+            f"compare: larger is a hybrid ({in_brief(str(given or _name(source)), 60)}). "
+            "Fix: give a single pretrained model, and hybrids among the models"
+        )
+    added = {larger_row(given or _name(source)): source}
+    sources |= added
+    return added
+
+
+def pretrained_with(name: str, source: Source, others: Mapping[str, Source]) -> str:
+    """A sentence on what pretraining a model has cost, and beside it the dearest of others; empty where unknown."""
+    own = _pretraining_flops(source)
+    if own is None:
+        return ""
+    said = f"{name} was pretrained with {quantities.flops(own)}"
+    known = {other: cost for other, each in others.items() if (cost := _pretraining_flops(each))}
+    if not known:
+        return f"{said}."
+    dearest = max(known, key=lambda other: known[other])
+    return f"{said}, {own / known[dearest]:.2g} times what {dearest} had ({quantities.flops(known[dearest])})."
+
+
+def _pretraining_flops(source: Source) -> int | None:
+    """Training FLOPs that :func:`manticore.pretrain` has spent on a model; None where nothing is noted beside it."""
+    folder = source.name_or_path if isinstance(source, PreTrainedModel) else source
+    if not isinstance(folder, str | Path):
+        return None
+    try:
+        noted = read_record(Path(folder).expanduser())
+        steps, batch_size, length = (int(noted[key]) for key in ("steps", "batch_size", "length"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return steps * flops_per_step(build(source, 0), batch_size, length)
+
+
+def add_ensemble(sources: dict[str, Source], parents: Mapping[str, PreTrainedModel | str | Path], task: Task) -> None:
+    """Beside models that are not hybrids, the mean of their logits: a routed hybrid whose routes stay apart."""
     if len(parents) < 2 or ENSEMBLE in sources:
         return
 

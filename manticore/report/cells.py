@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from manticore import quantities
 from manticore.report import spending
 from manticore.report.naming import budget_name
@@ -13,29 +15,43 @@ BY_BYTES = "bits_per_byte"
 
 
 def below(row: Row, task: TaskInfo) -> list[str]:
-    """What stands below a score: its interval, and for text how many bits a byte costs."""
+    """What stands below a score: its interval, a rate at the edge, for text bits per byte, and each source's own."""
     found = []
     if row.bounds is not None:
         found.append(quantities.interval(row.bounds))
     elif len(row.seeds) == 1:
         found.append("one seed")
-    bits = row.mean_of(BY_BYTES)
-    if bits is not None and task.primary_metric != BY_BYTES:
-        found.append(f"{quantities.score(bits)} bits per byte")
-    return found
+    if row.edge is not None:
+        found.append(f"{row.edge[0]} rate tried")
+    names = dict.fromkeys(name for seed in row.seeds for name in seed.metrics)
+    return found + _more({name: row.mean_of(name) for name in names}, task)
 
 
 def as_downloaded(compare: CompareRecord, model: str, task: TaskInfo) -> list[str]:
     """The score of a model before any training, and what stands below it; an n-dash where there is none."""
-    found = [quantities.score(compare.before(model, task.primary_metric))]
-    bits = compare.before(model, BY_BYTES)
-    if bits is not None and task.primary_metric != BY_BYTES:
-        found.append(f"{quantities.score(bits)} bits per byte")
+    metrics = next((found.metrics for found in compare.untrained if found.model == model), {})
+    return [quantities.score(metrics.get(task.primary_metric)), *_more(metrics, task)]
+
+
+def _more(metrics: Mapping[str, float | None], task: TaskInfo) -> list[str]:
+    """How many bits a byte of text costs; and the same two scores of each source, where a task has several."""
+    found = []
+    parts = [name.partition(":")[2] for name in metrics if ":" in name]
+    for source in ["", *dict.fromkeys(parts)]:
+        end = f":{source}" if source else ""
+        score, bits = metrics.get(f"{task.primary_metric}{end}"), metrics.get(f"{BY_BYTES}{end}")
+        said = [quantities.score(score)] if source and score is not None else []
+        if bits is not None and task.primary_metric != BY_BYTES:
+            said.append(f"{quantities.score(bits)} bits per byte")
+        if said:
+            found.append(f"{quantities.shorten(source, 24)}: {', '.join(said)}" if source else said[0])
     return found
 
 
 def has_downloaded(compare: CompareRecord) -> bool:
-    """Whether any model was scored before training."""
+    """Whether any model was scored before training, and no budget says the same of all."""
+    if any(budget.flops == 0 for budget in compare.budgets):
+        return False
     return any(found.metrics for found in compare.untrained)
 
 
@@ -65,6 +81,9 @@ def equal_compute(results: Results) -> str:
     compare = results.compare
     if compare is None:
         return ""
+    if compare.over_budgets:
+        words = spending.spread(compare, compare.rows)
+        return f"Every model had the same budgets and used, in whole steps, {words}." if words else ""
     said = [
         f"{words} (“{quantities.shorten(budget_name(results, budget), 60)}”)" if len(compare.budgets) > 1 else words
         for budget in range(len(compare.budgets))

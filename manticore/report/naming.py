@@ -58,11 +58,15 @@ def budget_words(results: Results, budget: int, *, equal: bool = True) -> str:
         budget: index of it.
         equal: whether the rows spoken of came near enough to it to call them the same.
     """
-    name = budget_name(results, budget)
+    name, compare = budget_name(results, budget), results.compare
     if equal and not name:
         return "at equal compute"
     if equal and name.startswith("fine-tuning"):
         return "with the same fine-tuning"
+    if compare and budget == compare.kinds[0][0] and compare.budgets[budget].flops == 0:
+        return "before any training"
+    if equal and compare and compare.over_budgets:
+        return f"at the same total ({name})" if compare.budgets[budget].is_everything else f"at {name}"
     if equal and name.startswith("everything"):
         return "at the same total"
     return f"with the budget “{quantities.shorten(name, 60)}”" if name else "off the budget"

@@ -32,8 +32,11 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
     components = sections.get("components") or []
     yield from _twice("pretrain", [entry.name for entry in pretrain])
     yield from _twice("components", [entry.name for entry in components])
+    made = [entry.name for entry in pretrain]
     for index, component in enumerate(components):
-        yield from _source(index, component, [entry.name for entry in pretrain])
+        yield from _source(("components", index), "source", component.source, component.revision, made)
+    if sections.get("compare") is not None and sections["compare"].larger is not None:
+        yield from _source(("compare",), "larger", sections["compare"].larger.rpartition("=")[2], None, made)
     if "combine" in sections:
         yield from _depths(sections["combine"].num_blocks, pretrain, components)
         yield from options(
@@ -112,12 +115,11 @@ def _twice(section: str, names: list[str]) -> Iterator[Finding]:
             yield (section, index, "name"), f"the name {name!r} is taken. Fix: give each entry its own name"
 
 
-def _source(index: int, component: Any, pretrained: list[str]) -> Iterator[Finding]:
-    path: Path = ("components", index, "source")
-    source = component.source
+def _source(section: Path, field: str, source: str, revision: str | None, pretrained: list[str]) -> Iterator[Finding]:
+    path: Path = (*section, field)
     if source in pretrained:
-        if component.revision is not None:
-            yield ("components", index, "revision"), f"{source!r} is pretrained here, it has no revisions"
+        if revision is not None:
+            yield (*section, "revision"), f"{source!r} is pretrained here, it has no revisions"
         return
     try:
         folder = expanded(source)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import manticore
 from manticore import settings
+from manticore.experiments.budgets import budgets_of, most_flops
 from manticore.experiments.rows import ENSEMBLE, HYBRID, SUPERNET
 from manticore.file_names import MODEL
 from manticore.runs.stages import Outcome
@@ -30,11 +31,20 @@ if TYPE_CHECKING:
 class Budget(Record):
     name: str = ""
     flops: float | None = None
+    share: float | None = None
+    """Of the fine-tuning budget, what was spent before left out."""
+    with_spent: bool = False
+    """Whether what was spent on a model before its fine-tuning counts; of old records the name tells."""
+
+    @property
+    def is_everything(self) -> bool:
+        return self.with_spent or self.name.startswith("everything")
 
 
 @dataclass(frozen=True)
 class SeedRun(Record):
     seed: int | None = None
+    lr: float | None = None
     flops: float | None = None
     steps: int | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
@@ -59,6 +69,19 @@ class Row(Record):
     """Learning rates with which a training ended in NaN or infinity."""
     step_flops: float | None = None
     """Training FLOPs of one step: no run can come nearer to its budget."""
+    rates: tuple[float, ...] = ()
+    """Learning rates that were tried; older records do not say."""
+
+    @property
+    def edge(self) -> tuple[str, float] | None:
+        """``"highest"`` or ``"lowest"`` and the learning rate used, where none was tried beyond it; else None.
+
+        A higher one that diverged was tried.
+        """
+        used = self.seeds[0].lr if self.seeds else None
+        if used is None or len(self.rates) < 2 or used not in (min(self.rates), max(self.rates)):
+            return None
+        return ("highest" if used == max(self.rates) else "lowest"), used
 
     def mean_of(self, metric: str) -> float | None:
         """The mean over seeds of any metric; None where a seed has no finite one."""
@@ -102,6 +125,24 @@ class CompareRecord(Record):
         return next((found.metrics.get(metric) for found in self.untrained if found.model == model), None)
 
     @property
+    def kinds(self) -> list[list[int]]:
+        """Indices of the budgets of fine-tuning alone, then of those that count what was spent before; none empty."""
+        indices = range(max(1, len(self.budgets)))
+        everything = [index for index in indices if self.budgets and self.budgets[index].is_everything]
+        return [kind for kind in ([index for index in indices if index not in everything], everything) if kind]
+
+    @property
+    def over_budgets(self) -> bool:
+        """Whether there are several budgets of one kind."""
+        return any(len(kind) > 1 for kind in self.kinds)
+
+    @property
+    def main_budget(self) -> int:
+        """The index of all of the fine-tuning; where that is not among the budgets, of the largest of its kind."""
+        alone = self.kinds[0]
+        return next((index for index in alone if self.budgets and self.budgets[index].share == 1), alone[-1])
+
+    @property
     def models(self) -> list[str]:
         """Names in order of first appearance."""
         return list(dict.fromkeys(r.model for r in self.rows))
@@ -111,7 +152,9 @@ class Compare(Stage):
     name = "compare"
 
     def plan_line(self, recipe: Recipe) -> str:
-        return f"parents and hybrids at equal compute, seeds {', '.join(map(str, self.settings(recipe).seeds))}"
+        section = self.settings(recipe)
+        several = f", {len(section.budgets)} budgets" if section.budgets and len(section.budgets) > 1 else ""
+        return f"parents and hybrids at equal compute, seeds {', '.join(map(str, section.seeds))}{several}"
 
     def cost(self, costing: Costing) -> Iterator[StagePlan]:
         section, tuning = self.settings(costing.recipe), costing.recipe.finetune
@@ -122,10 +165,18 @@ class Compare(Stage):
         search = costing.recipe.search
         soft = int(search is None or not trains_candidates(search.method))
         dearest = costing.tuned["supernet" if soft else "costliest"]
-        per_row = len(section.seeds) + len(section.learning_rates or [tuning.lr]) - 1
-        # with fine-tuning's FLOPs each; with all that the hybrid cost, those that had no search train longer
-        models = parents + ensemble + soft + 1
-        trainings = models * budget + (parents + ensemble) * (budget + spent) * (spent > 0)
+        # those that had no search train longer where all that the hybrid cost counts
+        plain, own = parents + ensemble + int(section.larger is not None), soft + 1
+        budgets = budgets_of(section.budgets, max(1, int(budget)), int(spent))
+        rates, seeds = len(_rates(section, tuning)), len(section.seeds)
+        trainings = sum(
+            number
+            * most_flops(
+                sorted({b.flops - b.with_spent * before for b in budgets if b.flops > b.with_spent * before}),
+                rates=rates, seeds=seeds, one_run=tuning.schedule == "constant",
+            )
+            for number, before in ((plain, 0), (own, int(spent)))
+        )  # fmt: skip
         found = costing.fit(costing.tuning, dearest)
         costing.fits[self.name] = [found]
         costing.save_checkpoints(dearest.held)
@@ -134,10 +185,10 @@ class Compare(Stage):
         if found.fits is None:
             costing.problems.append(f"compare: {subject} does not fit: compare=null, or other settings of finetune")
         yield StagePlan(
-            self.name, f"{models} models × {per_row}",
+            self.name, _amount(plain + own, rates, seeds, len(section.budgets or [1]), tuning.schedule),
             max(case.held.trained for name, case in costing.tuned.items() if soft or name != "supernet"),
             dearest.flops * dearest.accumulation, None,
-            trainings * per_row, found.smaller, verdict,
+            trainings, found.smaller, verdict,
         )  # fmt: skip
 
     def work(self, run: Run, folder: Path) -> Outcome:
@@ -159,7 +210,7 @@ class Compare(Stage):
             # as the hybrid was trained, to the last option
             settings.Compare(
                 **tuning.shared(),
-                **{**dict(section), "learning_rates": section.learning_rates or [tuning.lr]},
+                **{**dict(section), "learning_rates": _rates(section, tuning), "larger": _larger(run, section.larger)},
                 budget_flops=run.results_of("finetune")["flops"],
                 test_examples=tuning.test_examples,
             ),
@@ -169,7 +220,9 @@ class Compare(Stage):
             progress=lambda done, runs, what: run.reporter.progress(what.split(" · ")[0], done, runs, None),
         )
         metric = comparison.primary_metric
-        scores = ", ".join(f"{row.model} {row.mean:.3f}" for row in comparison.rows if row.budget == 0)
+        scores = ", ".join(
+            f"{row.model} {row.mean:.3f}" for row in comparison.rows if row.budget == comparison.main_budget
+        )
         table = comparison.to_dict()
         kept = CompareRecord.written(**{name: table[name] for name in ("budgets", "rows", "untrained", "notes")})
         return Outcome({"compare": kept}, f"{metric}: {scores}")
@@ -183,6 +236,25 @@ class Compare(Stage):
             task: as words of a command.
         """
         return finetune_command(source, Path(best).name, task)
+
+
+def _rates(section: Any, tuning: settings.Finetune) -> list[float]:
+    """The learning rates that are tried: the recipe's, else some around fine-tuning's."""
+    return section.learning_rates or settings.rates_around(tuning.lr)
+
+
+def _amount(models: int, rates: int, seeds: int, budgets: int, schedule: str) -> str:
+    """How many runs a comparison makes, in a few words."""
+    said = f"{models} models × {rates + seeds - 1}"
+    if budgets == 1:
+        return said
+    return f"{said}, {budgets} budgets {'in one run' if schedule == 'constant' else 'in runs of their own'}"
+
+
+def _larger(run: Run, larger: str | None) -> str | None:
+    """The larger model to show, with the name of the recipe's entry that pretrains it."""
+    made = run.pretrained.get(larger) if larger is not None else None
+    return larger if made is None else f"{larger}={made}"
 
 
 def _parents(run: Run, ensemble: bool) -> dict[str, Any]:
