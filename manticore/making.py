@@ -26,6 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _MADE = {
     "layer": "manticore.stacks.mixer:Mixer",
     "mixing": "manticore.hybrid.mixing:Mixing",
+    "output": "manticore.hybrid.outputs:Output",
     "projector": "manticore.projectors.projector:Projector",
     "task": "manticore.tasks.task:Task",
 }

@@ -114,12 +114,14 @@ def _budgets(values: list[float]) -> list[float]:
 if TYPE_CHECKING:
     # a type checker cannot look into the function, and takes a variable for a type in some orders of modules only
     Mixing: TypeAlias = str
+    Output: TypeAlias = str
     Projector: TypeAlias = str
     SearchMethod: TypeAlias = str
     TaskName: TypeAlias = str
     Scalar: TypeAlias = bool | int | float | str | None
 else:
     Mixing = _named("mixing")
+    Output = _named("output")
     Projector = _named("projector")
     SearchMethod = _named("search")
     TaskName = _named("task")
@@ -139,6 +141,9 @@ NotNegative = Annotated[
 ]
 Flops = Annotated[Positive, WrapValidator(_exact), Wanted("a positive number", "for instance 1e12")]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Forgetting = Annotated[
+    float, Field(ge=0, lt=1, allow_inf_nan=False), Wanted("a share", "give 0 (nothing is forgotten) to below 1")
+]
 Share = Annotated[float, Field(gt=0, lt=1), Wanted("", "give a share between 0 and 1")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 Text = Annotated[str, Field(min_length=1)]

@@ -91,6 +91,12 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
         "translated": ("routed:TranslatedMixing", "one weight vector per block, translated features"),
         "gated": ("gated:GatedMixing", "the published formula: gate and weight are one number"),
     },
+    "output": {
+        "logits": ("outputs:Logits", "weighted logits"),
+        "probabilities": ("outputs:Probabilities", "weighted probabilities"),
+        "bayes": ("outputs:Bayes", "probabilities, weighted by the likelihood of the text so far"),
+        "gate": ("outputs:Gate", "probabilities, weighted by a linear map of the last features per token"),
+    },
     "projector": {
         "linear": ("kinds:Linear", "affine map"),
         "linear-skip": ("kinds:LinearSkip", "pad or cut, plus an affine map"),
@@ -163,6 +169,7 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
 _HOMES = {
     "layer": "stacks",
     "mixing": "hybrid",
+    "output": "hybrid",
     "projector": "projectors",
     "search": "search",
     "stack": "stacks",
@@ -185,7 +192,8 @@ def register(kind: str, name: str, target: Any, summary: str) -> None:
     """Add ``name`` to the entries of ``kind``.
 
     Args:
-        kind: ``"layer"``, ``"mixing"``, ``"projector"``, ``"search"``, ``"stack"``, ``"stage"`` or ``"task"``.
+        kind: ``"layer"``, ``"mixing"``, ``"output"``, ``"projector"``, ``"search"``, ``"stack"``, ``"stage"`` or
+            ``"task"``.
         name: what recipes write.
         target: ``"module:attribute"``, or the object itself.
         summary: one phrase for ``manticore ls``.

@@ -21,11 +21,13 @@ from manticore.option_types import (
     Decay,
     Depth,
     Flops,
+    Forgetting,
     InPython,
     Limits,
     Mixing,
     NotNegative,
     Options,
+    Output,
     Pair,
     Positive,
     Projector,
@@ -136,8 +138,15 @@ class Combine(Settings):
 
     num_blocks: Depth = 4
     """Segments each component is cut into."""
-    mixing: Mixing = "translated"
-    """How blocks mix the components' features."""
+    mixing: Mixing | None = None
+    """How blocks mix the components' features; left out, translated, and with output bayes routed at R = I, where every
+    component reads its own features alone."""
+    output: Output = "logits"
+    """How the components' predictions become one: weighted logits, probabilities, probabilities weighted by the
+    likelihood of the text so far (bayes), or by a linear gate on the features of each token."""
+    forgetting: Forgetting = 0.0
+    """With output bayes: the share of the weights that goes back to the output weights after each token, for texts that
+    change their source inside."""
     released: bool = False
     """With gated mixing: the function of the published method's released code, with fresh embeddings tied to heads."""
     projector: Projector = "linear"
@@ -152,6 +161,19 @@ class Combine(Settings):
     """Where tokenizers differ: the component whose tokenizer is kept; the others are re-embedded for it."""
     min_coverage: Annotated[float, Field(ge=0, le=1), Wanted("a share", "give 0 to 1")] = 0.25
     """Refuse to re-embed a component that has less than this share of the kept tokenizer's tokens."""
+
+    @model_validator(mode="after")
+    def _output_fits(self) -> Self:
+        if self.mixing is None:
+            # not a value that was given: other settings may change the output
+            self.__dict__["mixing"] = "routed" if self.output == "bayes" else "translated"
+        if self.forgetting and self.output != "bayes":
+            text = f"of the likelihood of a text, got output {self.output!r}. Fix: output: bayes, or leave it out"
+            raise wrong(text, at="forgetting")
+        if self.released and self.output != "logits":
+            text = f"the released function mixes logits, got {self.output!r}. Fix: leave one of the two out"
+            raise wrong(text, at="output")
+        return self
 
     @model_validator(mode="after")
     def _released_is_gated(self) -> Self:

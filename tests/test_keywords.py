@@ -29,7 +29,7 @@ def test_a_hybrid_can_be_combined_in_float64_by_name():
     [
         (lambda: Finetune(stepz=3), "finetune: unknown option 'stepz'. Did you mean 'steps'?"),
         (lambda: Finetune(steps=0), "finetune: steps is 0 (expected a whole number). Fix: give 1 or more"),
-        (lambda: Combine(mixing=None), "combine: mixing is None (expected str). Fix: give one"),
+        (lambda: Combine(projector=None), "combine: projector is None (expected str). Fix: give one"),
         (
             lambda: Finetune(report_to=3),
             "finetune: report_to is 3 (expected str | Sequence[str] | None). Fix: ",

@@ -30,6 +30,7 @@ Overrides = Annotated[
 _PLURAL = {
     "layer": "layers",
     "mixing": "mixings",
+    "output": "outputs",
     "projector": "projectors",
     "search": "methods",
     "stack": "stacks",
@@ -42,11 +43,12 @@ def ls(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[KIND]", help="recipes, launch, tasks, methods, mixings, projectors, layers, stacks or stages."
+            metavar="[KIND]",
+            help="recipes, launch, tasks, methods, mixings, outputs, projectors, layers, stacks or stages.",
         ),
     ] = None,
 ) -> None:
-    """List recipes, launch configurations, tasks, search methods, mixings, projectors, layers, stacks and stages.
+    """List recipes, launch configurations, tasks, methods, mixings, outputs, projectors, layers, stacks and stages.
 
     Example: manticore ls tasks
     """

@@ -93,10 +93,11 @@ def combine(
     refuse_existing(out)
     chosen = checked_task(task, task_option) if task else None
     _check_options("--projector-option", "projector", settings["projector"], settings["projector_options"])
-    say(f"combine: {' + '.join(models)}, {settings['num_blocks']} blocks, {settings['mixing']}")
+    mixing = Combine(**settings).mixing
+    say(f"combine: {' + '.join(models)}, {settings['num_blocks']} blocks, {mixing}, output {settings['output']}")
     import manticore
     from manticore.hybrid.vocabularies import matched_tokens
-    from manticore.stages.combine import Combine
+    from manticore.stages.combine import Combine as Stage
     from manticore.stages.commands import task_words
     from manticore.tasks.task import load_task
 
@@ -110,7 +111,7 @@ def combine(
     if vocab_size is not None:
         say(f"{task} has a vocabulary of its own, {vocab_size} tokens: fresh embeddings and heads, no tokenizer")
     words = None if task is None or chosen is None else task_words(task, chosen)
-    done(out, Combine().next_command(out, hybrid, words))
+    done(out, Stage().next_command(out, hybrid, words))
 
 
 @takes(Align)

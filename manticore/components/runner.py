@@ -48,6 +48,8 @@ class Recording:
     first: Tensor | None = None
     final: Tensor | None = None
     """``[B, T, D]``: what norm and head read; set by ``inside``."""
+    head_input: Tensor | None = None
+    """``[B, t, …]``: what the head read, where that was asked for; None of a family that does not call it."""
 
     @property
     def hidden(self) -> Tensor:
@@ -90,6 +92,23 @@ class _StandIn(nn.Module):
             hidden, recording.final = runner._as_taken(recording, recording.final), None
         size = runner.tuple_sizes[index]
         return hidden if size == 0 else (hidden,) + (None,) * (size - 1)
+
+
+class _HeadStandIn(nn.Module):
+    """Takes a head's place: notes what it reads."""
+
+    def __init__(self, head: nn.Module, recording: Recording) -> None:
+        super().__init__()
+        self.__dict__["_real"] = head
+        self.__dict__["_recording"] = recording
+
+    def __getattr__(self, name: str) -> Any:
+        # some models ask its weight for a type
+        return getattr(self.__dict__["_real"], name)
+
+    def forward(self, hidden: Tensor) -> Any:
+        self._recording.head_input = hidden
+        return self._real(hidden)
 
 
 class Runner:
@@ -205,6 +224,7 @@ class Runner:
         *given: Any,
         head: bool = True,
         logits_to_keep: int | Tensor = 0,
+        head_input: bool = False,
         **named: Any,
     ) -> Iterator[Recording]:
         """Stand-ins in the layers' place, for one pass: ``recording.own_forward()`` runs the component over them.
@@ -215,6 +235,7 @@ class Runner:
             given: as :meth:`record` takes them, like ``named``.
             head: whether the own forward is the whole model's, or ends with the final norm.
             logits_to_keep: how many of the last positions the head reads, or which ones; 0 stands for all.
+            head_input: whether to note what the head reads.
             named: see there.
 
         Raises:
@@ -234,12 +255,26 @@ class Runner:
             self._stand_ins = nn.ModuleList([_StandIn(layer, i, self) for i, layer in enumerate(real)])
         self._owner._modules[self._attribute] = self._stand_ins
         self._real, self._open = real, recording
+        heads = self._places_of_head() if head_input else []
+        for owner, name in heads:
+            owner._modules[name] = _HeadStandIn(owner._modules[name], recording)  # type: ignore[arg-type]
         try:
             yield recording
             self._check(recording)
         finally:
             self._owner._modules[self._attribute] = real
             self._real = self._open = None
+            for owner, name in heads:
+                owner._modules[name] = owner._modules[name]._real  # type: ignore[union-attr, assignment]
+
+    def _places_of_head(self) -> list[tuple[nn.Module, str]]:
+        head = self.model.get_output_embeddings()
+        return [
+            (owner, name)
+            for owner in self.model.modules()
+            for name, child in owner.named_children()
+            if child is head and child is not None
+        ]
 
     def _arguments(
         self,

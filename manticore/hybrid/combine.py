@@ -103,6 +103,7 @@ def combine(
                 self_check(component, runner, seed=seed)
                 rehearse(component)
             one_token = [continues_by_one_token_only(runner, seed=seed) for runner in runners]
+    assert settings.mixing is not None
     if released:
         for name, component in zip(names, components):
             tie_heads(name, component)
@@ -113,6 +114,8 @@ def combine(
         num_components=len(components),
         num_blocks=num_blocks,
         mixing=settings.mixing,
+        output=settings.output,
+        forgetting=settings.forgetting,
         released=released,
         projector=settings.projector,
         projector_options=settings.projector_options,

@@ -20,7 +20,7 @@ from manticore.components.positions import context_length
 from manticore.components.state_cache import EmptyLayer
 from manticore.errors import ManticoreError, in_brief
 from manticore.making import refuse_misfits
-from manticore.option_types import Count, Wanted
+from manticore.option_types import Count, Forgetting, Wanted
 
 
 def cut(num_layers: int, num_blocks: int) -> list[int]:
@@ -65,7 +65,7 @@ Generations = Annotated[list[Generation], Wanted("settings for each component", 
 
 _READ_FROM_FILES = (
     *("num_components", "num_blocks", "vocab_size", "released", "path", "layer_outputs", "one_token_at_a_time"),
-    *("parents", "generation", "generation_component"),
+    *("output", "forgetting", "parents", "generation", "generation_component"),
 )
 """Fields whose values the code relies on."""
 
@@ -88,6 +88,10 @@ class ManticoreConfig(PreTrainedConfig):
     released: bool = False
     """Gated mixing only: the function of the published method's released code, whole (fresh tied tables, positions and
     norms inside the branches, block 0's weights at the heads)."""
+    output: str = "logits"
+    """Registered name of how the components' predictions become one."""
+    forgetting: Forgetting = 0.0
+    """Output ``bayes`` only: the share of the weights that goes back to the output weights after each token."""
     projector: str = "linear"
     """Registered name of the kind of projector."""
     projector_options: dict[str, Any] | None = None
@@ -170,6 +174,7 @@ class ManticoreConfig(PreTrainedConfig):
                 f"config: released is {self.released!r} with mixing {self.mixing!r} (expected true with gated only). "
                 "Fix: mixing gated, or released false"
             )
+        self._check_output()
         if self.num_components:
             self._check_per_component()
             kept = sorted(set(self.path)) if self.path is not None else range(self.num_components)
@@ -180,6 +185,25 @@ class ManticoreConfig(PreTrainedConfig):
                 self.max_position_embeddings = min(lengths)
             self.num_hidden_layers = sum(config.num_hidden_layers for config in self.components)
             self.boundaries  # noqa: B018  (refuses more blocks than layers)
+
+    def _check_output(self) -> None:
+        """Refuse an output that these components, or this kind of hybrid, cannot have."""
+        output, wrong = self.output, None
+        made_anew = [k for k, each in enumerate(self.reembedded or []) if each]
+        if self.forgetting and output != "bayes":
+            wrong = f"forgetting is {self.forgetting} with output {output!r} (expected with bayes only)", "output bayes"
+        elif output != "logits" and self.released:
+            wrong = f"output {output!r} with released, whose function mixes logits", "output logits"
+        elif output != "logits" and self.path is not None:
+            wrong = f"output {output!r} with path {self.path}, where one component predicts alone", "output logits"
+        elif output == "bayes" and made_anew:
+            wrong = (
+                f"output 'bayes', but component {made_anew[0]} was re-embedded: it has not learned to predict the kept "
+                "tokenizer's tokens, so that its likelihoods do not compare with those of components that have",
+                "components that share a tokenizer, or output probabilities or gate",
+            )
+        if wrong is not None:
+            raise ManticoreError(f"config: {wrong[0]}. Fix: {wrong[1]}")
 
     def _check_per_component(self) -> None:
         """Refuse lists that do not belong to these components."""

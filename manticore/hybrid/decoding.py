@@ -25,6 +25,7 @@ from manticore.components.token_layout import continued_mask, continued_position
 from manticore.errors import ManticoreError
 from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.inputs import Part
+from manticore.hybrid.likelihoods import Posterior
 
 
 class ComponentCache(Cache):
@@ -69,7 +70,46 @@ class HybridCache(CountingCache):
             layers = [layer if i in chosen else EmptyLayer() for i, layer in enumerate(layers)]
             flat.extend(layers)
             self.views.append(ComponentCache(layers, self))
+        self.posterior: Posterior | None = None
+        """Of an output that follows the text: the weights so far; None before the first token."""
         super().__init__(flat)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.posterior = None
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take the last tokens back.
+
+        Raises:
+            ManticoreError: a recurrent layer is kept, or weights that follow the text: neither can be taken back.
+        """
+        if self.posterior is not None:
+            raise ManticoreError(
+                "cache: weights that follow the text (output bayes) cannot be taken back by some tokens. "
+                "Fix: start from the prompt again"
+            )
+        super().crop(tokens_to_remove)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sequence of the batch."""
+        super().batch_repeat_interleave(repeats)
+        self._change_rows(lambda rows: rows.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some sequences of the batch."""
+        super().batch_select_indices(indices)
+        self._change_rows(lambda rows: rows[indices.to(rows.device)])
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        """Put other sequences into the batch's places."""
+        super().reorder_cache(beam_idx)
+        self._change_rows(lambda rows: rows[beam_idx.to(rows.device)])
+
+    def _change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        if self.posterior is not None:
+            self.posterior = self.posterior.rows(change)
 
 
 class CachedGenerationMixin(ComponentGenerationMixin):

@@ -102,6 +102,9 @@ def copied_config(hybrid: ManticorePreTrainedModel, **changes: Any) -> Manticore
     """A configuration of its own with the given changes, for a hybrid that takes over weights of this one."""
     settings = copy.deepcopy(hybrid.config).to_dict()
     settings.update(changes)
+    if settings.get("path") is not None:
+        # one component predicts alone
+        settings.update(output="logits", forgetting=0.0)
     config = ManticoreConfig(**settings)
     # not part of a saved configuration; of the hybrid itself alone, which would set its components' too
     config._attn_implementation_internal = hybrid.config._attn_implementation

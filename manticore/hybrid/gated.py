@@ -74,11 +74,12 @@ class GatedMixing(OneVectorPerBlock):
     def head_inputs(self, features: Features) -> Features:
         """Each head reads the first channels of the common stream."""
         stream = self._stream(self.num_blocks, features)
-        return {k: resize(stream, self.widths[k]) for k in self.route().blocks[self._head_block]}
+        return {k: resize(stream, self.widths[k]) for k, _ in self.output_weights()}
 
-    def mixed(self, outputs: Features) -> Tensor:
-        """The components' logits, mixed with the last block's weights, the first one's where that is released."""
-        return weighted_sum([(self._weight(self._head_block, k), outputs[k]) for k in sorted(outputs)])
+    def output_weights(self) -> list[tuple[int, Tensor | float]]:
+        """The last block's weights, the first one's where that is released."""
+        heads = self.route().blocks[self._head_block]
+        return [(k, self._weight(self._head_block, k)) for k in heads]
 
     def _stream(self, boundary: int, features: Features) -> Tensor:
         """The common stream ``[B, T, max d]`` at a boundary."""

@@ -148,8 +148,12 @@ class Mixing(nn.Module, ABC):
         """What the norm and head of each component read, from what left the last block."""
 
     @abstractmethod
+    def output_weights(self) -> list[tuple[int, Tensor | float]]:
+        """The components whose heads are read, in ascending order, each with its weight: a number unless it trains."""
+
     def mixed(self, outputs: Features) -> Tensor:
-        """The hybrid's output from what the components' heads give, ``[B, T, V]`` each."""
+        """The weighted sum of what the components' heads give, ``[B, T, V]`` each."""
+        return weighted_sum([(weight, outputs[k]) for k, weight in self.output_weights()])
 
     def logits(self, features: Features, finish: Callable[[int, Tensor], Tensor]) -> Tensor:
         """Logits ``[B, T, V]`` from what left the last block; ``finish(k, hidden)`` is component k's norm and head."""

@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from manticore.components.cache_argument import CACHE_ARGUMENT, named, one_cache
 from manticore.components.extra_arguments import loss_arguments, positions_of_documents
@@ -28,6 +27,7 @@ from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.decoding import CachedGenerationMixin, HybridCache
 from manticore.hybrid.inputs import Part, check_inputs, check_outputs, require_ids
 from manticore.hybrid.mixing import Features, Mixing, Route
+from manticore.hybrid.outputs import HybridOutput, Read
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.hybrid.released import Branches
 
@@ -67,6 +67,7 @@ def own_forwards(
     inputs: Mapping[int, Mapping[str, Any]],
     mixing: Mixing | Branches,
     states: list[Tensor] | None = None,
+    last: Features | None = None,
     **how: Any,
 ) -> Iterator[tuple[Callable[[], Any], dict[int, Recording]]]:
     """The components' own forwards, one inside the other, ready to run: the outermost, and all recordings.
@@ -76,7 +77,8 @@ def own_forwards(
         inputs: what each component that runs is given.
         mixing: what joins them: its ``route``, ``enter`` and ``head_inputs``.
         states: takes what enters each block and what leaves the last.
-        how: ``head`` and ``logits_to_keep`` of :meth:`~manticore.components.runner.Runner.opened`.
+        last: takes what the norm and head of each component are given.
+        how: ``head``, ``logits_to_keep`` and ``head_input`` of :meth:`~manticore.components.runner.Runner.opened`.
     """
     route, edges = mixing.route(), hybrid._boundaries
     # transformers' Trainer hooks the noise onto get_input_embeddings() alone
@@ -105,6 +107,8 @@ def own_forwards(
             states.extend(features.values())
         for k, hidden in mixing.head_inputs(features).items():
             recordings[k].final = hidden
+            if last is not None:
+                last[k] = hidden
 
     # partial, not a function: a traceback from a layer names the loop and the forward, and nothing between them
     inside: Callable[[], Any] = partial(through_blocks, route.blocks, embedded, enter, segment, leave)
@@ -162,8 +166,9 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, CachedGenerationMixin):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         cache: HybridCache | None = None,
+        output_weights: bool | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+    ) -> HybridOutput | tuple[Any, ...]:
         """Logits of every next token.
 
         Args:
@@ -181,13 +186,16 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, CachedGenerationMixin):
             output_attentions: refused.
             return_dict: False returns a tuple; None follows the configuration.
             cache: another name for ``past_key_values``.
+            output_weights: whether to return the weights that each token's prediction was made with.
             kwargs: ``num_items_in_batch`` for the loss; ``seq_idx``, ``cu_seq_lens_q`` and their kin of packed
                 documents, which like ``position_ids`` that start anew give the logits of the documents alone; and
                 what tools add that changes nothing.
 
         Returns:
-            ``logits`` ``[B, T, V]``, with labels ``loss``, with ``use_cache`` the cache, as
-            ``past_key_values`` or, from transformers 5.24 on, ``cache``.
+            ``logits`` ``[B, T, V]``, with labels ``loss``, with ``use_cache`` the cache, as ``past_key_values`` or,
+            from transformers 5.24 on, ``cache``; with ``output_weights`` these, ``[B, T, K]``, of the positions whose
+            logits are returned. Where several components predict, outputs other than ``logits`` give log-probabilities
+            in float32.
 
         Raises:
             ManticoreError: ``inputs_embeds`` (K components have K embeddings of different widths), attentions, hidden
@@ -212,12 +220,17 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, CachedGenerationMixin):
         parts, put_back = self._parts(input_ids, attention_mask, position_ids, cache)
         # which tokens shall be kept is known only when all are in their places again
         keep = logits_to_keep if put_back is None else 0
-        read, passed = [], []
+        read, weighed, passed = [], [], []
         for part in parts:
             states: list[Tensor] | None = [] if wants_states else None
+            last: Features = {}
             given = part.for_each(self.mixing.route().used, cache)
             branches = Branches(self, given) if self.config.released else None
-            how = {"head": branches is None, "logits_to_keep": keep}
+            how: dict[str, Any] = {"head": branches is None, "logits_to_keep": keep}
+            if self.output.reads_head_inputs:
+                how["head_input"] = True
+            if self.output.follows_text:
+                how["last"] = last
             with own_forwards(self, given, branches or self.mixing, states, **how) as (outermost, recordings):
                 returned = outermost()
             heads = by_component(returned, recordings, self.mixing.route())
@@ -228,22 +241,38 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, CachedGenerationMixin):
             if cache is not None:
                 # after the pass: while it runs, components ask how many tokens are before these
                 cache.seen_tokens += part.input_ids.shape[1]
-            read.append(self.mixing.mixed(outputs))
+            head_inputs = {k: each.head_input for k, each in recordings.items() if each.head_input is not None}
+            every = isinstance(keep, int) and not 0 < keep < part.input_ids.shape[1]
+            together = Read(
+                outputs,
+                *(self.mixing.output_weights(), head_inputs, part, None if every else _kept(keep)),
+                *(last, self._head, cache),
+            )
+            logits, weights = self.output(together)
+            read.append(logits)
+            weighed.append(weights if weights.dim() == 3 else weights.expand(*logits.shape[:2], -1))
             passed.append(states)
-        logits = read[0] if put_back is None else _last(put_back(read), logits_to_keep)
+        logits, weights = (
+            each[0] if put_back is None else put_back(each)[:, _kept(logits_to_keep)] for each in (read, weighed)
+        )
         states = passed[0]
         if wants_states and put_back is not None:
             states = [put_back(list(of_parts)) for of_parts in zip(*passed)]  # type: ignore[arg-type]
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **for_loss)
-        output = CausalLMOutputWithPast(
+        output = HybridOutput(
             loss=loss,
             logits=logits,
             hidden_states=None if states is None else tuple(states),  # type: ignore[arg-type]
+            output_weights=weights if output_weights else None,
             **named(cache),
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _head(self, k: int, input_ids: Tensor, features: Tensor) -> Tensor:
+        """Norm and head of component k on features ``[B, n, D]`` of the tokens ``[B, n]``: ``[B, n, V]``."""
+        return self._runner(k).logits(lambda _: features, input_ids)[..., : self.config.vocab_size]
 
     def _wants_states(self, hidden_states: bool | None, attentions: bool | None) -> bool:
         """Whether hidden states are asked for, which a path alone can give."""
@@ -267,9 +296,9 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, CachedGenerationMixin):
         return None if path is None else self.component(path[-1]).get_output_embeddings()
 
 
-def _last(logits: Tensor, logits_to_keep: int | Tensor) -> Tensor:
-    """``[B, T, V]`` at the last so many positions, or at those of a tensor; 0 keeps all."""
-    return logits[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
+def _kept(logits_to_keep: int | Tensor) -> slice | Tensor:
+    """The last so many positions, or those of a tensor; 0 keeps all."""
+    return slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
 
 
 def build(config: ManticoreConfig, components: Sequence[PreTrainedModel]) -> ManticoreForCausalLM:
@@ -279,4 +308,5 @@ def build(config: ManticoreConfig, components: Sequence[PreTrainedModel]) -> Man
     for projector in hybrid.mixing.projectors.values():
         projector.to(components[0].dtype).reset_parameters()  # type: ignore[operator]
     hybrid.mixing.reset_mixture()
+    hybrid.output.to(components[0].dtype).reset_parameters()
     return hybrid

@@ -92,6 +92,6 @@ class PathMixing(Mixing):
         ((_, hidden),) = features.items()
         return {self._head: resize(hidden, self.widths[self._head])}
 
-    def mixed(self, outputs: Features) -> Tensor:
-        """The logits of the component whose head is kept."""
-        return outputs[self._head]
+    def output_weights(self) -> list[tuple[int, Tensor | float]]:
+        """The component whose head is kept."""
+        return [(self._head, 1.0)]

@@ -28,6 +28,7 @@ from manticore.errors import ManticoreError, in_brief
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.mixing import Mixing, check_weights
+from manticore.hybrid.outputs import Output
 from manticore.hybrid.path import PathMixing
 from manticore.hybrid.placement import forget_addresses, hold_mixture
 from manticore.hybrid.released import fresh_tables
@@ -91,6 +92,7 @@ class ManticorePreTrainedModel(AdapterGuard):
         limits = {k: runner.positions for k, runner in enumerate(self.runners) if runner is not None}
         self._limits = {k: limit for k, limit in limits.items() if limit is not None}
         self.mixing: Mixing = make("mixing", config.mixing, config) if config.path is None else PathMixing(config)
+        self.output = self._make_output()
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._add_heads()
         self.post_init()
@@ -134,6 +136,17 @@ class ManticorePreTrainedModel(AdapterGuard):
                 f"set_attn_implementation: {in_brief(error)} Fix: choose for each component, such as "
                 '{"component_0": "eager"}'
             ) from error
+
+    def _make_output(self) -> Output:
+        """What makes one prediction of those of the components."""
+        if self.config.output != "logits" and not self.keeps_lm_heads:
+            raise ManticoreError(
+                f"classifier: this hybrid's output is {self.config.output!r}, of predictions of the next token, and "
+                "heads for classes make none. Fix: combine with output logits"
+            )
+        widths = [0 if runner is None or not self.keeps_lm_heads else runner.head_width for runner in self.runners]
+        made: Output = make("output", self.config.output, self.config, widths)
+        return made
 
     def _add_heads(self) -> None:
         """What a kind of hybrid adds to components and mixing, before weights are initialised."""
@@ -299,7 +312,7 @@ class ManticorePreTrainedModel(AdapterGuard):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Only what the hybrid adds; components initialise themselves."""
-        if isinstance(module, Projector):
+        if isinstance(module, Projector | Output):
             module.reset_parameters()
         elif isinstance(module, Mixing) and not all(
             # what transformers puts on a tensor that it has loaded
@@ -349,10 +362,19 @@ class ManticorePreTrainedModel(AdapterGuard):
             check_transformers()
         # a pickle can run code when it is read
         with keeping_loaded_weights():
-            loaded = super().from_pretrained(
-                pretrained_model_name_or_path, *args, **{**kwargs, "use_safetensors": True}
+            found: Any = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *args,
+                **{**kwargs, "use_safetensors": True, "output_loading_info": True},
             )
-        hybrid = loaded[0] if isinstance(loaded, tuple) else loaded
+        hybrid, info = found
+        loaded = found if kwargs.get("output_loading_info") else hybrid
+        lost = sorted(name for name in info["missing_keys"] if name.startswith("output."))
+        if lost:
+            raise ManticoreError(
+                f"{pretrained_model_name_or_path}: its output is {hybrid.config.output!r}, but the weights hold no "
+                f'{lost[0]}. Fix: the folder as save_pretrained wrote it, or output="probabilities" in from_pretrained'
+            )
         align_memory(hybrid)
         hold_mixture(hybrid.mixing)
         forget_addresses(hybrid)

@@ -147,11 +147,11 @@ class RoutedMixing(Mixing):
 
     def head_inputs(self, features: Features) -> Features:
         """The features themselves."""
-        return {k: features[k] for k, _ in self._nonzero(self.num_blocks, 0)}
+        return {k: features[k] for k, _ in self.output_weights()}
 
-    def mixed(self, outputs: Features) -> Tensor:
-        """The components' logits, mixed with the output weights."""
-        return weighted_sum([(weight, outputs[k]) for k, weight in self._nonzero(self.num_blocks, 0)])
+    def output_weights(self) -> list[tuple[int, Tensor | float]]:
+        """What the last boundary reads."""
+        return self._nonzero(self.num_blocks, 0)
 
 
 class TranslatedMixing(OneVectorPerBlock, RoutedMixing):

@@ -39,6 +39,7 @@ def shape_of(recipe: Recipe, sources: Sequence[Source]) -> Shape:
         found = {source.config.dtype or torch.float32 for source in sources}
         dtype = found.pop() if len(found) == 1 else torch.float32
     options = dict(combine.projector_options)
+    assert combine.mixing is not None
     return Shape(combine.num_blocks, combine.mixing, combine.released, combine.projector, options, dtype)
 
 

@@ -59,6 +59,8 @@ def set_trainable(
         return
     if mixing is not None:
         mixing.projectors.requires_grad_(True)
+        # a gate is what the hybrid adds, like them
+        model.output.requires_grad_(True)
     # a head for classes is made for the task
     _unfreeze(getattr(model, "score", None))
     # the released gated function has fresh tables from the start

@@ -57,6 +57,10 @@ def test_a_new_process_computes_the_same_logits(
     for path in ([0, 1, 2], [1, 2, 0], [2, 0, 1]):
         hybrids[f"families discretized {path}"] = manticore.discretize(hybrids["families"], path)
     hybrids["own vocabulary"] = build("routed", 3, projector="low-rank", projector_options={"rank": 3}, vocab_size=97)
+    for output in ("bayes", "gate"):
+        hybrids[output] = at_random_weights(build("routed", output=output))
+        for parameter in hybrids[output].output.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
     folders = []
     for number, hybrid in enumerate(hybrids.values()):
         folder = tmp_path / str(number)
