@@ -101,6 +101,16 @@ SMALLEST_BUDGET = 1e6
 """Budgets up to the one are shares of a fine-tuning, from the other on FLOPs: nobody means what lies between."""
 
 
+def _ensembles(value: Any) -> Any:
+    """One output stands for a list of it. On the command line, lists are all that there is: ``[False]`` is False."""
+    given = value if isinstance(value, list) else [value]
+    if len(given) == 1 and isinstance(given[0], bool):
+        return given[0]
+    if not all(isinstance(each, str) for each in given):
+        raise PydanticCustomError("ensembles", "no outputs")
+    return _distinct([Named("output")(each) for each in given])
+
+
 def _budgets(values: list[float]) -> list[float]:
     for value in values:
         if LARGEST_SHARE < value < SMALLEST_BUDGET:
@@ -166,6 +176,11 @@ Budgets = Annotated[
     Field(min_length=1, max_length=64),
     AfterValidator(_budgets),
     Wanted("shares of the fine-tuning budget, or FLOPs, one to 64", "for instance 0, 0.25 and 1"),
+]
+Ensembles = Annotated[
+    list[Output] | bool,
+    BeforeValidator(_ensembles),
+    Wanted("outputs, or true or false", "for instance bayes"),
 ]
 Trainable = Literal["all", "frozen", "projectors", "lora"]
 Schedule = Literal["constant", "linear", "cosine"]

@@ -20,6 +20,7 @@ from manticore.option_types import (
     Count,
     Decay,
     Depth,
+    Ensembles,
     Flops,
     Forgetting,
     InPython,
@@ -434,8 +435,9 @@ class Comparing(Settings):
 
     seeds: Seeds = [0, 1, 2]
     """One fine-tuning per seed and model; three or more show a spread worth the name."""
-    ensemble: bool = True
-    """Add the average of the logits of all models that are not hybrids."""
+    ensemble: Ensembles = True
+    """Ensembles to add of all models that are not hybrids, by their outputs: logits, probabilities, bayes or gate;
+    true: those that need no training, probabilities and bayes on text, else logits; false: none."""
     workers: Depth = 1
     """On a CPU, runs made at the same time, each in a process with one thread."""
 

@@ -24,14 +24,16 @@ from manticore.experiments.comparison_runs import ComparisonRuns
 from manticore.experiments.intervals import mean_interval
 from manticore.experiments.models import (
     Source,
-    add_ensemble,
+    add_ensembles,
     add_larger,
     named,
     own_tasks,
     plain_models,
     pretrained_with,
+    reads_text,
     source_digest,
 )
+from manticore.experiments.rows import ensembles
 from manticore.experiments.side_by_side import useful_workers
 from manticore.keywords import takes
 from manticore.runs.ledger import RUNS, RunLog
@@ -75,7 +77,7 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class UntrainedRow:
-    """A parent as it was downloaded, scored before any training."""
+    """A parent as it was downloaded, or an ensemble of them, scored before any training."""
 
     model: str
     metrics: dict[str, float]
@@ -94,7 +96,7 @@ class Comparison:
     budgets: list[Budget]
     rows: list[ComparisonRow]
     untrained: list[UntrainedRow]
-    """The models that are not hybrids and were given as models or folders, as they were."""
+    """The models that are not hybrids and were given as models or folders, as they were; on text also ensembles."""
     notes: list[str]
     """Sentences that the table cannot be read without."""
 
@@ -165,14 +167,14 @@ def compare(
     parents = plain_models(sources)
     larger = add_larger(sources, settings.larger)
     tasks, differ = own_tasks(task, sources, tokenizer)
-    task, notes = next(iter(tasks.values())), []
+    task, notes, added = next(iter(tasks.values())), [], []
     if differ:
         notes.append(
             "Tokenizers differ: each model reads the text with its own, bits per byte decide, and losses per token do "
             "not compare. There is no ensemble."
         )
-    elif settings.ensemble:
-        add_ensemble(sources, parents, task)
+    else:
+        added = add_ensembles(sources, parents, task, ensembles(settings.ensemble, of_text=reads_text(task)))
     folder = None if out is None else Path(out)
     log = RunLog(None, {}, resume=resume, stage="compare")
     if folder is not None:
@@ -197,7 +199,9 @@ def compare(
     with _watched(progress, runs.total) as runs.report:
         runs.make()
         rows = [_row(runs, *share) for share in shares]
-    untrained = [UntrainedRow(name, **runs.untrained(name)) for name in (*parents, *larger)]
+    untrained = [
+        UntrainedRow(name, **runs.untrained(name)) for name in (*parents, *larger, *(added if reads_text(task) else ()))
+    ]
     notes += [pretrained_with(name, source, parents) for name, source in larger.items()]
     return Comparison(
         task.name, task.primary_metric, task.higher_is_better, budgets, rows, untrained, list(filter(None, notes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from manticore.components.loading import load_config, load_tokenizer, own_tokeni
 from manticore.components.rebuilding import copied
 from manticore.components.token_matching import same_tokenizer
 from manticore.errors import ManticoreError, in_brief
-from manticore.experiments.rows import ENSEMBLE, larger_row
+from manticore.experiments.rows import ensemble_row, larger_row
 from manticore.hybrid.combine import combine
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.runs.lineage import model_lineage, weights_digest
@@ -190,30 +191,49 @@ def _pretraining_flops(source: Source) -> int | None:
     return steps * flops_per_step(build(source, 0), batch_size, length)
 
 
-def add_ensemble(sources: dict[str, Source], parents: Mapping[str, PreTrainedModel | str | Path], task: Task) -> None:
-    """Beside models that are not hybrids, the mean of their logits: a routed hybrid whose routes stay apart."""
-    if len(parents) < 2 or ENSEMBLE in sources:
-        return
+def reads_text(task: Task) -> bool:
+    """Whether a task is text: models keep their vocabularies, and predict the next token."""
+    return task.vocab_size is None and task.num_classes is None and task.bos is not None
 
-    def ensemble(seed: int) -> PreTrainedModel:
-        # folders keep their tokenizers, which say what differently padded tables have in common
-        models = [s if isinstance(s, str | Path) else build(s, seed) for s in parents.values()]
-        sizes = {(load_config(str(m)) if isinstance(m, str | Path) else m.config).vocab_size for m in models}
-        fresh = task.vocab_size is not None and sizes != {task.vocab_size}
-        vocab_size = task.vocab_size if fresh else None
-        return averaged(models, task, vocab_size=vocab_size, seed=seed)
 
-    sources[ENSEMBLE] = ensemble
+def add_ensembles(
+    sources: dict[str, Source],
+    parents: Mapping[str, PreTrainedModel | str | Path],
+    task: Task,
+    outputs: Sequence[str],
+) -> list[str]:
+    """Beside models that are not hybrids, ensembles of them: a routed hybrid whose routes stay apart, per output.
+
+    Returns:
+        The names of those rows.
+    """
+    added: dict[str, Source] = {}
+    for output in outputs if len(parents) > 1 else ():
+        if (name := ensemble_row(output)) not in sources:
+            added[name] = partial(_ensemble, parents, task, output)
+    sources |= added
+    return list(added)
+
+
+def _ensemble(
+    parents: Mapping[str, PreTrainedModel | str | Path], task: Task, output: str, seed: int
+) -> PreTrainedModel:
+    # folders keep their tokenizers, which say what differently padded tables have in common
+    models = [s if isinstance(s, str | Path) else build(s, seed) for s in parents.values()]
+    sizes = {(load_config(str(m)) if isinstance(m, str | Path) else m.config).vocab_size for m in models}
+    fresh = task.vocab_size is not None and sizes != {task.vocab_size}
+    vocab_size = task.vocab_size if fresh else None
+    return averaged(models, task, output=output, vocab_size=vocab_size, seed=seed)
 
 
 def averaged(
-    models: Sequence[PreTrainedModel | str | Path], task: Task, *, seed: int, **options: Any
+    models: Sequence[PreTrainedModel | str | Path], task: Task, *, output: str, seed: int, **options: Any
 ) -> PreTrainedModel:
-    """A hybrid that averages the logits of ``models``, with the heads that ``task`` asks for.
+    """A hybrid that joins nothing but the predictions of ``models``, with the heads that ``task`` asks for.
 
     ``options`` are those of :func:`manticore.combine`.
     """
-    hybrid: Any = combine(models, num_blocks=1, mixing="routed", seed=seed, **options)
+    hybrid: Any = combine(models, num_blocks=1, mixing="routed", output=output, seed=seed, **options)
     if task.num_classes is not None:
         hybrid = fit_to_task(hybrid, task, seed)
     # nothing crosses from one parent to another, so the projectors would only be counted

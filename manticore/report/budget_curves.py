@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from manticore import quantities
 from manticore.experiments.rows import HYBRID
@@ -25,7 +25,7 @@ from manticore.stages.combine import TaskInfo
 from manticore.stages.compare import CompareRecord
 
 _MARKS = ("s", "^", "D", "v", "P", "X")
-_WIDE = 20
+_WIDE = 8
 """Where the largest budget is so many times the smallest, small ones would lie on each other: then x is in decades."""
 
 
@@ -47,7 +47,7 @@ def budgets_figure(results: Results) -> Figure | None:
     columns = max(1, min(len(names), 4, 110 // (max(map(len, names)) + 7)))
     lines = math.ceil(len(names) / columns)
     kinds = [kind for kind in compare.kinds if len(kind) > 1]
-    figure = Figure(figsize=(WIDTH, 3.0 + 0.2 * lines), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.4 + 0.2 * lines), layout="constrained")
     for ax, kind in zip(figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], kinds):
         budgets = [compare.budgets[budget].flops or 0.0 for budget in kind]
         for model, name in zip(compare.models, names):
@@ -88,7 +88,7 @@ def _line(ax: Axes, compare: CompareRecord, model: str, kind: list[int], style: 
     points = [(x, row) for x, row in rows if row is not None and row.mean is not None]
     ax.plot(
         [x for x, _ in points], [row.mean or 0.0 for _, row in points], color=style.colour, linestyle=style.dashes,
-        linewidth=style.width, marker=style.mark, markersize=4, label=name, zorder=4 if model == HYBRID else 3,
+        linewidth=style.width, marker=style.mark, markersize=4, clip_on=False, label=name, zorder=4 if model == HYBRID else 3,
     )  # fmt: skip
     for x, row in points:
         if row.bounds is not None:
@@ -97,13 +97,23 @@ def _line(ax: Axes, compare: CompareRecord, model: str, kind: list[int], style: 
 
 def _flops_axis(ax: Axes, budgets: list[float]) -> None:
     trained = [budget for budget in budgets if budget]
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: quantities.flops(x) if x else "0"))
     if trained and max(trained) > _WIDE * min(trained):
         # linear below the smallest, so that no training at all has a place
         ax.set_xscale("symlog", linthresh=min(trained), linscale=0.5)
-        ax.set_xlim(left=0 if 0 in budgets else min(trained) * 0.8, right=max(trained) * 1.25)
-        ax.set_xticks(budgets)
+        ax.set_xlim(left=-0.05 * min(trained) if 0 in budgets else min(trained) * 0.8, right=max(trained) * 1.25)
+        ax.xaxis.set_major_locator(FixedLocator(_apart(budgets, max(trained))))
         ax.minorticks_off()
     else:
         ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.tick_params(axis="x", labelrotation=30)
+    # a new scale brings labels of its own
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: quantities.flops(x) if x else "0"))
+    ax.tick_params(axis="x", labelrotation=20)
+
+
+def _apart(budgets: list[float], largest: float) -> list[float]:
+    """The budgets whose labels do not meet, the largest among them."""
+    shown = [largest]
+    for budget in sorted(budgets, reverse=True):
+        if budget * 1.7 < shown[-1]:
+            shown.append(budget)
+    return shown[::-1]

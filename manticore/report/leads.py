@@ -84,15 +84,13 @@ def _course(results: Results, matches: Sequence[Match]) -> str:
         for before, after in pairwise(parts):
             where = crossing(results, before, after)
             if where is not None:
-                words += (
-                    f" until about {_place(compare, where, matches[0].budget)}, from there on {_named(results, after)}"
-                )
-            else:
-                words += (
-                    f" up to the budget “{_budget(compare, before.matches[-1].budget)}”, from "
-                    f"“{_budget(compare, after.matches[0].budget)}” on {_who(results, after)}"
-                )
-    ends = list(dict.fromkeys([matches[0], matches[-1]]))
+                place = _place(compare, where, matches[0].budget)
+                words += f" until about {place}, from there on {_named(results, after)}"
+                continue
+            if before is parts[0]:
+                words += f" up to “{_budget(compare, before.matches[-1].budget)}”"
+            words += f", from “{_budget(compare, after.matches[0].budget)}” on {_who(results, after)}"
+    ends = [matches[0], matches[-1]] if len(matches) > 1 else matches
     metric = quantities.shorten((results.task or TaskInfo()).primary_metric, 30)
     scores = "; ".join(f"{_scores(results, match)} {_at(results, match)}" for match in ends)
     sentence = f"{words}{seen} ({metric}: {scores})."

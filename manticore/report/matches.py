@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from manticore.experiments.rows import ENSEMBLE, HYBRID, NOT_PARENTS, SUPERNET, is_larger
+from manticore.experiments.rows import HYBRID, SUPERNET, is_ensemble, is_larger, is_made
 from manticore.report.naming import alone
 from manticore.report.results import Results
 from manticore.stages.combine import TaskInfo
@@ -79,8 +79,7 @@ def comparisons(results: Results, models: Sequence[str] | None = None) -> list[M
 
 def best(rows: Sequence[Row], task: TaskInfo) -> Row:
     """The row with the best mean; a tie goes to the one that costs least to run."""
-    cheap = (HYBRID, ENSEMBLE, SUPERNET)
-    ordered = sorted(rows, key=lambda row: cheap.index(row.model) if row.model in cheap else 0)
+    ordered = sorted(rows, key=lambda row: 2 * (row.model == SUPERNET) + is_ensemble(row.model))
     return (max if task.higher_is_better else min)(ordered, key=lambda row: row.mean or 0.0)
 
 
@@ -124,4 +123,4 @@ def is_parent(compare: CompareRecord, model: str) -> bool:
     """Whether a row is of a single model as it was given: no hybrid, no ensemble, no larger one for scale."""
     given = [found.model for found in compare.untrained]
     # older records list none
-    return not is_larger(model) and (model in given if given else model not in NOT_PARENTS)
+    return not (is_larger(model) or is_made(model)) and (not given or model in given)

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from manticore import quantities
-from manticore.experiments.rows import ENSEMBLE, HYBRID, SUPERNET
+from manticore.experiments.rows import HYBRID, SUPERNET, is_ensemble
 from manticore.report.results import Results
 
 _EVERYTHING = "everything the hybrid cost"
@@ -40,7 +40,9 @@ def subject(results: Results, model: str) -> str:
     if model == HYBRID:
         found = path_words(results, results.path) if results.path else "the hybrid"
         return found if alone(results) is None else model_name(results, model)
-    return {ENSEMBLE: "the ensemble", SUPERNET: "the soft supernet"}.get(model, quantities.shorten(model, 40))
+    if is_ensemble(model):
+        return f"the {model}"
+    return "the soft supernet" if model == SUPERNET else quantities.shorten(model, 40)
 
 
 def budget_name(results: Results, budget: int) -> str:

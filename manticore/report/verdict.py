@@ -25,6 +25,7 @@ from manticore.report.matches import (
     Standing,
     best,
     comparisons,
+    is_parent,
     match,
     parents_at,
     score_row,
@@ -185,7 +186,7 @@ def _as_downloaded(results: Results, row: Row) -> tuple[str, Standing | None]:
     scores = [
         (found.metrics.get(task.primary_metric), found.model)
         for found in compare.untrained
-        if not is_larger(found.model)
+        if is_parent(compare, found.model)
     ]
     known = [(score, model) for score, model in scores if score is not None]
     if not known or row.mean is None:

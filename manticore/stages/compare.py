@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import manticore
 from manticore import settings
 from manticore.experiments.budgets import budgets_of, most_flops
-from manticore.experiments.rows import ENSEMBLE, HYBRID, SUPERNET
+from manticore.experiments.rows import HYBRID, SUPERNET, ensemble_row, ensembles
 from manticore.file_names import MODEL
 from manticore.runs.stages import Outcome
 from manticore.schema.options import trains_candidates
@@ -100,7 +101,7 @@ class Row(Record):
 
 @dataclass(frozen=True)
 class Untrained(Record):
-    """A parent as it was downloaded, scored before any training."""
+    """A parent as it was downloaded, or an ensemble of them, scored before any training."""
 
     model: str = ""
     metrics: dict[str, float | None] = field(default_factory=dict)
@@ -160,13 +161,14 @@ class Compare(Stage):
         section, tuning = self.settings(costing.recipe), costing.recipe.finetune
         flops = {stage.name: stage.flops for stage in costing.stages}
         budget, spent = flops["finetune"], sum(flops.get(stage, 0) for stage in ("align", "search"))
-        parents, ensemble = len(costing.sources), int(section.ensemble and len(costing.sources) > 1)
+        parents = len(costing.sources)
+        added = ensembles(section.ensemble, of_text=costing.task.vocab_size is None) if parents > 1 else ()
         # a search over candidates leaves no mixture weights, and so nothing soft
         search = costing.recipe.search
         soft = int(search is None or not trains_candidates(search.method))
         dearest = costing.tuned["supernet" if soft else "costliest"]
         # those that had no search train longer where all that the hybrid cost counts
-        plain, own = parents + ensemble + int(section.larger is not None), soft + 1
+        plain, own = parents + len(added) + int(section.larger is not None), soft + 1
         budgets = budgets_of(section.budgets, max(1, int(budget)), int(spent))
         rates, seeds = len(_rates(section, tuning)), len(section.seeds)
         trainings = sum(
@@ -192,13 +194,15 @@ class Compare(Stage):
         )  # fmt: skip
 
     def work(self, run: Run, folder: Path) -> Outcome:
+        from manticore.experiments.models import reads_text
+
         section, tuning = self.settings(run.recipe), run.recipe.finetune
         path = run.results_of("discretize")["path"]
         searching = sum(run.results_of(stage).get("flops", 0) for stage in ("align", "search"))
         if run.begun(path) is not None:
             # what the path had when it was chosen is part of its fine-tuning
             searching -= run.results_of("search")["trained_flops"]
-        models = _parents(run, section.ensemble)
+        models = _parents(run, ensembles(section.ensemble, of_text=reads_text(run.task)))
         if not run.by_candidates:
             models[SUPERNET] = run.soft
         if len(set(path)) > 1:
@@ -257,11 +261,11 @@ def _larger(run: Run, larger: str | None) -> str | None:
     return larger if made is None else f"{larger}={made}"
 
 
-def _parents(run: Run, ensemble: bool) -> dict[str, Any]:
+def _parents(run: Run, outputs: Sequence[str]) -> dict[str, Any]:
     """The components alone; those that were re-embedded as they are then, where the task is read with a tokenizer.
 
     Args:
-        ensemble: add the average of their logits where ``compare`` could not, since tokenizers differ.
+        outputs: of the ensembles to add where ``compare`` could not, since tokenizers differ.
     """
     from manticore.components.sources import model_folder
     from manticore.experiments.models import averaged
@@ -280,6 +284,7 @@ def _parents(run: Run, ensemble: bool) -> dict[str, Any]:
     for name, component, matched in zip(models, components, hybrid.config.reembedded):
         if matched is not None:
             models[name] = component
-    if ensemble:
-        models[ENSEMBLE] = lambda seed: averaged(components, run.task, tokenizer=hybrid.tokenizer, seed=seed)
+    join = partial(averaged, components, run.task, tokenizer=hybrid.tokenizer)
+    for output in outputs:
+        models[ensemble_row(output)] = lambda seed, output=output: join(output=output, seed=seed)
     return models

@@ -14,7 +14,7 @@ from copying_task import LENGTH, copying_task
 from manticore.errors import ManticoreError
 from manticore.experiments.compare import compare
 from manticore.experiments.intervals import mean_interval, t_quantile
-from manticore.experiments.models import add_ensemble, build, named, plain_models
+from manticore.experiments.models import add_ensembles, build, named, plain_models
 from manticore.hybrid.combine import combine
 from manticore.hybrid.discretize import discretize
 from manticore.training.budget import count_parameters, flops_per_step
@@ -72,7 +72,7 @@ def test_everyone_spends_the_same_flops_and_the_given_models_stay_as_they_are(gp
     before = {name: [p.clone() for p in model.parameters()] for name, model in models.items()}
     budget = budget_for(hybrid, 21)
     table = run(models, budget_flops=budget, ensemble=True)
-    assert [(row.model, row.budget) for row in table.rows] == [(name, 0) for name in [*models, "ensemble"]]
+    assert [(row.model, row.budget) for row in table.rows] == [(name, 0) for name in [*models, "ensemble (logits)"]]
     for row in table.rows:
         assert len(row.seeds) == 2
         for entry in row.seeds:
@@ -85,7 +85,7 @@ def test_everyone_spends_the_same_flops_and_the_given_models_stay_as_they_are(gp
         assert table.row(name).parameters == count_parameters(model).total
     steps = {row.model: row.seeds[0]["steps"] for row in table.rows}
     assert steps["supernet (soft)"] == 21
-    assert steps["supernet (soft)"] <= steps["ensemble"] < min(steps["gpt"], steps["mamba"])
+    assert steps["supernet (soft)"] <= steps["ensemble (logits)"] < min(steps["gpt"], steps["mamba"])
     assert table.row("hybrid").flops_per_token < table.row("supernet (soft)").flops_per_token
     json.dumps(table.to_dict())
 
@@ -227,8 +227,8 @@ def test_results_are_not_mixed_with_those_of_other_settings_or_models(tmp_path):
 
 def test_the_ensemble_averages_its_parents_and_counts_only_them(gpt, mamba):
     sources = {"gpt": gpt, "mamba": mamba}
-    add_ensemble(sources, plain_models(sources), copying_task())
-    model = build(sources["ensemble"], 0)
+    add_ensembles(sources, plain_models(sources), copying_task(), ["logits"])
+    model = build(sources["ensemble (logits)"], 0)
     tokens = torch.arange(20).reshape(2, 10) % 13
     with torch.no_grad():
         parts = [m.eval()(input_ids=tokens).logits for m in (gpt, mamba)]
@@ -239,7 +239,7 @@ def test_the_ensemble_averages_its_parents_and_counts_only_them(gpt, mamba):
 
 def test_an_ensemble_needs_two_models_that_are_no_hybrids(gpt, hybrid):
     sources = {"gpt": gpt, "hybrid": hybrid}
-    add_ensemble(sources, plain_models(sources), copying_task())
+    add_ensembles(sources, plain_models(sources), copying_task(), ["logits"])
     assert list(sources) == ["gpt", "hybrid"]
 
 
@@ -248,7 +248,7 @@ def test_a_task_with_its_own_vocabulary(gpt, mamba):
     hybrid = combine([gpt, mamba], num_blocks=2, vocab_size=20)
     options = {"budget_flops": 12_000_000, "seeds": [0], "learning_rates": [1e-3], "batch_size": BATCH}
     table = compare([gpt, mamba, hybrid], own, **options)
-    assert [row.model for row in table.rows] == ["gpt_neo", "mamba", "manticore", "ensemble"]
+    assert [row.model for row in table.rows] == ["gpt_neo", "mamba", "manticore", "ensemble (logits)"]
     assert gpt.config.vocab_size == 13
 
 
@@ -261,7 +261,7 @@ def test_models_from_folders_and_from_functions_of_the_seed(gpt, tmp_path):
         return parents()["wide"]
 
     table = run([tmp_path / "saved", str(tmp_path / "saved"), made], ensemble=True, budget_flops=9_000_000)
-    assert [row.model for row in table.rows] == ["saved", "saved-2", "made", "ensemble"]
+    assert [row.model for row in table.rows] == ["saved", "saved-2", "made", "ensemble (logits)"]
     assert table.rows[0].seeds[0]["metrics"] == table.rows[1].seeds[0]["metrics"]
     assert seeds == [0, 1]
 

@@ -30,7 +30,7 @@ def test_the_winner_goes_on_and_everything_is_counted_once(mini_recipe: Path, tm
     assert (tmp_path / "run/model/config.json").is_file()
     # else nothing below means anything
     assert len(set(search["path"])) > 1
-    assert {row["model"] for row in compare["rows"]} == {"gpt", "mamba", "hybrid", "ensemble"}
+    assert {row["model"] for row in compare["rows"]} == {"gpt", "mamba", "hybrid", "ensemble (logits)"}
     everything = tuned["flops"] + results["align"]["flops"] + search["flops"] - search["trained_flops"]
     assert compare["budgets"][1]["flops"] == pytest.approx(everything, abs=1)
     hybrid = next(row for row in compare["rows"] if row["model"] == "hybrid" and row["budget"] == 0)
