@@ -88,7 +88,8 @@ def _line(ax: Axes, compare: CompareRecord, model: str, kind: list[int], style: 
     points = [(x, row) for x, row in rows if row is not None and row.mean is not None]
     ax.plot(
         [x for x, _ in points], [row.mean or 0.0 for _, row in points], color=style.colour, linestyle=style.dashes,
-        linewidth=style.width, marker=style.mark, markersize=4, clip_on=False, label=name, zorder=4 if model == HYBRID else 3,
+        linewidth=style.width, marker=style.mark, markersize=4, clip_on=False, label=name,
+        zorder=4 if model == HYBRID else 3,
     )  # fmt: skip
     for x, row in points:
         if row.bounds is not None:
