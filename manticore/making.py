@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, wraps
 from importlib import import_module
@@ -133,14 +133,29 @@ def refuse_misfits(where: str, function: Callable[..., Any], values: Mapping[str
     annotations = _annotations(function)
     for name in [name for name in values if name in annotations]:
         if (expected := misfit(annotations[name], values[name])) is not None:
+            if isinstance(expected, Told):
+                way, text = expected.found[0]
+                raise ManticoreError(f"{where}: {'.'.join((name, *way))}: {text}")
             fix = "" if "Fix" in expected or expected.endswith("?") else f". Fix: change {name}"
             raise ManticoreError(f"{where}: {name} is {in_brief(repr(values[name]))} (expected {expected}{fix}")
+
+
+class Told(str):
+    """What is wrong with an option that holds others, where it is no single value that could be expected."""
+
+    def __new__(cls, found: Sequence[tuple[tuple[str, ...], str]]) -> Told:
+        """From ways into the option, each with a sentence about what is there."""
+        told = super().__new__(cls, found[0][1])
+        told.found = found
+        return told
+
+    found: Sequence[tuple[tuple[str, ...], str]]
 
 
 def misfit(annotation: Any, value: Any) -> str | None:
     """What an annotation expects and how to mend it, ``"a whole number). Fix: give 1 or more"``; None where it fits.
 
-    What stands in brackets until then is the caller's.
+    What stands in brackets until then is the caller's; a :class:`Told` stands alone.
     """
     adapter = _adapter(annotation)
     if adapter is None:
@@ -148,6 +163,9 @@ def misfit(annotation: Any, value: Any) -> str | None:
     try:
         adapter.validate_python(plain(value))
     except ValidationError as error:
+        found = error.errors()[0].get("ctx", {}).get("found")
+        if found is not None:
+            return Told(found)
         wanted = _wanted(annotation)
         if wanted is not None:
             return f"{wanted.expected}). Fix: {wanted.fix}"
@@ -165,6 +183,8 @@ def shown(annotation: Any) -> str:
         return shown(annotation.__origin__)
     if isinstance(annotation, type):
         return annotation.__name__.replace("NoneType", "None")
+    if get_origin(annotation) is dict:
+        return "mapping"
     if getattr(annotation, "__origin__", None) is Literal:
         return str(annotation).removeprefix("typing.")
     return " | ".join(shown(part) for part in get_args(annotation)) or str(annotation)

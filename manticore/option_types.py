@@ -84,6 +84,12 @@ def _scalar(value: Any) -> Any:
     return value
 
 
+def _nested(value: Any) -> Any:
+    for inner in value.values() if isinstance(value, Mapping) else [value]:
+        _nested(inner) if isinstance(inner, Mapping) else _scalar(inner)
+    return value
+
+
 def _exact(value: Any, check: Callable[[Any], float]) -> float:
     """A whole number stays one: a float would round a budget of 10¹⁶ FLOPs, and pay for a step fewer."""
     checked = check(value)
@@ -129,6 +135,7 @@ if TYPE_CHECKING:
     SearchMethod: TypeAlias = str
     TaskName: TypeAlias = str
     Scalar: TypeAlias = bool | int | float | str | None
+    TaskOption: TypeAlias = Scalar | Mapping[str, Any]
 else:
     Mixing = _named("mixing")
     Output = _named("output")
@@ -136,6 +143,7 @@ else:
     SearchMethod = _named("search")
     TaskName = _named("task")
     Scalar = Annotated[Any, AfterValidator(_scalar)]
+    TaskOption = Annotated[Any, AfterValidator(_nested)]
 
 # What no training takes is a slip of the pen, and would fail late: as a size, out of memory; as a rate, in infinity.
 Count = Annotated[int, Field(ge=1, le=2**53), Wanted("a whole number", "give 1 or more")]
@@ -155,9 +163,12 @@ Forgetting = Annotated[
     float, Field(ge=0, lt=1, allow_inf_nan=False), Wanted("a share", "give 0 (nothing is forgotten) to below 1")
 ]
 Share = Annotated[float, Field(gt=0, lt=1), Wanted("", "give a share between 0 and 1")]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
+_NAME = r"^[A-Za-z0-9][\w.-]*$"
+Name = Annotated[str, Field(pattern=_NAME)]
 Text = Annotated[str, Field(min_length=1)]
 Options = dict[str, Scalar]
+TaskOptions = dict[str, TaskOption]
+"""Those of a task, which may be mappings of such."""
 Seed = Annotated[int, Field(ge=0, lt=2**32), Wanted("a whole number", "give 0 or more")]
 Seeds = Annotated[
     list[Seed],
@@ -235,6 +246,45 @@ def _workload(text: str) -> str:
 
 Limits = Annotated[dict[str, float], BeforeValidator(_limits), Wanted("a mapping", "for instance {'cache_bytes': 2e6}")]
 WorkloadText = Annotated[str, AfterValidator(_workload), Wanted("text", "tokens=4096,batch=1")]
+
+_SOURCES = "{code: {text: stdlib, share: 0.5}, english: {text: docstrings, share: 0.5}}"
+
+
+def _source_problems(values: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is wrong with named sources: the way to it, and a sentence."""
+    if not isinstance(values, Mapping) or not values:
+        yield (), f"no sources by name. Fix: {_SOURCES}"
+        return
+    for name, source in values.items():
+        if re.fullmatch(_NAME, str(name)) is None:
+            yield (), f"the name {str(name)!r} (expected letters, digits, '_', '-' and '.'). Fix: {_SOURCES}"
+        if not isinstance(source, Mapping):
+            yield (str(name),), f"no text with its share. Fix: {name}: {{text: FILE, share: 0.5}}"
+            continue
+        for key in source:
+            if key not in (known := ["text", "share", "text_column"]):
+                yield (str(name), str(key)), f"unknown key {str(key)!r}{registry.did_you_mean(str(key), known)}"
+        if source.get("text") in (None, ""):
+            yield (str(name), "text"), "missing. Fix: give a text file, a folder, a datasets id, stdlib or docstrings"
+        share, column = source.get("share"), source.get("text_column")
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            yield (str(name), "share"), f"{share!r} is none (expected a number above 0, at most 1). Fix: share: 0.5"
+        if column is not None and (not isinstance(column, str) or not column):
+            yield (str(name), "text_column"), f"{column!r} (expected a name). Fix: name a column"
+
+
+def _sources(values: Any) -> Any:
+    found = list(_source_problems(values))
+    if not found and abs((total := math.fsum(source["share"] for source in values.values())) - 1) > 1e-6:
+        shares = ", ".join(f"{name} {source['share'] / total:.6g}" for name, source in values.items())
+        found = [((), f"the shares sum to {total:.6g} (expected 1). Fix: {shares}")]
+    if found:
+        raise PydanticCustomError("wrong", "{text}", {"text": found[0][1], "found": found})
+    return values
+
+
+Sources = Annotated[dict[str, Any], BeforeValidator(_sources), Wanted("sources by name", _SOURCES)]
+"""Named texts with the share that each has of the tokens."""
 Trackers = Annotated[
     list[Text],
     BeforeValidator(lambda names: [names] if isinstance(names, str) else names),

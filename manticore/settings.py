@@ -84,7 +84,8 @@ class Reading(Settings):
     """What every reading of text has."""
 
     text: Annotated[Text, InPython("Text")] = "stdlib"
-    """Text files, tables, a folder, a datasets id, or stdlib: the sources of Python's standard library."""
+    """Text files, tables, a folder, a datasets id, stdlib (the sources of Python's standard library) or docstrings
+    (English out of packages that come along)."""
     text_column: Text | None = None
     """Of a table, the column that holds the documents; else text, or the only column of strings."""
     bos: Bos = "auto"

@@ -19,7 +19,7 @@ from manticore.errors import ManticoreError, SeveralErrors
 from manticore.file_names import RESULTS, SCHEMA_VERSION
 from manticore.paths import expanded
 from manticore.processes import is_first
-from manticore.schema.consistency import options
+from manticore.schema.consistency import mixture, options
 from manticore.schema.sections import TaskChoice
 from manticore.schema.validation import findings
 from manticore.settings import Align, Combine, Compare, Discretize, Finetune, Pretrain, Search
@@ -470,6 +470,8 @@ def checked_task(task: str, task_option: list[str] | None) -> dict[str, Any]:
     if found:
         raise SeveralErrors([f"--task-option {path[-1]}: {text}" for path, text in found])
     _check_options("--task-option", "task", task, chosen)
+    if found := list(mixture((), task, chosen)):
+        raise SeveralErrors([f"--task-option {path[-1]}: {text}" for path, text in found])
     return chosen
 
 

@@ -117,6 +117,12 @@ def own_tasks(
         if same and adds_bos(own) == adds_bos(first[1]):
             continue
         differ = differ or not same
+        if task.sources and not same:
+            raise ManticoreError(
+                f"compare: {first[0]} and {name} have different tokenizers, and the sources of {task.name!r} have "
+                "shares of tokens, so that texts would differ. Fix: compare on one source after the other, or give the "
+                "model re-embedded: combine([…], tokenizer=…).component(k)"
+            )
         reads = task.read_with(own) if task.read_with is not None else None
         if not same and (reads is None or not _by_bytes(task) or not _by_bytes(reads)):
             raise ManticoreError(

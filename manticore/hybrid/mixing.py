@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,10 +155,6 @@ class Mixing(nn.Module, ABC):
         """The weighted sum of what the components' heads give, ``[B, T, V]`` each."""
         return weighted_sum([(weight, outputs[k]) for k, weight in self.output_weights()])
 
-    def logits(self, features: Features, finish: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Logits ``[B, T, V]`` from what left the last block; ``finish(k, hidden)`` is component k's norm and head."""
-        return self.mixed({k: finish(k, hidden) for k, hidden in self.head_inputs(features).items()})
-
     def best_path(self) -> list[int]:
         """The component with the largest weight in each block; the first one among equals."""
         return self.mixture_weights().argmax(dim=-1).tolist()
@@ -195,6 +191,10 @@ class MixtureReader:
     def __init__(self) -> None:
         self._versions: list[tuple[int, int, bool]] | None = None
         self._values: list[list[list[float]] | None] = []
+
+    def assume(self, values: list[list[list[float]] | None]) -> None:
+        """What :meth:`read` returns for parameters without data."""
+        self._values, self._versions = values, None
 
     def read(self, parameters: Sequence[nn.Parameter]) -> list[list[list[float]] | None]:
         """Per parameter its rows as numbers, or None where it trains (then no zero may be skipped)."""

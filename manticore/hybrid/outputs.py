@@ -48,6 +48,10 @@ class HybridOutput(CausalLMOutputWithPast):
     """``[B, T, K]``, rows on the simplex: what each component's prediction weighed, where that was asked for."""
 
 
+def _all_are_there(k: int, input_ids: Tensor, features: Tensor) -> Tensor:
+    raise ManticoreError(f"forward: component {k} has given fewer logits than tokens, and no head. Fix: all logits")
+
+
 @dataclass
 class Read:
     """What one pass has read, for the output to predict from."""
@@ -64,7 +68,7 @@ class Read:
     """The positions of the logits; None stands for all."""
     features: Features = field(default_factory=dict)
     """``[B, T, D]``: what each component's norm and head were given."""
-    head: Callable[[int, Tensor, Tensor], Tensor] | None = None
+    head: Callable[[int, Tensor, Tensor], Tensor] = _all_are_there
     """Component, ids ``[B, n]``, features ``[B, n, D]`` → logits ``[B, n, V]``."""
     cache: HybridCache | None = None
     """Of the text before these tokens, and to go on from; None where nothing is kept."""
@@ -98,6 +102,15 @@ class Output(nn.Module, ABC):
 
     def reset_parameters(self) -> None:
         """Weights to begin with."""
+
+    def state_bytes(self, components: int, vocab_size: int) -> int:
+        """What a cache keeps for it of one sequence.
+
+        Args:
+            components: in use.
+            vocab_size: V.
+        """
+        return 0
 
     def forward(self, read: Read) -> tuple[Tensor, Tensor]:
         """Logits ``[B, t, V]``, and the weights they were made with: ``[B, t, K]``, or ``[K]`` where they are constant.
@@ -160,11 +173,14 @@ class Bayes(Probabilities):
         super().__init__(config, widths)
         self.forgetting = config.forgetting
 
+    def state_bytes(self, components: int, vocab_size: int) -> int:
+        """Each component's weight and its prediction of the next token; nothing where one component is alone."""
+        return components * (1 + vocab_size) * torch.float32.itemsize if components > 1 else 0
+
     def log_weights(self, read: Read) -> Tensor:
         """The posterior after each token, ``[B, t, K]``; it takes no gradient, the prior does."""
         part, cache = read.part, read.cache
         assert part is not None
-        assert read.head is not None
         before = None if cache is None else cache.posterior
         logits = read.logits if read.kept is None else {}
         vocab_size = read.logits[read.prior[0][0]].shape[-1]

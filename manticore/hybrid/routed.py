@@ -55,6 +55,11 @@ class RoutedMixing(Mixing):
         self.routing.copy_(torch.eye(self.num_components).expand_as(self.routing))
         self.weights.fill_(1 / self.num_components)
 
+    def assume_ensemble(self) -> None:
+        """Where parameters have no data: let what runs be as at R = I, with any output weights."""
+        rows = torch.eye(self.num_components).repeat(self.num_blocks, 1).tolist()
+        self._reader.assume([rows, None])
+
     def mixture_parameters(self) -> list[nn.Parameter]:
         """R ``[N, K, K]`` and the output weights ``[K]``."""
         return [self.routing, self.weights]

@@ -40,7 +40,8 @@ def shape_of(recipe: Recipe, sources: Sequence[Source]) -> Shape:
         dtype = found.pop() if len(found) == 1 else torch.float32
     options = dict(combine.projector_options)
     assert combine.mixing is not None
-    return Shape(combine.num_blocks, combine.mixing, combine.released, combine.projector, options, dtype)
+    how = combine.mixing, combine.released, combine.projector, options, dtype, combine.output, combine.forgetting
+    return Shape(combine.num_blocks, *how)
 
 
 class Costing:
@@ -116,7 +117,9 @@ class Costing:
 
     @cached_property
     def paths(self) -> dict[str, list[int]]:
-        """The paths with the fewest and the most FLOPs; the recipe's own where it names one."""
+        """The paths with the fewest and the most FLOPs; the recipe's own where it names one; none if it stays soft."""
+        if self.recipe.discretize is None:
+            return {}
         config = self.skeleton.hybrid.config
         given = chosen_elsewhere(self.recipe.discretize, config)
         if given is not None:
@@ -131,9 +134,10 @@ class Costing:
 
     @cached_property
     def tuned(self) -> dict[str, Case]:
-        """Fine-tuning the supernet, and the paths."""
-        wanted = {"supernet": None, "costliest": self.paths["costliest"], "cheapest": self.paths["cheapest"]}
-        return {name: self.measure("finetune", self.tuning, path) for name, path in wanted.items()}
+        """Fine-tuning the supernet, and the paths; where it stays soft, that is all there is."""
+        supernet = self.measure("finetune", self.tuning, None)
+        paths = {name: self.measure("finetune", self.tuning, path) for name, path in self.paths.items()}
+        return {"supernet": supernet, "costliest": supernet, **paths}
 
     def measure(self, section: str, setting: Setting, path: Sequence[int] | None) -> Case:
         """With a section's batches."""

@@ -52,7 +52,8 @@ def inventory(
         mixing: of the supernet, or of the path.
         path: one component index per block; None: the supernet.
     """
-    rest = {id(p): p for p in mixing.parameters()}
+    gates = hybrid.output.parameters() if path is None else ()
+    rest = {id(p): p for p in (*mixing.parameters(), *gates)}
     layers: list[list[nn.Parameter]] = []
     for k, runner in enumerate(hybrid.runners):
         if runner is None or (path is not None and k not in path):

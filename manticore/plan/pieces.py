@@ -20,8 +20,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from manticore.components.runner import Recording
+from manticore.hybrid.inputs import Part as Tokens
 from manticore.hybrid.mixing import Features, Mixing
 from manticore.hybrid.modeling import ManticoreForCausalLM, through_blocks
+from manticore.hybrid.outputs import Read
 from manticore.hybrid.path import PathMixing
 from manticore.modes import recomputed_activations
 from manticore.plan.bytes_alive import BytesAlive, tensor_bytes
@@ -209,14 +211,26 @@ class Bench:
         targets = torch.zeros(self.batch_size * self.length, dtype=torch.long)
         rows = self.hybrid.config.vocab_size
 
-        def head(k: int, hidden: Tensor) -> Tensor:
-            return self.runners[k].logits(lambda _: hidden, self.input_ids)[..., :rows]
+        output = self.hybrid.output
 
         def run(inputs: Features) -> Features:
-            logits = mixing.logits(inputs, head)
+            logits: Features = {}
+            features = mixing.head_inputs(inputs)
+            recordings: dict[int, Recording] = {}
+            for k, hidden in features.items():
+
+                def middle(recording: Recording, k: int = k, hidden: Tensor = hidden) -> Tensor:
+                    recordings[k] = recording
+                    return hidden
+
+                noting = {"head_input": output.reads_head_inputs}
+                logits[k] = self.runners[k].logits(middle, self.input_ids, **noting)[..., :rows]
+            read = {k: each.head_input for k, each in recordings.items() if each.head_input is not None}
+            tokens = Tokens(self.input_ids, None, None)
+            joined, _ = output(Read(logits, mixing.output_weights(), read, tokens, features=features))
             if not self.backward:
-                return {0: logits}
-            return {0: functional.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="sum") / len(targets)}
+                return {0: joined}
+            return {0: functional.cross_entropy(joined.flatten(0, 1).float(), targets, reduction="sum") / len(targets)}
 
         piece = self._measure(run, features)[0]
         # the hybrid's one pass of each component, which `head` makes for a second time

@@ -49,6 +49,7 @@ class Plan:
     task: TaskShape
     num_blocks: int
     mixing: str
+    output: str
     projectors: list[tuple[str, int]]
     """Widths and parameters of each."""
     parameters: dict[str, int]
@@ -114,6 +115,7 @@ def plan(
         costing.stages.extend(stage.cost(costing))
     caches = block_caches(costing.skeleton, costing.mode)
     hybrid, held = costing.skeleton.hybrid, {name: case.held for name, case in costing.tuned.items()}
+    of_output = hybrid.output.state_bytes(len(costing.sources), hybrid.config.vocab_size)
     return Plan(
         name=recipe.name,
         components=[
@@ -138,18 +140,19 @@ def plan(
         task=costing.task,
         num_blocks=costing.shape.num_blocks,
         mixing=costing.shape.mixing,
+        output=costing.shape.output,
         projectors=[
             (f"{p.d_in} → {p.d_out}", sum(q.numel() for q in p.parameters()))  # type: ignore[union-attr]
             for p in hybrid.mixing.projectors.values()
         ],
-        parameters={name: held[name].parameters for name in ("supernet", "costliest", "cheapest")},
+        parameters={name: held[name].parameters for name in ("supernet", *costing.paths)},
         paths=costing.paths,
         stages=[replace(s, bytes=None if s.bytes is None else s.bytes + process_bytes) for s in costing.stages],
         fits=costing.fits,
         devices=devices,
         device_memory=device_memory,
         cache={
-            "supernet": _sum_cache([block for cache in caches for block in cache]),
+            "supernet": _sum_cache([block for cache in caches for block in cache] + [(0, of_output)]),
             **{
                 f"{name} path": _sum_cache([caches[k][n] for n, k in enumerate(path)])
                 for name, path in costing.paths.items()

@@ -24,6 +24,7 @@ from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.hybrid.path import PathMixing
 from manticore.hybrid.released import tie_heads
+from manticore.hybrid.routed import RoutedMixing
 from manticore.training.budget import copy_without_data, count_parameters
 from manticore.training.precision import Precision
 from manticore.training.trainable import set_trainable
@@ -42,6 +43,8 @@ class Shape:
     projector: str
     projector_options: dict[str, Any]
     dtype: torch.dtype
+    output: str = "logits"
+    forgetting: float = 0.0
 
 
 class Skeleton:
@@ -100,6 +103,8 @@ class Skeleton:
             num_components=len(components),
             num_blocks=shape.num_blocks,
             mixing=shape.mixing,
+            output=shape.output,
+            forgetting=shape.forgetting,
             released=shape.released,
             projector=shape.projector,
             projector_options=shape.projector_options or None,
@@ -111,6 +116,7 @@ class Skeleton:
         with torch.device("meta"), no_init_weights():
             self.hybrid = ManticoreForCausalLM(config, components)
         self.hybrid.mixing.projectors.to(shape.dtype)
+        self.hybrid.output.to(shape.dtype)
         if vocab_size is not None:
             self.hybrid.with_vocabulary(vocab_size)
 
@@ -133,6 +139,8 @@ class Skeleton:
             precision.hold()
         for parameter in hybrid.mixing.mixture_parameters():
             parameter.requires_grad_(mixture)
+        if type(hybrid.mixing) is RoutedMixing and not mixture:
+            hybrid.mixing.assume_ensemble()
         return hybrid.train()
 
 

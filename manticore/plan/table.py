@@ -41,13 +41,10 @@ def render_plan(plan: Plan) -> Iterator[Table | Text]:
     vocabulary = "the components'" if plan.task.vocab_size is None else f"{plan.task.vocab_size} rows"
     names = [c.name for c in plan.components]
     lines = [
-        f"hybrid       {plan.num_blocks} blocks, {plan.mixing}",
+        f"hybrid       {plan.num_blocks} blocks, {plan.mixing}, output {plan.output}",
         f"projectors   {shown}",
         f"parameters   {plan.parameters['supernet']:,}: supernet",
-        *(
-            f"             {plan.parameters[end]:,}: {end} path, {_path(plan.paths[end], names)}"
-            for end in ("cheapest", "costliest")
-        ),
+        *(f"             {plan.parameters[end]:,}: {end} path, {_path(plan.paths[end], names)}" for end in plan.paths),
         f"tokenizers   {plan.tokenizers}",
         f"task         {plan.task.name}: examples of {plan.task.length:,} tokens, vocabulary: {vocabulary}",
     ]

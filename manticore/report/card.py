@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from manticore.report.licences import strictest
 from manticore.report.loading_code import code_for, has_tokenizer
 from manticore.report.matches import score_row
 from manticore.report.naming import alone, budget_name, model_name
-from manticore.report.results import Results, as_results
+from manticore.report.results import Results, as_results, printable
 from manticore.report.svg import house_style, to_png
 from manticore.report.verdict import verdict
 from manticore.stages.combine import ComponentRecord, TaskInfo, beginning
@@ -217,9 +218,22 @@ def _public(value: str) -> str:
     return os.path.basename(value.rstrip("/")) if os.path.isabs(value) else value
 
 
+def _sources(options: Mapping[str, str]) -> Iterator[tuple[str, str, float]]:
+    """Name, text and share of each source of a mixture."""
+    try:
+        for name, source in json.loads(options.get("sources", "{}")).items():
+            yield printable(str(name)), printable(str(source["text"])), float(source["share"])
+    except (ValueError, TypeError, LookupError, AttributeError):
+        # a record may hold anything
+        return
+
+
 def _data(task: TaskInfo) -> str:
     """One line on the task's data."""
-    parts = [f"{name}={_public(value)}" for name, value in task.options.items()]
+    parts = [f"{name}={_public(value)}" for name, value in task.options.items() if name != "sources"]
+    parts += [
+        f"{share:.0%} of the tokens from {name} ({_public(text)})" for name, text, share in _sources(task.options)
+    ]
     parts += [f"{count:,} examples in {split}" for split, count in task.examples.items() if count is not None]
     parts += [f"{cells.scored(task)} scored"] if cells.scored(task) else []
     parts += [f"{task.length:,} tokens each"] if task.length else []

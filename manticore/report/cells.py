@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 
 from manticore import quantities
 from manticore.report import spending
@@ -23,28 +23,26 @@ def below(row: Row, task: TaskInfo) -> list[str]:
         found.append("one seed")
     if row.edge is not None:
         found.append(f"{row.edge[0]} rate tried")
-    names = dict.fromkeys(name for seed in row.seeds for name in seed.metrics)
-    return found + _more({name: row.mean_of(name) for name in names}, task)
+    return found + _of_text(row.mean_of, [name for seed in row.seeds for name in seed.metrics], task)
 
 
 def as_downloaded(compare: CompareRecord, model: str, task: TaskInfo) -> list[str]:
     """The score of a model before any training, and what stands below it; an n-dash where there is none."""
-    metrics = next((found.metrics for found in compare.untrained if found.model == model), {})
-    return [quantities.score(metrics.get(task.primary_metric)), *_more(metrics, task)]
+    found = [quantities.score(compare.before(model, task.primary_metric))]
+    names = [name for scored in compare.untrained for name in scored.metrics]
+    return found + _of_text(lambda metric: compare.before(model, metric), names, task)
 
 
-def _more(metrics: Mapping[str, float | None], task: TaskInfo) -> list[str]:
-    """How many bits a byte of text costs; and the same two scores of each source, where a task has several."""
-    found = []
-    parts = [name.partition(":")[2] for name in metrics if ":" in name]
-    for source in ["", *dict.fromkeys(parts)]:
-        end = f":{source}" if source else ""
-        score, bits = metrics.get(f"{task.primary_metric}{end}"), metrics.get(f"{BY_BYTES}{end}")
-        said = [quantities.score(score)] if source and score is not None else []
-        if bits is not None and task.primary_metric != BY_BYTES:
-            said.append(f"{quantities.score(bits)} bits per byte")
-        if said:
-            found.append(f"{quantities.shorten(source, 24)}: {', '.join(said)}" if source else said[0])
+def _of_text(score: Callable[[str], float | None], names: Iterable[str], task: TaskInfo) -> list[str]:
+    """How many bits a byte costs, and of a mixture the loss of each source, with its bits per byte."""
+    found, bits = [], score(BY_BYTES)
+    if bits is not None and task.primary_metric != BY_BYTES:
+        found.append(f"{quantities.score(bits)} bits per byte")
+    for source in dict.fromkeys(name.partition(":")[2] for name in names if ":" in name):
+        loss, bits = score(f"loss:{source}"), score(f"{BY_BYTES}:{source}")
+        by_bytes = "" if bits is None else f", {quantities.score(bits)} bits"
+        if loss is not None:
+            found.append(f"{source} {quantities.score(loss)}{by_bytes}")
     return found
 
 

@@ -62,7 +62,7 @@ def verdict(results: Results) -> Verdict:
     named = {match.budget for match in matches if match.row.model == HYBRID}
     own = [match for match in comparisons(results, [HYBRID]) if match.budget not in named]
     if own:
-        sentence += f" The discrete hybrid: {_found(results, own)}"
+        sentence += f" The {'discrete ' if results.path else ''}hybrid: {_found(results, own)}"
     spoken: dict[str, Match] = {}
     for each in (*matches, *own):
         spoken.setdefault(each.row.model, each)

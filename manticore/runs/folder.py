@@ -36,11 +36,12 @@ from manticore.reading import damaged, read_object
 from manticore.runs.environment import environment
 from manticore.runs.ledger import say_changed
 from manticore.schema.loading import LoadedRecipe, load_recipe
-from manticore.schema.options import options_of
+from manticore.schema.options import mixtures, options_of
 from manticore.schema.recipe import Recipe
+from manticore.tasks.text_sources import BUILTIN
 from manticore.writing import new_folder, write_json, write_text
 
-KEYWORDS = ("stdlib", "task")
+KEYWORDS = (*BUILTIN, "task")
 """Texts with a meaning of their own where a path may stand."""
 
 
@@ -160,6 +161,8 @@ def _rooted(recipe: Recipe) -> Recipe:
         name: _absolute(value) if name in paths and isinstance(value, str) else value
         for name, value in recipe.task.options.items()
     }
+    for name, sources in mixtures(recipe.task.name, options).items():
+        options[name] = {each: {**source, "text": _absolute(source["text"])} for each, source in sources.items()}
     task = recipe.task.model_copy(update={"options": options})
     return recipe.model_copy(update={"components": components, "pretrain": pretrain, "align": align, "task": task})
 

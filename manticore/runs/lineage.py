@@ -13,6 +13,7 @@ import torch
 
 from manticore.cache import content_key, file_digest
 from manticore.components.sources import model_folder, stated_license
+from manticore.tasks.metrics import SOURCES
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -65,17 +66,28 @@ def training_inputs(model: PreTrainedModel, task: Task) -> dict[str, str]:
 
 def task_inputs(task: Task) -> dict[str, str]:
     """The digest of the examples that a task trains on and is scored on, and of how they are read."""
-    return {"data": content_key([data_lineage(task), task.length, task.bos])}
+    of_sources = [list(task.sources)] if task.sources else []
+    return {"data": content_key([data_lineage(task), task.length, task.bos, *of_sources])}
 
 
 def data_lineage(task: Task) -> dict[str, str]:
-    """Split → sha256 over its examples' input ids and targets, or classes."""
-    return {str(split): _rows_digest(rows) for split, rows in task.data.items()}
+    """Split → sha256 over its examples' input ids and targets, or classes; of a mixture also those of each source."""
+    found = {}
+    for split, rows in task.data.items():
+        if task.sources:
+            # before the whole: what is refused names the first that differs
+            columns = rows.select_columns(["targets", SOURCES]).with_format("numpy")[:]
+            targets, sources = (np.concatenate(list(columns[name])) for name in ("targets", SOURCES))
+            for index, name in enumerate(task.sources):
+                own = targets[sources == index].astype(np.int64)
+                found[f"{split}, {name}"] = hashlib.sha256(own.tobytes()).hexdigest()
+        found[str(split)] = _rows_digest(rows)
+    return found
 
 
 def _rows_digest(rows: Dataset) -> str:
     digest = hashlib.sha256()
-    columns = [name for name in ("input_ids", "input_ids_2", "targets", "label") if name in rows.column_names]
+    columns = [name for name in ("input_ids", "input_ids_2", "targets", "label", SOURCES) if name in rows.column_names]
     for batch in rows.select_columns(columns).with_format("arrow").iter(batch_size=1000):
         for column in columns:
             values = batch[column].combine_chunks()

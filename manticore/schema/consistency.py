@@ -6,19 +6,30 @@ Each check sees only sections that are well formed by themselves, so that all pr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from manticore.errors import ManticoreError
-from manticore.option_types import Scalar
+from manticore.making import Told
+from manticore.option_types import TaskOption
 from manticore.paths import expanded
 from manticore.printing import without_passwords
 from manticore.registry import did_you_mean
-from manticore.schema.options import expected, foreign_options, options_of, reads_tokenizer, trains_candidates
+from manticore.schema.options import (
+    expected,
+    foreign_options,
+    mixes,
+    options_of,
+    reads_tokenizer,
+    trains_candidates,
+)
 from manticore.schema.problems import Path, shown
+from manticore.tasks.text_sources import beside_sources
 
 Finding = tuple[Path, str]
 
+_MAPPING = re.compile("mapping|Mapping|dict")
+"""In the annotation of an option that takes one."""
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
@@ -53,7 +64,9 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
     if align is not None and align.text == "task" and align.text_column is not None:
         yield ("align", "text_column"), f"the task has no columns (got {align.text_column!r}). Fix: leave it out"
     if "task" in sections:
-        yield from options(("task", "options"), "task", sections["task"].name, sections["task"].options)
+        task = sections["task"]
+        yield from options(("task", "options"), "task", task.name, task.options)
+        yield from mixture(("task", "options"), task.name, task.options)
     if sections.get("search") is not None:
         search = sections["search"]
         yield from _method_options(search)
@@ -64,11 +77,16 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
             yield ("search", "task_options"), text
         elif "task" in sections:
             yield from options(("search", "task_options"), "task", sections["task"].name, search.task_options)
-    if "discretize" in sections and "combine" in sections and components:
+            whole = {**sections["task"].options, **search.task_options}
+            if search.task_options:
+                yield from mixture(("search", "task_options"), sections["task"].name, whole)
+    if sections.get("discretize", True) is None and sections.get("search") is not None:
+        yield ("discretize",), "a search looks for what to keep. Fix: search: null, for a hybrid that stays soft"
+    elif sections.get("discretize") is not None and "combine" in sections and components:
         yield from _path(sections, len(components))
 
 
-def options(path: Path, kind: str, name: str, given: dict[str, Scalar]) -> Iterator[Finding]:
+def options(path: Path, kind: str, name: str, given: Mapping[str, TaskOption]) -> Iterator[Finding]:
     """Options that the registered thing does not have, or whose values it cannot take."""
     known = options_of(kind, name)
     if known is None:
@@ -77,8 +95,18 @@ def options(path: Path, kind: str, name: str, given: dict[str, Scalar]) -> Itera
         if key not in known:
             choices = did_you_mean(key, list(known))
             yield (*path, key), f"unknown option of {kind} {name!r}{choices}"
-        elif (wanted := expected(known[key], value)) is not None:
+        elif isinstance(value, Mapping) and not _MAPPING.search(known[key].annotation):
+            yield (*path, key), "wrong value (got a mapping, expected text, a number, true, false or null)"
+        elif isinstance(wanted := expected(known[key], value), Told):
+            yield from (((*path, key, *way), text) for way, text in wanted.found)
+        elif wanted is not None:
             yield (*path, key), f"wrong value (got {shown(value)}, expected {wanted}"
+
+
+def mixture(path: Path, task: str, given: Mapping[str, TaskOption]) -> Iterator[Finding]:
+    """An option that does not go with several sources, or not without them."""
+    if mixes(task) and (found := beside_sources(given)) is not None:
+        yield (*path, found[0]), found[1]
 
 
 def _method_options(search: Any) -> Iterator[Finding]:
@@ -192,8 +220,9 @@ def _new_tokenizers(sections: dict[str, Any]) -> Iterator[Finding]:
         if differ:
             texts = ", ".join(dict.fromkeys([*_tokenizer_texts(first), *_tokenizer_texts(entry)]))
             fix = f"give both tokenizer_texts: [{texts}]" if differ == ["text"] else "give both the same"
+            listed = differ[0] == "text" and entry.tokenizer_texts is not None
             yield (
-                ("pretrain", index, differ[0]),
+                ("pretrain", index, "tokenizer_texts" if listed else differ[0]),
                 f"another {' and '.join(differ)} than {first.name!r} has, so their new tokenizers differ and token ids "
                 f"do not mean the same. Fix: {fix}, or set combine.tokenizer",
             )
@@ -212,7 +241,7 @@ def _path(sections: dict[str, Any], num_components: int) -> Iterator[Finding]:
             yield (
                 where,
                 "without a search, the path must be given. Fix: set discretize.path, for example [0, 1], or "
-                "discretize.weights_from, a search on another task",
+                "discretize.weights_from, a search on another task, or discretize: null, for a hybrid that stays soft",
             )
         return
     if len(chosen) != num_blocks:

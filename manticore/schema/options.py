@@ -10,6 +10,7 @@ import ast
 import importlib.util
 import inspect
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import PathFinder
@@ -57,6 +58,23 @@ def options_of(kind: str, name: str) -> dict[str, Option] | None:
 def reads_tokenizer(task: str) -> bool:
     """Whether a task reads text with a tokenizer; the others bring their own vocabulary."""
     return _has_argument("task", task, "tokenizer")
+
+
+def mixtures(task: str, given: Mapping[str, Any]) -> dict[str, Mapping[str, Mapping[str, Any]]]:
+    """Of a task's options, those that name the sources of a mixture, and do it well: option → source → what it is."""
+    return {
+        name: given[name] for name, option in _mixing(task) if given.get(name) and not expected(option, given[name])
+    }
+
+
+def mixes(task: str) -> bool:
+    """Whether a task can be a mixture of several texts."""
+    return bool(_mixing(task))
+
+
+def _mixing(task: str) -> list[tuple[str, Option]]:
+    kinds = (option_types.Sources, option_types.Sources | None)
+    return [(name, option) for name, option in (options_of("task", task) or {}).items() if option.type in kinds]
 
 
 def trains_candidates(method: str) -> bool:

@@ -25,7 +25,8 @@ SHARED = frozenset({*Training.model_fields, "lr"})
 
 
 class Recipe(Settings):
-    """What `manticore run` does. Sections have defaults; `null` skips align, search, compare or report."""
+    """What `manticore run` does. Sections have defaults; `null` skips align, search, compare or report; without search
+    and discretize the hybrid stays what it is while soft, all components side by side."""
 
     name: Name
     """Name of the run folder."""
@@ -40,7 +41,7 @@ class Recipe(Settings):
     combine: Combine = Combine()
     align: Align | None = Align()
     search: Search | None = Search()
-    discretize: Discretize = Discretize()
+    discretize: Discretize | None = Discretize()
     finetune: Finetune = Finetune()
     compare: Compare | None = Compare()
     report: Report | None = Report()

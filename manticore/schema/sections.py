@@ -8,7 +8,7 @@ from pydantic import Field
 
 from manticore import settings
 from manticore._moved import names_of
-from manticore.option_types import Name, Options, Rates, TaskName, Text
+from manticore.option_types import Name, Rates, TaskName, TaskOptions, Text
 from manticore.settings import Comparing, Settings
 
 __getattr__ = names_of(__name__, settings.__name__)
@@ -30,7 +30,7 @@ class TaskChoice(Settings):
 
     name: TaskName
     """Name of the task."""
-    options: Options = Field(default={})
+    options: TaskOptions = Field(default={})
     """The task's own options; `manticore show TASK` lists them."""
 
 
@@ -51,12 +51,12 @@ class Align(settings.Align):
     __doc__ = settings.Align.__doc__
 
     text: Text = "stdlib"
-    """Text files, tables, a folder, a datasets id, or stdlib: the sources of Python's standard library; or task: the
-    task's own inputs."""
+    """Text files, tables, a folder, a datasets id, stdlib (the sources of Python's standard library) or docstrings
+    (English out of packages that come along); or task: the task's own inputs."""
 
 
 class _Proxy(Settings):
-    task_options: Options = Field(default={})
+    task_options: TaskOptions = Field(default={})
     """Options of the task that are others in the search, such as a shorter seq_len: candidates train on what is cheaper
     and of the same kind, and the path found is fine-tuned on the task itself. A unit is finetune's steps on that."""
 

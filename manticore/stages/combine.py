@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,7 +98,7 @@ class TaskInfo(Record):
         examples = {str(split): len(rows) for split, rows in task.data.items()}
         return cls.written(
             name=task.name,
-            options={name: str(value) for name, value in options.items()},
+            options={n: json.dumps(v) if isinstance(v, Mapping) else str(v) for n, v in options.items()},
             examples=examples,
             scored=min(examples["test"], test_examples or examples["test"]),
             length=task.length,

@@ -162,10 +162,11 @@ class Compare(Stage):
         flops = {stage.name: stage.flops for stage in costing.stages}
         budget, spent = flops["finetune"], sum(flops.get(stage, 0) for stage in ("align", "search"))
         parents = len(costing.sources)
-        added = ensembles(section.ensemble, of_text=costing.task.vocab_size is None) if parents > 1 else ()
+        added = _ensembles(costing.recipe, of_text=costing.task.vocab_size is None) if parents > 1 else ()
         # a search over candidates leaves no mixture weights, and so nothing soft
         search = costing.recipe.search
-        soft = int(search is None or not trains_candidates(search.method))
+        stays = costing.recipe.discretize is None
+        soft = int(not stays and (search is None or not trains_candidates(search.method)))
         dearest = costing.tuned["supernet" if soft else "costliest"]
         # those that had no search train longer where all that the hybrid cost counts
         plain, own = parents + len(added) + int(section.larger is not None), soft + 1
@@ -182,7 +183,7 @@ class Compare(Stage):
         found = costing.fit(costing.tuning, dearest)
         costing.fits[self.name] = [found]
         costing.save_checkpoints(dearest.held)
-        subject = "the soft supernet" if soft else "the costliest path"
+        subject = "the soft supernet" if soft else "the hybrid" if stays else "the costliest path"
         verdict = "fits" if found.fits is not None else f"does not fit ({subject}): finetune's ways out"
         if found.fits is None:
             costing.problems.append(f"compare: {subject} does not fit: compare=null, or other settings of finetune")
@@ -197,13 +198,16 @@ class Compare(Stage):
         from manticore.experiments.models import reads_text
 
         section, tuning = self.settings(run.recipe), run.recipe.finetune
-        path = run.results_of("discretize")["path"]
+        path = run.results_of("discretize").get("path", [])
         searching = sum(run.results_of(stage).get("flops", 0) for stage in ("align", "search"))
-        if run.begun(path) is not None:
+        if path and run.begun(path) is not None:
             # what the path had when it was chosen is part of its fine-tuning
             searching -= run.results_of("search")["trained_flops"]
-        models = _parents(run, ensembles(section.ensemble, of_text=reads_text(run.task)))
-        if not run.by_candidates:
+        joined = _ensembles(run.recipe, of_text=reads_text(run.task))
+        models = _parents(run, joined)
+        if not path:
+            models[HYBRID] = run.soft
+        elif not run.by_candidates:
             models[SUPERNET] = run.soft
         if len(set(path)) > 1:
             # else it is a parent, which stands in the table already
@@ -214,7 +218,12 @@ class Compare(Stage):
             # as the hybrid was trained, to the last option
             settings.Compare(
                 **tuning.shared(),
-                **{**dict(section), "learning_rates": _rates(section, tuning), "larger": _larger(run, section.larger)},
+                **{
+                    **dict(section),
+                    "learning_rates": _rates(section, tuning),
+                    "larger": _larger(run, section.larger),
+                    "ensemble": list(joined) or False,
+                },
                 budget_flops=run.results_of("finetune")["flops"],
                 test_examples=tuning.test_examples,
             ),
@@ -240,6 +249,13 @@ class Compare(Stage):
             task: as words of a command.
         """
         return finetune_command(source, Path(best).name, task)
+
+
+def _ensembles(recipe: Recipe, *, of_text: bool) -> Sequence[str]:
+    """Outputs of the ensembles of a comparison; by default without the one that the hybrid is itself."""
+    wanted = False if recipe.compare is None else recipe.compare.ensemble
+    itself = recipe.discretize is None and recipe.combine.mixing == "routed" and wanted is True
+    return [output for output in ensembles(wanted, of_text=of_text) if not (itself and output == recipe.combine.output)]
 
 
 def _rates(section: Any, tuning: settings.Finetune) -> list[float]:

@@ -42,9 +42,9 @@ class Discretize(Stage):
         return "one component per block"
 
     def inputs(self, recipe: Recipe) -> Mapping[str, Any]:
-        tuning = recipe.finetune
+        tuning, section = recipe.finetune, self.settings(recipe)
         found = {"start": tuning.start, "test_examples": tuning.test_examples}
-        return {**recipe.discretize.model_dump(exclude_none=True), "path": recipe.discretize.path, **found}
+        return {**section.model_dump(exclude_none=True), "path": section.path, **found}
 
     def cost(self, costing: Costing) -> Iterator[StagePlan]:
         """Scoring: of the supernet and the hybrid before fine-tuning, of the hybrid after it."""
@@ -64,7 +64,7 @@ class Discretize(Stage):
         scored = run.recipe.finetune.test_examples
         score = lambda model: manticore.evaluate(model, run.task, max_examples=scored)  # noqa: E731
         searched = run.searched()
-        path = chosen_elsewhere(run.recipe.discretize, searched.config) or run.results_of("search").get("path")
+        path = chosen_elsewhere(self.settings(run.recipe), searched.config) or run.results_of("search").get("path")
         path = path or manticore.discretize(searched).config.path
         if run.by_candidates:
             # nothing was soft: the path stands as the search has trained it, or as it was before

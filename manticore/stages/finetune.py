@@ -54,15 +54,20 @@ class Finetune(Stage):
         case = costing.tuned["costliest"]
         costing.save_model(case.held)
         costing.save_checkpoints(case.held)
-        yield costing.training(self.name, "costliest path", case, costing.paths["costliest"])
+        what = "costliest path" if costing.paths else "all components"
+        yield costing.training(self.name, what, case, costing.paths.get("costliest"))
 
     def work(self, run: Run, folder: Path) -> Outcome:
         from manticore.training.begun import Begun
         from manticore.training.classifiers import loading_class
         from manticore.training.saved_models import load_hybrid
 
-        model, tuning = load_hybrid(run.path / "discretize" / MODEL), run.recipe.finetune
-        checkpoints = run.begun(run.results_of("discretize")["path"])
+        tuning, soft = run.recipe.finetune, run.recipe.discretize is None
+        if soft:
+            model, checkpoints = run.soft(run.recipe.seed), None
+        else:
+            model = load_hybrid(run.path / "discretize" / MODEL)
+            checkpoints = run.begun(run.results_of("discretize")["path"])
         if run.by_candidates:
             # what every candidate was planned for: a cheap path makes more steps of it
             tuning = tuning.model_copy(update={"steps": None, "budget_flops": run.unit_flops(run.task, tuning)})
@@ -83,11 +88,12 @@ class Finetune(Stage):
                 **result.to_dict(),
                 begun_flops=0 if checkpoints is None else run.results_of("search")["trained_flops"],
             ),
-            "discretize": DiscretizeRecord.written(
-                loss_finetuned=result.metrics["loss"], metric_finetuned=result.metrics[metric]
-            ),
             "model": SavedModel.written(path=MODEL, loads_with=loading_class(result.model)),
         }
+        if not soft:
+            results["discretize"] = DiscretizeRecord.written(
+                loss_finetuned=result.metrics["loss"], metric_finetuned=result.metrics[metric]
+            )
         return Outcome(results, f"{metric} {result.metrics[metric]:.3f} after {result.steps} steps")
 
     def next_command(self, out: str, task: str) -> str:

@@ -29,7 +29,7 @@ from manticore.file_names import RESULTS, SEARCHED
 from manticore.paths import expanded
 from manticore.registry import did_you_mean
 from manticore.schema.consistency import Finding
-from manticore.schema.options import options_of, reads_tokenizer
+from manticore.schema.options import mixtures, options_of, reads_tokenizer
 from manticore.schema.problems import Path
 from manticore.tasks.text_sources import find_text
 
@@ -218,6 +218,10 @@ def _texts(sections: Mapping[str, Any]) -> Iterator[Finding]:
         yield from _text(("align", "text"), align.text, align.text_column)
     if task is None:
         return
+    for name, sources in mixtures(task.name, task.options).items():
+        for each, source in sources.items():
+            place = ("task", "options", name, each, "text")
+            yield from _text(place, str(source["text"]), source.get("text_column"))
     for name, option in (options_of("task", task.name) or {}).items():
         value = task.options.get(name)
         if not isinstance(value, str):

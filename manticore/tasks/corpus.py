@@ -1,15 +1,15 @@
-"""Reads text as documents: a file, a folder, a data set, strings, or Python's own standard library.
+"""Reads text as documents: a file, a folder, a data set, strings, or a text that every machine has.
 
-The default corpus, ``"stdlib"``, is the source of the running interpreter's standard library: megabytes of real text
-that every machine has, without a download.
+The default corpus, ``"stdlib"``, is the source of the running interpreter's standard library; ``"docstrings"`` is
+English. Both are megabytes of real text, without a download.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -19,6 +19,7 @@ from datasets import Dataset
 from manticore.errors import ManticoreError, told
 from manticore.making import refuse_misfits
 from manticore.option_types import Count, Wanted
+from manticore.tasks.builtin_texts import READERS, decoded
 from manticore.tasks.text_sources import STDLIB, TextSource, find_text, table_kind
 from manticore.tasks.text_tables import column_documents, is_unicode, read_file, table_documents
 
@@ -28,8 +29,6 @@ Text: TypeAlias = str | Path | Sequence[str] | Dataset
 
 Column = Annotated[str, Wanted("a name", "name a column")]
 
-_NO_SOURCES = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-
 
 def read_corpus(
     source: Text = STDLIB, *, text_column: Column | None = None, max_bytes: Count | None = None
@@ -37,7 +36,8 @@ def read_corpus(
     """The documents of ``source``, in a fixed order, empty ones left out.
 
     Args:
-        source: ``"stdlib"``; a file of plain text (one document), a table (``.jsonl``, ``.json``, ``.csv``, ``.tsv``,
+        source: ``"stdlib"`` or ``"docstrings"``; a file of plain text (one document), a table
+            (``.jsonl``, ``.json``, ``.csv``, ``.tsv``,
             ``.parquet``: one document per row), either of them compressed; a folder, or a pattern with ``*``, of files
             of one of these kinds; ``"hf:ID"`` or ``"hf:ID:CONFIGURATION"``, the training split of a data set on the
             hub (``hf:`` may be left out where no such file exists); a list of strings; a data set.
@@ -51,6 +51,7 @@ def read_corpus(
     """
     refuse_misfits("corpus", read_corpus, {"max_bytes": max_bytes, "text_column": text_column})
     refuse_no_text(source)
+    documents: Iterable[str]
     if isinstance(source, Dataset):
         name, documents = "the data set", column_documents(source, "the data set", text_column)
     elif isinstance(source, (str, Path)):
@@ -58,8 +59,8 @@ def read_corpus(
     else:
         _refuse_column("a list of strings", text_column)
         name, documents = "the list", _strings(source)
-    documents = _limit(documents, max_bytes) if max_bytes is not None else documents
-    kept = [document for document in documents if document.strip()]
+    limited = _limit(documents, max_bytes) if max_bytes is not None else documents
+    kept = [document for document in limited if document.strip()]
     if not kept:
         raise ManticoreError(f"text {name}: empty, there is nothing to read. Fix: give a source that holds text")
     return kept
@@ -106,7 +107,7 @@ def corpus_digest(documents: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _read_named(source: str | Path, text_column: str | None) -> list[str]:
+def _read_named(source: str | Path, text_column: str | None) -> Iterable[str]:
     found = find_text(source)
     if not found.has_columns:
         _refuse_column(found.name, text_column)
@@ -114,23 +115,18 @@ def _read_named(source: str | Path, text_column: str | None) -> list[str]:
         return _hub(found.hub, text_column)
     if found.saved is not None:
         return _saved(found.saved, found.name, text_column)
-    if found.name == STDLIB:
-        return _standard_library()
+    if found.name in READERS:
+        return _builtin(found.name)
     with told(f"text {found.name}", "cannot be read", "check the path", OSError):
         return _files(found, text_column)
 
 
-def _standard_library() -> list[str]:
-    root = Path(sysconfig.get_path("stdlib"))
-    documents = []
-    for path in sorted(root.rglob("*.py")):
-        if _NO_SOURCES.isdisjoint(path.relative_to(root).parts):
-            text = _decode(path.read_bytes())
-            if text is not None:
-                documents.append(text)
-    if not documents:
-        raise ManticoreError(f"text stdlib: no Python sources in {root}. Fix: give a file or a folder of text")
-    return documents
+def _builtin(name: str) -> Iterable[str]:
+    documents = READERS[name]()
+    first = next(documents, None)
+    if first is None:
+        raise ManticoreError(f"text {name}: no Python sources are installed. Fix: give a file or a folder of text")
+    return chain([first], documents)
 
 
 def _files(source: TextSource, text_column: str | None) -> list[str]:
@@ -140,7 +136,7 @@ def _files(source: TextSource, text_column: str | None) -> list[str]:
         if table_kind(path):
             documents += table_documents(path, name, text_column)
             continue
-        text = _decode(read_file(path, name))
+        text = decoded(read_file(path, name))
         if text is not None:
             documents.append(text)
         elif source.many:
@@ -153,16 +149,6 @@ def _files(source: TextSource, text_column: str | None) -> list[str]:
         many = len(source.files)
         logger.warning("text %s: %d of %d files are not UTF-8 text and were left out", source.name, no_text, many)
     return documents
-
-
-def _decode(content: bytes) -> str | None:
-    """The text, or None for what is not UTF-8 text; bytes stay as they are, line ends included."""
-    if b"\0" in content:
-        return None
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
 
 
 def _hub(identifier: str, text_column: str | None) -> list[str]:

@@ -8,6 +8,7 @@ are not scored.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -15,6 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100
+SOURCES = "sources"
+"""The column that says which of a task's sources each target is from, as an index."""
+
+OF_SOURCES = ("loss", "bits_per_byte")
+"""Metrics that each source of a mixture has of its own, as ``loss:NAME``."""
 
 PUBLISHED_BATCH = 128
 """Sequences per batch of the published MAD accuracy."""
@@ -23,8 +29,9 @@ PUBLISHED_BATCH = 128
 class MetricState(Protocol):
     """Gathers what one evaluation needs."""
 
-    def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Add a batch: ``logits`` [B, T, V], ``targets`` [B, T]."""
+    @property
+    def update(self) -> Callable[..., None]:
+        """Add a batch: ``logits`` [B, T, V], ``targets`` [B, T]; for a task of several sources also those [B, T]."""
 
     def compute(self) -> dict[str, float]:
         """Metric name → value over everything added so far."""
@@ -47,6 +54,11 @@ class TokenMetrics:
         self._loss += losses.sum().item()
         self._correct += int(((predictions == targets) & (targets != IGNORE)).sum())
         self._scored += int((targets != IGNORE).sum())
+
+    @property
+    def scored(self) -> int:
+        """Tokens that were scored so far."""
+        return self._scored
 
     def compute(self) -> dict[str, float]:
         """``nan`` everywhere if nothing was scored."""
@@ -82,6 +94,41 @@ class TextMetrics(TokenMetrics):
         bits = self._loss / math.log(2)
         per_byte = bits / self._bytes if self._bytes else math.inf if self._scored else math.nan
         return {**values, "bits_per_byte": per_byte}
+
+
+class SourceMetrics:
+    """The metrics of all tokens, and ``loss:NAME`` and ``bits_per_byte:NAME`` of each source's.
+
+    The mean of the sources' losses, weighted by their scored tokens, is the loss; that of their bits per byte,
+    weighted by bytes, the bits per byte.
+
+    Args:
+        names: of the sources.
+        make: makes an empty state for tokens.
+    """
+
+    def __init__(self, names: Sequence[str], make: Callable[[], TokenMetrics]) -> None:
+        self._all = make()
+        self._each = {name: make() for name in names}
+
+    def update(self, logits: Tensor, targets: Tensor, sources: Tensor | None = None) -> None:
+        """Add a batch: ``logits`` [B, T, V], ``targets`` [B, T], ``sources`` [B, T]: indices into the names."""
+        losses, predictions = token_losses(logits, targets), logits.argmax(-1)
+        self._all.add(losses, predictions, targets)
+        if sources is None:
+            return
+        for index, state in enumerate(self._each.values()):
+            others = sources != index
+            state.add(losses.masked_fill(others, 0.0), predictions, targets.masked_fill(others, IGNORE))
+
+    def compute(self) -> dict[str, float]:
+        """``nan`` if nothing was scored; a source of which nothing was scored has no metrics."""
+        values = self._all.compute()
+        for name, state in self._each.items():
+            own = state.compute()
+            if state.scored:
+                values |= {f"{kind}:{name}": own[kind] for kind in OF_SOURCES if kind in own}
+        return values
 
 
 class ClassMetrics:

@@ -58,6 +58,9 @@ class Task:
     """The id that fills up shorter examples of a task with classes; None: all are equally long."""
     bos: str | None = None
     """The BOS token that every example begins with, empty where text begins with none; None: no text."""
+    sources: tuple[str, ...] = ()
+    """Names of the texts that it is a mixture of, where it is one: the rows' column ``sources`` has an index into them
+    for each target, which ``metric_state`` is given too."""
     read_with: Callable[[PreTrainedTokenizerBase], Task] | None = None
     """The same text in the tokens of another tokenizer; None where no tokenizer is needed, or that cannot be done."""
 

@@ -13,28 +13,29 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from manticore.components.token_bytes import text_bytes
 from manticore.errors import ManticoreError
 from manticore.making import refuse_misfits
-from manticore.option_types import Pair
+from manticore.option_types import Count, Pair, Sources
 from manticore.tasks.beginning import Bos, beginning
 from manticore.tasks.corpus import read_corpus
-from manticore.tasks.metrics import IGNORE, TextMetrics, TokenMetrics
-from manticore.tasks.roundtrip import check_round_trip
+from manticore.tasks.metrics import SourceMetrics, TextMetrics, TokenMetrics
+from manticore.tasks.mixture import mixed_packs, read_sources
+from manticore.tasks.stream import cut, token_stream
 from manticore.tasks.task import Task
-from manticore.tasks.text_sources import STDLIB
+from manticore.tasks.text_sources import STDLIB, beside_sources
 
 LENGTH = 256
 """Tokens per example, where nothing else is asked for."""
 HOLDOUT = 0.05
 """Share of the text that goes to validation, and as much again to test."""
+SPLITS = ("train", "validation", "test")
 
 
 def text(
@@ -42,6 +43,8 @@ def text(
     *,
     source: str | Path | Sequence[str] | Dataset = STDLIB,
     text_column: str | None = None,
+    sources: Sources | None = None,
+    change_every: Count | None = None,
     length: int = LENGTH,
     max_bytes: int | None = None,
     data_seed: int = 0,
@@ -51,19 +54,46 @@ def text(
 
     Args:
         tokenizer: that of the components.
-        source: text files, tables, a folder, a datasets id, or stdlib: the sources of Python's standard library.
+        source: text files, tables, a folder, a datasets id, stdlib (the sources of Python's standard library) or
+            docstrings (English out of packages that come along).
         text_column: of a table, the column that holds the documents; else text, or the only column of strings.
+        sources: several texts instead of one: name, then text (as source), share of the tokens, and perhaps
+            text_column; loss and bits per byte are also those of each.
+        change_every: with sources, tokens after which the text changes its source, on average; left out, every example
+            is of one source.
         length: tokens per example.
-        max_bytes: read so much of the text only.
+        max_bytes: read so much of the text only; of each of several.
         data_seed: decides which documents are held out.
         bos: whether every example begins with the tokenizer's BOS token: auto (where it adds one), always or never.
 
     Raises:
-        ManticoreError: no tokenizer, no BOS token where one is asked for, or text that cannot be read, is too short, or
-            does not survive its tokenizer.
+        ManticoreError: no tokenizer, no BOS token where one is asked for, text that cannot be read, is too short, or
+            does not survive its tokenizer, or a source beside several.
     """
+    given = {"source": None if isinstance(source, str) and source == STDLIB else source, "text_column": text_column}
+    wrong = beside_sources({**given, "sources": sources, "change_every": change_every})
+    if wrong is not None:
+        raise ManticoreError(f"task 'text': {': '.join(wrong)}")
     if tokenizer is None:
         raise ManticoreError("task 'text': needs the components' tokenizer. Fix: use components that carry one")
+    if sources is not None:
+        read = read_sources(sources, max_bytes=max_bytes)
+        parts = {name: split_documents(documents, data_seed=data_seed) for name, documents in read.items()}
+        shares = [float(each["share"]) for each in sources.values()]
+        mixed = {
+            split: mixed_packs(
+                {name: parts[name][split] for name in parts},
+                shares,
+                tokenizer,
+                length,
+                bos=bos,
+                change_every=change_every,
+                seed=data_seed,
+                part=split,
+            )
+            for split in SPLITS
+        }
+        return _task(mixed, tokenizer, length, bos, sources=tuple(sources))
     splits = split_documents(read_corpus(source, text_column=text_column, max_bytes=max_bytes), data_seed=data_seed)
     return packed_task(splits, tokenizer, length, bos=bos)
 
@@ -79,7 +109,18 @@ def packed_task(
         ManticoreError: as :func:`pack`.
     """
     packs = {name: pack(part, tokenizer, length, bos=bos, name=f"{name} part") for name, part in splits.items()}
+    return _task(packs, tokenizer, length, bos)
+
+
+def _task(
+    packs: Mapping[str, Dataset],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    bos: Bos,
+    sources: tuple[str, ...] = (),
+) -> Task:
     first, sizes = beginning(tokenizer, bos, stage="text"), text_bytes(tokenizer)
+    make = TokenMetrics if sizes is None else partial(TextMetrics, sizes)
     return Task(
         name="text",
         vocab_size=None,
@@ -87,9 +128,10 @@ def packed_task(
         data=DatasetDict(packs),
         primary_metric="loss",
         higher_is_better=False,
-        metric_state=TokenMetrics if sizes is None else lambda: TextMetrics(sizes),
+        metric_state=partial(SourceMetrics, sources, make) if sources else make,
         chance=math.log(len(tokenizer)),
         bos="" if first is None else str(tokenizer.bos_token),
+        sources=sources,
     )
 
 
@@ -99,7 +141,7 @@ def split_documents(documents: Sequence[str], *, data_seed: int = 0) -> dict[str
     Where a document goes depends on its content alone, so a document held out from one corpus is held out from every
     larger one. Documents too few or too unequal for that are each cut in three, the beginning for training.
     """
-    splits: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
     for document in documents:
         digest = hashlib.sha256(f"{data_seed}/".encode() + document.encode("utf-8")).digest()
         position = int.from_bytes(digest[:8], "big") / 2**64
@@ -108,13 +150,13 @@ def split_documents(documents: Sequence[str], *, data_seed: int = 0) -> dict[str
     shares = [sum(map(len, splits[name])) / total for name in ("validation", "test")]
     if all(HOLDOUT / 4 <= share <= HOLDOUT * 4 for share in shares):
         return splits
-    cut: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    thirds: dict[str, list[str]] = {split: [] for split in SPLITS}
     for document in documents:
         first, second = (_line_end(document, 1 - 2 * HOLDOUT), _line_end(document, 1 - HOLDOUT))
-        for name, part in zip(cut, (document[:first], document[first:second], document[second:])):
+        for name, part in zip(thirds, (document[:first], document[first:second], document[second:])):
             if part:
-                cut[name].append(part)
-    return cut
+                thirds[name].append(part)
+    return thirds
 
 
 def _line_end(document: str, share: float) -> int:
@@ -148,42 +190,5 @@ def pack(
             tokenizer.
     """
     refuse_misfits("text", pack, {"length": length})
-    if tokenizer.eos_token_id is None:
-        raise ManticoreError("text: the tokenizer has no end-of-text token (eos_token). Fix: set tokenizer.eos_token")
-    if not documents:
-        raise ManticoreError(f"text: the {name} is empty. Fix: give more text")
-    first = beginning(tokenizer, bos, stage="text")
-    stream, starts = _tokenize(documents, tokenizer)
-    packs = len(stream) // length
-    if packs == 0:
-        raise ManticoreError(
-            f"text: the {name} is too short ({len(stream)} tokens, expected at least length={length}). "
-            "Fix: give more text, or shorter packs"
-        )
-    rows = stream[: packs * length].reshape(packs, length)
-    _check(documents, rows, starts, tokenizer)
-    if first is None:
-        inputs, following = rows, np.append(stream, IGNORE)[1 : packs * length + 1].reshape(packs, length)
-    else:
-        inputs, following = np.insert(rows[:, :-1], 0, first, axis=1), rows
-    return Dataset.from_dict({"input_ids": inputs, "targets": following}).with_format("torch")
-
-
-def _tokenize(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
-    """The stream of tokens, and where in it each document starts; the end-of-text token follows each."""
-    # verbose=False: these are not model inputs, their length needs no warning.
-    encoded = tokenizer(list(documents), add_special_tokens=False, return_attention_mask=False, verbose=False)
-    parts = [np.array([*ids, tokenizer.eos_token_id], dtype=np.int64) for ids in encoded["input_ids"]]
-    starts = np.cumsum([0, *map(len, parts)])
-    return np.concatenate(parts), starts
-
-
-def _check(documents: Sequence[str], rows: np.ndarray, starts: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> None:
-    flat = rows.reshape(-1)
-    packed = [flat[start : end - 1] for start, end in pairwise(starts) if start < flat.size]
-    check_round_trip(
-        documents[: len(packed)],
-        [ids.tolist() for ids in packed],
-        tokenizer,
-        last_is_cut=bool(starts[len(packed)] - 1 > flat.size),
-    )
+    stream = token_stream(documents, tokenizer, length, name=name)
+    return Dataset.from_dict(cut(stream, length, beginning(tokenizer, bos, stage="text"))).with_format("torch")

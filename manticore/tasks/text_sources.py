@@ -1,20 +1,29 @@
 """Where a text comes from, told by its name alone: nothing is read, nothing heavy is imported.
 
-A name is ``stdlib``, a data set on the hub, a file, a folder, or a pattern such as ``corpus/*.jsonl``. Files are
-tables (rows with a column of text) or plain text by their names' endings, behind that of a compression.
+A name is ``stdlib`` or ``docstrings``, a data set on the hub, a file, a folder, or a pattern such as
+``corpus/*.jsonl``. Files are tables (rows with a column of text) or plain text by their names' endings, behind that of
+a compression.
 """
 
 from __future__ import annotations
 
 import glob
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from manticore.errors import ManticoreError
 from manticore.paths import expanded
 
 STDLIB = "stdlib"
+DOCSTRINGS = "docstrings"
+BUILTIN = {
+    STDLIB: "the sources of Python's standard library",
+    DOCSTRINGS: "English out of the docstrings of packages that come along",
+}
+"""Texts that every machine has → what they are."""
 HUB = "hf:"
 
 TABLES = {
@@ -42,7 +51,7 @@ class TextSource:
     saved: Path | None = None
     """A folder that ``Dataset.save_to_disk`` has written."""
     files: tuple[Path, ...] = ()
-    """Files in a fixed order; none for ``stdlib``, the hub and saved data sets."""
+    """Files in a fixed order; none for the built-in texts, the hub and saved data sets."""
     many: bool = False
     """Whether a folder or a pattern was given: what is not text may then be left out."""
 
@@ -59,7 +68,7 @@ def find_text(source: str | Path) -> TextSource:
         ManticoreError: nothing there, no regular file, or tables beside plain text.
     """
     name = str(source)
-    if name == STDLIB:
+    if name in BUILTIN:
         return TextSource(name)
     if name.startswith(HUB):
         return TextSource(name, hub=name.removeprefix(HUB))
@@ -87,6 +96,16 @@ def find_text(source: str | Path) -> TextSource:
     raise ManticoreError(
         f"text {name}: no such file or folder. Fix: check the path, or write {HUB}{name} if it is a data set on the hub"
     )
+
+
+def beside_sources(options: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What does not go with the task's option ``sources``, or not without it: the option, and a sentence about it."""
+    if not options.get("sources"):
+        return ("change_every", "only with sources. Fix: leave it out") if options.get("change_every") else None
+    for name, fix in (("source", "leave one of them out"), ("text_column", "give it for each source")):
+        if options.get(name) is not None:
+            return name, f"beside sources. Fix: {fix}"
+    return None
 
 
 def table_kind(path: Path) -> str | None:

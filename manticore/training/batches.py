@@ -35,12 +35,14 @@ class Collator:
 
     length: int
     """T, tokens per example."""
+    also: tuple[str, ...] = ()
+    """Further columns of examples with targets, a number for each of their positions."""
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         if "label" in examples[0]:
             return self._labelled(examples)
-        columns = [name for name in _FILLING if name in examples[0]]
-        return {name: self._stack([example[name] for example in examples], _FILLING[name]) for name in columns}
+        columns = [name for name in (*_FILLING, *self.also) if name in examples[0]]
+        return {name: self._stack([example[name] for example in examples], _FILLING.get(name, 0)) for name in columns}
 
     def _labelled(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         batch = {}
@@ -66,10 +68,10 @@ class Collator:
 
 
 def batches(
-    dataset: Dataset, *, length: int, batch_size: int, max_examples: int | None = None
+    dataset: Dataset, *, length: int, batch_size: int, max_examples: int | None = None, also: tuple[str, ...] = ()
 ) -> Iterator[dict[str, Tensor]]:
     """All examples (or the first `max_examples`) in order, `batch_size` at a time; the last batch may be smaller."""
-    collate = Collator(length)
+    collate = Collator(length, also)
     rows = dataset.with_format("numpy")
     count = len(rows) if max_examples is None else min(max_examples, len(rows))
     for start in range(0, count, batch_size):

@@ -103,11 +103,11 @@ class CacheCost:
     bytes_per_token: int
     """Grows with every token: keys and values of the attention layers."""
     state_bytes: int
-    """Stays: states of recurrent and convolutional layers."""
+    """Stays: states of recurrent and convolutional layers, and weights that follow the text."""
 
 
 def cache_cost(model: PreTrainedModel, length: int = 64) -> CacheCost:
-    """Measure what the layers that `model` keeps have cached after prefills of `length` / 2 and `length` tokens.
+    """Measure what the layers that `model` keeps, and its output, have cached of `length` / 2 and `length` tokens.
 
     Each component is laid out without data from its configuration, so that this holds for discretized hybrids. A
     layer with a sliding window grows only until its window is full: a `length` beyond twice the window shows such
@@ -123,7 +123,12 @@ def cache_cost(model: PreTrainedModel, length: int = 64) -> CacheCost:
         for tokens in (length // 2, length)
     )
     per_token = (long - short) // (length - length // 2)
-    return CacheCost(bytes_per_token=per_token, state_bytes=long - per_token * length)
+    state_bytes = long - per_token * length
+    mixing: Any = getattr(model, "mixing", None)
+    if mixing is not None:
+        output: Any = model.output
+        state_bytes += output.state_bytes(len(mixing.output_weights()), model.config.vocab_size)
+    return CacheCost(bytes_per_token=per_token, state_bytes=state_bytes)
 
 
 def cache_bytes_per_token(model: PreTrainedModel) -> int:

@@ -14,6 +14,7 @@ from manticore.components.vocabulary import with_vocabulary
 from manticore.errors import ManticoreError
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.tasks.task import Task, load_task
+from manticore.training.batches import IGNORED
 from manticore.training.classifiers import with_head_for
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def resolve_task(
     check_length(model, task, stage=stage)
     check_backbone(model, task, stage=stage)
     check_vocabulary(model, task, stage=stage)
+    check_targets(model, task, stage=stage)
     return task
 
 
@@ -119,6 +121,31 @@ def check_vocabulary(model: PreTrainedModel, task: Task, *, stage: str) -> None:
         for batch in rows.select_columns(list(columns)).with_format("arrow").iter(_ROWS_AT_ONCE):
             largest = max(largest, *(pc.max(pc.list_flatten(batch[name])).as_py() or 0 for name in columns))
     check_tokens(largest, model, f"{stage}: the tokenizer of {task.name}")
+
+
+def check_targets(model: PreTrainedModel, task: Task, *, stage: str) -> None:
+    """Refuse targets that are not the next token where the model weighs its components by how they predict that.
+
+    Classes are refused where a head for them would be made.
+
+    Raises:
+        ManticoreError: an example has such a target.
+    """
+    follows = isinstance(model, ManticorePreTrainedModel) and model.output.follows_text
+    if not follows or task.num_classes is not None:
+        return
+    for split, rows in task.data.items():
+        for batch in rows.select_columns(["input_ids", "targets"]).with_format("arrow").iter(_ROWS_AT_ONCE):
+            ids, targets = (pc.list_flatten(batch[name]).to_numpy() for name in ("input_ids", "targets"))
+            other = (targets[:-1] != ids[1:]) & (targets[:-1] != IGNORED)
+            # the last position of an example predicts what none of it holds
+            other[pc.list_value_length(batch["input_ids"]).to_numpy().cumsum()[:-1] - 1] = False
+            if other.any():
+                raise ManticoreError(
+                    f"{stage}: targets of {task.name} ({split}) are not the next tokens of its examples, and this "
+                    f"hybrid's output {model.config.output!r} weighs components by how they predict those. "
+                    "Fix: output probabilities or gate, or another task"
+                )
 
 
 def check_backbone(model: PreTrainedModel, task: Task, *, stage: str) -> None:

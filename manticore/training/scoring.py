@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from manticore.errors import NotFiniteError
 from manticore.kernels.mamba import fast_scan
 from manticore.modes import kept_modes
-from manticore.tasks.metrics import IGNORE, token_losses
+from manticore.tasks.metrics import IGNORE, SOURCES, token_losses
 from manticore.training.batches import batches
 
 if TYPE_CHECKING:
@@ -40,14 +40,15 @@ def score(
     Raises:
         NotFiniteError: a score is NaN.
     """
-    device = next(model.parameters()).device
+    device, marks = next(model.parameters()).device, (SOURCES,) if task.sources else ()
     state, losses = task.metric_state(), [torch.empty(0, dtype=torch.float64)]
     with torch.no_grad(), kept_modes(model), fast_scan(model):
         model.eval()
-        for batch in batches(task.data[split], length=task.length, batch_size=batch_size, max_examples=max_examples):
-            targets = batch.pop("targets").to(device)
+        sized: Any = {"batch_size": batch_size, "max_examples": max_examples}
+        for batch in batches(task.data[split], length=task.length, also=marks, **sized):
+            targets, marked = batch.pop("targets").to(device), [batch.pop(name).to(device) for name in marks]
             logits = model(**{n: v.to(device) for n, v in batch.items()}, use_cache=False).logits
-            state.update(logits, targets)
+            state.update(logits, targets, *marked)
             if each:
                 losses.append(_example_losses(logits, targets))
     scores = state.compute()

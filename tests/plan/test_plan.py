@@ -100,6 +100,31 @@ def test_the_released_function_is_counted_as_it_runs(path):
     assert case.flops == flops_per_step(real, BATCH, LENGTH)
 
 
+@pytest.mark.parametrize("output", ["logits", "bayes", "gate"])
+def test_an_ensemble_is_counted_as_it_runs_whatever_its_output(output):
+    """At R = I nothing crosses; a gate has parameters, and weights that follow the text leave a state."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    shape = Shape(2, "routed", False, "linear", {}, torch.float32, output)
+    skeleton = Skeleton(["a", "b"], configs(), shape, None, mode)
+    cases = Cases(skeleton, mode, lora_rank=8)
+    models = [AutoModelForCausalLM.from_config(config) for config in configs()]
+    real = manticore.combine(models, num_blocks=2, mixing="routed", output=output, check=False)
+    use_selective_scan(real)
+    for path in (None, [1, 0]):
+        case = cases.measure(Setting("all", False, False), path, batch_size=BATCH, length=LENGTH, mixture=False)
+        model = real if path is None else manticore.discretize(real, path)
+        set_trainable(model, "all")
+        counted = count_parameters(model)
+        assert case.held.parameters == counted.total
+        assert case.flops == flops_per_step(model, BATCH, LENGTH)
+    rows = real.config.vocab_size
+    alone = copy.deepcopy(real)
+    alone.set_mixture_weights([0, 0])
+    # the layers that are kept count, whether they run or not
+    beside = cache_cost(real).state_bytes - cache_cost(alone).state_bytes
+    assert beside == (2 * (1 + rows) * 4 if output == "bayes" else 0)
+
+
 @pytest.mark.parametrize(("dtype", "bf16"), [("auto", False), ("auto", True), ("bfloat16", False)])
 @pytest.mark.parametrize("trainable", ["all", "frozen"])
 def test_half_precision_weights_are_counted_in_the_type_that_they_train_in(supernet, trainable, dtype, bf16):

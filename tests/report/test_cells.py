@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,22 @@ def test_every_place_says_it(on_text: dict[str, Any], tmp_path: Path) -> None:
         if place != "terminal":
             assert "every pack begins with" in said, place
             assert "80% to 99% of the budget in training FLOPs" in said, place
+
+
+def test_every_place_gives_a_mixture_source_by_source(on_text: dict[str, Any], tmp_path: Path) -> None:
+    sources = {"code": {"text": "/home/me/code.txt", "share": 0.25}, "english": {"text": "docstrings", "share": 0.75}}
+    on_text["task"]["options"] = {"sources": json.dumps(sources), "length": "128"}
+    of_sources = {"loss:code": 2.125, "bits_per_byte:code": 1.0625, "loss:english": 3.5, "bits_per_byte:english": 1.75}
+    for row in on_text["compare"]["rows"]:
+        for seed in row["seeds"]:
+            seed["metrics"] |= of_sources
+    on_text["compare"]["untrained"][0]["metrics"] |= {**of_sources, "loss:code": 4.875}
+    for place, said in texts(on_text, tmp_path).items():
+        for line in ("code 2.125, 1.062 bits", "english 3.500, 1.750 bits", "code 4.875, 1.062 bits"):
+            assert line in said, (place, line)
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "25% of the tokens from code (code.txt), 75% of the tokens from english (docstrings)" in card
+    assert "/home/me" not in card
 
 
 def test_an_older_record_says_none_of_it(record: dict[str, Any], tmp_path: Path) -> None:

@@ -11,14 +11,12 @@ from run_records import HOSTILE_NAMES, over_budgets
 
 from manticore.report import render_comparison
 from manticore.report.cautions import warnings
-from manticore.report.cells import as_downloaded, below
 from manticore.report.figures import draw_figures
 from manticore.report.html import write_report
 from manticore.report.matches import Standing
 from manticore.report.results import parse_results
 from manticore.report.verdict import verdict
-from manticore.stages.combine import TaskInfo
-from manticore.stages.compare import CompareRecord, Row, SeedRun, Untrained
+from manticore.stages.compare import Row, SeedRun
 
 BAYES = "ensemble (bayes)"
 
@@ -182,13 +180,3 @@ def test_the_best_rate_at_the_edge_is_a_mark_in_the_table_and_a_warning():
 )
 def test_the_edge_is_where_no_rate_was_tried_beyond(rates, used, edge):
     assert Row(rates=rates, seeds=(SeedRun(lr=used),)).edge == edge
-
-
-def test_scores_of_each_source_stand_below_the_whole():
-    task = TaskInfo(primary_metric="loss", higher_is_better=False)
-    metrics = {"loss": 4.3, "bits_per_byte": 1.5, "loss:code": 3.9, "bits_per_byte:code": 1.4, "loss:english": 4.7}
-    expected = ["1.500 bits per byte", "code: 3.900, 1.400 bits per byte", "english: 4.700"]
-    row = Row(seeds=(SeedRun(metrics=metrics), SeedRun(metrics=metrics)), mean=4.3)
-    assert below(row, task) == expected
-    compare = CompareRecord(untrained=(Untrained("gpt", metrics),))
-    assert as_downloaded(compare, "gpt", task) == ["4.300", *expected]

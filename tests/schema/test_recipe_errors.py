@@ -26,12 +26,13 @@ task: {name: mad/in-context-recall}
 def _keys() -> list[tuple[str, tuple]]:
     """(recipe, path) of every key that a shipped recipe writes, each path once.
 
-    What is below ``config`` is left out: fields of transformers' configurations, which a check does not import.
+    What is below ``config`` is left out: fields of transformers' configurations, which a check does not import. So are
+    the names that a mixture gives its sources.
     """
     found: dict[tuple, str] = {}
     for name, file in shipped().items():
         for path in read_document(file.read_bytes(), name).places:
-            if path and isinstance(path[-1], str) and "config" not in path[:-1]:
+            if path and isinstance(path[-1], str) and "config" not in path[:-1] and path[-2:-1] != ("sources",):
                 found.setdefault(path, name)
     return [(name, path) for path, name in found.items()]
 

@@ -6,7 +6,9 @@ import pytest
 from datasets import Dataset
 
 from manticore.errors import ManticoreError
+from manticore.tasks.builtin_texts import READERS, _prose
 from manticore.tasks.corpus import corpus_digest, read_corpus
+from manticore.tasks.text_sources import BUILTIN
 
 
 @pytest.fixture
@@ -43,6 +45,40 @@ def test_the_standard_library_is_the_running_one_without_its_tests():
     assert (stdlib / "asyncio" / "tasks.py").read_text(encoding="utf-8") in documents
     assert sum(map(len, documents)) > 5_000_000
     assert Path(pytest.__file__).read_text(encoding="utf-8") not in documents
+
+
+def test_docstrings_are_english_of_other_packages_in_a_fixed_order():
+    prose = read_corpus("docstrings", max_bytes=400_000)
+    assert prose == read_corpus("docstrings", max_bytes=400_000)
+    text = "".join(prose)
+    paragraphs = [paragraph for document in prose for paragraph in document.strip().split("\n\n")]
+    assert len(set(paragraphs[:-1])) == len(paragraphs[:-1])
+    letters = sum(letter.isalpha() or letter.isspace() for letter in text)
+    assert letters > 0.93 * len(text)
+    assert not any(sign in text for sign in (">>>", "import numpy", "   "))
+    stdlib = "".join(read_corpus("stdlib"))
+    assert not any(paragraph in stdlib for paragraph in paragraphs[:100])
+    assert set(READERS) == set(BUILTIN)
+
+
+def test_only_what_reads_as_a_sentence_is_prose():
+    source = '''
+        """Return the mean of all the values that are not missing.
+
+        >>> mean([1, 2])
+        short one.
+        mean : float  It is the mean of all the values, as defined above.
+        Use x_y, a.b, c(d) and e=f with 7 or 8 of them.
+
+        The second paragraph, in two lines,
+        is one that counts as well.
+        """
+        text = """Not a docstring, though it is a sentence of words."""
+    '''
+    assert list(_prose(source)) == [
+        "Return the mean of all the values that are not missing.",
+        "The second paragraph, in two lines,\nis one that counts as well.",
+    ]
 
 
 def test_max_bytes_counts_utf8_and_cuts_no_character():
