@@ -184,19 +184,14 @@ def test_a_comparison_over_budgets_is_priced_by_the_run_that_passes_them_all():
         )
         return next(stage for stage in found.stages if stage.name == "compare")
 
-    one = price(learning_rates=[1e-3])
-    assert one.what == "4 models × 2"
-    over = price(learning_rates=[1e-3], budgets=[0, 0.25, 1])
-    assert (over.what, over.flops) == ("4 models × 2, 3 budgets in one run", one.flops)
-    # three rates to the end with the first seed; with the second at most one to the end and one to the quarter
-    assert price(budgets=[0, 0.25, 1]).flops == pytest.approx((3 + 1.25) / 2 * one.flops, rel=1e-3)
+    over = price(budgets=[0, 0.25, 1], larger="gpt")
+    # two parents, the supernet, what is found and the one that is shown for scale
+    assert over.what == "5 models × 4, 3 budgets in one run"
     own = price("linear", learning_rates=[1e-3], budgets=[0, 0.25, 1])
-    assert (own.what, own.flops) == (
-        "4 models × 2, 3 budgets in runs of their own", pytest.approx(1.25 * one.flops, rel=1e-3),
-    )  # fmt: skip
-    # one that is shown for scale trains like the others
-    assert price(learning_rates=[1e-3], larger="gpt").flops == 1.25 * one.flops
-    assert price(learning_rates=[1e-3], ensemble=["bayes"]).what == "5 models × 2"
+    assert own.what == "4 models × 2, 3 budgets in runs of their own"
+    # own: each of four models makes two runs to each budget. over: each of five makes three to the end with the first
+    # seed; with the second at most one to the end and one to the quarter
+    assert over.flops / 5 / (3 + 1.25) == pytest.approx(own.flops / 4 / (2 * 1.25), rel=1e-3)
 
 
 def test_candidates_are_priced_with_the_batches_and_on_the_task_of_the_search():
