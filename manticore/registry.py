@@ -162,7 +162,7 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
         "lra/pathfinder128": ("lra.tasks:pathfinder128", "LRA: Path-X, the same on 128 x 128"),
         "listops-short": ("lra.tasks:listops_short", "ListOps with short trees, for small models; not LRA"),
         "digits-64": ("lra.tasks:digits_64", "handwritten digits, 64 pixels; a proxy for LRA's Image"),
-        "text": ("text:text", "next-token prediction on a file, a folder or a datasets id"),
+        "text": ("text:text", "next-token prediction on a file, a folder, a datasets id, or several of them"),
     },
 }
 """Kind → name → ``"module:attribute"`` in the kind's folder, and what it is, in a phrase."""

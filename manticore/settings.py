@@ -192,8 +192,11 @@ class Align(Reading):
     """Calibration tokens, held-out ones included."""
     holdout: Share = 0.1
     """Share of the tokens that is never fitted on."""
-    ridge: NotNegative = 1e-4
-    """Strength of the ridge, relative to the mean variance of a source channel."""
+    ridge: NotNegative | None = None
+    """Strength of the ridge, relative to the mean variance of a source channel; left out, each projector takes what
+    does best on held-out text, of several strengths and lower ranks."""
+    withdraw: bool = True
+    """Keep what was before wherever held-out text says that it was better; false writes every fitted map."""
     batch_size: Size = 16
     """Sequences per forward pass, and per gradient step."""
     length: Pair = 128

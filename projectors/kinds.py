@@ -19,6 +19,7 @@ from manticore.components.shapes import expect_shape
 from manticore.making import make
 from manticore.option_types import Count
 from manticore.projectors.projector import Init, InputMoments, Projector, resize
+from manticore.projectors.reduced_rank import lost, truncated
 
 
 class Linear(Projector):
@@ -103,8 +104,8 @@ class LowRank(Projector):
         spread = base if moments is None else base @ moments.covariance.to(weight)
         # of s S alone, the best s
         fitted = float((weight * spread).sum() / (base * spread).sum().clamp_min(1e-300))
-        scale = min((1.0, 0.0, fitted), key=lambda s: _lost(weight - s * base, self.rank, moments))
-        up, down, bias = _truncate(weight - scale * base, bias, self.rank, moments)
+        scale = min((1.0, 0.0, fitted), key=lambda s: lost(weight - s * base, self.rank, moments))
+        up, down, bias = truncated(weight - scale * base, bias, self.rank, moments)
         self._write({"up": up, "down": down, "bias": bias, "scale": bias.new_tensor([scale])})
         return scale * base + up @ down, bias
 
@@ -159,7 +160,7 @@ class TwoLayer(Projector):
     def set_affine(self, weight: Tensor, bias: Tensor, moments: InputMoments | None = None) -> tuple[Tensor, Tensor]:
         weight, bias = _as_float64(self, weight, bias)
         base = _eye_like(weight) if self.skip else torch.zeros_like(weight)
-        up, down, bias = _truncate(weight - base, bias, self.hidden // 2, moments)
+        up, down, bias = truncated(weight - base, bias, self.hidden // 2, moments)
         self._write(self._pairs(up, down) | {"bias_out": bias})
         return base + up @ down, bias
 
@@ -225,36 +226,3 @@ def _as_float64(projector: Projector, weight: Tensor, bias: Tensor) -> tuple[Ten
     ):
         expect_shape(name, value, expected, "pass weight as [d_out, d_in], bias as [d_out]", where="set_affine")
     return weight.detach().double(), bias.detach().double()
-
-
-def _truncate(weight: Tensor, bias: Tensor, rank: int, moments: InputMoments | None) -> tuple[Tensor, Tensor, Tensor]:
-    """The best map of rank r = min(rank, d_in, d_out): (up [d_out, r], down [r, d_in], bias [d_out]).
-
-    Best in mean squared error over the inputs if their moments are known (reduced-rank regression: the part
-    of the output that is kept spans its first principal components), else over white inputs. The bias takes
-    over the mean of what is cut away.
-    """
-    d_out, d_in = weight.shape
-    if rank >= min(d_out, d_in):
-        eye = torch.eye(min(d_out, d_in), dtype=weight.dtype, device=weight.device)
-        return (weight, eye, bias) if d_in <= d_out else (eye, weight, bias)
-    # eigh sorts upwards
-    up = torch.linalg.eigh(_spread(weight, moments)).eigenvectors[:, d_out - rank :]
-    down = up.T @ weight
-    if moments is not None:
-        bias = bias + (weight - up @ down) @ moments.mean.to(weight)
-    return up, down, bias
-
-
-def _lost(weight: Tensor, rank: int, moments: InputMoments | None) -> float:
-    """The mean squared error of the best map of that rank."""
-    if rank >= min(weight.shape):
-        return 0.0
-    values = torch.linalg.eigvalsh(_spread(weight, moments))
-    return float(values[: len(values) - rank].clamp_min(0).sum())
-
-
-def _spread(weight: Tensor, moments: InputMoments | None) -> Tensor:
-    """Covariance ``[d_out, d_out]`` of the outputs of a linear map."""
-    outputs = weight @ weight.T if moments is None else weight @ moments.covariance.to(weight) @ weight.T
-    return (outputs + outputs.T) / 2

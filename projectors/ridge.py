@@ -123,7 +123,11 @@ class FeatureSums(Generic[Key]):
 
         A target without any variance has R² = 1 under a map without any error, else 0.
         """
-        variance, error = self.variance(target), self.mean_squared_error(source, target, weight, bias)
+        return self.r_squared_of(target, self.mean_squared_error(source, target, weight, bias))
+
+    def r_squared_of(self, target: Key, error: float) -> float:
+        """R² of any map with this mean squared error, as in :meth:`r_squared`."""
+        variance = self.variance(target)
         # float32 features with less variance than this differ by their rounding only
         floor = 1e-14 * float(variance + self.mean(target).square().sum())
         if variance <= floor:

@@ -51,7 +51,21 @@ def blocks(page: str) -> list[str]:
 def test_the_tutorial_and_the_readme_run(tmp_path: Path) -> None:
     shown = blocks("README.md")
     assert len(shown) == 2
-    (tmp_path / "tutorial.py").write_text("\n".join([*blocks("docs/tutorial.md"), BETWEEN, *shown]))
+    done = run("\n".join([*blocks("docs/tutorial.md"), BETWEEN, *shown]), tmp_path)
+    assert "trainable params" in done
+    assert "base_model" not in done  # folders are not parents that a reader of the hub could open
+    assert (tmp_path / "searched/mixture_weights.csv").is_file()
+    assert (tmp_path / "adapter/adapter_config.json").is_file()
+
+
+def test_the_page_on_which_hybrid_runs(tmp_path: Path) -> None:
+    done = run("\n".join(blocks("docs/which-hybrid.md")), tmp_path)
+    assert [line.split()[0] for line in done.splitlines()[:3]] == ["code", "english", "hybrid"]
+
+
+def run(page: str, tmp_path: Path) -> str:
+    """What a page prints, in a process of its own."""
+    (tmp_path / "tutorial.py").write_text(page)
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "MANTICORE_CACHE": str(tmp_path / "cache"),
@@ -62,7 +76,4 @@ def test_the_tutorial_and_the_readme_run(tmp_path: Path) -> None:
         [sys.executable, "tutorial.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "trainable params" in done.stdout
-    assert "base_model" not in done.stdout  # folders are not parents that a reader of the hub could open
-    assert (tmp_path / "searched/mixture_weights.csv").is_file()
-    assert (tmp_path / "adapter/adapter_config.json").is_file()
+    return done.stdout

@@ -123,7 +123,7 @@ def align(hybrid: Hybrid, out: Out, seed: Seed = 0, *, settings: dict[str, Any])
     refuse_existing(out)
     say(f"align: {hybrid} on {settings['tokens']:,} tokens of {settings['text']}")
     import manticore
-    from manticore.stages.align import Align, AlignRecord
+    from manticore.stages.align import Align, AlignRecord, left_as_it_was
     from manticore.training.saved_models import load_hybrid
 
     quiet_libraries()
@@ -134,6 +134,8 @@ def align(hybrid: Hybrid, out: Out, seed: Seed = 0, *, settings: dict[str, Any])
         model.save_pretrained(folder)
         write_json(folder / Align.note, AlignRecord.written(text=settings["text"], **report.to_dict()))
     say(f"loss at equal weights {report.loss_before:.3f} before, {report.loss_after:.3f} after")
+    for line in left_as_it_was(report):
+        say(line)
     done(out, Align().next_command(out, model, settings))
 
 

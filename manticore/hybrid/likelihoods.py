@@ -72,6 +72,7 @@ def scores_of(
     part: Part,
     features: Features,
     logits: Features,
+    normalizers: Features,
     head: Callable[[int, Tensor, Tensor], Tensor],
     before: Posterior | None,
     *,
@@ -86,6 +87,7 @@ def scores_of(
         part: the tokens ``[B, T]`` and their mask.
         features: component → ``[B, T, D]``: what its norm and head were given.
         logits: component → ``[B, T, V]``; empty where not all were asked for.
+        normalizers: component → ``[B, T]``, of the same logits.
         head: component, ids ``[B, n]``, features ``[B, n, D]`` → logits ``[B, n, V]``.
         before: what the cache has kept; None at the beginning.
         vocab_size: V.
@@ -113,7 +115,7 @@ def scores_of(
     for k, hidden in features.items():
         given = logits.get(k)
         if given is not None:
-            predicted = _picked(given, targets)
+            predicted = _picked(given, targets, normalizers[k])
         else:
             step = max(1, _AT_ONCE // (batch * vocab_size))
             spans = [slice(start, start + step) for start in range(0, tokens, step)]
@@ -142,10 +144,10 @@ def log_normalizers(logits: Tensor) -> Tensor:
     return logits.float().logsumexp(-1)
 
 
-def _picked(logits: Tensor, targets: Tensor) -> Tensor:
+def _picked(logits: Tensor, targets: Tensor, normalizers: Tensor | None = None) -> Tensor:
     """Log-probabilities ``[B, n]`` in float32 of targets ``[B, n]``."""
     found = logits.gather(-1, targets.to(logits.device)[..., None])[..., 0]
-    return found.float() - log_normalizers(logits)
+    return found.float() - (log_normalizers(logits) if normalizers is None else normalizers)
 
 
 def posteriors(scores: Tensor, counts: Tensor, start: Tensor, prior: Tensor, forgetting: float = 0.0) -> Tensor:

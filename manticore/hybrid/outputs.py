@@ -100,6 +100,11 @@ class Output(nn.Module, ABC):
         super().__init__()
         self.num_components = config.num_components
 
+    @property
+    def varies(self) -> bool:
+        """Whether the weights may differ from token to token."""
+        return self.follows_text or self.reads_head_inputs
+
     def reset_parameters(self) -> None:
         """Weights to begin with."""
 
@@ -149,18 +154,18 @@ class Probabilities(Output):
 
     def joined(self, read: Read) -> tuple[Tensor, Tensor]:
         """The mixture of the predictions."""
-        log_weights = self.log_weights(read)
+        normalizers = {k: log_normalizers(read.logits[k]) for k, _ in read.prior}
+        log_weights = self.log_weights(read, normalizers)
         total: Tensor | None = None
         for index, (k, _) in enumerate(read.prior):
-            logits = read.logits[k].float()
-            weight = log_weights[..., index, None].to(logits.device)
-            term = logits + (weight - log_normalizers(logits)[..., None])
+            weight = log_weights[..., index].to(normalizers[k].device)
+            term = read.logits[k] + (weight - normalizers[k])[..., None]
             total = term if total is None else torch.logaddexp(total, term.to(total.device))
         assert total is not None
         return total, log_weights.exp()
 
-    def log_weights(self, read: Read) -> Tensor:
-        """``[K]`` or ``[B, t, K]``."""
+    def log_weights(self, read: Read, normalizers: Features) -> Tensor:
+        """``[K]`` or ``[B, t, K]``; ``normalizers`` ``[B, t]`` are those of each component's logits."""
         return read.log_prior()
 
 
@@ -177,7 +182,7 @@ class Bayes(Probabilities):
         """Each component's weight and its prediction of the next token; nothing where one component is alone."""
         return components * (1 + vocab_size) * torch.float32.itemsize if components > 1 else 0
 
-    def log_weights(self, read: Read) -> Tensor:
+    def log_weights(self, read: Read, normalizers: Features) -> Tensor:
         """The posterior after each token, ``[B, t, K]``; it takes no gradient, the prior does."""
         part, cache = read.part, read.cache
         assert part is not None
@@ -185,7 +190,9 @@ class Bayes(Probabilities):
         logits = read.logits if read.kept is None else {}
         vocab_size = read.logits[read.prior[0][0]].shape[-1]
         scored = scores_of(
-            *(part, read.features, logits, read.head, before), vocab_size=vocab_size, last=cache is not None
+            *(part, read.features, logits, normalizers, read.head, before),
+            vocab_size=vocab_size,
+            last=cache is not None,
         )
         prior = read.log_prior()
         start = prior.expand(len(part.input_ids), -1) if before is None else before.log_weights.to(prior.device)
@@ -215,7 +222,7 @@ class Gate(Probabilities):
         for parameter in self.parameters():
             initialization.zeros_(parameter)
 
-    def log_weights(self, read: Read) -> Tensor:
+    def log_weights(self, read: Read, normalizers: Features) -> Tensor:
         """``[B, t, K]``."""
         used = [k for k, _ in read.prior]
         if (missing := [k for k in used if k not in read.head_inputs]) != []:

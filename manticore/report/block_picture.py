@@ -66,7 +66,12 @@ def block_picture(results: Results) -> Figure | None:
             _segment(axes, grid, results, component, block)
     if results.path:
         _route(axes, grid, results.path)
-    _legend(axes, grid, bool(results.path), bool(results.weights))
+        _legend(axes, grid)
+    elif results.finetune is not None:
+        _say(axes, "all components run side by side, in every block")
+    else:
+        what = "the tint and the number are the mixture weight" if results.weights else "no path chosen yet"
+        _say(axes, f"every block still holds all components; {what}")
     return figure
 
 
@@ -171,13 +176,15 @@ def _diamond(axes: Axes, x: float, y: float, radius: float = 0.085) -> None:
     axes.add_patch(Polygon(corners, closed=True, facecolor="#ffffff", edgecolor=INK, linewidth=1.1, zorder=6))
 
 
-def _legend(axes: Axes, grid: _Grid, has_path: bool, has_weights: bool) -> None:
-    x, y = _LABELS, _FOOTER / 2
-    style: dict[str, Any] = {"va": "center", "color": MUTED, "fontsize": 8}
-    if not has_path:
-        what = "the tint and the number are the mixture weight" if has_weights else "no path chosen yet"
-        axes.text(x, y, f"every block still holds all components; {what}", **style)
-        return
+_SMALL: dict[str, Any] = {"va": "center", "color": MUTED, "fontsize": 8}
+
+
+def _say(axes: Axes, text: str) -> None:
+    axes.text(_LABELS, _FOOTER / 2, text, **_SMALL)
+
+
+def _legend(axes: Axes, grid: _Grid) -> None:
+    x, y, style = _LABELS, _FOOTER / 2, _SMALL
     for face, edge, text, width in (
         (MUTED, MUTED, "kept (layers counted from 0)", 2.1),
         ("#ffffff", FAINT, "dropped", 0.95),

@@ -26,7 +26,7 @@ from manticore.report.naming import alone, budget_name, model_name
 from manticore.report.results import Results, as_results, printable
 from manticore.report.svg import house_style, to_png
 from manticore.report.verdict import verdict
-from manticore.stages.combine import ComponentRecord, TaskInfo, beginning
+from manticore.stages.combine import ComponentRecord, TaskInfo, beginning, predicts
 from manticore.stages.compare import CompareRecord, Row
 from manticore.writing import write_bytes
 
@@ -150,6 +150,7 @@ def _body(results: Results, licence_note: str, folder: Path, has_picture: bool) 
         searched=results.search is not None,
         discrete=bool(results.path),
         parent=alone(results),
+        predicts=predicts(results.combine) if results.combine and not results.path else "",
         how_found=candidates.how_found(results),
         verdict=verdict(results).sentence,
         warnings=warnings(results),

@@ -31,6 +31,7 @@ from manticore.report.palette import (
 )
 from manticore.report.results import Results
 from manticore.report.svg import house_style, to_svg
+from manticore.report.text_picture import text_figure
 from manticore.stages.align import Translation
 from manticore.stages.combine import TaskInfo
 from manticore.stages.compare import Row
@@ -386,8 +387,14 @@ _FIGURES: dict[str, tuple[str, str, Callable[[Results], Figure | None]]] = {
     ),
     "blocks": (
         "The blocks",
-        "Each lane is a component, each column a block; the chosen path runs from the embeddings to the head.",
+        "Each lane is a component, each column a block; a chosen path runs from the embeddings to the head.",
         block_picture,
+    ),
+    "text": (
+        "Whose text it is taken for",
+        "Weights of the components' predictions after each token of held-out text, by the hybrid that is kept; each "
+        "token is tinted by them.",
+        text_figure,
     ),
     "mixture_weights": (
         "Mixture weights during the search",

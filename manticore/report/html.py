@@ -32,6 +32,7 @@ from manticore.report.palette import component_colour, model_colour
 from manticore.report.results import Results, printable, read_results
 from manticore.report.svg import inline
 from manticore.report.verdict import verdict
+from manticore.stages.align import left_as_it_was
 from manticore.stages.combine import TaskInfo, beginning
 from manticore.stages.compare import CompareRecord
 from manticore.stages.search import SearchRecord
@@ -159,6 +160,7 @@ def _summary(results: Results) -> list[tuple[str, str]]:
         ("text", results.task.beginning if results.task else ""),
         ("blocks", str(results.num_blocks or "")),
         ("mixing", combine.mixing if combine else ""),
+        ("output", combine.output if combine and combine.output != "logits" else ""),
         ("projector", combine.projector if combine else ""),
         ("tokenizer", combine.tokenizer if combine else ""),
         ("search", ", ".join(filter(None, [search.method, search.order])) if search else ""),
@@ -336,6 +338,7 @@ def _notes(figure: str, results: Results) -> str:
         if align.loss_before is not None and align.loss_after is not None:
             before, after = quantities.score(align.loss_before), quantities.score(align.loss_after)
             pieces.append(f"Held-out loss of the supernet: {before} before, {after} after")
+        pieces += left_as_it_was(align)
         if align.tokens is not None:
             pieces.append(f"{quantities.count(align.tokens)} tokens of calibration text")
         if align.bos is not None:

@@ -90,6 +90,8 @@ def folder_record(folder: Path, config: ManticoreConfig) -> dict[str, Any]:
         "combine": {
             "num_blocks": config.num_blocks,
             "mixing": config.mixing,
+            "output": config.output,
+            "forgetting": config.forgetting,
             "projector": config.projector,
             "boundaries": config.boundaries,
         },

@@ -75,12 +75,12 @@ def data_lineage(task: Task) -> dict[str, str]:
     found = {}
     for split, rows in task.data.items():
         if task.sources:
-            # before the whole: what is refused names the first that differs
+            # a name that comes before those of the splits: what is refused names the first that differs
             columns = rows.select_columns(["targets", SOURCES]).with_format("numpy")[:]
             targets, sources = (np.concatenate(list(columns[name])) for name in ("targets", SOURCES))
             for index, name in enumerate(task.sources):
                 own = targets[sources == index].astype(np.int64)
-                found[f"{split}, {name}"] = hashlib.sha256(own.tobytes()).hexdigest()
+                found[f"source {name}, {split}"] = hashlib.sha256(own.tobytes()).hexdigest()
         found[str(split)] = _rows_digest(rows)
     return found
 

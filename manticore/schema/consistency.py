@@ -19,12 +19,13 @@ from manticore.schema.options import (
     expected,
     foreign_options,
     mixes,
+    mixtures,
     options_of,
     reads_tokenizer,
     trains_candidates,
 )
 from manticore.schema.problems import Path, shown
-from manticore.tasks.text_sources import beside_sources
+from manticore.tasks.text_sources import STDLIB, beside_sources
 
 Finding = tuple[Path, str]
 
@@ -67,6 +68,7 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
         task = sections["task"]
         yield from options(("task", "options"), "task", task.name, task.options)
         yield from mixture(("task", "options"), task.name, task.options)
+        yield from _held_out(task, pretrain)
     if sections.get("search") is not None:
         search = sections["search"]
         yield from _method_options(search)
@@ -101,6 +103,21 @@ def options(path: Path, kind: str, name: str, given: Mapping[str, TaskOption]) -
             yield from (((*path, key, *way), text) for way, text in wanted.found)
         elif wanted is not None:
             yield (*path, key), f"wrong value (got {shown(value)}, expected {wanted}"
+
+
+def _held_out(task: Any, pretrain: list[Any]) -> Iterator[Finding]:
+    """Parents that would be trained on what the task holds out of the same text."""
+    if not mixes(task.name):
+        return
+    mixed = [source["text"] for sources in mixtures(task.name, task.options).values() for source in sources.values()]
+    read, seed = mixed or [task.options.get("source", STDLIB)], task.options.get("data_seed", 0)
+    for index, entry in enumerate(pretrain):
+        if entry.steps and entry.text in read and entry.data_seed != seed:
+            yield (
+                ("pretrain", index, "data_seed"),
+                f"{entry.text} is split by another seed than the task has (got {entry.data_seed}, expected {seed}), so "
+                f"it is trained on what it is scored on. Fix: data_seed: {seed}",
+            )
 
 
 def mixture(path: Path, task: str, given: Mapping[str, TaskOption]) -> Iterator[Finding]:

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
     from manticore.hybrid.pretrained import ManticorePreTrainedModel
     from manticore.plan.costing import Costing
+    from manticore.training.alignment import AlignmentReport
+
+
+_OVERFITTED = 0.1
+"""A fall of R² from the text fitted on to held-out text that is worth more text."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Translation(Record):
     boundary: int | None = None
     r2: float | None = None
     r2_heldout: float | None = None
+    r2_before: float | None = None
+    kept: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,8 @@ class AlignRecord(Record):
     loss_before: float | None = None
     loss_closed_form: float | None = None
     loss_after: float | None = None
+    withdrawn: tuple[str, ...] = ()
+    steps_withdrawn: bool = False
     bos: str | None = None
     """The token that every pack of text began with, empty for none; None where nothing is known of it."""
     translations: tuple[Translation, ...] = ()
@@ -59,7 +68,11 @@ class Align(Stage):
         return f"{section.tokens:,} tokens of {section.text}"
 
     def cost(self, costing: Costing) -> Iterator[StagePlan]:
-        """The components alone up to the last boundary that is read, the sums of the regressions, the steps."""
+        """The components alone up to the last boundary that is read, the sums of the regressions, the steps.
+
+        Of the held-out text also the errors of the projectors as they are, and the loss before and after; not what is
+        tried where that loss gets worse.
+        """
         section, task, skeleton = self.settings(costing.recipe), costing.task, costing.skeleton
         length = task.length if section.text == "task" else section.length
         packs = max(2, section.tokens // length)
@@ -72,16 +85,20 @@ class Align(Stage):
         translations = [t for t in skeleton.hybrid.mixing.translations() if t.source != t.target]
         spaces = {space for t in translations for space in (t.source, t.target)}
         parts = case.parts
+        heldout = packs - fitted
         flops = 0.0
         for k in {k for k, _ in spaces}:
             deepest = config.boundaries[k][max(n for m, n in spaces if m == k)]
             layers = [p.piece.forward_flops for p in parts if p.unit.startswith(f"{k}.")]
-            flops += (sum(layers[:deepest]) + parts[k].piece.forward_flops) / case.micro_batch * fitted
+            flops += (sum(layers[:deepest]) + parts[k].piece.forward_flops) / case.micro_batch * packs
         widths = [c.hidden_size for c in config.components]
         pairs = {(t.source, t.target) for t in translations}
         products = sum(widths[k] ** 2 for k, _ in {source for source, _ in pairs})
         products += sum(widths[a[0]] * widths[b[0]] for a, b in {tuple(sorted(pair)) for pair in pairs})
-        flops += 2 * products * fitted * length + case.flops * section.steps
+        maps = sum(p.numel() for t in translations for p in t.projector.parameters() if p.dim() == 2)
+        flops += 2 * (maps * heldout + products * packs) * length + case.flops * section.steps
+        # with gradient steps the loss is measured once more
+        flops += (3 if section.steps else 2) * case.forward_flops / case.micro_batch * heldout
         sums = 8 * (products + sum(widths[k] for k, _ in spaces))
         peak = max(cases.evaluation(None, **batch) + sums, case.peak() if section.steps else 0)
         costing.save_model(costing.tuned["supernet"].held)
@@ -99,13 +116,35 @@ class Align(Stage):
         report = manticore.align(hybrid, text, section, seed=run.recipe.seed, progress=run.progress(self.name))
         run.save(hybrid, folder)
         found = AlignRecord.written(text=section.text, **report.to_dict())
-        return Outcome({"align": found}, f"loss {report.loss_before:.3f} before, {report.loss_after:.3f} after")
+        losses = f"loss {report.loss_before:.3f} before, {report.loss_after:.3f} after"
+        return Outcome({"align": found}, "; ".join([losses, *left_as_it_was(report)]))
 
     def next_command(self, out: str, hybrid: ManticorePreTrainedModel, settings: Mapping[str, Any]) -> str:
         if hybrid.tokenizer is None:
             return search_command(out, FROM_SCRATCH)
         given = {"source": settings["text"], "text_column": settings["text_column"], "bos": settings["bos"]}
         return search_command(out, words_for(hybrid, **given))
+
+
+def left_as_it_was(report: AlignRecord | AlignmentReport) -> list[str]:
+    """A clause for everything that alignment left as it was, and one where it had too little text."""
+    said, fits = [], report.translations
+    alone = [t for t in fits if t.kept is not None and t.r2 is None and t.name not in report.withdrawn]
+    if alone:
+        said.append(
+            f"{len(alone)} of {len(fits)} projectors stay as they were: fitted ones translate held-out text worse"
+        )
+    if report.withdrawn and report.loss_closed_form is not None:
+        everything = len(report.withdrawn) + len(alone) == len(fits)
+        what = "all of them are" if everything else f"{len(report.withdrawn)} of {len(fits)} are"
+        said.append(f"fitted projectors raise the held-out loss to {report.loss_closed_form:.3f}: {what} withdrawn")
+    if report.steps_withdrawn:
+        said.append("the gradient steps raise the held-out loss: withdrawn")
+    both = [(t.r2, t.r2_heldout) for t in fits if t.r2 is not None and t.r2_heldout is not None]
+    r2, heldout = max(both, key=lambda pair: pair[0] - pair[1], default=(0.0, 0.0))
+    if r2 - heldout > _OVERFITTED:
+        said.append(f"R² falls from {r2:.2f} on the fitted text to {heldout:.2f} on held-out text: more tokens help")
+    return said
 
 
 def task_text(run: Run) -> Dataset:

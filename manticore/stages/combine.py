@@ -15,7 +15,7 @@ from manticore.file_names import LINEAGE
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
 from manticore.stages.commands import FROM_SCRATCH, search_command, words_for
-from manticore.stages.records import Record
+from manticore.stages.records import Record, Weights
 from manticore.stages.run import Run
 from manticore.stages.stage import Stage, StagePlan
 from manticore.writing import write_json
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from manticore.plan.costing import Costing
     from manticore.schema.sections import Component
     from manticore.tasks.task import Task
+
+
+_PIECES, _PIECE_TOKENS = 4, 128
+"""What the report shows of weights that follow the text."""
+_LINE_ENDS = str.maketrans({"\n": "⏎", "\r": "⏎", "\t": "⇥"})
 
 
 @dataclass(frozen=True)
@@ -120,9 +125,24 @@ class Reembedded(Record):
 
 
 @dataclass(frozen=True)
+class WeighedText(Record):
+    """A piece of held-out text, and the weights of the components' predictions along it."""
+
+    tokens: tuple[str, ...] = ()
+    """What each stands for."""
+    weights: Weights = ()
+    """``[T, K]``, after each token."""
+
+
+@dataclass(frozen=True)
 class CombineRecord(Record):
     num_blocks: int | None = None
     mixing: str = ""
+    output: str = "logits"
+    """How the components' predictions become one."""
+    forgetting: float = 0.0
+    texts: tuple[WeighedText, ...] = ()
+    """Where weights follow the text: pieces of the task's validation split."""
     projector: str = ""
     boundaries: tuple[tuple[int, ...], ...] = ()
     """Per component N+1 layer indices: block n holds layers ``boundaries[k][n]`` to ``boundaries[k][n+1] - 1``."""
@@ -132,12 +152,43 @@ class CombineRecord(Record):
     """Per component what the kept tokenizer's rows were made of; None where nothing was to be done."""
 
 
+def predicts(combine: CombineRecord) -> str:
+    """How a soft hybrid's prediction comes about, in a sentence; empty where nobody has said."""
+    forgets = f", of which the share {combine.forgetting:g} is forgotten per token" if combine.forgetting else ""
+    return {
+        "logits": "Its logits are the weighted mean of theirs.",
+        "probabilities": "Its prediction is the weighted mean of theirs.",
+        "bayes": "Its prediction is the mean of theirs, each weighed by how likely it has found the text so far"
+        f"{forgets} (Bayesian interpolation).",
+        "gate": "Its prediction is the mean of theirs, weighed by a linear gate on the features of each token.",
+    }.get(combine.output, "")
+
+
+def weighed_texts(hybrid: Any, task: Task) -> list[dict[str, Any]]:
+    """The first pieces of the validation split, with the weights along them; none where the weights are constant."""
+    import torch
+
+    tokenizer = hybrid.tokenizer
+    if tokenizer is None or task.vocab_size is not None or not hybrid.output.varies:
+        return []
+    hybrid.eval()
+    rows, texts = task.data["validation"][:_PIECES]["input_ids"], []
+    for row in rows:
+        ids = torch.as_tensor(row)[None, :_PIECE_TOKENS]
+        with torch.no_grad():
+            weights = hybrid(ids.to(hybrid.device), output_weights=True).output_weights[0]
+        shown = [str(tokenizer.decode([token])).translate(_LINE_ENDS) for token in ids[0].tolist()]
+        texts.append(WeighedText.written(tokens=shown, weights=[[round(w, 4) for w in at] for at in weights.tolist()]))
+    return texts
+
+
 class Combine(Stage):
     name = "combine"
 
     def plan_line(self, recipe: Recipe) -> str:
         names = " + ".join(component.name for component in recipe.components)
-        return f"{names}, {recipe.combine.num_blocks} blocks, {recipe.combine.mixing}"
+        output = "" if recipe.combine.output == "logits" else f", output {recipe.combine.output}"
+        return f"{names}, {recipe.combine.num_blocks} blocks, {recipe.combine.mixing}{output}"
 
     def inputs(self, recipe: Recipe) -> Mapping[str, Any]:
         return {
@@ -173,7 +224,11 @@ class Combine(Stage):
             for k, component in enumerate(recipe.components)
         ]
         section, config = recipe.combine, hybrid.config
-        combined = {name: getattr(section, name) for name in ("num_blocks", "mixing", "projector")}
+        combined = {
+            name: getattr(section, name) for name in ("num_blocks", "mixing", "output", "forgetting", "projector")
+        }
+        if hybrid.output.follows_text:
+            combined["texts"] = weighed_texts(hybrid, run.task)
         if config.reembedded is not None:
             combined |= {"tokenizer": section.tokenizer, "reembedded": config.reembedded}
         combined = CombineRecord.written(boundaries=config.boundaries, **combined)

@@ -11,6 +11,7 @@ import manticore
 from manticore.file_names import MODEL
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
+from manticore.stages.combine import WeighedText, weighed_texts
 from manticore.stages.commands import evaluate_command
 from manticore.stages.discretize import DiscretizeRecord
 from manticore.stages.records import Record, Step
@@ -32,6 +33,8 @@ class FinetuneRecord(Record):
     history: tuple[Step, ...] = ()
     begun_flops: float = 0.0
     """Of ``flops``, those that a search had spent on the path before: fine-tuning went on from there."""
+    texts: tuple[WeighedText, ...] = ()
+    """As those of combining, after fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Finetune(Stage):
             "finetune": FinetuneRecord.written(
                 **result.to_dict(),
                 begun_flops=0 if checkpoints is None else run.results_of("search")["trained_flops"],
+                **({"texts": weighed_texts(result.model, run.task)} if soft else {}),
             ),
             "model": SavedModel.written(path=MODEL, loads_with=loading_class(result.model)),
         }

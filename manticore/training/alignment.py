@@ -2,7 +2,13 @@
 
 Each component runs alone over calibration text. What it holds at a block boundary is one feature space; each
 projector is the ridge regression of its target's space on its source's (``manticore.projectors.ridge``), token by
-token. Only sums are kept: one Gram matrix per source, one cross matrix per pair.
+token. Only sums are kept: one Gram matrix per source, one cross matrix per pair. How strong the ridge is, held-out
+text decides (:mod:`manticore.training.projector_fits`).
+
+Held-out text also decides what stays: a projector whose fitted map does worse there than what it held keeps that;
+where the hybrid as a whole does worse, the boundaries are fitted one by one, and those that raise its loss are left as
+they were. So alignment never raises the held-out loss. Gated mixing is where that happens: its formula is no
+translation at mixed weights.
 
 The gradient steps minimise the language-modelling loss of the hybrid at its current mixture weights: that, and not
 the distance between features, is what the projectors are for. Everything but the projectors is frozen.
@@ -16,9 +22,9 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -35,38 +41,12 @@ from manticore.settings import Align
 from manticore.tasks.metrics import IGNORE
 from manticore.training.calibration import Packs, calibration_packs
 from manticore.training.descent import Clock, Progress, counted, descend, mean_loss
+from manticore.training.projector_fits import BEFORE, ErrorsBefore, FeatureSpace, Sums, TranslationFit, fit
 
 if TYPE_CHECKING:
     from manticore.components.runner import Runner
     from manticore.hybrid.mixing import Features, Translation
     from manticore.hybrid.modeling import ManticoreForCausalLM
-
-
-class FeatureSpace(NamedTuple):
-    """What a component holds at a block boundary when it runs alone."""
-
-    component: int
-    boundary: int
-
-    def __str__(self) -> str:
-        return f"component {self.component} at boundary {self.boundary}"
-
-
-@dataclass(frozen=True)
-class TranslationFit:
-    """How well one projector translates. R² is 1 for a perfect map, 0 for the mean of the target."""
-
-    name: str
-    source: int
-    """Component whose features go in."""
-    target: int
-    """Component whose features should come out."""
-    boundary: int
-    """Block boundary, from 0 (embeddings) to N."""
-    r2: float
-    """R² of the closed form on the text it was fitted on."""
-    r2_heldout: float
-    """R² of the closed form on held-out text."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +61,17 @@ class AlignmentReport:
     """Gradient steps after the closed form."""
     loss_before: float
     loss_closed_form: float
+    """With every projector as it was fitted."""
     loss_after: float
-    """After the gradient steps; without any, that of the closed form."""
+    """Of the hybrid as it is left; never above ``loss_before``, unless ``withdraw`` is off."""
+    withdrawn: list[str]
+    """Projectors that are as they were, since the hybrid's loss was higher with the fitted ones."""
+    steps_withdrawn: bool
+    """Whether the gradient steps raised the held-out loss, and were taken back."""
     bos: str | None
     """The BOS token that every pack of text began with, empty for none; None for a tokenised data set."""
     flops: int
-    """Matrix products of the fit and the gradient steps; what only measures is left out."""
+    """Matrix products of the fit, of what is measured to choose, and of the gradient steps."""
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,7 +106,7 @@ def align(
     """
     started = time.perf_counter()
     _check(hybrid)
-    fit, heldout = calibration_packs(
+    fitted, heldout = calibration_packs(
         settings.text,
         text_column=settings.text_column,
         tokens=settings.tokens,
@@ -132,43 +117,99 @@ def align(
         tokenizer=tokenizer if tokenizer is not None else hybrid.tokenizer,
     )
     batch_size, steps = settings.batch_size, settings.steps
-    _check_packs(hybrid, fit, heldout)
+    _check_packs(hybrid, fitted, heldout)
     per_pass = math.ceil(len(heldout) / batch_size)
-    clock = Clock(progress, math.ceil(len(fit) / batch_size) + (4 if steps else 3) * per_pass + steps)
+    clock = Clock(progress, math.ceil(len(fitted) / batch_size) + (4 if steps else 3) * per_pass + steps)
 
     translations = hybrid.mixing.translations()
-    with _undone_on_failure(hybrid), fast_scan(hybrid):
-        loss_before = mean_loss(hybrid, heldout, batch_size, clock)
-        sums, flops = _collect(hybrid, translations, fit, batch_size, clock)
-        heldout_sums, _ = _collect(hybrid, translations, heldout, batch_size, clock)
-        solutions = [_solve(sums, translation, settings.ridge) for translation in translations]
+    judge = _Judge(hybrid, heldout, batch_size, clock)
+    with _undone_on_failure(hybrid) as before, fast_scan(hybrid):
+        loss_before = judge.loss()
+        sums, flops = _collect(hybrid, translations, fitted, batch_size, clock)
+        errors = ErrorsBefore(translations)
+        heldout_sums, flops_heldout = _collect(hybrid, translations, heldout, batch_size, clock, errors)
         with torch.random.fork_rng(devices=[hybrid.device] if hybrid.device.type == "cuda" else []):
             torch.manual_seed(derive_seed(seed, "align"))
             fits = [
-                _write(translation, solution, sums, heldout_sums)
-                for translation, solution in zip(translations, solutions)
+                fit(t, sums, heldout_sums, errors, settings.ridge, keep_best=settings.withdraw) for t in translations
             ]
-        loss_closed_form = loss_after = mean_loss(hybrid, heldout, batch_size, clock)
-        if not math.isfinite(loss_closed_form):
+        loss_closed_form = loss_after = judge.loss()
+        if not math.isfinite(loss_closed_form) and not (settings.withdraw and math.isfinite(loss_before)):
             raise ManticoreError(
                 f"align: the held-out loss is {loss_closed_form} with the fitted projectors. "
                 "Fix: a larger ridge, or components in float32"
             )
+        withdrawn: list[str] = []
+        if settings.withdraw and _worse(loss_closed_form, loss_before):
+            loss_after, withdrawn = _boundary_by_boundary(hybrid, fits, before, loss_before, judge)
+            fits = [_as_before(f) if f.name in withdrawn else f for f in fits]
+        steps_withdrawn = False
         if steps:
-            flops += descend(hybrid, fit, steps, settings.lr, batch_size, seed, clock)
-            loss_after = mean_loss(hybrid, heldout, batch_size, clock)
+            aligned, loss_aligned = _projectors(hybrid), loss_after
+            flops += descend(hybrid, fitted, steps, settings.lr, batch_size, seed, clock)
+            loss_after = judge.loss()
+            if settings.withdraw and _worse(loss_after, loss_aligned):
+                hybrid.mixing.projectors.load_state_dict(aligned)
+                loss_after, steps_withdrawn = loss_aligned, True
     return AlignmentReport(
         translations=fits,
-        tokens=fit.tokens,
+        tokens=fitted.tokens,
         heldout_tokens=heldout.tokens,
         steps=steps,
         loss_before=loss_before,
         loss_closed_form=loss_closed_form,
         loss_after=loss_after,
-        bos=fit.bos,
-        flops=flops,
+        withdrawn=withdrawn,
+        steps_withdrawn=steps_withdrawn,
+        bos=fitted.bos,
+        flops=flops + flops_heldout + judge.flops,
         seconds=time.perf_counter() - started,
     )
+
+
+class _Judge:
+    """Measures a hybrid's loss on held-out text, and counts what that takes."""
+
+    def __init__(self, hybrid: ManticoreForCausalLM, heldout: Packs, batch_size: int, clock: Clock) -> None:
+        self._measured = (hybrid, heldout, batch_size, clock)
+        self.clock = clock
+        self.batches = math.ceil(len(heldout) / batch_size)
+        self.flops = 0
+
+    def loss(self) -> float:
+        """In nats per token."""
+        loss, flops = mean_loss(*self._measured)
+        self.flops += flops
+        return loss
+
+
+def _boundary_by_boundary(
+    hybrid: ManticoreForCausalLM, fits: list[TranslationFit], before: Projectors, loss: float, judge: _Judge
+) -> tuple[float, list[str]]:
+    """Fit the boundaries one after the other, each if the loss does not rise; the loss then, and what is left out."""
+    fitted = _projectors(hybrid)
+    held, withdrawn = dict(before), []
+    boundaries = sorted({f.boundary for f in fits})
+    judge.clock.steps += judge.batches * len(boundaries)
+    for boundary in boundaries:
+        names = [f.name for f in fits if f.boundary == boundary and f.kept != BEFORE]
+        tried = held | {name: value for name, value in fitted.items() if name.split(".")[0] in names}
+        hybrid.mixing.projectors.load_state_dict(tried)
+        found = judge.loss()
+        if _worse(found, loss):
+            withdrawn += names
+        else:
+            held, loss = tried, found
+    hybrid.mixing.projectors.load_state_dict(held)
+    return loss, withdrawn
+
+
+def _worse(loss: float, than: float) -> bool:
+    return not loss <= than and math.isfinite(than)
+
+
+def _as_before(fit: TranslationFit) -> TranslationFit:
+    return replace(fit, r2=None, r2_heldout=fit.r2_before, kept=BEFORE)
 
 
 @torch.no_grad()
@@ -210,59 +251,47 @@ def _held_alone(
     return held
 
 
-Sums: TypeAlias = FeatureSums[FeatureSpace]
-Solution: TypeAlias = tuple[Tensor, Tensor]
-"""weight ``[d_out, d_in]`` and bias ``[d_out]``"""
-
-
 def _collect(
-    hybrid: ManticoreForCausalLM, translations: list[Translation], packs: Packs, batch_size: int, clock: Clock
+    hybrid: ManticoreForCausalLM,
+    translations: list[Translation],
+    packs: Packs,
+    batch_size: int,
+    clock: Clock,
+    errors: ErrorsBefore | None = None,
 ) -> tuple[Sums, int]:
-    """The sums over all packs, and the FLOPs they took."""
+    """The sums over all packs, and the FLOPs they took, with those of the projectors' errors."""
     pairs = [(FeatureSpace(*t.source), FeatureSpace(*t.target)) for t in translations if t.source != t.target]
     sums: Sums = FeatureSums(pairs)
     flops_per_pack = 0.0
     for batch in packs.batches(batch_size, hybrid.device):
         with counted(not flops_per_pack) as count:
-            sums.update(boundary_features(hybrid, sums.keys, batch), batch.attention_mask)
+            features = boundary_features(hybrid, sums.keys, batch)
+            sums.update(features, batch.attention_mask)
+            if errors is not None:
+                errors.update(features, batch.attention_mask)
         flops_per_pack = flops_per_pack or count() / len(batch)
         clock.tick()
     return sums, round(flops_per_pack * len(packs))
 
 
-def _solve(sums: Sums, translation: Translation, ridge: float) -> Solution | None:
-    """The ridge regression; None where source and target are the same features."""
-    if translation.source == translation.target:
-        return None
-    return sums.solve(FeatureSpace(*translation.source), FeatureSpace(*translation.target), ridge)
+Projectors: TypeAlias = dict[str, Tensor]
+"""Parameters of all projectors, by name."""
 
 
-def _write(
-    translation: Translation,
-    solution: Solution | None,
-    sums: Sums,
-    heldout: Sums,
-) -> TranslationFit:
-    """Put the solution into the projector, and measure what the projector can hold of it."""
-    source, target = FeatureSpace(*translation.source), FeatureSpace(*translation.target)
-    if solution is None:
-        translation.projector.reset_identity()
-        r2 = r2_heldout = 1.0
-    else:
-        held = translation.projector.set_affine(*solution, sums.moments(source))
-        r2, r2_heldout = (s.r_squared(source, target, *held) for s in (sums, heldout))
-    return TranslationFit(translation.name, source.component, target.component, source.boundary, r2, r2_heldout)
+def _projectors(hybrid: ManticoreForCausalLM) -> Projectors:
+    """What they are now; what is written into them later does not change it."""
+    return {name: value.clone() for name, value in hybrid.mixing.projectors.state_dict().items()}
 
 
 @contextmanager
-def _undone_on_failure(hybrid: ManticoreForCausalLM) -> Iterator[None]:
+def _undone_on_failure(hybrid: ManticoreForCausalLM) -> Iterator[Projectors]:
     """Evaluation mode inside; modes and ``requires_grad`` come back, projectors too if something goes wrong."""
     modes = [(module, module.training) for module in hybrid.modules()]
     gradients = [(parameter, parameter.requires_grad) for parameter in hybrid.parameters()]
-    projectors = {name: value.clone() for name, value in hybrid.mixing.projectors.state_dict().items()}
+    projectors = _projectors(hybrid)
     hybrid.eval()
     try:
-        yield
+        yield projectors
     except BaseException:
         hybrid.mixing.projectors.load_state_dict(projectors)
         raise

@@ -39,14 +39,16 @@ class Clock:
 
 
 @torch.no_grad()
-def mean_loss(hybrid: ManticoreForCausalLM, packs: Packs, batch_size: int, clock: Clock) -> float:
-    """Mean cross entropy over all targets."""
-    total, count = 0.0, 0
+def mean_loss(hybrid: ManticoreForCausalLM, packs: Packs, batch_size: int, clock: Clock) -> tuple[float, int]:
+    """Mean cross entropy over all targets, and the FLOPs that it took."""
+    total, targets, flops_per_pack = 0.0, 0, 0.0
     for batch in packs.batches(batch_size, hybrid.device):
-        total += float(_cross_entropy(hybrid, batch, reduction="sum"))
-        count += int((batch.targets != IGNORE).sum())
+        with counted(not flops_per_pack) as count:
+            total += float(_cross_entropy(hybrid, batch, reduction="sum"))
+        flops_per_pack = flops_per_pack or count() / len(batch)
+        targets += int((batch.targets != IGNORE).sum())
         clock.tick()
-    return total / max(count, 1)
+    return total / max(targets, 1), round(flops_per_pack * len(packs))
 
 
 def _cross_entropy(hybrid: ManticoreForCausalLM, batch: Packs, reduction: str) -> Tensor:

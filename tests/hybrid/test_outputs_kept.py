@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from manticore.errors import ManticoreError
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.settings import Combine
+from manticore.training.tokenizers import train_tokenizer
 from manticore.training.trainable import set_trainable
 
 OUTPUTS = ("probabilities", "bayes", "gate")
@@ -173,3 +175,22 @@ def test_a_compiled_hybrid_predicts_the_same_in_one_graph() -> None:
         supernet.set_mixture_weights([[0.9, 0.1], [0.2, 0.8]])
         torch.testing.assert_close(compiled(ids).logits, supernet(ids).logits, atol=1e-6, rtol=0)
     torch._dynamo.reset()
+
+
+@torch.no_grad()
+def test_lm_eval_scores_texts_as_forward_does() -> None:
+    models = pytest.importorskip(
+        "lm_eval.models.huggingface", reason="lm-eval is not installed: pip install -e '.[eval]'"
+    )
+    tokenizer = train_tokenizer(["some text, and def some_code(): return"], 300)
+    parents = [tiny_model(family, seed=k, vocab_size=300) for k, family in enumerate(("mistral", "llama"))]
+    for output in OUTPUTS:
+        hybrid = manticore.combine(parents, num_blocks=1, output=output, tokenizer=tokenizer, check=False)
+        scorer = models.HFLM(pretrained=hybrid, tokenizer=tokenizer, batch_size=2, device="cpu")
+        pairs = [("some text", ", and def"), ("def", " some_code(): return some")]
+        requests = [SimpleNamespace(args=pair) for pair in pairs]
+        for (context, continuation), (scored, _) in zip(pairs, scorer.loglikelihood(requests, disable_tqdm=True)):
+            start = len(tokenizer(context).input_ids)
+            ids = torch.tensor([tokenizer(context + continuation).input_ids])
+            logits = hybrid(ids).logits[0, start - 1 : -1].log_softmax(-1)
+            assert abs(scored - float(logits.gather(-1, ids[0, start:, None]).sum())) < 1e-3

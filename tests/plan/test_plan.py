@@ -226,7 +226,8 @@ def test_a_plan_counts_what_the_stages_count(supernet):
     rows = torch.randint(0, 48, (16, 8)).tolist()
     from datasets import Dataset
 
-    report = manticore.align(real, Dataset.from_dict({"input_ids": rows}), tokens=128, batch_size=4)
+    given = {"tokens": 128, "batch_size": 4, "withdraw": False}
+    report = manticore.align(real, Dataset.from_dict({"input_ids": rows}), **given)
     assert stages["align"].flops == report.flops
     set_trainable(real, "all")
     use_selective_scan(real)

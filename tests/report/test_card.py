@@ -44,6 +44,15 @@ def test_partial_results_give_a_card(tmp_path, record, keep):
     assert "cannot be said" in card.text
 
 
+def test_a_soft_hybrid_says_how_its_prediction_comes_about(tmp_path, record):
+    said = "each weighed by how likely it has found the text so far"
+    assert said not in ModelCard.load(write_model_card(tmp_path, record)).text
+    soft = {part: record[part] for part in ("components", "combine")}
+    soft["combine"] = {**soft["combine"], "output": "bayes", "forgetting": 0.01}
+    text = ModelCard.load(write_model_card(tmp_path, {"schema_version": 1, **soft})).text
+    assert f"{said}, of which the share 0.01 is forgotten per token (Bayesian interpolation)." in " ".join(text.split())
+
+
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_names_cannot_leave_their_cell(tmp_path, name):
     record = build_record()

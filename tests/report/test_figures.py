@@ -19,14 +19,14 @@ def _texts(svg):
     return ["".join(n.data for n in t.childNodes) for t in minidom.parseString(svg).getElementsByTagName("text")]
 
 
-LEARNED = tuple(name for name in FIGURE_NAMES if name != "candidates")
+LEARNED = tuple(name for name in FIGURE_NAMES if name not in ("candidates", "text"))
 """What a search that learns mixture weights gets."""
 
 
 def test_complete_run_gets_every_figure():
     assert tuple(draw_figures(parse_results(build_record()))) == LEARNED
     of_paths = draw_figures(parse_results(race_won_by_a_hybrid()))
-    assert tuple(of_paths) == tuple(name for name in FIGURE_NAMES if name != "mixture_weights")
+    assert tuple(of_paths) == tuple(name for name in FIGURE_NAMES if name not in ("mixture_weights", "text"))
     # no entropy, no loss of a supernet
     shown = {text for drawing in of_paths.values() for text in _texts(drawing.svg)}
     assert not {"search: loss", "search: entropy of the mixture weights", "supernet"} & shown
@@ -150,3 +150,21 @@ def test_a_component_has_one_colour_everywhere():
     assert tint("#0072b2", 1) == "#0072b2"
     assert text_on("#0072b2") == "#ffffff"
     assert text_on("#e69f00") != "#ffffff"
+
+
+def test_weights_along_a_text_are_drawn_over_it():
+    """Every token stands there, whatever it holds, on the colours of its weights; broken weights break nothing."""
+    record = build_record()
+    tokens = ["def", " <script>", "⏎", "$x$", "x" * 300, "\u202e", ""] * 9
+    weights = [[t / len(tokens), 1 - t / len(tokens)] for t in range(len(tokens))]
+    record["combine"] |= {"output": "bayes", "texts": [{"tokens": tokens, "weights": weights}] * 2}
+    drawing = draw_figures(parse_results(record))["text"]
+    shown = _texts(drawing.svg)
+    assert sum(text.startswith("def") for text in shown) == shown.count(" <script>") == 18
+    assert shown.count("⏎") == shown.count("$x$") == 18
+    assert tint(component_colour(1), 0.4) in drawing.svg
+    minidom.parseString(inline(drawing.svg, "text", "label"))
+    record["combine"]["texts"] = [{"tokens": ["a"], "weights": [[float("nan"), 1.0]]}, {"tokens": [], "weights": []}]
+    assert "text" in draw_figures(parse_results(record))
+    record["combine"]["texts"] = []
+    assert "text" not in draw_figures(parse_results(record))

@@ -64,7 +64,7 @@ def _page(folder) -> Page:
 def test_writes_the_page_and_its_figures(run_folder):
     assert write_report(str(run_folder)) == run_folder / "report.html"
     assert sorted(p.name for p in (run_folder / "figures").iterdir()) == sorted(
-        f"{n}.svg" for n in FIGURE_NAMES if n != "candidates"
+        f"{n}.svg" for n in FIGURE_NAMES if n not in ("candidates", "text")
     )
     assert not [p for p in run_folder.rglob("*") if p.name.startswith(".")]
 

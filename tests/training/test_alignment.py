@@ -20,7 +20,7 @@ def test_projectors_are_the_regressions_on_the_text_that_is_not_held_out(mixing)
     hybrid = hybrid_of("gpt", "mamba", "llama", mixing=mixing)
     before = snapshot(hybrid)
     data = dataset(80, 16)
-    report = manticore.align(hybrid, data, tokens=80 * 16, holdout=0.25, ridge=0.0, batch_size=7)
+    report = manticore.align(hybrid, data, tokens=80 * 16, holdout=0.25, ridge=0.0, batch_size=7, withdraw=False)
     assert unchanged(hybrid, before, except_projectors=True)
     fit, held = calibration_packs(data, tokens=80 * 16, holdout=0.25, length=0, seed=0, tokenizer=None)
     assert (report.tokens, report.heldout_tokens) == (fit.tokens, held.tokens) == (60 * 16, 20 * 16)
@@ -76,7 +76,7 @@ def test_identical_components_find_the_identity(mixing, projector):
     hybrid = manticore.combine(
         [twin, twin], num_blocks=2, mixing=mixing, projector=projector, projector_options={"init": "default"}
     )
-    report = manticore.align(hybrid, dataset(100, 16), tokens=1600, ridge=1e-9)
+    report = manticore.align(hybrid, dataset(100, 16), tokens=1600, ridge=1e-9, withdraw=False)
     for found in report.translations:
         assert found.r2 == pytest.approx(1, abs=1e-6)
         assert found.r2_heldout == pytest.approx(1, abs=1e-6)
@@ -110,7 +110,7 @@ def test_two_components_that_differ_by_a_rotation_are_joined_without_loss(projec
         expected = first(ids).logits
         hybrid.set_mixture_weights([0, 1])
         assert (hybrid(ids).logits - expected).abs().max() > 0.01
-        report = manticore.align(hybrid, dataset(100, 16), tokens=1600, ridge=1e-9)
+        report = manticore.align(hybrid, dataset(100, 16), tokens=1600, ridge=1e-9, withdraw=False)
         torch.testing.assert_close(hybrid(ids).logits, expected, rtol=0, atol=1e-4)
     assert min(found.r2_heldout for found in report.translations) > 1 - 1e-6
     assert abs(report.loss_after - report.loss_before) > 1e-4
@@ -269,14 +269,17 @@ def test_progress_counts_to_its_end():
 def test_report_is_plain_numbers():
     report = manticore.align(hybrid_of("gpt", "mamba"), dataset(), tokens=480)
     read_back = json.loads(json.dumps(report.to_dict(), allow_nan=False))
-    assert set(read_back["translations"][0]) == {"name", "source", "target", "boundary", "r2", "r2_heldout"}
+    fields = {"name", "source", "target", "boundary", "r2", "r2_heldout", "r2_before", "kept"}
+    assert set(read_back["translations"][0]) == fields
     assert len(read_back["translations"]) == 4
     assert read_back["seconds"] > 0
 
 
 def test_flops_grow_with_tokens_and_steps():
     flops = [
-        manticore.align(hybrid_of("gpt", "llama"), dataset(80), tokens=tokens, steps=steps, batch_size=4).flops
+        manticore.align(
+            hybrid_of("gpt", "llama"), dataset(80), tokens=tokens, steps=steps, batch_size=4, withdraw=False
+        ).flops
         for tokens, steps in ((640, 0), (1280, 0), (640, 4))
     ]
     assert flops[1] == pytest.approx(2 * flops[0], rel=0.01)

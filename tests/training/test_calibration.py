@@ -1,5 +1,7 @@
 """Calibration text: what is read, packed and held out."""
 
+import copy
+
 import pytest
 import torch
 from datasets import Dataset
@@ -45,7 +47,7 @@ def test_align_reads_text_with_the_hybrids_own_tokenizer(tokenizer, tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("".join(documents()))
     hybrid = hybrid_of("gpt", "mamba", tokenizer=tokenizer)
-    by_path = manticore.align(hybrid, path, tokens=1024, length=16)
+    by_path = manticore.align(copy.deepcopy(hybrid), path, tokens=1024, length=16)
     by_list = manticore.align(hybrid, [path.read_text()], tokens=1024, length=16, tokenizer=tokenizer)
     assert by_path.translations == by_list.translations
     assert by_path.tokens + by_path.heldout_tokens == 1024
