@@ -113,7 +113,7 @@ def _ensembles(value: Any) -> Any:
     if len(given) == 1 and isinstance(given[0], bool):
         return given[0]
     if not all(isinstance(each, str) for each in given):
-        raise PydanticCustomError("ensembles", "no outputs")
+        raise wrong(f"{value!s:.60} is no name of an output. Fix: for instance bayes, or true or false")
     return _distinct([Named("output")(each) for each in given])
 
 

@@ -64,7 +64,7 @@ def test_one_option_takes_a_truth_value_a_name_or_a_list(given, kept):
     [
         ("bays", "unknown output 'bays'. Did you mean 'bayes'"),
         (["bayes", "bayes"], "ensemble: .* holds one twice"),
-        (3, r"compare: ensemble is 3 \(expected outputs, or true or false\). Fix: for instance bayes"),
+        (3, "compare: ensemble: 3 is no name of an output. Fix: for instance bayes, or true or false"),
     ],
 )
 def test_other_ensembles_are_refused_in_one_line(given, message):

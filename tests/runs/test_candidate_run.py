@@ -39,12 +39,22 @@ def test_the_winner_goes_on_and_everything_is_counted_once(mini_recipe: Path, tm
 
 
 def test_a_parent_is_not_another_row_of_the_comparison(mini_recipe: Path, tmp_path: Path) -> None:
-    results = run(mini_recipe, tmp_path / "run", "discretize.path=[1,1]", "compare={seeds: [0], ensemble: false}")
+    results = run(
+        mini_recipe,
+        tmp_path / "run",
+        "discretize.path=[1,1]",
+        "compare={seeds: [0], learning_rates: [0.01], ensemble: false}",
+    )
     assert {row["model"] for row in results["compare"]["rows"]} == {"gpt", "mamba"}
 
 
 def test_a_path_of_the_recipe_is_trained_from_the_beginning(mini_recipe: Path, tmp_path: Path) -> None:
-    results = run(mini_recipe, tmp_path / "run", "discretize.path=[1,0]", "compare={seeds: [0], ensemble: false}")
+    results = run(
+        mini_recipe,
+        tmp_path / "run",
+        "discretize.path=[1,0]",
+        "compare={seeds: [0], learning_rates: [0.01], ensemble: false}",
+    )
     assert results["discretize"]["path"] == [1, 0]
     hybrid = next(row for row in results["compare"]["rows"] if row["model"] == "hybrid" and row["budget"] == 0)
     assert hybrid["seeds"][0]["metrics"] == results["finetune"]["metrics"]
