@@ -32,6 +32,7 @@ _PUBLIC = {
     "combine": "manticore.hybrid.combine",
     "compare": "manticore.experiments.compare",
     "discretize": "manticore.hybrid.discretize",
+    "distill": "manticore.training.distill",
     "evaluate": "manticore.training.finetune",
     "finetune": "manticore.training.finetune",
     "lora_table": "manticore.hybrid.lora",

@@ -22,6 +22,7 @@ from manticore.search.result import SearchResult
 from manticore.settings import Align
 from manticore.settings import Combine
 from manticore.settings import Compare
+from manticore.settings import Distill
 from manticore.settings import Evaluate
 from manticore.settings import Finetune
 from manticore.settings import Pretrain
@@ -37,6 +38,7 @@ from manticore.tasks.task import Task
 from manticore.training.alignment import AlignmentReport
 from manticore.training.begun import Begun
 from manticore.training.callbacks import Progress
+from manticore.training.distill import DistillResult
 from manticore.training.finetune import FinetuneResult
 from pathlib import Path
 from torch import Tensor
@@ -122,6 +124,47 @@ def compare(
     progress: bool | Callable[[int, int, str], None] = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Comparison: ...
+
+def distill(
+    student: PreTrainedModel | SearchResult | str | Path,
+    teacher: PreTrainedModel | str | Path,
+    data: str | Task | Text,
+    settings: Distill | None = None,
+    *,
+    batch_size: int = 32,
+    weight_decay: float = 0.01,
+    decay: Literal['maps', 'all'] = 'maps',
+    adam_betas: Sequence[float] = (0.9, 0.999),
+    adam_eps: float = 1e-08,
+    schedule: Literal['constant', 'linear', 'cosine'] = 'constant',
+    warmup_steps: int | None = None,
+    accumulation: int = 1,
+    max_grad_norm: float = 1.0,
+    trainable: Literal['all', 'frozen', 'projectors', 'lora'] = 'all',
+    lora_rank: int = 8,
+    gradient_checkpointing: bool = False,
+    dtype: Literal['auto', 'float32', 'bfloat16'] = 'auto',
+    bf16: bool = False,
+    steps: int | None = None,
+    budget_flops: float | None = None,
+    lr: float = 0.001,
+    save_steps: int | None = None,
+    report_to: str | Sequence[str] | None = None,
+    log_steps: int | None = None,
+    test_examples: int | None = None,
+    phases: Literal['auto', 'blocks', 'logits', 'both'] = 'auto',
+    block_share: float = 0.25,
+    block_lr: float = 0.001,
+    temperature: float = 1.0,
+    alpha: float = 0.5,
+    keep_answers: bool = False,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    cpu: bool = False,
+    progress: bool | Progress = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> DistillResult: ...
 
 def evaluate(
     model: PreTrainedModel,

@@ -138,6 +138,7 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
         "align": ("align:Align", "projectors fitted in closed form"),
         "search": ("search:Search", "which component each block should use"),
         "discretize": ("discretize:Discretize", "one component per block"),
+        "distill": ("distill:Distill", "the discretized hybrid learns from a teacher"),
         "finetune": ("finetune:Finetune", "the discretized hybrid, end to end"),
         "compare": ("compare:Compare", "parents, ensemble and hybrids at equal compute"),
     },

@@ -260,7 +260,8 @@ class OneTraining(Training):
     """A training with a length of its own."""
 
     steps: Count | None = None
-    """Optimizer steps; without steps and budget_flops, 300 in fine-tuning, 120 in a search that learns weights."""
+    """Optimizer steps; without steps and budget_flops, 300 in fine-tuning and distillation, 120 in a search that learns
+    weights."""
     budget_flops: Flops | None = None
     """Training FLOPs to spend, instead of steps: as many whole steps are made as they pay for."""
     lr: Positive = 1e-3
@@ -411,8 +412,8 @@ class Discretize(FromElsewhere):
         return self
 
 
-class Finetune(OneTraining):
-    """Train the discretized hybrid end to end."""
+class Judged(OneTraining):
+    """A training whose model is scored on the test split."""
 
     log_steps: Count | None = None
     """Steps between logged losses; left out, about two hundred per run."""
@@ -421,6 +422,31 @@ class Finetune(OneTraining):
 
     default_steps = 300
     unkeyed = OneTraining.unkeyed | {"log_steps", "test_examples"}
+
+
+class Finetune(Judged):
+    """Train the discretized hybrid end to end."""
+
+
+class Distill(Judged):
+    """Let the discretized hybrid learn from a teacher: first its new parts from the parents' blocks, then all of it
+    from the teacher's predictions."""
+
+    phases: Literal["auto", "blocks", "logits", "both"] = "auto"
+    """blocks: new parts alone, towards the features of the components that the blocks came from; logits: towards the
+    teacher's predictions; both: one after the other; auto: both where the student has new parts and the teacher holds
+    its parents, else logits."""
+    block_share: Share = 0.25
+    """Share of the steps, or of the FLOPs, that goes to blocks where both phases are made."""
+    block_lr: Positive = 1e-3
+    """Peak learning rate of the phase blocks."""
+    temperature: Positive = 1.0
+    """Of both distributions in the phase logits; their divergence is multiplied by its square."""
+    alpha: Annotated[Decay, Wanted("a share below 1", "give 0 to below 1")] = 0.5
+    """Share of the true targets in the loss of the phase logits, beside the teacher's distribution."""
+    keep_answers: bool = False
+    """Keep the teacher's logits of all training examples on the disk, exact, each computed once: saves its FLOPs from
+    the second pass over the data on, and takes 4 bytes for each token and entry of the vocabulary."""
 
 
 def rates_around(lr: float) -> list[float]:

@@ -23,7 +23,7 @@ Processes = Annotated[
     ),
 ]
 
-SHARED = ("search", "finetune")
+SHARED = ("search", "distill", "finetune")
 """The verbs that several processes can share."""
 
 

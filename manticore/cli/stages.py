@@ -183,7 +183,7 @@ def search(
     quiet_libraries()
     model = load_hybrid(hybrid, supernet=True)
     loaded = load_task(task, tokenizer=model.tokenizer, seed=seed, **chosen)
-    _say_replaced(hybrid, model, model.tokenizer, loaded)
+    say_replaced(hybrid, model, model.tokenizer, loaded)
     place = unfinished_by_several(out, _SEARCHED) if several else unfinished(out, resume)
     with place as (kept, folder):
         with progress_bar("search") as progress:
@@ -271,7 +271,7 @@ def finetune(
     quiet_libraries()
     loaded, tokenizer = load_model(model)
     problem = load_task(task, tokenizer=tokenizer, seed=seed, **chosen)
-    _say_replaced(model, loaded, tokenizer, problem)
+    say_replaced(model, loaded, tokenizer, problem)
     with unfinished(out, resume) as (kept, folder):
         with progress_bar("finetune") as progress:
             result = manticore.finetune(
@@ -342,7 +342,7 @@ def compare(
                 "start: manticore discretize ALIGNED --path …"
             )
     for name, (model, tokenizer) in loaded.items():
-        _say_replaced(name, model, tokenizer, problem)
+        say_replaced(name, model, tokenizer, problem)
     with unfinished(out, resume) as (kept, folder):
         with progress_bar("compare") as progress:
             comparison = manticore.compare(
@@ -483,7 +483,7 @@ def _check_options(flag: str, kind: str, name: str, given: dict[str, Any]) -> No
         raise SeveralErrors(found)
 
 
-def _say_replaced(
+def say_replaced(
     name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, task: LoadedTask
 ) -> None:
     """Where a pretrained vocabulary makes room for the task's own: what the model knew of its tokens is gone."""

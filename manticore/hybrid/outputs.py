@@ -21,7 +21,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -154,19 +154,53 @@ class Probabilities(Output):
 
     def joined(self, read: Read) -> tuple[Tensor, Tensor]:
         """The mixture of the predictions."""
-        normalizers = {k: log_normalizers(read.logits[k]) for k, _ in read.prior}
+        used = [k for k, _ in read.prior]
+        with torch.no_grad():
+            normalizers = {k: log_normalizers(read.logits[k]) for k in used}
         log_weights = self.log_weights(read, normalizers)
-        total: Tensor | None = None
-        for index, (k, _) in enumerate(read.prior):
-            weight = log_weights[..., index].to(normalizers[k].device)
-            term = read.logits[k] + (weight - normalizers[k])[..., None]
-            total = term if total is None else torch.logaddexp(total, term.to(total.device))
-        assert total is not None
-        return total, log_weights.exp()
+        mixed: Tensor = _Mixture.apply(log_weights, *normalizers.values(), *(read.logits[k] for k in used))
+        return mixed, log_weights.exp()
 
     def log_weights(self, read: Read, normalizers: Features) -> Tensor:
         """``[K]`` or ``[B, t, K]``; ``normalizers`` ``[B, t]`` are those of each component's logits."""
         return read.log_prior()
+
+
+class _Mixture(torch.autograd.Function):
+    """``log sum_k w_k softmax(z_k)`` in float32, and its gradient, which keeps no more than the logits and the result.
+
+    Out of torch's own functions it would keep every term too.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, log_weights: Tensor, *given: Tensor) -> Tensor:
+        """Takes log-weights ``[…, K]``, then of each component ``logsumexp(z)`` ``[B, t]``, then z ``[B, t, V]``."""
+        normalizers, logits = given[: len(given) // 2], given[len(given) // 2 :]
+        total: Tensor | None = None
+        for k, (z, normalizer) in enumerate(zip(logits, normalizers)):
+            term = z + (log_weights[..., k].to(z.device) - normalizer)[..., None]
+            total = term if total is None else torch.logaddexp(total, term.to(total.device))
+        assert total is not None
+        ctx.save_for_backward(log_weights, total, *given)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """With r_k the share of the mixture that component k made: ``g r_k - softmax(z_k) sum(g r_k)``."""
+        log_weights, total, *given = ctx.saved_tensors
+        normalizers, logits = given[: len(given) // 2], given[len(given) // 2 :]
+        of_weights: list[Tensor] = []
+        of_logits: list[Tensor | None] = []
+        for k, (z, normalizer) in enumerate(zip(logits, normalizers)):
+            scaled = z - normalizer[..., None]
+            share = scaled + log_weights[..., k, None].to(z.device) - total.to(z.device)
+            share = share.exp_().mul_(gradients[0].to(z.device))
+            summed = share.sum(-1)
+            of_weights.append(summed.to(log_weights.device))
+            wanted = ctx.needs_input_grad[1 + len(normalizers) + k]
+            of_logits.append(share.sub_(scaled.exp_().mul_(summed[..., None])).to(z.dtype) if wanted else None)
+        whole = torch.stack(of_weights, -1)
+        return whole.sum_to_size(log_weights.shape), *(None for _ in normalizers), *of_logits
 
 
 class Bayes(Probabilities):
@@ -231,7 +265,7 @@ class Gate(Probabilities):
                 "reads is not known. Fix: another output"
             )
         prior = read.log_prior()
-        total = self.bias.float()
+        total = self.bias.to(prior).float()
         for k in used:
             linear, features = self.maps[str(k)], read.head_inputs[k]
             total = total + linear(features).to(prior.device).float()

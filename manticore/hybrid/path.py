@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,15 @@ from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.mixing import Features, Mixing, Translation
 from manticore.projectors.kinds import make_projector
 from manticore.projectors.projector import resize
+
+
+def behind_hand_overs(path: Sequence[int]) -> list[tuple[int, int]]:
+    """(component, boundary) of the features of a path that new projectors have a part in, from its first hand-over on.
+
+    Boundary n stands for what enters block n, N for what leaves the last; empty where the component never changes.
+    """
+    new = [n for n in range(1, len(path)) if path[n - 1] != path[n]]
+    return [(path[min(n, len(path) - 1)], n) for n in range(new[0], len(path) + 1)] if new else []
 
 
 class PathMixing(Mixing):

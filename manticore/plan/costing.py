@@ -5,7 +5,7 @@ Each stage says by itself what it computes (its ``cost``); here is what they ask
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -109,6 +109,21 @@ class Costing:
         cases = Cases(skeleton, self.mode, lora_rank=8)
         setting = Setting(trainable, False, False, dtype)
         return cases, cases.measure(setting, path, batch_size=batch_size, length=length, mixture=False)
+
+    def alone_flops(self, supernet: Case, spaces: Iterable[tuple[int, int]]) -> float:
+        """Of one example: components that run alone up to the last boundary at which they are read, without heads.
+
+        Args:
+            supernet: measured in any setting.
+            spaces: (component, boundary) pairs.
+        """
+        spaces, boundaries = list(spaces), self.skeleton.hybrid.config.boundaries
+        flops = 0.0
+        for k in {k for k, _ in spaces}:
+            deepest = boundaries[k][max(n for m, n in spaces if m == k)]
+            layers = [part.piece.forward_flops for part in supernet.parts if part.unit.startswith(f"{k}.")]
+            flops += sum(layers[:deepest]) + supernet.parts[k].piece.forward_flops
+        return flops / supernet.micro_batch
 
     @cached_property
     def tuning(self) -> Setting:

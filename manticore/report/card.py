@@ -199,8 +199,8 @@ def _parent(name: str, component: ComponentRecord) -> dict[str, str]:
 def _stages(results: Results) -> list[dict[str, str]]:
     """What the training took, stage by stage."""
     task = results.task.name if results.task else ""
-    align, search, finetune = results.align, results.search, results.finetune
-    data = {"align": _public(align.text) if align else "", "search": task, "finetune": task}
+    align, search, distill, finetune = results.align, results.search, results.distill, results.finetune
+    data = {"align": _public(align.text) if align else "", "search": task, "distill": task, "finetune": task}
     return [
         {
             "name": f"search ({search.method})" if stage is search and search and search.method else name,
@@ -209,7 +209,7 @@ def _stages(results: Results) -> list[dict[str, str]]:
             "tokens": quantities.count(stage.tokens),
             "flops": quantities.flops(stage.flops),
         }
-        for name, stage in (("align", align), ("search", search), ("finetune", finetune))
+        for name, stage in (("align", align), ("search", search), ("distill", distill), ("finetune", finetune))
         if stage is not None
     ]
 

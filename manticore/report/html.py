@@ -96,6 +96,8 @@ def stage_costs(results: Results) -> list[Cost]:
         costs.append(Cost("align", a.steps, a.tokens, a.flops, a.seconds))
     if s := results.search:
         costs.append(Cost("search", s.steps, s.tokens, s.flops, s.seconds))
+    if d := results.distill:
+        costs.append(Cost("distil, teacher included", d.steps, d.tokens, d.flops, d.seconds))
     if f := results.finetune:
         costs.append(Cost("fine-tune", f.steps, f.tokens, f.flops, f.seconds))
     return costs
@@ -142,6 +144,7 @@ def _render(results: Results, folder: Path, drawings: Mapping[str, Drawing]) -> 
         compare=_compare_table(results),
         search=_search_section(results),
         shared=_shared_section(results),
+        distilled=_distilled(results),
         stages=_stage_table(results),
         components=_component_table(results),
         figures=figures,
@@ -206,6 +209,30 @@ def _scored_table(results: Results, shown: Sequence[Any], number: int) -> dict[s
         "higher_is_better": search.higher_is_better,
         "lines": [{"line": line, "squares": _squares(line.path)} for line in shown],
         "more": number - len(shown),
+    }
+
+
+def _distilled(results: Results) -> dict[str, Any] | None:
+    """What the student has learned from its teacher; None where nothing was distilled."""
+    found = results.distill
+    if found is None or not found.phases:
+        return None
+    names = list(dict.fromkeys([*found.metrics_before, *found.metrics]))
+    scores = [(name, found.metrics_before.get(name), found.metrics.get(name)) for name in names]
+    return {
+        "teacher": quantities.shorten(found.teacher, _LONGEST_FACT),
+        "scores": [(name, quantities.score(before), quantities.score(after)) for name, before, after in scores],
+        "phases": [
+            {
+                "name": phase.name,
+                "steps": quantities.MISSING if phase.steps is None else f"{phase.steps:,}",
+                "loss": f"{quantities.score(phase.loss_first)} → {quantities.score(phase.loss_last)}",
+                "student": quantities.flops(phase.student_flops),
+                "teacher": quantities.flops(phase.teacher_flops),
+                "seconds": quantities.duration(phase.seconds),
+            }
+            for phase in found.phases
+        ],
     }
 
 

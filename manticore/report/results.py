@@ -23,6 +23,7 @@ from manticore.stages.align import AlignRecord
 from manticore.stages.combine import CombineRecord, ComponentRecord, TaskInfo
 from manticore.stages.compare import CompareRecord
 from manticore.stages.discretize import DiscretizeRecord
+from manticore.stages.distill import DistillRecord
 from manticore.stages.finetune import FinetuneRecord, SavedModel
 from manticore.stages.records import Plain, PluggedRecord, Weights
 from manticore.stages.search import SearchRecord
@@ -40,6 +41,7 @@ class Results:
     align: AlignRecord | None = None
     search: SearchRecord | None = None
     discretize: DiscretizeRecord | None = None
+    distill: DistillRecord | None = None
     finetune: FinetuneRecord | None = None
     compare: CompareRecord | None = None
     model: SavedModel | None = None

@@ -46,9 +46,10 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
     yield from _twice("components", [entry.name for entry in components])
     made = [entry.name for entry in pretrain]
     for index, component in enumerate(components):
-        yield from _source(("components", index), "source", component.source, component.revision, made)
-    if sections.get("compare") is not None and sections["compare"].larger is not None:
-        yield from _source(("compare",), "larger", sections["compare"].larger.rpartition("=")[2], None, made)
+        yield from _source(index, component, made)
+    larger = sections["compare"].larger if sections.get("compare") is not None else None
+    if larger is not None and larger not in made:
+        yield from _model(("compare", "larger"), larger.rpartition("=")[2], made)
     if "combine" in sections:
         yield from _depths(sections["combine"].num_blocks, pretrain, components)
         yield from options(
@@ -82,6 +83,8 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
             whole = {**sections["task"].options, **search.task_options}
             if search.task_options:
                 yield from mixture(("search", "task_options"), sections["task"].name, whole)
+    if sections.get("distill") is not None:
+        yield from _teacher(sections, [component.name for component in components])
     if sections.get("discretize", True) is None and sections.get("search") is not None:
         yield ("discretize",), "a search looks for what to keep. Fix: search: null, for a hybrid that stays soft"
     elif sections.get("discretize") is not None and "combine" in sections and components:
@@ -160,12 +163,43 @@ def _twice(section: str, names: list[str]) -> Iterator[Finding]:
             yield (section, index, "name"), f"the name {name!r} is taken. Fix: give each entry its own name"
 
 
-def _source(section: Path, field: str, source: str, revision: str | None, pretrained: list[str]) -> Iterator[Finding]:
-    path: Path = (*section, field)
+def _teacher(sections: dict[str, Any], components: list[str]) -> Iterator[Finding]:
+    """A teacher that is not there, or that cannot know the tokens of the task."""
+    section, path = sections["distill"], ("distill", "teacher")
+    teacher, task, search = section.teacher, sections.get("task"), sections.get("search", True)
+    own = task is not None and not reads_tokenizer(task.name)
+    untrained = search is None or (search is not True and trains_candidates(search.method))
+    if sections.get("discretize", True) is None:
+        yield ("distill",), "what stays soft is its own teacher. Fix: leave it out, or discretize"
+    elif teacher not in ("supernet", *components):
+        yield from _model(path, teacher, components)
+    elif own and (teacher != "supernet" or untrained):
+        yield (
+            path,
+            f"{teacher!r} knows no token of {task.name!r}, which has its own vocabulary. "  # type: ignore[union-attr]
+            "Fix: the folder of a model that was trained on it, or supernet after a search that learns mixture weights "
+            "(search.method=darts)",
+        )
+
+
+def _source(index: int, component: Any, pretrained: list[str]) -> Iterator[Finding]:
+    path: Path = ("components", index, "source")
+    source = component.source
     if source in pretrained:
-        if revision is not None:
-            yield (*section, "revision"), f"{source!r} is pretrained here, it has no revisions"
+        if component.revision is not None:
+            yield ("components", index, "revision"), f"{source!r} is pretrained here, it has no revisions"
         return
+    yield from _model(path, source, pretrained)
+
+
+def _model(path: Path, source: str, names: list[str]) -> Iterator[Finding]:
+    """What can be neither the folder nor the hub id of a model.
+
+    Args:
+        path: where it stands.
+        source: what stands there.
+        names: of what it could have meant.
+    """
     try:
         folder = expanded(source)
     except ManticoreError as error:
@@ -188,8 +222,9 @@ def _source(section: Path, field: str, source: str, revision: str | None, pretra
             path,
             f"neither a folder nor a hub id (got {source!r}, expected something like gpt2 or org/model)",
         )
-    elif "/" not in source and pretrained and "Did you mean" in did_you_mean(source, pretrained):
-        yield path, f"no entry of pretrain is called {source!r}{did_you_mean(source, pretrained)}"
+    elif "/" not in source and names and "Did you mean" in did_you_mean(source, names):
+        what = "entry of pretrain" if path[0] == "components" else "component"
+        yield path, f"no {what} is called {source!r}{did_you_mean(source, names)}"
 
 
 def _depths(num_blocks: int, pretrain: list[Any], components: list[Any]) -> Iterator[Finding]:

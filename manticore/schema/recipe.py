@@ -12,6 +12,7 @@ from manticore.schema.sections import (
     Align,
     Compare,
     Component,
+    Distill,
     Finetune,
     Pretrain,
     Report,
@@ -42,6 +43,8 @@ class Recipe(Settings):
     align: Align | None = Align()
     search: Search | None = Search()
     discretize: Discretize | None = Discretize()
+    distill: Distill | None = None
+    """Let the discretized hybrid learn from a teacher; left out: it does not. With all defaults: `distill: {}`."""
     finetune: Finetune = Finetune()
     compare: Compare | None = Compare()
     report: Report | None = Report()

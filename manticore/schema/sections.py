@@ -80,6 +80,19 @@ class Finetune(settings.Finetune, _Started):
     unkeyed = settings.Finetune.unkeyed | {"start"}
 
 
+class _Taught(Settings):
+    teacher: Text = "supernet"
+    """supernet: what alignment, or a search that learns weights, has left; the name of a component; or the folder or
+    hub id of a model with the same vocabulary."""
+
+
+class Distill(settings.Distill, _Taught):
+    __doc__ = settings.Distill.__doc__
+
+    # its weights are digested
+    unkeyed = settings.Distill.unkeyed | {"teacher"}
+
+
 class Compare(Comparing):
     """Fine-tune parents, ensemble and hybrids at the same training FLOPs, with finetune's settings."""
 

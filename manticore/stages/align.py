@@ -84,13 +84,8 @@ class Align(Stage):
         config = skeleton.hybrid.config
         translations = [t for t in skeleton.hybrid.mixing.translations() if t.source != t.target]
         spaces = {space for t in translations for space in (t.source, t.target)}
-        parts = case.parts
         heldout = packs - fitted
-        flops = 0.0
-        for k in {k for k, _ in spaces}:
-            deepest = config.boundaries[k][max(n for m, n in spaces if m == k)]
-            layers = [p.piece.forward_flops for p in parts if p.unit.startswith(f"{k}.")]
-            flops += (sum(layers[:deepest]) + parts[k].piece.forward_flops) / case.micro_batch * packs
+        flops = costing.alone_flops(case, spaces) * packs
         widths = [c.hidden_size for c in config.components]
         pairs = {(t.source, t.target) for t in translations}
         products = sum(widths[k] ** 2 for k, _ in {source for source, _ in pairs})

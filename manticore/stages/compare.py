@@ -24,6 +24,10 @@ from manticore.stages.stage import Stage, StagePlan
 MISMATCH_LIMIT = 0.05
 """Training FLOPs of a seed may differ from the budget by this share."""
 
+_ONE_DISTILLED = (
+    "Every seed of the hybrid begins with the one model that was distilled: its spread is that of fine-tuning alone."
+)
+
 if TYPE_CHECKING:
     from manticore.plan.costing import Costing
 
@@ -160,7 +164,7 @@ class Compare(Stage):
     def cost(self, costing: Costing) -> Iterator[StagePlan]:
         section, tuning = self.settings(costing.recipe), costing.recipe.finetune
         flops = {stage.name: stage.flops for stage in costing.stages}
-        budget, spent = flops["finetune"], sum(flops.get(stage, 0) for stage in ("align", "search"))
+        budget, spent = flops["finetune"], sum(flops.get(stage, 0) for stage in ("align", "search", "distill"))
         parents = len(costing.sources)
         added = _ensembles(costing.recipe, of_text=costing.task.vocab_size is None) if parents > 1 else ()
         # a search over candidates leaves no mixture weights, and so nothing soft
@@ -203,6 +207,7 @@ class Compare(Stage):
         if path and run.begun(path) is not None:
             # what the path had when it was chosen is part of its fine-tuning
             searching -= run.results_of("search")["trained_flops"]
+        spent = {SUPERNET: searching, HYBRID: searching + run.results_of("distill").get("flops", 0)}
         joined = _ensembles(run.recipe, of_text=reads_text(run.task))
         models = _parents(run, joined)
         if not path:
@@ -211,7 +216,7 @@ class Compare(Stage):
             models[SUPERNET] = run.soft
         if len(set(path)) > 1:
             # else it is a parent, which stands in the table already
-            models[HYBRID] = lambda seed: run.discrete(path, seed)
+            models[HYBRID] = lambda seed: run.student(path, seed)
         comparison = manticore.compare(
             models,
             run.task,
@@ -227,7 +232,7 @@ class Compare(Stage):
                 budget_flops=run.results_of("finetune")["flops"],
                 test_examples=tuning.test_examples,
             ),
-            spent_flops={name: searching for name in (SUPERNET, HYBRID) if name in models},
+            spent_flops={name: cost for name, cost in spent.items() if name in models},
             out=folder,
             resume=True,
             progress=lambda done, runs, what: run.reporter.progress(what.split(" · ")[0], done, runs, None),
@@ -237,6 +242,8 @@ class Compare(Stage):
             f"{row.model} {row.mean:.3f}" for row in comparison.rows if row.budget == comparison.main_budget
         )
         table = comparison.to_dict()
+        if HYBRID in models and run.recipe.distill is not None and len(section.seeds) > 1:
+            table["notes"] = [*table["notes"], _ONE_DISTILLED]
         kept = CompareRecord.written(**{name: table[name] for name in ("budgets", "rows", "untrained", "notes")})
         return Outcome({"compare": kept}, f"{metric}: {scores}")
 

@@ -69,7 +69,7 @@ class Finetune(Stage):
         if soft:
             model, checkpoints = run.soft(run.recipe.seed), None
         else:
-            model = load_hybrid(run.path / "discretize" / MODEL)
+            model = load_hybrid(run.path / ("discretize" if run.recipe.distill is None else "distill") / MODEL)
             checkpoints = run.begun(run.results_of("discretize")["path"])
         if run.by_candidates:
             # what every candidate was planned for: a cheap path makes more steps of it

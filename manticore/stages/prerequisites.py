@@ -62,13 +62,29 @@ def missing_prerequisites(sections: Mapping[str, Any]) -> Iterator[Finding]:
         yield from _depths(sections["combine"].num_blocks, found)
     yield from _texts(sections)
     yield from _tokenizers(sections, found)
-    for name in ("search", "finetune"):
+    for name in ("search", "distill", "finetune"):
         if sections.get(name) is not None:
             yield from _trackers(name, sections[name].report_to)
     for name in ("search", "discretize"):
         if sections.get(name) is not None:
             yield from _searched(name, sections[name].weights_from)
     yield from _lengths(sections, found)
+    if sections.get("distill") is not None and "task" in sections and _has_classes(sections["task"]):
+        yield (
+            ("distill",),
+            f"task {sections['task'].name!r} has classes, and distillation compares predictions of tokens. "
+            "Fix: leave it out",
+        )
+
+
+def _has_classes(task: Any) -> bool:
+    from manticore.tasks.shape import task_shape
+
+    try:
+        return task_shape(task).classes
+    except ManticoreError:
+        # not to be told beforehand
+        return False
 
 
 def _searched(section: str, source: str | None) -> Iterator[Finding]:

@@ -60,6 +60,7 @@ class Run:
     def read(self) -> dict[str, str | None]:
         """Digests of what stages read from outside: components' files, the task's data, the text to align on."""
         from manticore.hybrid.found import found_by
+        from manticore.runs.lineage import model_lineage
         from manticore.tasks.text_sources import find_text
 
         names = [component.name for component in self.recipe.components]
@@ -68,6 +69,9 @@ class Run:
         if self.recipe.align is not None and self.recipe.align.text != "task":
             files = find_text(self.recipe.align.text).files
             read["data, text to align on"] = content_key([self.digests.of(file) for file in files])
+        taught = self.recipe.distill
+        if taught is not None and Path(taught.teacher).is_dir():
+            read["weights of the teacher"] = model_lineage(taught.teacher, None, self.digests.of)["sha256"]
         for section in (self.recipe.search, self.recipe.discretize):
             if section is not None and section.weights_from is not None:
                 found = found_by(section.weights_from, "run")
@@ -145,11 +149,17 @@ class Run:
     def begun(self, path: list[int]) -> Path | None:
         """The checkpoints of the training of a path that the search has begun and fine-tuning goes on with.
 
-        None where the search has chosen another path, or trains in another way than fine-tuning does.
+        None where the search has chosen another path, or trains in another way than fine-tuning does, or where the path
+        is distilled from its beginning.
         """
         from manticore.search.objective import place
 
-        if not self.by_candidates or not self.recipe.alike or self.results_of("search")["path"] != path:
+        if (
+            self.recipe.distill is not None
+            or not self.by_candidates
+            or not self.recipe.alike
+            or self.results_of("search")["path"] != path
+        ):
             return None
         found = place(self.path / "search", path)
         return found if found.is_dir() else None
@@ -177,6 +187,12 @@ class Run:
             seed: of fresh embeddings and heads, where it starts from aligned weights.
         """
         return manticore.discretize(self.soft(seed), path)
+
+    def student(self, path: list[int], seed: int) -> ManticorePreTrainedModel:
+        """The hybrid of a path that fine-tuning begins with: where the recipe distils, the same one for every seed."""
+        from manticore.training.saved_models import load_hybrid
+
+        return self.discrete(path, seed) if self.recipe.distill is None else load_hybrid(self.path / "distill" / MODEL)
 
     def soft(self, seed: int) -> ManticorePreTrainedModel:
         """The supernet before its fine-tuning: the weights that the search found, on what it started from or left.

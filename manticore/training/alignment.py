@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -224,15 +224,30 @@ def boundary_features(
         if runner is None:
             raise ManticoreError(f"align: component {k} was dropped. Fix: align before discretizing")
         last = max(space.boundary for space in wanted if space.component == k)
-        features.update(_held_alone(runner, k, hybrid.config.boundaries[k][: last + 1], wanted, batch))
+        edges = hybrid.config.boundaries[k][: last + 1]
+        features.update(held_alone(runner, k, edges, wanted, batch.input_ids, batch.attention_mask))
     return features
 
 
-def _held_alone(
-    runner: Runner, k: int, edges: list[int], wanted: set[FeatureSpace], batch: Packs
+def held_alone(
+    runner: Runner,
+    k: int,
+    edges: Sequence[int],
+    wanted: Container[tuple[int, int]],
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
 ) -> dict[FeatureSpace, Tensor]:
-    """What component k holds at those of the boundaries ``edges`` that are wanted."""
-    recording = runner.record(batch.input_ids, batch.attention_mask)
+    """What component k holds, ``[B, T, D]``, at those of its boundaries that are wanted; its head does not run.
+
+    Args:
+        runner: of the component.
+        k: its index.
+        edges: the layers before each boundary, up to the last one that is wanted.
+        wanted: (component, boundary) pairs.
+        input_ids: ``[B, T]``.
+        attention_mask: ``[B, T]``, or None.
+    """
+    recording = runner.record(input_ids, attention_mask)
     last = len(edges) - 1
     held: dict[FeatureSpace, Tensor] = {}
 

@@ -61,7 +61,7 @@ def with_head_for(model: PreTrainedModel, task: Task, seed: int) -> PreTrainedMo
         ManticoreError: a classifier for a task without classes, or a model that cannot be cut into blocks.
     """
     if task.num_classes is None:
-        if isinstance(model, ManticoreClassifier | StackClassifier):
+        if is_classifier(model):
             raise ManticoreError(
                 f"{task.name}: the model is a {type(model).__name__}, the task asks for a target at every position. "
                 "Fix: give the causal model, or a task with classes"
@@ -76,6 +76,11 @@ def with_head_for(model: PreTrainedModel, task: Task, seed: int) -> PreTrainedMo
         made = _HYBRIDS[task.documents].from_causal_lm(model, num_labels=task.num_classes, seed=seed)
     logger.info("%s has %d classes: a fresh head, %s", task.name, task.num_classes, type(made).__name__)
     return made
+
+
+def is_classifier(model: object) -> bool:
+    """Whether a model has a head for classes in place of one for tokens."""
+    return isinstance(model, ManticoreClassifier | StackClassifier)
 
 
 def suits(model: PreTrainedModel, task: Task) -> bool:

@@ -160,6 +160,11 @@ def finetune(
     )
 
 
+def loaded_student(model: Any) -> PreTrainedModel:
+    """A model to train from its first step: of a folder, or what a search has found."""
+    return _with_what_was_begun(model)[0]
+
+
 def _with_what_was_begun(model: Any) -> tuple[PreTrainedModel, Begun | None]:
     """A model, and the training that a search has begun with it, where there is one."""
     if isinstance(model, str | Path):

@@ -158,19 +158,26 @@ class TaskTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Mean cross entropy over the positions, or examples, that have a target."""
-        targets = inputs["targets"]
-        outputs = model(**{n: v for n, v in inputs.items() if n != "targets"}, use_cache=False)
-        total = functional.cross_entropy(
-            outputs.logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = total / count
+        """Mean over the positions, or examples, that count: of cross entropy, where nothing else is trained for."""
+        total, outputs = self._summed_loss(model, inputs)
+        loss = total / (self._counted(inputs) if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None:
             # gradients are averaged over processes, the count spans all of them
             loss = loss * self.accelerator.num_processes
         self._check_finite("loss", float(loss.detach()))
         return (loss, outputs) if return_outputs else loss
+
+    def _summed_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
+        """The sum over what counts, and what the model returned."""
+        outputs = model(**{n: v for n, v in inputs.items() if n != "targets"}, use_cache=False)
+        total = functional.cross_entropy(
+            outputs.logits.flatten(0, -2).float(), inputs["targets"].flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        return total, outputs
+
+    def _counted(self, inputs: dict[str, Tensor]) -> Tensor:
+        """How many positions, or examples, count."""
+        return (inputs["targets"] != IGNORED).sum()
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """What transformers' Trainer lets decay, without norms and what sets a recurrence; or everything."""
@@ -181,7 +188,7 @@ class TaskTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: Any) -> Tensor | None:
         if not batch_samples:
             return None
-        count = sum((batch["targets"] != IGNORED).sum() for batch in batch_samples)
+        count = sum(self._counted(batch) for batch in batch_samples)
         return self.accelerator.gather(count.to(device)).sum()  # type: ignore[union-attr]
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -47,6 +48,24 @@ def test_the_stages_lead_from_checkpoints_to_a_scored_hybrid(
     do("search", "aligned", *TASK, *programmed, "--batch-size", "4", "-o", "again")
     found, again = (json.loads(Path(f"{name}/search.json").read_text())["weights"] for name in ("searched", "again"))
     assert again == [pytest.approx(row, abs=1e-4) for row in found]
+    said = do(
+        "distill",
+        "small",
+        "aligned",
+        *TASK,
+        "--steps",
+        "4",
+        "--batch-size",
+        "4",
+        "--test-examples",
+        "8",
+        "-o",
+        "taught",
+    )
+    assert said[-1] == f"next: manticore finetune taught {shlex.join(TASK)} -o taught-tuned"
+    record = json.loads(Path("taught/distill.json").read_text())
+    assert [(phase["name"], phase["steps"]) for phase in record["phases"]] == [("blocks", 1), ("logits", 3)]
+    assert record["teacher"] == "aligned"
     do("finetune", "small", *TASK, "--steps", "3", "--batch-size", "4", "--test-examples", "8", "-o", "tuned")
     said = do("evaluate", "tuned", *TASK, "--max-examples", "8", "-o", "scores.json")
     scores = json.loads(Path("scores.json").read_text())["metrics"]

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from manticore.hybrid.discretize import discretize
 from manticore.hybrid.modeling import ManticoreForCausalLM
 
-KINDS = (*MIXINGS, "path")
+KINDS = (*MIXINGS, "path", "gate")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -24,6 +24,10 @@ def saved(
     """A folder of several files, the hybrid in memory, and its logits."""
     if request.param == "path":
         hybrid = discretize(build(components=3), path=[1, 0, 2])
+    elif request.param == "gate":
+        hybrid = at_random_weights(build("routed", output="gate"))
+        for parameter in hybrid.output.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
     else:
         hybrid = at_random_weights(build(request.param))
     folder = tmp_path_factory.mktemp(request.param)

@@ -14,6 +14,7 @@ from manticore.components.cache_argument import cache_in
 from manticore.errors import ManticoreError
 from manticore.hybrid import likelihoods
 from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.hybrid.outputs import _Mixture
 
 JOINED = ("probabilities", "bayes", "gate")
 OUTPUTS = ("logits", *JOINED)
@@ -275,3 +276,21 @@ def test_a_prior_that_trains_gets_a_gradient_from_every_output(build: Build, par
         losses(hybrid(ids).logits, ids).mean().backward()
         assert bool(torch.isfinite(hybrid.mixing.weights.grad).all())
         assert float(hybrid.mixing.weights.grad.abs().max()) > 0
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 3, 2)], ids=["constant weights", "weights per token"])
+def test_the_gradient_of_a_mixture_is_that_of_its_formula(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(shape, generator=generator, dtype=torch.float64).log_softmax(-1).requires_grad_(True)
+    logits = [torch.randn(2, 3, 5, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+
+    def mixed(weights: Tensor, *logits: Tensor) -> Tensor:
+        return _Mixture.apply(weights, *(z.detach().logsumexp(-1) for z in logits), *logits)
+
+    expected = torch.stack([z.log_softmax(-1) for z in logits], -1)
+    expected = (expected + weights.reshape(*(shape[:-1] or (1, 1)), 1, 2)).logsumexp(-1)
+    torch.testing.assert_close(mixed(weights, *logits), expected)
+    given = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64)
+    wanted = torch.autograd.grad(expected, [weights, *logits], given)
+    for got, want in zip(torch.autograd.grad(mixed(weights, *logits), [weights, *logits], given), wanted):
+        torch.testing.assert_close(got, want)

@@ -164,15 +164,16 @@ def test_in_half_precision_likelihoods_are_summed_in_float32(
 
 @torch.no_grad()
 def test_a_compiled_hybrid_predicts_the_same_in_one_graph() -> None:
-    parents = [tiny_model("gpt_neox", num_hidden_layers=2), tiny_model("llama", seed=1, num_hidden_layers=2)]
+    parents = [tiny_model("gpt_neox", num_hidden_layers=1), tiny_model("llama", seed=1, num_hidden_layers=1)]
     ids = torch.arange(8).reshape(2, 4)
     torch._dynamo.reset()
-    for output in OUTPUTS:
-        supernet = at_random_weights(manticore.combine(parents, num_blocks=2, output=output, check=False))
+    # what these two do is all that probabilities do
+    for output in ("bayes", "gate"):
+        supernet = at_random_weights(manticore.combine(parents, num_blocks=1, output=output, check=False))
         expected = supernet(ids).logits
         compiled = torch.compile(supernet, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(ids).logits, expected, atol=1e-6, rtol=0)
-        supernet.set_mixture_weights([[0.9, 0.1], [0.2, 0.8]])
+        supernet.set_mixture_weights([[0.2, 0.8]])
         torch.testing.assert_close(compiled(ids).logits, supernet(ids).logits, atol=1e-6, rtol=0)
     torch._dynamo.reset()
 

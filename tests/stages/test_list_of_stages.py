@@ -26,7 +26,7 @@ RECIPE = {
 
 def test_every_stage_has_a_section_of_its_name_and_says_what_it_will_do():
     entry = {"name": "a", "family": "gpt_neo", "layers": 4, "width": 8}
-    recipe = Recipe.model_validate({**RECIPE, "pretrain": [entry]})
+    recipe = Recipe.model_validate({**RECIPE, "pretrain": [entry], "distill": {}})
     assert stages_of(recipe) == list(STAGES)
     assert len({stage.name for stage in STAGES}) == len(STAGES)
     for stage in STAGES:
@@ -50,7 +50,7 @@ def test_what_a_record_is_written_with_is_what_the_report_reads():
     results = parse_results({"schema_version": 1, "align": AlignRecord.written(text="stdlib", loss_after=2.5)})
     assert results.align == AlignRecord(text="stdlib", loss_after=2.5)
     hints = {field.name: field.type for field in dataclasses.fields(Results)}
-    assert all(name in hints for name in ("align", "search", "discretize", "finetune", "compare", "combine"))
+    assert all(name in hints for name in ("align", "search", "discretize", "distill", "finetune", "compare", "combine"))
     assert issubclass(AlignRecord, Record)
 
 

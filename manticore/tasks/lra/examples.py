@@ -333,4 +333,4 @@ def shape(name: str, options: Mapping[str, Any]) -> TaskShape:
     """
     arena = ARENAS[name.removeprefix("lra/")]
     held_out, tests = (int(options.get(f"num_{split}") or count) for split, count in zip(SPLITS[1:], arena.counts[1:]))
-    return TaskShape(name, arena.vocab_size, arena.length, tests, arena.sequences, held_out)
+    return TaskShape(name, arena.vocab_size, arena.length, tests, arena.sequences, held_out, classes=True)
