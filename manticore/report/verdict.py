@@ -201,6 +201,9 @@ def _as_downloaded(results: Results, row: Row) -> tuple[str, Standing | None]:
         outcome = Standing.NOISE
     else:
         outcome = Standing.BETTER if ahead > 0 else Standing.WORSE
+    if ahead > 0 and any(budget.flops == 0 for budget in compare.budgets):
+        # said with that budget
+        return "", outcome
     words = f" As downloaded, without any training, {quantities.shorten(model, 40)} scores {quantities.score(score)}"
     return words + ("." if ahead > 0 else f", which {subject(results, row.model)} does not reach."), outcome
 
