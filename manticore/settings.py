@@ -170,7 +170,7 @@ class Combine(Settings):
             # not a value that was given: other settings may change the output
             self.__dict__["mixing"] = "routed" if self.output == "bayes" else "translated"
         if self.forgetting and self.output != "bayes":
-            text = f"of the likelihood of a text, got output {self.output!r}. Fix: output: bayes, or leave it out"
+            text = f"only with output bayes, got output {self.output!r}. Fix: output: bayes, or leave it out"
             raise wrong(text, at="forgetting")
         if self.released and self.output != "logits":
             text = f"the released function mixes logits, got {self.output!r}. Fix: leave one of the two out"

@@ -94,7 +94,7 @@ def test_a_folder_without_its_gates_is_refused(build: Build, pair: list, tmp_pat
     ("given", "message"),
     [
         ({"output": "baies"}, r"unknown output 'baies'. Did you mean 'bayes'"),
-        ({"forgetting": 0.1}, r"forgetting: of the likelihood of a text, got output 'logits'"),
+        ({"forgetting": 0.1}, r"forgetting: only with output bayes, got output 'logits'"),
         ({"output": "bayes", "forgetting": 1.0}, r"forgetting is 1.0 \(expected a share\). Fix: give 0"),
         ({"output": "bayes", "forgetting": -0.5}, r"forgetting is -0.5 \(expected a share\)"),
         ({"output": "gate", "mixing": "gated", "released": True}, r"the released function mixes logits, got 'gate'"),
