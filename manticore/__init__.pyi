@@ -78,6 +78,8 @@ def combine(
     mixing: str | None = None,
     output: str = 'logits',
     forgetting: float = 0.0,
+    drop_below: float | None = None,
+    drop_after: int = 32,
     released: bool = False,
     projector: str = 'linear',
     projector_options: Mapping[str, Any] | None = None,

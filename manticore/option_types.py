@@ -163,6 +163,9 @@ Forgetting = Annotated[
     float, Field(ge=0, lt=1, allow_inf_nan=False), Wanted("a share", "give 0 (nothing is forgotten) to below 1")
 ]
 Share = Annotated[float, Field(gt=0, lt=1), Wanted("", "give a share between 0 and 1")]
+Drop = Annotated[
+    float, Field(gt=0, lt=1), Wanted("above 0, below 1 / components", "for instance 0.01, or leave it out")
+]
 _NAME = r"^[A-Za-z0-9][\w.-]*$"
 Name = Annotated[str, Field(pattern=_NAME)]
 Text = Annotated[str, Field(min_length=1)]

@@ -20,6 +20,7 @@ from manticore.option_types import (
     Count,
     Decay,
     Depth,
+    Drop,
     Ensembles,
     Flops,
     Forgetting,
@@ -149,6 +150,11 @@ class Combine(Settings):
     forgetting: Forgetting = 0.0
     """With output bayes: the share of the weights that goes back to the output weights after each token, for texts that
     change their source inside."""
+    drop_below: Drop | None = None
+    """With output bayes, routed at R = I: a component whose weight falls below this stops reading that sequence, for
+    good; at least one stays. Below 1 / components; left out, none is dropped, and none while a model trains."""
+    drop_after: Count = 32
+    """How many tokens of a sequence, padding not counted, every component reads before any is dropped."""
     released: bool = False
     """With gated mixing: the function of the published method's released code, with fresh embeddings tied to heads."""
     projector: Projector = "linear"
@@ -172,6 +178,15 @@ class Combine(Settings):
         if self.forgetting and self.output != "bayes":
             text = f"only with output bayes, got output {self.output!r}. Fix: output: bayes, or leave it out"
             raise wrong(text, at="forgetting")
+        if self.drop_below is not None and (self.output, self.mixing) != ("bayes", "routed"):
+            text = (
+                f"of weights that follow the text at R = I, got output {self.output!r}, mixing {self.mixing!r}. "
+                "Fix: output: bayes, mixing: routed, or leave it out"
+            )
+            raise wrong(text, at="drop_below")
+        if self.drop_below is not None and self.forgetting:
+            text = f"what is dropped cannot come back, got forgetting {self.forgetting}. Fix: leave one of the two out"
+            raise wrong(text, at="drop_below")
         if self.released and self.output != "logits":
             text = f"the released function mixes logits, got {self.output!r}. Fix: leave one of the two out"
             raise wrong(text, at="output")

@@ -109,11 +109,7 @@ class CountingCache(Cache):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep some sequences of the batch."""
         self._select_layout(indices)
-        for layer in self.layers:
-            if isinstance(layer, LinearAttentionCacheLayerMixin):
-                _change_states(layer, lambda state: state[indices.to(state.device)])
-            if hasattr(layer, "batch_select_indices"):
-                layer.batch_select_indices(indices)
+        select_sequences(self.layers, indices)
 
     def reorder_cache(self, beam_idx: Any) -> None:
         """Put other sequences into the batch's places."""
@@ -128,6 +124,22 @@ class CountingCache(Cache):
     def is_compileable(self) -> bool:
         """No: shapes grow with every token."""
         return False
+
+
+def select_sequences(layers: Iterable[Any], indices: Tensor) -> None:
+    """Keep some sequences, perhaps several times, of what layers of a cache hold."""
+    for layer in layers:
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            _change_states(layer, lambda state: state[indices.to(state.device)])
+        if hasattr(layer, "batch_select_indices"):
+            layer.batch_select_indices(indices)
+
+
+def forget_sequences(layers: Iterable[Any], batch: int) -> None:
+    """Make room for so many sequences in states that were reset, whatever number they were of."""
+    for layer in layers:
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            _change_states(layer, lambda state: state.new_zeros(batch, *state.shape[1:]))
 
 
 def has_states(layers: Iterable[Any]) -> bool:

@@ -116,6 +116,8 @@ def combine(
         mixing=settings.mixing,
         output=settings.output,
         forgetting=settings.forgetting,
+        drop_below=settings.drop_below,
+        drop_after=settings.drop_after,
         released=released,
         projector=settings.projector,
         projector_options=settings.projector_options,

@@ -20,7 +20,7 @@ from manticore.components.positions import context_length
 from manticore.components.state_cache import EmptyLayer
 from manticore.errors import ManticoreError, in_brief
 from manticore.making import refuse_misfits
-from manticore.option_types import Count, Forgetting, Wanted
+from manticore.option_types import Count, Drop, Forgetting, Wanted
 
 
 def cut(num_layers: int, num_blocks: int) -> list[int]:
@@ -65,7 +65,7 @@ Generations = Annotated[list[Generation], Wanted("settings for each component", 
 
 _READ_FROM_FILES = (
     *("num_components", "num_blocks", "vocab_size", "released", "path", "layer_outputs", "one_token_at_a_time"),
-    *("output", "forgetting", "parents", "generation", "generation_component"),
+    *("output", "forgetting", "drop_below", "drop_after", "parents", "generation", "generation_component"),
 )
 """Fields whose values the code relies on."""
 
@@ -92,6 +92,10 @@ class ManticoreConfig(PreTrainedConfig):
     """Registered name of how the components' predictions become one."""
     forgetting: Forgetting = 0.0
     """Output ``bayes`` only: the share of the weights that goes back to the output weights after each token."""
+    drop_below: Drop | None = None
+    """Output ``bayes`` at R = I only: components whose weight falls below this stop reading a sequence; None: none."""
+    drop_after: Count = 32
+    """From how many tokens of a sequence on."""
     projector: str = "linear"
     """Registered name of the kind of projector."""
     projector_options: dict[str, Any] | None = None
@@ -202,8 +206,26 @@ class ManticoreConfig(PreTrainedConfig):
                 "tokenizer's tokens, so that its likelihoods do not compare with those of components that have",
                 "components that share a tokenizer, or output probabilities or gate",
             )
+        elif self.drop_below is not None:
+            wrong = self._no_drop()
         if wrong is not None:
             raise ManticoreError(f"config: {wrong[0]}. Fix: {wrong[1]}")
+
+    def _no_drop(self) -> tuple[str, str] | None:
+        """Why components of this hybrid cannot be dropped, and what to do."""
+        drop, out = f"drop_below is {self.drop_below}", "leave drop_below out"
+        if self.output != "bayes" or self.mixing != "routed":
+            what = f"{drop} with output {self.output!r} and mixing {self.mixing!r} (expected bayes and routed)"
+            return what, f"output bayes, mixing routed, or {out}"
+        if self.forgetting:
+            return (
+                f"{drop} with forgetting {self.forgetting}: what is dropped cannot come back",
+                f"{out}, or forgetting",
+            )
+        if self.num_components and self.drop_below is not None and self.drop_below >= 1 / self.num_components:
+            what = f"{drop} with {self.num_components} components (expected below 1/{self.num_components})"
+            return what, "for instance 0.01"
+        return None
 
     def _check_per_component(self) -> None:
         """Refuse lists that do not belong to these components."""

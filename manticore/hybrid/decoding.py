@@ -20,12 +20,13 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from manticore.components.cache_argument import CACHE_ARGUMENT, cache_in
 from manticore.components.generation import new_cache_wanted, refuse_cache_in_checkpointing
-from manticore.components.state_cache import CountingCache, EmptyLayer, has_states
+from manticore.components.state_cache import CountingCache, EmptyLayer, forget_sequences, has_states, select_sequences
 from manticore.components.token_layout import continued_mask, continued_positions, put_back, rearranged
 from manticore.errors import ManticoreError
 from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.inputs import Part
 from manticore.hybrid.likelihoods import Posterior
+from manticore.hybrid.survivors import Survivors
 
 
 class ComponentCache(Cache):
@@ -72,12 +73,16 @@ class HybridCache(CountingCache):
             self.views.append(ComponentCache(layers, self))
         self.posterior: Posterior | None = None
         """Of an output that follows the text: the weights so far; None before the first token."""
+        self.survivors: Survivors | None = None
+        """Which components still read each sequence, where some can be dropped; what they hold is of these alone."""
         super().__init__(flat)
 
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.posterior = None
+        if self.survivors is not None:
+            forget_sequences(self.layers, len(self.survivors.live))
+        self.posterior = self.survivors = None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take the last tokens back.
@@ -94,18 +99,61 @@ class HybridCache(CountingCache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sequence of the batch."""
-        super().batch_repeat_interleave(repeats)
-        self._change_rows(lambda rows: rows.repeat_interleave(repeats, dim=0))
+        if self.survivors is not None:
+            read = self.survivors.read
+            self._follow(torch.arange(len(read), device=read.device).repeat_interleave(repeats))
+        else:
+            super().batch_repeat_interleave(repeats)
+            self._change_rows(lambda rows: rows.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some sequences of the batch."""
-        super().batch_select_indices(indices)
-        self._change_rows(lambda rows: rows[indices.to(rows.device)])
+        if self.survivors is not None:
+            self._follow(indices)
+        else:
+            super().batch_select_indices(indices)
+            self._change_rows(lambda rows: rows[indices.to(rows.device)])
 
     def reorder_cache(self, beam_idx: Any) -> None:
         """Put other sequences into the batch's places."""
-        super().reorder_cache(beam_idx)
-        self._change_rows(lambda rows: rows[beam_idx.to(rows.device)])
+        if self.survivors is not None:
+            # a beam inherits its parent's components
+            self._follow(beam_idx)
+        else:
+            super().reorder_cache(beam_idx)
+            self._change_rows(lambda rows: rows[beam_idx.to(rows.device)])
+
+    @property
+    def sequences(self) -> int | None:
+        """Sequences cached; None while there are none."""
+        return super().sequences if self.survivors is None else len(self.survivors.live)
+
+    @property
+    def live(self) -> Tensor | None:
+        """``[B, K]``: which components still read each sequence; None where none can be dropped, or before a token."""
+        if self.survivors is None:
+            return None
+        live = self.survivors.live
+        whole = live.new_zeros(len(live), len(self.views))
+        whole[:, list(self.survivors.components)] = live
+        return whole
+
+    def keep_slots(self, k: int, kept: Tensor) -> None:
+        """Let component k forget the sequences it no longer reads: ``kept`` ``[n]`` of those it holds."""
+        if not bool(kept.all()):
+            select_sequences(self.views[k].layers, kept.nonzero()[:, 0])
+
+    def _follow(self, indices: Tensor) -> None:
+        """Take the sequences ``indices`` ``[B']``, each component's from where it holds them."""
+        assert self.survivors is not None
+        indices = indices.to(self.survivors.live.device)
+        self._select_layout(indices)
+        for i, k in enumerate(self.survivors.components):
+            held = self.survivors.live[:, i]
+            slots = (held.long().cumsum(0) - 1)[indices]
+            select_sequences(self.views[k].layers, slots[held[indices]])
+        self.survivors = self.survivors.rows(lambda rows: rows[indices])
+        self._change_rows(lambda rows: rows[indices.to(rows.device)])
 
     def _change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
         if self.posterior is not None:

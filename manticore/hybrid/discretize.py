@@ -104,7 +104,7 @@ def copied_config(hybrid: ManticorePreTrainedModel, **changes: Any) -> Manticore
     settings.update(changes)
     if settings.get("path") is not None:
         # one component predicts alone
-        settings.update(output="logits", forgetting=0.0)
+        settings.update(output="logits", forgetting=0.0, drop_below=None)
     config = ManticoreConfig(**settings)
     # not part of a saved configuration; of the hybrid itself alone, which would set its components' too
     config._attn_implementation_internal = hybrid.config._attn_implementation

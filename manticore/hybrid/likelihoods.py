@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _AT_ONCE = 2**24
 """Logits of one component that are made at once where not all are asked for."""
 
-_LEAST = -1e30
+LEAST = -1e30
 """A prediction that rules a token out: finite, so that sums over many tokens stay numbers."""
 
 
@@ -136,7 +136,7 @@ def scores_of(
             kept[k] = final.float().log_softmax(-1)
             if before is not None:
                 kept[k] = torch.where((ends >= 0).to(final.device)[:, None], kept[k], before.last[k].to(final.device))
-    return Scored(torch.stack(values, -1).clamp_min(_LEAST), counts, kept, begun | (ends >= 0))
+    return Scored(torch.stack(values, -1).clamp_min(LEAST), counts, kept, begun | (ends >= 0))
 
 
 def log_normalizers(logits: Tensor) -> Tensor:

@@ -147,6 +147,10 @@ class Mixing(nn.Module, ABC):
     def head_inputs(self, features: Features) -> Features:
         """What the norm and head of each component read, from what left the last block."""
 
+    def apart(self) -> bool:
+        """Whether every component reads its own features alone, up to the output."""
+        return False
+
     @abstractmethod
     def output_weights(self) -> list[tuple[int, Tensor | float]]:
         """The components whose heads are read, in ascending order, each with its weight: a number unless it trains."""

@@ -27,9 +27,10 @@ from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.decoding import CachedGenerationMixin, HybridCache
 from manticore.hybrid.inputs import Part, check_inputs, check_outputs, require_ids
 from manticore.hybrid.mixing import Features, Mixing, Route
-from manticore.hybrid.outputs import HybridOutput, Read
+from manticore.hybrid.outputs import HybridOutput, Read, log_of
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.hybrid.released import Branches
+from manticore.hybrid.survivors import Alone, read_by_survivors
 
 R = TypeVar("R")
 
@@ -65,7 +66,7 @@ def through_blocks(
 def own_forwards(
     hybrid: ManticorePreTrainedModel,
     inputs: Mapping[int, Mapping[str, Any]],
-    mixing: Mixing | Branches,
+    mixing: Mixing | Branches | Alone,
     states: list[Tensor] | None = None,
     last: Features | None = None,
     **how: Any,
@@ -220,8 +221,20 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, CachedGenerationMixin):
         parts, put_back = self._parts(input_ids, attention_mask, position_ids, cache)
         # which tokens shall be kept is known only when all are in their places again
         keep = logits_to_keep if put_back is None else 0
-        read, weighed, passed = [], [], []
+        read, weighed, readers = [], [], []
+        passed: list[Any] = []
+        drops = self._drops(cache)
         for part in parts:
+            every = isinstance(keep, int) and not 0 < keep < part.input_ids.shape[1]
+            kept = None if every else _kept(keep)
+            if drops:
+                prior = log_of(self.mixing.output_weights(), input_ids.device)
+                predicted = read_by_survivors(self, part, cache, prior, kept)
+                read.append(predicted.logits)
+                weighed.append(predicted.weights)
+                readers.append(predicted.components_read)
+                passed.append(None)
+                continue
             states: list[Tensor] | None = [] if wants_states else None
             last: Features = {}
             given = part.for_each(self.mixing.route().used, cache)
@@ -242,12 +255,7 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, CachedGenerationMixin):
                 # after the pass: while it runs, components ask how many tokens are before these
                 cache.seen_tokens += part.input_ids.shape[1]
             head_inputs = {k: each.head_input for k, each in recordings.items() if each.head_input is not None}
-            every = isinstance(keep, int) and not 0 < keep < part.input_ids.shape[1]
-            together = Read(
-                outputs,
-                *(self.mixing.output_weights(), head_inputs, part, None if every else _kept(keep)),
-                *(last, self._head, cache),
-            )
+            together = Read(outputs, self.mixing.output_weights(), head_inputs, part, kept, last, self._head, cache)
             logits, weights = self.output(together)
             read.append(logits)
             weighed.append(weights if weights.dim() == 3 else weights.expand(*logits.shape[:2], -1))
@@ -266,9 +274,46 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, CachedGenerationMixin):
             logits=logits,
             hidden_states=None if states is None else tuple(states),  # type: ignore[arg-type]
             output_weights=weights if output_weights else None,
+            components_read=None if not readers else readers[0] if put_back is None else put_back(readers),
             **named(cache),
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _drops(self, cache: HybridCache | None) -> bool:
+        """Whether components stop reading sequences that they are unlikely to have written."""
+        if self.config.drop_below is None or len(self.mixing.route().used) < 2:
+            return False
+        if self.training:
+            if cache is not None and cache.survivors is not None:
+                raise ManticoreError(
+                    f"forward: {CACHE_ARGUMENT} has dropped components, and while a model trains none is dropped. "
+                    "Fix: model.eval(), or a new cache"
+                )
+            return False
+        if not self.mixing.apart():
+            raise ManticoreError(
+                f"forward: drop_below is {self.config.drop_below}, but components read one another at these mixture "
+                "weights. Fix: hybrid.mixing.reset_mixture() (R = I), or config.drop_below = None"
+            )
+        return True
+
+    def alone(
+        self, k: int, part: Part, cache: HybridCache | None, logits_to_keep: int | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One component by itself: its logits ``[n, t, V]``, and ``[n, L, D]`` that its norm and head were given.
+
+        Args:
+            k: which one.
+            part: the tokens.
+            cache: whose layers of component k are read and extended; it does not count the tokens.
+            logits_to_keep: as in :meth:`forward`.
+        """
+        last: Features = {}
+        given = part.for_each([k], cache)
+        by_itself = Alone(k, self.config.num_blocks)
+        with own_forwards(self, given, by_itself, last=last, head=True, logits_to_keep=logits_to_keep) as (run, _):
+            logits: Tensor = run().logits
+        return logits[..., : self.config.vocab_size], last[k]
 
     def _head(self, k: int, input_ids: Tensor, features: Tensor) -> Tensor:
         """Norm and head of component k on features ``[B, n, D]`` of the tokens ``[B, n]``: ``[B, n, V]``."""

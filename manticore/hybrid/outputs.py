@@ -46,6 +46,8 @@ class HybridOutput(CausalLMOutputWithPast):
 
     output_weights: Tensor | None = None
     """``[B, T, K]``, rows on the simplex: what each component's prediction weighed, where that was asked for."""
+    components_read: Tensor | None = None
+    """``[B, T, K]``, False on padding: which components have read each token; None where none can be dropped."""
 
 
 def _all_are_there(k: int, input_ids: Tensor, features: Tensor) -> Tensor:
@@ -75,12 +77,16 @@ class Read:
 
     def log_prior(self) -> Tensor:
         """``[K]``, of the components in use, in float32; what trains is never minus infinity."""
-        at = self.logits[self.prior[0][0]].device
-        if any(isinstance(weight, Tensor) for _, weight in self.prior):
-            stacked = torch.stack([torch.as_tensor(weight, device=at) for _, weight in self.prior])
-        else:
-            stacked = torch.tensor([weight for _, weight in self.prior], device=at)
-        return stacked.float().clamp_min(_SMALLEST).log()
+        return log_of(self.prior, self.logits[self.prior[0][0]].device)
+
+
+def log_of(prior: Sequence[tuple[int, Tensor | float]], at: torch.device) -> Tensor:
+    """``[K]``: logarithms of output weights in float32; what trains is never minus infinity."""
+    if any(isinstance(weight, Tensor) for _, weight in prior):
+        stacked = torch.stack([torch.as_tensor(weight, device=at) for _, weight in prior])
+    else:
+        stacked = torch.tensor([weight for _, weight in prior], device=at)
+    return stacked.float().clamp_min(_SMALLEST).log()
 
 
 class Output(nn.Module, ABC):

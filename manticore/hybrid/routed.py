@@ -130,6 +130,15 @@ class RoutedMixing(Mixing):
         """What the components of block 0 read."""
         return {source for target in self.active()[0] for source, _ in self._nonzero(0, target)}
 
+    def apart(self) -> bool:
+        """Whether R = I, among the components in use."""
+        used = self.route().used
+        return all(
+            self.row_values(n, k) == [float(k == source) for source in range(self.num_components)]
+            for n in range(self.num_blocks)
+            for k in used
+        )
+
     def enter(self, boundary: int, features: Features, targets: Iterable[int]) -> Features:
         """``x_m = sum_k R(n)_mk T_{k→m}(y_k)`` for each target m."""
         return {m: self._read(boundary, m, features) for m in targets}

@@ -34,24 +34,31 @@ def score(
         each: also return every example's loss.
 
     Returns:
-        Metric name → value; with ``each``, the mean loss of each example over its scored positions, in nats, float64
-        ``[examples]``, 0 where nothing is scored; else an empty tensor.
+        Metric name → value, where components can be dropped also how many read a token, ``components_per_token``; with
+        ``each``, the mean loss of each example over its scored positions, in nats, float64 ``[examples]``, 0 where
+        nothing is scored; else an empty tensor.
 
     Raises:
         NotFiniteError: a score is NaN.
     """
     device, marks = next(model.parameters()).device, (SOURCES,) if task.sources else ()
     state, losses = task.metric_state(), [torch.empty(0, dtype=torch.float64)]
+    reads = tokens = 0
     with torch.no_grad(), kept_modes(model), fast_scan(model):
         model.eval()
         sized: Any = {"batch_size": batch_size, "max_examples": max_examples}
         for batch in batches(task.data[split], length=task.length, also=marks, **sized):
             targets, marked = batch.pop("targets").to(device), [batch.pop(name).to(device) for name in marks]
-            logits = model(**{n: v.to(device) for n, v in batch.items()}, use_cache=False).logits
+            output = model(**{n: v.to(device) for n, v in batch.items()}, use_cache=False)
+            logits, readers = output.logits, getattr(output, "components_read", None)
+            if readers is not None:
+                reads, tokens = reads + int(readers.sum()), tokens + int(readers.any(-1).sum())
             state.update(logits, targets, *marked)
             if each:
                 losses.append(_example_losses(logits, targets))
     scores = state.compute()
+    if tokens:
+        scores["components_per_token"] = reads / tokens
     for name, value in scores.items():
         if math.isnan(value):
             raise NotFiniteError(

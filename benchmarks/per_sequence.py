@@ -1,0 +1,161 @@
+"""Per-sequence discretization: what a hybrid that lets go of the unlikely parent costs, against the parents.
+
+    python benchmarks/per_sequence.py        # about ten minutes on one core, pretraining included
+
+A GPT-Neo pretrained on Python source and a Mamba pretrained on English, one tokenizer, interpolated (output bayes,
+untrained), ``drop_below`` .01 and ``drop_after`` 32. Held-out sequences of 512 tokens: read in one go, and written: a
+prompt of 32 tokens, then one token at a time on a cache. Seconds of process CPU time, interleaved, medians of ratios
+within a round.
+Bars: tokens per second at least .9 of the parents' mean with batch 1 and with batch 8 of one source, and at least .9 of
+each parent on its share of the rows with batch 8 of two sources; loss within .01 of the undropped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from measure import interleaved, paired_ratio, write_json
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import manticore
+from manticore.components.cache_argument import cache_in, named
+from manticore.components.loading import load_component, load_tokenizer
+from manticore.kernels.mamba import fast_scan
+from manticore.tasks.task import load_task
+from manticore.training.pretrain import pretrain
+
+SOURCES = {"code": "stdlib", "english": "docstrings"}
+FAMILIES = {"code": "gpt_neo", "english": "mamba"}
+TOKENS, PROMPT, BELOW, BAR = 512, 32, 0.01, 0.9
+
+
+def parents(steps: int) -> dict[str, Any]:
+    """Source → the path of its parent (cached)."""
+    shared: dict[str, Any] = {"layers": 4, "width": 128, "batch_size": 4, "length": TOKENS, "steps": steps}
+    return {
+        name: pretrain(FAMILIES[name], text=text, tokenizer_texts=list(SOURCES.values()), **shared)
+        for name, text in SOURCES.items()
+    }
+
+
+def reading(model: Any, ids: Tensor) -> Callable[[], None]:
+    """All tokens in one pass."""
+
+    @torch.no_grad()
+    def run() -> None:
+        model(input_ids=ids, use_cache=False)
+
+    return run
+
+
+def writing(model: Any, ids: Tensor) -> Callable[[], None]:
+    """A prompt, then a token at a time, as ``generate`` does."""
+
+    @torch.no_grad()
+    def run() -> None:
+        given = cache_in(model(input_ids=ids[:, :PROMPT], use_cache=True, logits_to_keep=1))
+        for t in range(PROMPT, ids.shape[1]):
+            model(input_ids=ids[:, t : t + 1], use_cache=True, logits_to_keep=1, **named(given))
+
+    return run
+
+
+def speeds(hybrid: Any, alone: dict[str, Any], rows: dict[str, Tensor], rounds: int) -> list[dict[str, Any]]:
+    """A row per way and batch."""
+    found = []
+    for way, make in (("read", reading), ("write", writing)):
+        for batch in (1, 8):
+            for source in SOURCES:
+                ids = rows[source][:batch]
+                runs = {"hybrid": make(hybrid, ids)} | {name: make(model, ids) for name, model in alone.items()}
+                seconds = interleaved(runs, rounds=rounds, warmup=int(way == "read"))
+                mean = [statistics.fmean(pair) for pair in zip(*(seconds[name] for name in alone))]
+                found.append(
+                    {
+                        "way": way,
+                        "batch": f"{batch} of {source}",
+                        "tokens_per_second": batch * TOKENS / statistics.median(seconds["hybrid"]),
+                        "against": "the parents' mean",
+                        "ratio": paired_ratio(mean, seconds["hybrid"]),
+                        "against_its_parent": paired_ratio(seconds[source], seconds["hybrid"]),
+                    }
+                )
+        mixed = torch.stack([rows[name][i] for i in range(4) for name in SOURCES])
+        runs = {"hybrid": make(hybrid, mixed)} | {name: make(model, rows[name][:4]) for name, model in alone.items()}
+        seconds = interleaved(runs, rounds=rounds, warmup=int(way == "read"))
+        together = [sum(pair) for pair in zip(*(seconds[name] for name in alone))]
+        found.append(
+            {
+                "way": way,
+                "batch": "8 of two sources",
+                "tokens_per_second": 8 * TOKENS / statistics.median(seconds["hybrid"]),
+                "against": "each parent on its share",
+                "ratio": paired_ratio(together, seconds["hybrid"]),
+                "against_its_parent": None,
+            }
+        )
+    return found
+
+
+def main() -> int:
+    """Print the tables, write the JSON, and fail where a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pretrain-steps", type=int, default=300)
+    parser.add_argument("--examples", type=int, default=64)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    paths = parents(arguments.pretrain_steps)
+    task = load_task(
+        "text",
+        tokenizer=load_tokenizer(paths["code"]),
+        length=TOKENS,
+        sources={name: {"text": text, "share": 0.5} for name, text in SOURCES.items()},
+    )
+    alone = {name: load_component(path).eval() for name, path in paths.items()}
+    given: dict[str, Any] = {"num_blocks": 1, "output": "bayes"}
+    whole = manticore.combine(list(paths.values()), **given)
+    hybrid = manticore.combine(list(paths.values()), drop_below=BELOW, drop_after=PROMPT, **given).eval()
+    scores = {
+        name: manticore.evaluate(model, task, split="test", max_examples=arguments.examples)
+        for name, model in {**alone, "interpolated": whole, "dropping": hybrid}.items()
+    }
+    console = Console()
+    losses = Table("model", "loss", *(f"loss on {name}" for name in SOURCES), "components per token")
+    for name, score in scores.items():
+        of_sources = [f"{score[f'loss:{source}']:.3f}" for source in SOURCES]
+        losses.add_row(name, f"{score['loss']:.4f}", *of_sources, f"{score.get('components_per_token', 1):.3f}")
+    console.print(losses)
+
+    test = task.data["test"].with_format("torch")
+    marked = torch.as_tensor(test["sources"][:])[:, 0]
+    rows = {name: test["input_ids"][:][marked == i][:8] for i, name in enumerate(SOURCES)}
+    with ExitStack() as stack:
+        for model in (*alone.values(), hybrid):
+            stack.enter_context(fast_scan(model))
+        table_of = speeds(hybrid, alone, rows, arguments.rounds)
+    table = Table("", "batch", "tokens/s", "against", "ratio", "against its own parent")
+    for row in table_of:
+        own = row["against_its_parent"]
+        own_text = "" if own is None else f"{own:.2f}"
+        speed = f"{row['tokens_per_second']:,.0f}"
+        table.add_row(row["way"], row["batch"], speed, row["against"], f"{row['ratio']:.2f}", own_text)
+    console.print(table)
+    lost = scores["dropping"]["loss"] - scores["interpolated"]["loss"]
+    met = {"loss": lost <= 0.01, "speed": all(row["ratio"] >= BAR for row in table_of)}
+    console.print(f"loss {lost:+.4f} against the undropped; bars met: {met}")
+    payload = {"arguments": vars(arguments), "scores": scores, "speeds": table_of, "lost": lost, "met": met}
+    console.print(f"written to {write_json('per_sequence', payload)}")
+    return 0 if all(met.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
