@@ -1,6 +1,6 @@
 """Distillation at equal FLOPs: the path mamba→gpt trained on a task, with and without a teacher.
 
-    python benchmarks/distillation.py [--seeds 3] [--only NAME …]      # about 25 minutes of one core; resumes
+    python benchmarks/distillation.py [--seeds 3] [--only NAME …]      # about half an hour of one core; resumes
 
 Tiny models that were pretrained on the standard library's source are cut into two blocks and aligned (``two-sources``:
 the GPT on that, the Mamba on English out of docstrings; half and half of unseen text of both). Every row then spends

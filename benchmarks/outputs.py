@@ -109,9 +109,8 @@ def main() -> int:
             f"{row['peak_mib']:.0f}",
         )
     console.print(table)
-    console.print(
-        f"written to {write_json('outputs', {'batch': BATCH, 'tokens': TOKENS, 'prompt': PROMPT, 'rows': rows})}"
-    )
+    shape = {"batch": BATCH, "tokens": TOKENS, "prompt": PROMPT, "rounds": arguments.rounds}
+    console.print(f"written to {write_json('outputs', {**shape, 'rows': rows})}")
     gate = next(r for r in rows if r["what"] == "training step" and r["output"] == "gate")
     return 0 if gate["against_probabilities"] <= BAR else 1
 

@@ -96,10 +96,35 @@ def _exact(value: Any, check: Callable[[Any], float]) -> float:
     return value if isinstance(value, int) else checked
 
 
-def _distinct(values: list[int]) -> list[int]:
+def _distinct(values: list[Any]) -> list[Any]:
     if len(set(values)) < len(values):
         raise wrong(f"{values} holds one twice. Fix: give different ones")
     return values
+
+
+LARGEST_SHARE = 1e3
+SMALLEST_BUDGET = 1e6
+"""Budgets up to the one are shares of a fine-tuning, from the other on FLOPs: nobody means what lies between."""
+
+
+def _ensembles(value: Any) -> Any:
+    """One output stands for a list of it. On the command line, lists are all that there is: ``[False]`` is False."""
+    given = value if isinstance(value, list) else [value]
+    if len(given) == 1 and isinstance(given[0], bool):
+        return given[0]
+    if not all(isinstance(each, str) for each in given):
+        raise wrong(f"{value!s:.60} is no name of an output. Fix: for instance bayes, or true or false")
+    return _distinct([Named("output")(each) for each in given])
+
+
+def _budgets(values: list[float]) -> list[float]:
+    for value in values:
+        if LARGEST_SHARE < value < SMALLEST_BUDGET:
+            raise wrong(
+                f"{value:g} is neither a share of the fine-tuning budget (0 to {LARGEST_SHARE:,.0f}) nor FLOPs "
+                f"({SMALLEST_BUDGET:,.0f} or more). Fix: for instance 0.25, or 2e12"
+            )
+    return sorted(_distinct(values))
 
 
 if TYPE_CHECKING:
@@ -154,7 +179,23 @@ Seeds = Annotated[
     AfterValidator(_distinct),
     Wanted("whole numbers, one or more", "for instance 0, 1 and 2"),
 ]
-Rates = Annotated[list[Positive], Field(min_length=1), Wanted("positive numbers, one or more", "for instance 1e-3")]
+Rates = Annotated[
+    list[Positive],
+    Field(min_length=1),
+    AfterValidator(_distinct),
+    Wanted("positive numbers, one or more", "for instance 1e-3"),
+]
+Budgets = Annotated[
+    list[Annotated[NotNegative, WrapValidator(_exact)]],
+    Field(min_length=1, max_length=64),
+    AfterValidator(_budgets),
+    Wanted("shares of the fine-tuning budget, or FLOPs, one to 64", "for instance 0, 0.25 and 1"),
+]
+Ensembles = Annotated[
+    list[Output] | bool,
+    BeforeValidator(_ensembles),
+    Wanted("outputs, or true or false", "for instance bayes"),
+]
 Trainable = Literal["all", "frozen", "projectors", "lora"]
 Schedule = Literal["constant", "linear", "cosine"]
 Sampling = Literal["uniform", "weighted", "layouts"]

@@ -16,10 +16,12 @@ from manticore._moved import names_of
 from manticore.option_types import (
     Amount,
     Bos,
+    Budgets,
     Count,
     Decay,
     Depth,
     Drop,
+    Ensembles,
     Flops,
     Forgetting,
     InPython,
@@ -462,13 +464,25 @@ class Distill(Judged):
     the second pass over the data on, and takes 4 bytes for each token and entry of the vocabulary."""
 
 
+def rates_around(lr: float) -> list[float]:
+    """The learning rates that a comparison tries where none are given: each model takes the one that suits it."""
+    return [float(f"{factor * lr:.6g}") for factor in (0.3, 1.0, 3.0)]
+
+
 class Comparing(Settings):
     """What every comparison has."""
 
+    budgets: Budgets | None = None
+    """Compare at several budgets: shares of the fine-tuning budget, or FLOPs from 1e6 on; 0: before any training. At a
+    constant learning rate one run passes them all."""
+    larger: Annotated[Text | None, InPython("PreTrainedModel | str | Path | None")] = None
+    """A larger single model to show beside the others, NAME=FOLDER names it: no parent to the verdict."""
+
     seeds: Seeds = [0, 1, 2]
     """One fine-tuning per seed and model; three or more show a spread worth the name."""
-    ensemble: bool = True
-    """Add the average of the logits of all models that are not hybrids."""
+    ensemble: Ensembles = True
+    """Ensembles to add of all models that are not hybrids, by their outputs: logits, probabilities, bayes or gate;
+    true: those that need no training, probabilities and bayes on text, else logits; false: none."""
     workers: Depth = 1
     """On a CPU, runs made at the same time, each in a process with one thread."""
 
@@ -478,13 +492,13 @@ class Compare(Training, Comparing):
 
     budget_flops: Flops | None = None
     """Training FLOPs of fine-tuning; left out, what 300 steps of the costliest model take."""
-    learning_rates: Rates = [1e-3]
-    """Each model takes the one that scores best on the validation split."""
+    learning_rates: Rates = rates_around(OneTraining.model_fields["lr"].default)
+    """Each model takes, at each budget, the one that scores best on the validation split."""
     test_examples: Count | None = None
     """Score only so many examples of the test split, and of the validation split; left out, all."""
 
-    # a run of a comparison says in its name how long it is and which seed it has
-    unkeyed = frozenset({"budget_flops", "seeds", "ensemble", "workers"})
+    # a run of a comparison says in its name how long it is, which model and which seed it has
+    unkeyed = frozenset({"budget_flops", "budgets", "larger", "seeds", "ensemble", "workers"})
 
 
 class Evaluate(Settings):

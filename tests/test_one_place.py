@@ -39,7 +39,7 @@ def watched(model, task, settings, **options):
     return train(model, task, settings, **options)
 
 comparison_runs.finetune = watched
-settings = Compare(**recipe.finetune.shared(), seeds=[0], ensemble=False, budget_flops=10**8)
+settings = Compare(**recipe.finetune.shared(), seeds=[0], learning_rates=[1e-3], ensemble=False, budget_flops=10**8)
 out, model = Path(sys.argv[2]), gpt_neo(VOCABULARY)
 manticore.compare({"one": model}, copying_task(), settings, batch_size=8, cpu=True, out=out / "c")
 manticore.finetune(model, copying_task(), steps=1, batch_size=8, example=6, cpu=True, out=out / "f")

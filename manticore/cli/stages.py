@@ -23,7 +23,7 @@ from manticore.schema.consistency import mixture, options
 from manticore.schema.sections import TaskChoice
 from manticore.schema.validation import findings
 from manticore.settings import Align, Combine, Compare, Discretize, Finetune, Pretrain, Search
-from manticore.writing import new_folder, refuse_existing, write_json
+from manticore.writing import new_folder, refuse_existing, write_bytes, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -319,8 +319,10 @@ def compare(
     import manticore
     from manticore.experiments.models import named
     from manticore.report import render_comparison
+    from manticore.report.cautions import warnings
+    from manticore.report.figures import draw_figures
     from manticore.report.results import as_results
-    from manticore.report.rounding import rounding_notes
+    from manticore.report.verdict import verdict
     from manticore.stages.combine import TaskInfo
     from manticore.stages.commands import task_words
     from manticore.stages.compare import Compare
@@ -354,13 +356,19 @@ def compare(
         about = TaskInfo.of(problem, chosen, test_examples=settings["test_examples"])
         if comparison.primary_metric != problem.primary_metric:
             about |= {"primary_metric": comparison.primary_metric, "higher_is_better": False, "chance": None}
-        results = {"schema_version": SCHEMA_VERSION, "task": about, "compare": comparison.to_dict()}
-        write_json(folder / RESULTS, results)
+        kept_of = {"schema_version": SCHEMA_VERSION, "task": about, "compare": comparison.to_dict()}
+        write_json(folder / RESULTS, kept_of)
+        results = as_results(kept_of)
+        for drawing in draw_figures(results).values():
+            write_bytes(folder / f"{drawing.name}.svg", drawing.svg.encode("utf-8"))
     console.print(render_comparison(results))
-    for note in rounding_notes(as_results(results)):
-        say(note)
+    for warning in warnings(results):
+        say(f"warning: {warning}")
+    if len(comparison.budgets) > 1:
+        say(verdict(results).sentence)
     sign = 1 if comparison.higher_is_better else -1
-    best = max((row for row in comparison.rows if row.model in loaded), key=lambda row: sign * row.mean).model
+    trained = [row for row in comparison.rows if row.model in loaded and row.budget == comparison.main_budget]
+    best = max(trained, key=lambda row: sign * row.mean).model
     done(out, Compare().next_command(best, sources[best], task_words(task, chosen)))
 
 

@@ -1,9 +1,10 @@
 """Compare models at equal compute: each is fine-tuned on the same data with the same number of training FLOPs.
 
-Two budgets are compared. "Fine-tuning alone": every model gets the same FLOPs from where it stands. "Everything the
-hybrid cost": what was spent before on a model (aligning and searching the hybrid) is taken off its share, so that
-parents train for as much longer. Every (model, budget, learning rate, seed) is one run whose result is kept, so that
-a comparison that was killed goes on where it stopped.
+Two kinds of budgets are compared. "Fine-tuning alone": every model gets the same FLOPs from where it stands.
+"Everything the hybrid cost": what was spent before on a model (aligning and searching the hybrid) is taken off its
+share, so that parents train for as much longer. Of each kind there may be several, down to none at all. Every (model,
+budget, learning rate, seed) is one run whose result is kept, so that a comparison that was killed goes on where it
+stopped; at a constant rate a run goes on from where that to the next smaller budget has ended.
 """
 
 from __future__ import annotations
@@ -18,9 +19,21 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from manticore.errors import ManticoreError
+from manticore.experiments.budgets import Budget, budgets_of
 from manticore.experiments.comparison_runs import ComparisonRuns
 from manticore.experiments.intervals import mean_interval
-from manticore.experiments.models import Source, add_ensemble, named, own_tasks, plain_models, source_digest
+from manticore.experiments.models import (
+    Source,
+    add_ensembles,
+    add_larger,
+    named,
+    own_tasks,
+    plain_models,
+    pretrained_with,
+    reads_text,
+    source_digest,
+)
+from manticore.experiments.rows import ensembles
 from manticore.experiments.side_by_side import useful_workers
 from manticore.keywords import takes
 from manticore.runs.ledger import RUNS, RunLog
@@ -36,14 +49,6 @@ DEFAULT_STEPS = Finetune.default_steps
 
 
 @dataclass(frozen=True)
-class Budget:
-    """Training FLOPs that every model of a table may spend."""
-
-    name: str
-    flops: int
-
-
-@dataclass(frozen=True)
 class ComparisonRow:
     """One model at one budget."""
 
@@ -56,8 +61,8 @@ class ComparisonRow:
     cache_bytes_per_token: int
     state_bytes: int
     seeds: list[dict[str, Any]]
-    """Per seed: ``seed``, ``lr``, ``steps``, ``flops`` (those spent before included), ``seconds``, test ``metrics`` and
-    ``metrics_float32``, as fine-tuning gives them."""
+    """Per seed: ``seed``, ``lr`` (None before any training), ``steps``, ``flops`` (those spent before included),
+    ``seconds``, test ``metrics`` and ``metrics_float32``, as fine-tuning gives them."""
     mean: float
     """Of the primary metric over seeds."""
     interval: tuple[float, float] | None
@@ -65,12 +70,14 @@ class ComparisonRow:
     diverged: list[float]
     """Learning rates with which a training of this model ended in NaN or infinity."""
     step_flops: int
-    """Training FLOPs of one step: no run can come nearer to its budget."""
+    """Training FLOPs of one step: no run can come nearer to its budget; 0 before any training."""
+    rates: list[float]
+    """Learning rates that were tried; none before any training."""
 
 
 @dataclass(frozen=True)
 class UntrainedRow:
-    """A parent as it was downloaded, scored before any training."""
+    """A parent as it was downloaded, or an ensemble of them, scored before any training."""
 
     model: str
     metrics: dict[str, float]
@@ -89,9 +96,15 @@ class Comparison:
     budgets: list[Budget]
     rows: list[ComparisonRow]
     untrained: list[UntrainedRow]
-    """The models that are not hybrids and were given as models or folders, as they were."""
+    """The models that are not hybrids and were given as models or folders, as they were; on text also ensembles."""
     notes: list[str]
     """Sentences that the table cannot be read without."""
+
+    @property
+    def main_budget(self) -> int:
+        """Index of the budget of fine-tuning alone; where that is not among them, of the largest of its kind."""
+        alone = [index for index, budget in enumerate(self.budgets) if not budget.with_spent]
+        return next((index for index in alone if self.budgets[index].share == 1), alone[-1])
 
     def row(self, model: str, budget: int = 0) -> ComparisonRow:
         """The row of a model at a budget."""
@@ -118,8 +131,12 @@ def compare(
     """Fine-tune every model with the same FLOPs, data, seeds and learning rates; none of the given ones is changed.
 
     With more than one learning rate, each model at each budget uses the one that scores best on the validation split
-    with the first seed; a rate that diverges with any seed counts as the worst. With several workers, many cores do
-    more than as threads of one run; where there is an accelerator, runs go one after another.
+    with the first seed; a rate that diverges with any seed counts as the worst.
+
+    At a constant learning rate the run to the largest budget passes all others: its numbers there are those of a run
+    that ends there. A warm-up that is left open is therefore that of the smallest budget, for all of them. With another
+    schedule each budget takes runs of its own. With several workers, many cores do more than as threads of one run;
+    where there is an accelerator, runs go one after another.
 
     Args:
         models: name → model, or models alone; folders and hub ids are loaded, a function gets the seed. In a list,
@@ -127,8 +144,8 @@ def compare(
             its own, and bits per byte decide.
         task: a task, or the name of a registered one.
         settings: the options below in one object, which single ones change.
-        spent_flops: name → training FLOPs spent on that model before (align, search). Where given, a second budget
-            counts them: the largest of them on top of `budget_flops`, for every model.
+        spent_flops: name → training FLOPs spent on that model before (align, search). Where given, each budget is
+            there twice, the second time counting them: the largest of them on top of it, for every model.
         cpu: stay on the CPU where an accelerator is present.
         out: folder for results and checkpoints, from which a killed comparison resumes.
         resume: go on with the results in `out`, if there are any.
@@ -148,15 +165,16 @@ def compare(
                 f"compare: spent_flops names {name!r} (the models are {', '.join(sources)}). Fix: use their names"
             )
     parents = plain_models(sources)
+    larger = add_larger(sources, settings.larger)
     tasks, differ = own_tasks(task, sources, tokenizer)
-    task, notes = next(iter(tasks.values())), []
+    task, notes, added = next(iter(tasks.values())), [], []
     if differ:
         notes.append(
             "Tokenizers differ: each model reads the text with its own, bits per byte decide, and losses per token do "
             "not compare. There is no ensemble."
         )
-    elif settings.ensemble:
-        add_ensemble(sources, task)
+    else:
+        added = add_ensembles(sources, parents, task, ensembles(settings.ensemble, of_text=reads_text(task)))
     folder = None if out is None else Path(out)
     log = RunLog(None, {}, resume=resume, stage="compare")
     if folder is not None:
@@ -168,23 +186,26 @@ def compare(
     processes = useful_workers(settings.workers, cpu=cpu)
     runs = ComparisonRuns(sources, task, tasks, settings, folder, log, processes, cpu)
     if settings.budget_flops is None:
-        budget_flops = DEFAULT_STEPS * max(runs.step_flops(name) for name in sources)
+        budget_flops = DEFAULT_STEPS * max(runs.step_flops(name) for name in sources if name not in larger)
     else:
         budget_flops = int(settings.budget_flops)
-    budgets = [Budget("fine-tuning alone", budget_flops)]
-    if any(spent.values()):
-        budgets.append(Budget("everything the hybrid cost", budget_flops + max(spent.values())))
+    budgets = budgets_of(settings.budgets, budget_flops, max(spent.values(), default=0))
     shares = [
-        (name, index, budget, spent.get(name, 0) if index else 0)
+        (name, index, budget, spent.get(name, 0) if budget.with_spent else 0)
         for index, budget in enumerate(budgets)
         for name in sources
     ]
-    trainings = list(dict.fromkeys((name, budget.flops - cost) for name, _, budget, cost in shares))
-    with _watched(progress, len(trainings) * runs.per_row) as runs.report:
-        runs.make(trainings)
+    runs.trainings = list(dict.fromkeys((name, budget.flops - cost) for name, _, budget, cost in shares))
+    with _watched(progress, runs.total) as runs.report:
+        runs.make()
         rows = [_row(runs, *share) for share in shares]
-    untrained = [UntrainedRow(name, **runs.untrained(name)) for name in parents]
-    return Comparison(task.name, task.primary_metric, task.higher_is_better, budgets, rows, untrained, notes)
+    untrained = [
+        UntrainedRow(name, **runs.untrained(name)) for name in (*parents, *larger, *(added if reads_text(task) else ()))
+    ]
+    notes += [pretrained_with(name, source, parents) for name, source in larger.items()]
+    return Comparison(
+        task.name, task.primary_metric, task.higher_is_better, budgets, rows, untrained, list(filter(None, notes))
+    )
 
 
 def _row(runs: ComparisonRuns, name: str, index: int, budget: Budget, spent: int) -> ComparisonRow:
@@ -196,8 +217,8 @@ def _row(runs: ComparisonRuns, name: str, index: int, budget: Budget, spent: int
     ]
     mean, interval = mean_interval([entry["metrics"][runs.task.primary_metric] for entry in seeds])
     facts = next(iter(results.values()))
-    # a run without a step raises
-    step = facts["flops"] // facts["steps"]
+    # a run that trains without a step raises
+    step = facts["flops"] // facts["steps"] if facts["steps"] else 0
     return ComparisonRow(
         model=name,
         budget=index,
@@ -210,6 +231,7 @@ def _row(runs: ComparisonRuns, name: str, index: int, budget: Budget, spent: int
         interval=interval,
         diverged=diverged,
         step_flops=step,
+        rates=list(runs.learning_rates) if step else [],
     )
 
 

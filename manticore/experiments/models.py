@@ -5,24 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from manticore import quantities
 from manticore.components.loading import load_config, load_tokenizer, own_tokenizer
 from manticore.components.rebuilding import copied
 from manticore.components.token_matching import same_tokenizer
 from manticore.errors import ManticoreError, in_brief
-from manticore.experiments.rows import ENSEMBLE
+from manticore.experiments.rows import ensemble_row, larger_row
 from manticore.hybrid.combine import combine
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.runs.lineage import model_lineage, weights_digest
 from manticore.tasks.beginning import adds_bos
 from manticore.tasks.task import Task, load_task
+from manticore.training.budget import flops_per_step
 from manticore.training.classifiers import load_saved
 from manticore.training.prepare import fit_to_task
+from manticore.training.pretrain import read_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -145,31 +149,97 @@ def _tokenizer(source: Source) -> PreTrainedTokenizerBase | None:
     return load_tokenizer(source) if isinstance(source, str | Path) else None
 
 
-def add_ensemble(sources: dict[str, Source], task: Task) -> None:
-    """Beside the models that are not hybrids, the mean of their logits: a routed hybrid whose routes stay apart."""
-    parents = plain_models(sources)
-    if len(parents) < 2 or ENSEMBLE in sources:
-        return
+def add_larger(
+    sources: dict[str, Source], larger: PreTrainedModel | str | Path | None
+) -> dict[str, PreTrainedModel | str | Path]:
+    """Beside the models a larger one, if there is one; returns its row's name and what it is.
 
-    def ensemble(seed: int) -> PreTrainedModel:
-        # folders keep their tokenizers, which say what differently padded tables have in common
-        models = [s if isinstance(s, str | Path) else build(s, seed) for s in parents.values()]
-        sizes = {(load_config(str(m)) if isinstance(m, str | Path) else m.config).vocab_size for m in models}
-        fresh = task.vocab_size is not None and sizes != {task.vocab_size}
-        vocab_size = task.vocab_size if fresh else None
-        return averaged(models, task, vocab_size=vocab_size, seed=seed)
+    Raises:
+        ManticoreError: it is a hybrid.
+    """
+    if larger is None:
+        return {}
+    given, source = _given_name(larger)
+    assert isinstance(source, PreTrainedModel | str | Path)
+    if _is_hybrid(source):
+        raise ManticoreError(
+            f"compare: larger is a hybrid ({in_brief(str(given or _name(source)), 60)}). "
+            "Fix: give a single pretrained model, and hybrids among the models"
+        )
+    added = {larger_row(given or _name(source)): source}
+    sources |= added
+    return added
 
-    sources[ENSEMBLE] = ensemble
+
+def pretrained_with(name: str, source: Source, others: Mapping[str, Source]) -> str:
+    """A sentence on what pretraining a model has cost, and beside it the dearest of others; empty where unknown."""
+    own = _pretraining_flops(source)
+    if own is None:
+        return ""
+    said = f"{name} was pretrained with {quantities.flops(own)}"
+    known = {other: cost for other, each in others.items() if (cost := _pretraining_flops(each))}
+    if not known:
+        return f"{said}."
+    dearest = max(known, key=lambda other: known[other])
+    return f"{said}, {own / known[dearest]:.2g} times what {dearest} had ({quantities.flops(known[dearest])})."
+
+
+def _pretraining_flops(source: Source) -> int | None:
+    """Training FLOPs that :func:`manticore.pretrain` has spent on a model; None where nothing is noted beside it."""
+    folder = source.name_or_path if isinstance(source, PreTrainedModel) else source
+    if not isinstance(folder, str | Path):
+        return None
+    try:
+        noted = read_record(Path(folder).expanduser())
+        steps, batch_size, length = (int(noted[key]) for key in ("steps", "batch_size", "length"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return steps * flops_per_step(build(source, 0), batch_size, length)
+
+
+def reads_text(task: Task) -> bool:
+    """Whether a task is text: models keep their vocabularies, and predict the next token."""
+    return task.vocab_size is None and task.num_classes is None and task.bos is not None
+
+
+def add_ensembles(
+    sources: dict[str, Source],
+    parents: Mapping[str, PreTrainedModel | str | Path],
+    task: Task,
+    outputs: Sequence[str],
+) -> list[str]:
+    """Beside models that are not hybrids, ensembles of them: a routed hybrid whose routes stay apart, per output.
+
+    Returns:
+        The names of those rows.
+    """
+    added: dict[str, Source] = {}
+    for output in outputs if len(parents) > 1 else ():
+        if (name := ensemble_row(output)) not in sources:
+            added[name] = partial(_ensemble, parents, task, output)
+    sources |= added
+    return list(added)
+
+
+def _ensemble(
+    parents: Mapping[str, PreTrainedModel | str | Path], task: Task, output: str, seed: int
+) -> PreTrainedModel:
+    # folders keep their tokenizers, which say what differently padded tables have in common
+    models = [s if isinstance(s, str | Path) else build(s, seed) for s in parents.values()]
+    sizes = {(load_config(str(m)) if isinstance(m, str | Path) else m.config).vocab_size for m in models}
+    fresh = task.vocab_size is not None and sizes != {task.vocab_size}
+    vocab_size = task.vocab_size if fresh else None
+    return averaged(models, task, output=output, vocab_size=vocab_size, seed=seed)
 
 
 def averaged(
-    models: Sequence[PreTrainedModel | str | Path], task: Task, *, seed: int, **options: Any
+    models: Sequence[PreTrainedModel | str | Path], task: Task, *, output: str, seed: int, **options: Any
 ) -> PreTrainedModel:
-    """A hybrid that averages the logits of ``models``, with the heads that ``task`` asks for.
+    """A hybrid that joins nothing but the predictions of ``models``, with the heads that ``task`` asks for.
 
     ``options`` are those of :func:`manticore.combine`.
     """
-    hybrid: Any = combine(models, num_blocks=1, mixing="routed", seed=seed, **options)
+    hybrid: Any = combine(models, num_blocks=1, mixing="routed", output=output, seed=seed, **options)
     if task.num_classes is not None:
         hybrid = fit_to_task(hybrid, task, seed)
     # nothing crosses from one parent to another, so the projectors would only be counted

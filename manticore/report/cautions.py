@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from manticore import quantities
 from manticore.report import spending
 from manticore.report.candidates import search_warnings
@@ -32,15 +34,17 @@ def warnings(results: Results) -> list[str]:
     found += rounding_notes(results)
     if compare is None:
         return found
+    found += _coarse(results, compare)
     for row in compare.rows:
         where = f"{quantities.shorten(model_name(results, row.model), 60)}, budget {row.budget + 1}"
-        if spending.is_off(compare, row):
+        if spending.is_off(compare, row) and not (compare.over_budgets and spending.by_whole_steps(compare, row)):
             found.append(f"{where}: {_off(compare, row)}")
         if row.diverged:
             rates = ", ".join(f"{rate:g}" for rate in row.diverged)
             found.append(f"{where}: diverged with learning rate {rates}, which counts as the worst.")
         if row.mean is None:
             found.append(f"{where}: no finite score.")
+    found += _edges(results, compare)
     seeds = [len(r.seeds) for r in compare.rows if r.seeds]
     if seeds and min(seeds) < ENOUGH_SEEDS:
         found.append(
@@ -48,6 +52,34 @@ def warnings(results: Results) -> list[str]:
             f"at least {ENOUGH_SEEDS} are needed before a difference means much."
         )
     return found
+
+
+def _coarse(results: Results, compare: CompareRecord) -> Iterator[str]:
+    """Over many budgets, one sentence for each model whose whole steps leave much of small ones over."""
+    for model in compare.models if compare.over_budgets else ():
+        rows = [row for row in compare.rows if row.model == model and spending.is_off(compare, row)]
+        off = [row for row in rows if spending.by_whole_steps(compare, row)]
+        if off:
+            yield (
+                f"{quantities.shorten(model_name(results, model), 60)}: at {len(off)} of {len(compare.budgets)} "
+                f"budgets one step more would not have fitted, and it used {spending.spread(compare, off)}; a smaller "
+                "batch comes nearer to equal compute."
+            )
+
+
+def _edges(results: Results, compare: CompareRecord) -> Iterator[str]:
+    """A sentence for every model whose best learning rate is one that none was tried beyond."""
+    for model in compare.models:
+        rows = [row for row in compare.rows if row.model == model and row.rates]
+        for end in ("highest", "lowest"):
+            at = [row.edge[1] for row in rows if row.edge is not None and row.edge[0] == end]
+            if at:
+                where = f" at {len(at)} of {len(rows)} budgets" if len(rows) > 1 else ""
+                yield (
+                    f"{quantities.shorten(model_name(results, model), 60)}: the best learning rate{where} is the {end} "
+                    f"that was tried ({at[0]:g}), so one beyond it may be better. "
+                    f"Fix: learning_rates that go on {'upwards' if end == 'highest' else 'downwards'}"
+                )
 
 
 def _off(compare: CompareRecord, row: Row) -> str:

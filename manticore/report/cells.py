@@ -15,12 +15,14 @@ BY_BYTES = "bits_per_byte"
 
 
 def below(row: Row, task: TaskInfo) -> list[str]:
-    """What stands below a score: its interval, and for text how many bits a byte costs."""
+    """What stands below a score: its interval, a rate at the edge, for text bits per byte, and each source's own."""
     found = []
     if row.bounds is not None:
         found.append(quantities.interval(row.bounds))
     elif len(row.seeds) == 1:
         found.append("one seed")
+    if row.edge is not None:
+        found.append(f"{row.edge[0]} rate tried")
     return found + _of_text(row.mean_of, [name for seed in row.seeds for name in seed.metrics], task)
 
 
@@ -45,7 +47,9 @@ def _of_text(score: Callable[[str], float | None], names: Iterable[str], task: T
 
 
 def has_downloaded(compare: CompareRecord) -> bool:
-    """Whether any model was scored before training."""
+    """Whether any model was scored before training, and no budget says the same of all."""
+    if any(budget.flops == 0 for budget in compare.budgets):
+        return False
     return any(found.metrics for found in compare.untrained)
 
 
@@ -75,6 +79,9 @@ def equal_compute(results: Results) -> str:
     compare = results.compare
     if compare is None:
         return ""
+    if compare.over_budgets:
+        words = spending.spread(compare, compare.rows)
+        return f"Every model had the same budgets and used, in whole steps, {words}." if words else ""
     said = [
         f"{words} (“{quantities.shorten(budget_name(results, budget), 60)}”)" if len(compare.budgets) > 1 else words
         for budget in range(len(compare.budgets))

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from manticore import quantities
 from manticore.report.block_picture import WIDTH, block_picture
+from manticore.report.budget_curves import budgets_figure
 from manticore.report.candidate_curves import candidates_figure
 from manticore.report.matches import score_row
 from manticore.report.naming import budget_name, model_name
@@ -39,6 +40,10 @@ from manticore.stages.records import Step
 _NO_GAP = (
     "Before and after fine-tuning",
     "The path found, before and after its fine-tuning, on the test split.",
+)
+_OVER_BUDGETS = (
+    "Scores over budgets",
+    "Marks are means over seeds, upright lines 95 % intervals.",
 )
 _POINTS = 400
 """Drawn points per curve: more cannot be seen, and would only make the page heavy."""
@@ -66,15 +71,22 @@ def draw_figures(results: Results) -> dict[str, Drawing]:
             if figure is not None:
                 if name == "gap" and _nothing_was_cut(results):
                     title, caption = _NO_GAP
+                if name == "comparison" and results.compare is not None and results.compare.over_budgets:
+                    title, caption = _OVER_BUDGETS
                 drawings[name] = Drawing(name, title, caption, to_svg(figure))
     return drawings
 
 
 def comparison_figure(results: Results) -> Figure | None:
-    """Score per model, one panel per budget: seeds as rings, mean as disc, 95 % interval as line."""
+    """Score per model, one panel per budget: seeds as rings, mean as disc, 95 % interval as line.
+
+    Over several budgets of a kind, the scores against these: a line per model.
+    """
     compare = results.compare
     if compare is None or not any(row.mean is not None for row in compare.rows):
         return None
+    if compare.over_budgets:
+        return budgets_figure(results)
     task = results.task or TaskInfo()
     panels = max(1, len(compare.budgets))
     models = compare.models

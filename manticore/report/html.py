@@ -345,7 +345,7 @@ def _caption(figure: str, drawing: Drawing, results: Results) -> str:
     if figure != "comparison" or results.compare is None:
         return drawing.caption
     crosses = (
-        "Crosses are parents as downloaded, without any training." if cells.has_downloaded(results.compare) else ""
+        "Crosses are models as they were given, without any training." if cells.has_downloaded(results.compare) else ""
     )
     return " ".join(filter(None, [drawing.caption, crosses, cells.equal_compute(results)]))
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from manticore.experiments.rows import ENSEMBLE, HYBRID, NOT_PARENTS, SUPERNET
+from manticore.experiments.rows import HYBRID, SUPERNET, is_ensemble, is_larger, is_made
 from manticore.report.naming import alone
 from manticore.report.results import Results
 from manticore.stages.combine import TaskInfo
@@ -64,9 +64,9 @@ def comparisons(results: Results, models: Sequence[str] | None = None) -> list[M
     compare = results.compare
     if compare is None:
         return []
-    entrants = NOT_PARENTS if models is None else models
+    entrants = [m for m in compare.models if not (is_parent(compare, m) or is_larger(m))] if models is None else models
     if alone(results) is not None:
-        entrants = tuple(model for model in entrants if model != HYBRID)
+        entrants = [model for model in entrants if model != HYBRID]
     task = results.task or TaskInfo()
     found = []
     for budget in range(max(1, len(compare.budgets))):
@@ -79,8 +79,7 @@ def comparisons(results: Results, models: Sequence[str] | None = None) -> list[M
 
 def best(rows: Sequence[Row], task: TaskInfo) -> Row:
     """The row with the best mean; a tie goes to the one that costs least to run."""
-    cheap = (HYBRID, ENSEMBLE, SUPERNET)
-    ordered = sorted(rows, key=lambda row: cheap.index(row.model) if row.model in cheap else 0)
+    ordered = sorted(rows, key=lambda row: 2 * (row.model == SUPERNET) + is_ensemble(row.model))
     return (max if task.higher_is_better else min)(ordered, key=lambda row: row.mean or 0.0)
 
 
@@ -110,11 +109,18 @@ def score_row(compare: CompareRecord, model: str, budget: int) -> Row | None:
     the larger budget, the hybrid's one score stands against theirs.
     """
     row = compare.row(model, budget)
-    return compare.row(HYBRID, 0) if row is None and model == HYBRID else row
+    return compare.row(HYBRID, 0) if row is None and model == HYBRID and not compare.over_budgets else row
 
 
 def parents_at(compare: CompareRecord, budget: int) -> list[Row]:
     """The rows of components by themselves that have a score at a budget."""
     return [
-        row for row in compare.rows if row.budget == budget and row.model not in NOT_PARENTS and row.mean is not None
+        row for row in compare.rows if row.budget == budget and is_parent(compare, row.model) and row.mean is not None
     ]
+
+
+def is_parent(compare: CompareRecord, model: str) -> bool:
+    """Whether a row is of a single model as it was given: no hybrid, no ensemble, no larger one for scale."""
+    given = [found.model for found in compare.untrained]
+    # older records list none
+    return not (is_larger(model) or is_made(model)) and (not given or model in given)

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from manticore import quantities
-from manticore.experiments.rows import ENSEMBLE, HYBRID, SUPERNET
+from manticore.experiments.rows import HYBRID, SUPERNET, is_ensemble
 from manticore.report.results import Results
 
 _EVERYTHING = "everything the hybrid cost"
@@ -40,7 +40,9 @@ def subject(results: Results, model: str) -> str:
     if model == HYBRID:
         found = path_words(results, results.path) if results.path else "the hybrid"
         return found if alone(results) is None else model_name(results, model)
-    return {ENSEMBLE: "the ensemble", SUPERNET: "the soft supernet"}.get(model, quantities.shorten(model, 40))
+    if is_ensemble(model):
+        return f"the {model}"
+    return "the soft supernet" if model == SUPERNET else quantities.shorten(model, 40)
 
 
 def budget_name(results: Results, budget: int) -> str:
@@ -58,11 +60,15 @@ def budget_words(results: Results, budget: int, *, equal: bool = True) -> str:
         budget: index of it.
         equal: whether the rows spoken of came near enough to it to call them the same.
     """
-    name = budget_name(results, budget)
+    name, compare = budget_name(results, budget), results.compare
     if equal and not name:
         return "at equal compute"
     if equal and name.startswith("fine-tuning"):
         return "with the same fine-tuning"
+    if compare and budget == compare.kinds[0][0] and compare.budgets[budget].flops == 0:
+        return "before any training"
+    if equal and compare and compare.over_budgets:
+        return f"at the same total ({name})" if compare.budgets[budget].is_everything else f"at {name}"
     if equal and name.startswith("everything"):
         return "at the same total"
     return f"with the budget “{quantities.shorten(name, 60)}”" if name else "off the budget"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -32,6 +32,8 @@ _TONES = {
     Standing.UNKNOWN: "dim",
 }
 _MOST_CANDIDATES = 12
+_MOST_BUDGETS = 3
+"""In one table, on a terminal of 80 columns."""
 
 
 def render_comparison(results: Results | Mapping[str, Any]) -> Group:
@@ -44,39 +46,67 @@ def render_comparison(results: Results | Mapping[str, Any]) -> Group:
     if compare is None or not compare.rows:
         return Group()
     better = "higher" if task.higher_is_better else "lower"
-    # Names come from outside: Text shows them as they are, a plain str would be read as rich markup.
-    scores = Table(title=Text(f"{task.name or 'comparison'}: {task.primary_metric} ({better} is better)"))
-    scores.add_column("model", overflow="fold")
-    before = cells.has_downloaded(compare)
-    if before:
-        scores.add_column(Text("as downloaded\nuntrained"), justify="right", overflow="fold")
-    budgets = range(max(1, len(compare.budgets)))
-    for budget in budgets:
-        heading = Text(task.primary_metric)
-        if compare.budgets:
-            what = compare.budgets[budget]
-            heading = Text(f"{budget_name(results, budget)}\n{quantities.flops(what.flops)}")
-        scores.add_column(heading, justify="right", overflow="fold")
+    title, before = (
+        f"{task.name or 'comparison'}: {task.primary_metric} ({better} is better)",
+        cells.has_downloaded(compare),
+    )
+    # one table of a kind of budgets, or two where they are many
+    parts = [kind[i : i + _MOST_BUDGETS] for kind in compare.kinds for i in range(0, len(kind), _MOST_BUDGETS)]
+    if not compare.over_budgets:
+        parts = [[budget for kind in compare.kinds for budget in kind]]
+    scores = [_scores(results, compare, title, part, before=before and part is parts[0]) for part in parts]
     costs = Table(title=Text("what each costs to run"))
     costs.add_column("model", overflow="fold")
     for title in ("parameters", "compute per token", "cache per token", "state"):
         costs.add_column(title, justify="right", overflow="fold")
     for model in compare.models:
-        rows = [score_row(compare, model, budget) for budget in budgets]
-        first = next(row for row in rows if row is not None)
-        style = "bold" if model == HYBRID else None
-        first_cells = [_lines(cells.as_downloaded(compare, model, task))] if before else []
-        name = Text(model_name(results, model))
-        scores.add_row(name, *first_cells, *(_score(compare, row, task) for row in rows), style=style)
+        first = _rows(compare, model, range(len(compare.budgets) or 1))[0]
         costs.add_row(
-            name,
+            Text(model_name(results, model)),
             quantities.count(first.parameters),
             quantities.flops(first.flops_per_token),
             quantities.memory(first.cache_bytes_per_token),
             quantities.memory(first.state_bytes),
-            style=style,
+            style=_style(model),
         )
-    return Group(scores, *map(Text, cells.notes(results)), costs)
+    return Group(*scores, *map(Text, cells.notes(results)), costs)
+
+
+def _scores(results: Results, compare: CompareRecord, title: str, budgets: Sequence[int], *, before: bool) -> Table:
+    """Scores of every model at some budgets.
+
+    Args:
+        results: with the comparison.
+        compare: it.
+        title: of the table.
+        budgets: indices.
+        before: also what models scored as downloaded.
+    """
+    task = results.task or TaskInfo()
+    # Names come from outside: Text shows them as they are, a plain str would be read as rich markup.
+    table = Table(title=Text(title))
+    table.add_column("model", overflow="fold")
+    if before:
+        table.add_column(Text("as downloaded\nuntrained"), justify="right", overflow="fold")
+    for budget in budgets:
+        heading = Text(task.primary_metric)
+        if compare.budgets:
+            what = compare.budgets[budget]
+            heading = Text(f"{budget_name(results, budget)}\n{quantities.flops(what.flops)}")
+        table.add_column(heading, justify="right", overflow="fold")
+    for model in compare.models:
+        first = [_lines(cells.as_downloaded(compare, model, task))] if before else []
+        scored = [_score(compare, score_row(compare, model, budget), task) for budget in budgets]
+        table.add_row(Text(model_name(results, model)), *first, *scored, style=_style(model))
+    return table
+
+
+def _rows(compare: CompareRecord, model: str, budgets: Iterable[int]) -> list[Row]:
+    return [row for budget in budgets if (row := score_row(compare, model, budget)) is not None]
+
+
+def _style(model: str) -> str | None:
+    return "bold" if model == HYBRID else None
 
 
 def render_summary(results: Results | Mapping[str, Any]) -> Group:

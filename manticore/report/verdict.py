@@ -12,17 +12,20 @@ from dataclasses import dataclass
 
 from manticore import quantities
 from manticore.experiments.intervals import t_quantile
-from manticore.experiments.rows import HYBRID
+from manticore.experiments.rows import HYBRID, is_larger
 from manticore.report import spending
 from manticore.report.candidates import barred, held_out
 from manticore.report.cautions import ENOUGH_SEEDS
+from manticore.report.leads import leads
 from manticore.report.matches import (
     AHEAD,
+    BEHIND,
     FROM_BAD_TO_GOOD,
     Match,
     Standing,
     best,
     comparisons,
+    is_parent,
     match,
     parents_at,
     score_row,
@@ -53,6 +56,8 @@ def verdict(results: Results) -> Verdict:
         return _take_the_parent(results, parent, matches)
     if not matches:
         return Verdict(Standing.UNKNOWN, _why_unknown(results), Standing.UNKNOWN.value)
+    compare = results.compare or CompareRecord()
+    main = next((match for match in matches if match.budget == compare.main_budget), matches[0])
     sentence = _found(results, matches)
     named = {match.budget for match in matches if match.row.model == HYBRID}
     own = [match for match in comparisons(results, [HYBRID]) if match.budget not in named]
@@ -66,13 +71,15 @@ def verdict(results: Results) -> Verdict:
     if (
         spoken.keys() == {HYBRID}
         and results.search
-        and matches[0].outcome in AHEAD
+        and main.outcome in AHEAD
         and matches[-1].outcome not in AHEAD
+        and matches[-1].budget not in compare.kinds[0]
     ):
         sentence += " The search pays only where its answer is used more than once."
     sentence += "".join(_price(results, each, only=len(spoken) == 1) for each in spoken.values())
     outcome, label = worst([match.outcome for match in matches]), _label(results, matches)
-    known, found = _as_downloaded(results, matches[0].row)
+    sentence += _larger(results, main)
+    known, found = _as_downloaded(results, main.row)
     if found is not None and FROM_BAD_TO_GOOD.index(found) < FROM_BAD_TO_GOOD.index(outcome):
         outcome, label = found, f"{found.value}, against a parent as downloaded"
     return Verdict(outcome, sentence + known, label)
@@ -84,7 +91,7 @@ def _take_the_parent(results: Results, parent: str, matches: Sequence[Match]) ->
     name = results.component_names[results.path[0]]
     out = barred(results)
     shown, better, first = [], None, None
-    for budget in range(max(1, len(compare.budgets))):
+    for budget in (kind[-1] for kind in compare.kinds):
         row = compare.row(name, budget) or score_row(compare, HYBRID, budget)
         parents = [row for row in parents_at(compare, budget) if row.model not in out]
         if row is None or row.mean is None or not parents:
@@ -120,6 +127,8 @@ def _take_the_parent(results: Results, parent: str, matches: Sequence[Match]) ->
 def _label(results: Results, matches: Sequence[Match]) -> str:
     outcomes = [match.outcome for match in matches]
     alike = len(set(outcomes)) == 1
+    if not alike and results.compare and results.compare.over_budgets:
+        return worst(outcomes).value
     said = [f"{m.outcome.value}{'' if alike else f' {budget_words(results, m.budget)}'}" for m in matches]
     who = {match.row.model for match in matches}
     named = "" if who == {HYBRID} else " and ".join(subject(results, model) for model in sorted(who)) + ": "
@@ -151,10 +160,34 @@ def _prices(row: Row, parent: Row, name: str) -> Iterator[str]:
             yield f"{shown(ours)} {what} ({f'{ours / theirs:.2g}×' if theirs > 0 else f'{name}: none'})"
 
 
+def _larger(results: Results, main: Match) -> str:
+    """Sentences on larger single models, which are no parents: what they score beside the better of a match."""
+    compare, task = results.compare or CompareRecord(), results.task or TaskInfo()
+    ahead = best([main.row, main.parent], task)
+    said = ""
+    for model in filter(is_larger, compare.models):
+        row = compare.row(model, main.budget)
+        if row is None or row.mean is None:
+            continue
+        against = match(main.budget, row, ahead, task.higher_is_better)
+        stands = "ahead of" if against.outcome in AHEAD else "behind" if against.outcome in BEHIND else "level with"
+        times = f", {row.parameters / ahead.parameters:.2g}×" if row.parameters and ahead.parameters else ""
+        said += (
+            f" For scale, {subject(results, model)} ({quantities.count(row.parameters)} parameters{times}) scores "
+            f"{quantities.score(row.mean)} {budget_words(results, main.budget)}, {stands} "
+            f"{subject(results, ahead.model)} ({quantities.score(ahead.mean)})."
+        )
+    return said
+
+
 def _as_downloaded(results: Results, row: Row) -> tuple[str, Standing | None]:
     """A sentence on the best parent before any training, and what a row is against it."""
     compare, task = results.compare or CompareRecord(), results.task or TaskInfo()
-    scores = [(found.metrics.get(task.primary_metric), found.model) for found in compare.untrained]
+    scores = [
+        (found.metrics.get(task.primary_metric), found.model)
+        for found in compare.untrained
+        if is_parent(compare, found.model)
+    ]
     known = [(score, model) for score, model in scores if score is not None]
     if not known or row.mean is None:
         return "", None
@@ -168,6 +201,9 @@ def _as_downloaded(results: Results, row: Row) -> tuple[str, Standing | None]:
         outcome = Standing.NOISE
     else:
         outcome = Standing.BETTER if ahead > 0 else Standing.WORSE
+    if ahead > 0 and any(budget.flops == 0 for budget in compare.budgets):
+        # said with that budget
+        return "", outcome
     words = f" As downloaded, without any training, {quantities.shorten(model, 40)} scores {quantities.score(score)}"
     return words + ("." if ahead > 0 else f", which {subject(results, row.model)} does not reach."), outcome
 
@@ -179,6 +215,8 @@ def _equal(compare: CompareRecord, rows: Sequence[Row]) -> bool:
 def _found(results: Results, matches: Sequence[Match]) -> str:
     """What the matches show, as one sentence."""
     compare = results.compare or CompareRecord()
+    if compare.over_budgets:
+        return leads(results, matches)
     rows = [row for match in matches for row in (match.row, match.parent)]
     equal = _equal(compare, rows)
     spent = "" if equal else spending.spread(compare, rows) or "training FLOPs off the budget"

@@ -44,8 +44,12 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
     components = sections.get("components") or []
     yield from _twice("pretrain", [entry.name for entry in pretrain])
     yield from _twice("components", [entry.name for entry in components])
+    made = [entry.name for entry in pretrain]
     for index, component in enumerate(components):
-        yield from _source(index, component, [entry.name for entry in pretrain])
+        yield from _source(index, component, made)
+    larger = sections["compare"].larger if sections.get("compare") is not None else None
+    if larger is not None and larger not in made:
+        yield from _model(("compare", "larger"), larger.rpartition("=")[2], made)
     if "combine" in sections:
         yield from _depths(sections["combine"].num_blocks, pretrain, components)
         yield from options(

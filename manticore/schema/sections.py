@@ -97,7 +97,8 @@ class Compare(Comparing):
     """Fine-tune parents, ensemble and hybrids at the same training FLOPs, with finetune's settings."""
 
     learning_rates: Rates | None = None
-    """Each model takes the one that scores best on the validation split; left out, finetune's."""
+    """Each model takes, at each budget, the one that scores best on the validation split; left out, 0.3, 1 and 3 times
+    finetune's."""
 
 
 class Report(Settings):

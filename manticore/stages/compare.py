@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import manticore
 from manticore import settings
-from manticore.experiments.rows import ENSEMBLE, HYBRID, SUPERNET
+from manticore.experiments.budgets import budgets_of, most_flops
+from manticore.experiments.rows import HYBRID, SUPERNET, ensemble_row, ensembles
 from manticore.file_names import MODEL
 from manticore.runs.stages import Outcome
 from manticore.schema.options import trains_candidates
@@ -34,11 +36,20 @@ if TYPE_CHECKING:
 class Budget(Record):
     name: str = ""
     flops: float | None = None
+    share: float | None = None
+    """Of the fine-tuning budget, what was spent before left out."""
+    with_spent: bool = False
+    """Whether what was spent on a model before its fine-tuning counts; of old records the name tells."""
+
+    @property
+    def is_everything(self) -> bool:
+        return self.with_spent or self.name.startswith("everything")
 
 
 @dataclass(frozen=True)
 class SeedRun(Record):
     seed: int | None = None
+    lr: float | None = None
     flops: float | None = None
     steps: int | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
@@ -63,6 +74,19 @@ class Row(Record):
     """Learning rates with which a training ended in NaN or infinity."""
     step_flops: float | None = None
     """Training FLOPs of one step: no run can come nearer to its budget."""
+    rates: tuple[float, ...] = ()
+    """Learning rates that were tried; older records do not say."""
+
+    @property
+    def edge(self) -> tuple[str, float] | None:
+        """``"highest"`` or ``"lowest"`` and the learning rate used, where none was tried beyond it; else None.
+
+        A higher one that diverged was tried.
+        """
+        used = self.seeds[0].lr if self.seeds else None
+        if used is None or len(self.rates) < 2 or used not in (min(self.rates), max(self.rates)):
+            return None
+        return ("highest" if used == max(self.rates) else "lowest"), used
 
     def mean_of(self, metric: str) -> float | None:
         """The mean over seeds of any metric; None where a seed has no finite one."""
@@ -81,7 +105,7 @@ class Row(Record):
 
 @dataclass(frozen=True)
 class Untrained(Record):
-    """A parent as it was downloaded, scored before any training."""
+    """A parent as it was downloaded, or an ensemble of them, scored before any training."""
 
     model: str = ""
     metrics: dict[str, float | None] = field(default_factory=dict)
@@ -106,6 +130,24 @@ class CompareRecord(Record):
         return next((found.metrics.get(metric) for found in self.untrained if found.model == model), None)
 
     @property
+    def kinds(self) -> list[list[int]]:
+        """Indices of the budgets of fine-tuning alone, then of those that count what was spent before; none empty."""
+        indices = range(max(1, len(self.budgets)))
+        everything = [index for index in indices if self.budgets and self.budgets[index].is_everything]
+        return [kind for kind in ([index for index in indices if index not in everything], everything) if kind]
+
+    @property
+    def over_budgets(self) -> bool:
+        """Whether there are several budgets of one kind."""
+        return any(len(kind) > 1 for kind in self.kinds)
+
+    @property
+    def main_budget(self) -> int:
+        """The index of all of the fine-tuning; where that is not among the budgets, of the largest of its kind."""
+        alone = self.kinds[0]
+        return next((index for index in alone if self.budgets and self.budgets[index].share == 1), alone[-1])
+
+    @property
     def models(self) -> list[str]:
         """Names in order of first appearance."""
         return list(dict.fromkeys(r.model for r in self.rows))
@@ -115,22 +157,33 @@ class Compare(Stage):
     name = "compare"
 
     def plan_line(self, recipe: Recipe) -> str:
-        return f"parents and hybrids at equal compute, seeds {', '.join(map(str, self.settings(recipe).seeds))}"
+        section = self.settings(recipe)
+        several = f", {len(section.budgets)} budgets" if section.budgets and len(section.budgets) > 1 else ""
+        return f"parents and hybrids at equal compute, seeds {', '.join(map(str, section.seeds))}{several}"
 
     def cost(self, costing: Costing) -> Iterator[StagePlan]:
         section, tuning = self.settings(costing.recipe), costing.recipe.finetune
         flops = {stage.name: stage.flops for stage in costing.stages}
         budget, spent = flops["finetune"], sum(flops.get(stage, 0) for stage in ("align", "search", "distill"))
-        parents, ensemble = len(costing.sources), int(section.ensemble and len(costing.sources) > 1)
+        parents = len(costing.sources)
+        added = _ensembles(costing.recipe, of_text=costing.task.vocab_size is None) if parents > 1 else ()
         # a search over candidates leaves no mixture weights, and so nothing soft
         search = costing.recipe.search
         stays = costing.recipe.discretize is None
         soft = int(not stays and (search is None or not trains_candidates(search.method)))
         dearest = costing.tuned["supernet" if soft else "costliest"]
-        per_row = len(section.seeds) + len(section.learning_rates or [tuning.lr]) - 1
-        # with fine-tuning's FLOPs each; with all that the hybrid cost, those that had no search train longer
-        models = parents + ensemble + soft + 1
-        trainings = models * budget + (parents + ensemble) * (budget + spent) * (spent > 0)
+        # those that had no search train longer where all that the hybrid cost counts
+        plain, own = parents + len(added) + int(section.larger is not None), soft + 1
+        budgets = budgets_of(section.budgets, max(1, int(budget)), int(spent))
+        rates, seeds = len(_rates(section, tuning)), len(section.seeds)
+        trainings = sum(
+            number
+            * most_flops(
+                sorted({b.flops - b.with_spent * before for b in budgets if b.flops > b.with_spent * before}),
+                rates=rates, seeds=seeds, one_run=tuning.schedule == "constant",
+            )
+            for number, before in ((plain, 0), (own, int(spent)))
+        )  # fmt: skip
         found = costing.fit(costing.tuning, dearest)
         costing.fits[self.name] = [found]
         costing.save_checkpoints(dearest.held)
@@ -139,13 +192,15 @@ class Compare(Stage):
         if found.fits is None:
             costing.problems.append(f"compare: {subject} does not fit: compare=null, or other settings of finetune")
         yield StagePlan(
-            self.name, f"{models} models × {per_row}",
+            self.name, _amount(plain + own, rates, seeds, len(section.budgets or [1]), tuning.schedule),
             max(case.held.trained for name, case in costing.tuned.items() if soft or name != "supernet"),
             dearest.flops * dearest.accumulation, None,
-            trainings * per_row, found.smaller, verdict,
+            trainings, found.smaller, verdict,
         )  # fmt: skip
 
     def work(self, run: Run, folder: Path) -> Outcome:
+        from manticore.experiments.models import reads_text
+
         section, tuning = self.settings(run.recipe), run.recipe.finetune
         path = run.results_of("discretize").get("path", [])
         searching = sum(run.results_of(stage).get("flops", 0) for stage in ("align", "search"))
@@ -153,7 +208,8 @@ class Compare(Stage):
             # what the path had when it was chosen is part of its fine-tuning
             searching -= run.results_of("search")["trained_flops"]
         spent = {SUPERNET: searching, HYBRID: searching + run.results_of("distill").get("flops", 0)}
-        models = _parents(run, section.ensemble)
+        joined = _ensembles(run.recipe, of_text=reads_text(run.task))
+        models = _parents(run, joined)
         if not path:
             models[HYBRID] = run.soft
         elif not run.by_candidates:
@@ -167,7 +223,12 @@ class Compare(Stage):
             # as the hybrid was trained, to the last option
             settings.Compare(
                 **tuning.shared(),
-                **{**dict(section), "learning_rates": section.learning_rates or [tuning.lr]},
+                **{
+                    **dict(section),
+                    "learning_rates": _rates(section, tuning),
+                    "larger": _larger(run, section.larger),
+                    "ensemble": list(joined) or False,
+                },
                 budget_flops=run.results_of("finetune")["flops"],
                 test_examples=tuning.test_examples,
             ),
@@ -177,7 +238,9 @@ class Compare(Stage):
             progress=lambda done, runs, what: run.reporter.progress(what.split(" · ")[0], done, runs, None),
         )
         metric = comparison.primary_metric
-        scores = ", ".join(f"{row.model} {row.mean:.3f}" for row in comparison.rows if row.budget == 0)
+        scores = ", ".join(
+            f"{row.model} {row.mean:.3f}" for row in comparison.rows if row.budget == comparison.main_budget
+        )
         table = comparison.to_dict()
         if HYBRID in models and run.recipe.distill is not None and len(section.seeds) > 1:
             table["notes"] = [*table["notes"], _ONE_DISTILLED]
@@ -195,11 +258,37 @@ class Compare(Stage):
         return finetune_command(source, Path(best).name, task)
 
 
-def _parents(run: Run, ensemble: bool) -> dict[str, Any]:
+def _ensembles(recipe: Recipe, *, of_text: bool) -> Sequence[str]:
+    """Outputs of the ensembles of a comparison; by default without the one that the hybrid is itself."""
+    wanted = False if recipe.compare is None else recipe.compare.ensemble
+    itself = recipe.discretize is None and recipe.combine.mixing == "routed" and wanted is True
+    return [output for output in ensembles(wanted, of_text=of_text) if not (itself and output == recipe.combine.output)]
+
+
+def _rates(section: Any, tuning: settings.Finetune) -> list[float]:
+    """The learning rates that are tried: the recipe's, else some around fine-tuning's."""
+    return section.learning_rates or settings.rates_around(tuning.lr)
+
+
+def _amount(models: int, rates: int, seeds: int, budgets: int, schedule: str) -> str:
+    """How many runs a comparison makes, in a few words."""
+    said = f"{models} models × {rates + seeds - 1}"
+    if budgets == 1:
+        return said
+    return f"{said}, {budgets} budgets {'in one run' if schedule == 'constant' else 'in runs of their own'}"
+
+
+def _larger(run: Run, larger: str | None) -> str | None:
+    """The larger model to show, with the name of the recipe's entry that pretrains it."""
+    made = run.pretrained.get(larger) if larger is not None else None
+    return larger if made is None else f"{larger}={made}"
+
+
+def _parents(run: Run, outputs: Sequence[str]) -> dict[str, Any]:
     """The components alone; those that were re-embedded as they are then, where the task is read with a tokenizer.
 
     Args:
-        ensemble: add the average of their logits where ``compare`` could not, since tokenizers differ.
+        outputs: of the ensembles to add where ``compare`` could not, since tokenizers differ.
     """
     from manticore.components.sources import model_folder
     from manticore.experiments.models import averaged
@@ -218,6 +307,7 @@ def _parents(run: Run, ensemble: bool) -> dict[str, Any]:
     for name, component, matched in zip(models, components, hybrid.config.reembedded):
         if matched is not None:
             models[name] = component
-    if ensemble:
-        models[ENSEMBLE] = lambda seed: averaged(components, run.task, tokenizer=hybrid.tokenizer, seed=seed)
+    join = partial(averaged, components, run.task, tokenizer=hybrid.tokenizer)
+    for output in outputs:
+        models[ensemble_row(output)] = lambda seed, output=output: join(output=output, seed=seed)
     return models

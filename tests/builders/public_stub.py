@@ -17,7 +17,7 @@ KNOWN = {
     **dict.fromkeys(("Any", "Literal"), "typing"),
     **dict.fromkeys(("Mapping", "Sequence"), "collections.abc"),
     "Path": "pathlib",
-    "PreTrainedTokenizerBase": "transformers",
+    **dict.fromkeys(("PreTrainedModel", "PreTrainedTokenizerBase"), "transformers"),
     "Progress": "manticore.training.callbacks",
     "Tensor": "torch",
     "Text": "manticore.tasks.corpus",

@@ -171,3 +171,37 @@ HOSTILE_NAMES = (
     "[bold red]rich[/]",
     "</title></style></pre>\n---\nlicense: mit\n---\n# heading",
 )
+
+
+def over_budgets(
+    scores: dict[str, list[list[float]]], shares: tuple[float, ...] = (0, 0.25, 1), spent: float = 0.0
+) -> dict[str, Any]:
+    """A record whose comparison is of a loss, over budgets.
+
+    Args:
+        scores: model → per budget, those that count what was spent last, a score per seed.
+        shares: of the fine-tuning budget.
+        spent: FLOPs before it; 0: nothing was.
+    """
+    record = build_record()
+    unit = BUDGETS[0]["flops"]
+    budgets = [
+        {"name": f"{share} × fine-tuning" if share else "untrained", "flops": share * unit, "share": share}
+        for share in shares
+    ]
+    if spent:
+        budgets += [
+            {**b, "name": f"everything, {b['name']}", "flops": b["flops"] + spent, "with_spent": True} for b in budgets
+        ]
+    record["task"] = {"name": "text", "primary_metric": "loss", "higher_is_better": False}
+    rows = []
+    for model, found in scores.items():
+        for budget, values in enumerate(found):
+            row = _row(model, 0, values, 1_000_000 * len(model), 4096, 0)
+            flops = budgets[budget]["flops"]
+            for seed, value in zip(row["seeds"], values):
+                seed.update(flops=flops, metrics={"loss": value}, lr=1e-3 if budgets[budget]["share"] else None)
+            rates = [3e-4, 1e-3, 3e-3] if budgets[budget]["share"] else []
+            rows.append({**row, "budget": budget, "rates": rates, "step_flops": unit / 100})
+    record["compare"] = {"budgets": budgets, "rows": rows}
+    return record

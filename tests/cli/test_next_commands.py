@@ -50,7 +50,7 @@ def test_each_stage_suggests_the_next_on_the_same_task(
     said = suggested(*shlex.split(said.removeprefix("next: manticore ")))
     assert said.startswith(f"next: manticore finetune 'my hybrid-searched-small-tuned' {WORDS} -o ")
     said = suggested(*shlex.split(said.removeprefix("next: manticore ")), *train)
-    quick = ("--budget-flops", "1e7", "--batch-size", "4", "--seeds", "0")
+    quick = ("--budget-flops", "1e7", "--batch-size", "4", "--seeds", "0", "--learning-rates", "1e-3")
     said = suggested("compare", "gpt", "mamba", *SMALL, *quick, "-o", "compared")
     best = said.split()[3]
     assert said == f"next: manticore finetune {best} {WORDS} -o {best}-tuned"

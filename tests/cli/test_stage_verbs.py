@@ -75,7 +75,20 @@ def test_the_stages_lead_from_checkpoints_to_a_scored_hybrid(
     assert said[0].startswith("w1 w2 w3 ")
 
     said = do(
-        "compare", "gpt", "small", *TASK, "--budget-flops", "2e7", "--seeds", "0", "--batch-size", "4", "-o", "table"
+        "compare",
+        "gpt",
+        "small",
+        *TASK,
+        "--budget-flops",
+        "2e7",
+        "--seeds",
+        "0",
+        "--batch-size",
+        "4",
+        "--learning-rates",
+        "1e-3",
+        "-o",
+        "table",
     )
     rows = json.loads(Path("table/results.json").read_text())["compare"]["rows"]
     assert [row["model"] for row in rows] == ["gpt", "small"]
@@ -120,7 +133,19 @@ def test_what_a_search_has_trained_goes_on_directly_and_by_way_of_discretize(
     assert metrics[0] == metrics[1]
     assert "anew" not in caplog.text
     said = do(
-        "compare", "small", *task, "--budget-flops", str(unit), "--seeds", "0", "--batch-size", "4", "-o", "table"
+        "compare",
+        "small",
+        *task,
+        "--budget-flops",
+        str(unit),
+        "--seeds",
+        "0",
+        "--batch-size",
+        "4",
+        "--learning-rates",
+        "1e-3",
+        "-o",
+        "table",
     )
     assert any("small was trained on a task by a search" in line for line in said)
     do("finetune", "searched", *task, "--batch-size", "4", "--lr", "1e-2", "-o", "other")
@@ -152,7 +177,9 @@ def test_a_task_with_classes_from_a_hybrid_to_a_scored_classifier(
         do("evaluate", model, *task, "-o", f"{model}.json")
         scores = json.loads(Path(f"{model}.json").read_text())["metrics"]
         assert scores == pytest.approx(json.loads(Path(f"{model}/finetune.json").read_text())["metrics"])
-    do("compare", "tuned", "parent", *task, "--budget-flops", "2e7", "--seeds", "0", "--batch-size", "8", "-o", "table")
+    do("compare", "tuned", "parent", *task, "--budget-flops", "2e7", "--seeds", "0", "--batch-size", "8",
+        "--learning-rates", "1e-3", "-o", "table",
+    )  # fmt: skip
     for arguments in (["evaluate", mamba, *task], ["generate", "tuned", "w1"], ["align", "searched", "-o", "x"]):
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 2, result.output

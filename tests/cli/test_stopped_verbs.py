@@ -29,7 +29,10 @@ VERBS: dict[str, tuple[list[str], str]] = {
     "finetune": (["finetune", "hybrid", *TASK, *TRAINING], "finetune/checkpoints/checkpoint-*"),
     "search": (["search", "hybrid", "--method", "darts", *TASK, *TRAINING], "search/checkpoints/checkpoint-*"),
     "compare": (
-        ["compare", "gpt", "mamba", *TASK, "--batch-size", "4", "--budget-flops", "2e7", "--seeds", "0"],
+        [
+            *("compare", "gpt", "mamba", *TASK, "--batch-size", "4", "--budget-flops", "2e7", "--seeds", "0"),
+            *("--budgets", "0,0.5,1", "--learning-rates", "1e-3"),
+        ],
         "compare/units/*/checkpoints/checkpoint-*",
     ),
 }

@@ -56,7 +56,7 @@ def test_mistakes_end_in_one_line(arguments: list[str], reason: str, parents: Pa
 def test_compare_takes_names_and_ranks_different_tokenizers_by_bits_per_byte(parents: Path) -> None:
     Path("words.txt").write_text("def f(x):\n    return x\n" * 400)
     options = ["--task-option", "source=words.txt", "--task-option", "length=8", "--test-examples", "3"]
-    quick = ["--budget-flops", "2e7", "--seeds", "0", "--batch-size", "4", "-o", "out"]
+    quick = ["--budget-flops", "2e7", "--seeds", "0", "--batch-size", "4", "--learning-rates", "1e-3", "-o", "out"]
     result = CliRunner().invoke(app, ["compare", "first=gpt", "second=mamba", "-t", "text", *options, *quick])
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())

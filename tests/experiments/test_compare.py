@@ -14,7 +14,7 @@ from copying_task import LENGTH, copying_task
 from manticore.errors import ManticoreError
 from manticore.experiments.compare import compare
 from manticore.experiments.intervals import mean_interval, t_quantile
-from manticore.experiments.models import add_ensemble, build, named
+from manticore.experiments.models import add_ensembles, build, named, plain_models
 from manticore.hybrid.combine import combine
 from manticore.hybrid.discretize import discretize
 from manticore.training.budget import count_parameters, flops_per_step
@@ -52,7 +52,8 @@ def budget_for(model, steps: float) -> int:
 
 
 def run(models, out=None, **options):
-    settings = {"budget_flops": 4_000_000, "seeds": (0, 1), "ensemble": False, "cpu": True} | options
+    few = {"budget_flops": 4_000_000, "seeds": (0, 1), "learning_rates": [1e-3], "ensemble": False, "cpu": True}
+    settings = few | options
     return compare(models, copying_task(), batch_size=BATCH, out=out, **settings)
 
 
@@ -70,8 +71,8 @@ def test_everyone_spends_the_same_flops_and_the_given_models_stay_as_they_are(gp
     models = {"gpt": gpt, "mamba": mamba, "supernet (soft)": hybrid, "hybrid": small}
     before = {name: [p.clone() for p in model.parameters()] for name, model in models.items()}
     budget = budget_for(hybrid, 21)
-    table = compare(models, copying_task(), budget_flops=budget, seeds=(0, 1), batch_size=BATCH)
-    assert [(row.model, row.budget) for row in table.rows] == [(name, 0) for name in [*models, "ensemble"]]
+    table = run(models, budget_flops=budget, ensemble=True)
+    assert [(row.model, row.budget) for row in table.rows] == [(name, 0) for name in [*models, "ensemble (logits)"]]
     for row in table.rows:
         assert len(row.seeds) == 2
         for entry in row.seeds:
@@ -84,7 +85,7 @@ def test_everyone_spends_the_same_flops_and_the_given_models_stay_as_they_are(gp
         assert table.row(name).parameters == count_parameters(model).total
     steps = {row.model: row.seeds[0]["steps"] for row in table.rows}
     assert steps["supernet (soft)"] == 21
-    assert steps["supernet (soft)"] <= steps["ensemble"] < min(steps["gpt"], steps["mamba"])
+    assert steps["supernet (soft)"] <= steps["ensemble (logits)"] < min(steps["gpt"], steps["mamba"])
     assert table.row("hybrid").flops_per_token < table.row("supernet (soft)").flops_per_token
     json.dumps(table.to_dict())
 
@@ -92,7 +93,7 @@ def test_everyone_spends_the_same_flops_and_the_given_models_stay_as_they_are(gp
 def test_a_dear_step_is_not_off_the_budget(gpt, mamba):
     """Whole steps leave up to one step of a budget over; that is told by the record."""
     budget = budget_for(gpt, 1.8)
-    row = compare({"gpt": gpt}, copying_task(), budget_flops=budget, seeds=[0], batch_size=BATCH, cpu=True).rows[0]
+    row = run({"gpt": gpt}, budget_flops=budget, seeds=[0]).rows[0]
     (entry,) = row.seeds
     assert entry["flops"] == row.step_flops == flops_per_step(gpt, BATCH, LENGTH)
     assert entry["flops"] < 0.6 * budget
@@ -100,6 +101,7 @@ def test_a_dear_step_is_not_off_the_budget(gpt, mamba):
 
 def test_parents_are_scored_as_downloaded_unless_the_task_gives_them_another_head(gpt, hybrid, tmp_path):
     options = {"budget_flops": 6_000_000, "seeds": [0], "ensemble": False, "cpu": True, "test_examples": 5}
+    options["learning_rates"] = [1e-3]
     other = copying_task(vocab_size=20)
     table = compare({"gpt": gpt, "hybrid": hybrid}, other, batch_size=BATCH, **options)
     (reason,) = table.untrained
@@ -225,8 +227,8 @@ def test_results_are_not_mixed_with_those_of_other_settings_or_models(tmp_path):
 
 def test_the_ensemble_averages_its_parents_and_counts_only_them(gpt, mamba):
     sources = {"gpt": gpt, "mamba": mamba}
-    add_ensemble(sources, copying_task())
-    model = build(sources["ensemble"], 0)
+    add_ensembles(sources, plain_models(sources), copying_task(), ["logits"])
+    model = build(sources["ensemble (logits)"], 0)
     tokens = torch.arange(20).reshape(2, 10) % 13
     with torch.no_grad():
         parts = [m.eval()(input_ids=tokens).logits for m in (gpt, mamba)]
@@ -237,15 +239,16 @@ def test_the_ensemble_averages_its_parents_and_counts_only_them(gpt, mamba):
 
 def test_an_ensemble_needs_two_models_that_are_no_hybrids(gpt, hybrid):
     sources = {"gpt": gpt, "hybrid": hybrid}
-    add_ensemble(sources, copying_task())
+    add_ensembles(sources, plain_models(sources), copying_task(), ["logits"])
     assert list(sources) == ["gpt", "hybrid"]
 
 
 def test_a_task_with_its_own_vocabulary(gpt, mamba):
     own = copying_task(vocab_size=20)
     hybrid = combine([gpt, mamba], num_blocks=2, vocab_size=20)
-    table = compare([gpt, mamba, hybrid], own, budget_flops=12_000_000, seeds=[0], batch_size=BATCH)
-    assert [row.model for row in table.rows] == ["gpt_neo", "mamba", "manticore", "ensemble"]
+    options = {"budget_flops": 12_000_000, "seeds": [0], "learning_rates": [1e-3], "batch_size": BATCH}
+    table = compare([gpt, mamba, hybrid], own, **options)
+    assert [row.model for row in table.rows] == ["gpt_neo", "mamba", "manticore", "ensemble (logits)"]
     assert gpt.config.vocab_size == 13
 
 
@@ -258,7 +261,7 @@ def test_models_from_folders_and_from_functions_of_the_seed(gpt, tmp_path):
         return parents()["wide"]
 
     table = run([tmp_path / "saved", str(tmp_path / "saved"), made], ensemble=True, budget_flops=9_000_000)
-    assert [row.model for row in table.rows] == ["saved", "saved-2", "made", "ensemble"]
+    assert [row.model for row in table.rows] == ["saved", "saved-2", "made", "ensemble (logits)"]
     assert table.rows[0].seeds[0]["metrics"] == table.rows[1].seeds[0]["metrics"]
     assert seeds == [0, 1]
 

@@ -174,6 +174,26 @@ def test_a_comparison_is_priced_at_the_micro_batches_that_it_makes():
     assert prices[1].bytes == cut.fits["compare"][0].data_parallel < prices[0].bytes
 
 
+def test_a_comparison_over_budgets_is_priced_by_the_run_that_passes_them_all():
+    kept = {"search": None, "align": None, "discretize": {"path": [0, 1]}}
+    tuning, options = {"steps": 8, "batch_size": BATCH}, {"seeds": [0, 1], "ensemble": False}
+
+    def price(schedule="constant", **more):
+        found = plan(
+            recipe(finetune={**tuning, "schedule": schedule}, compare={**options, **more}, **kept), device_memory=1e12
+        )
+        return next(stage for stage in found.stages if stage.name == "compare")
+
+    over = price(budgets=[0, 0.25, 1], larger="gpt")
+    # two parents, the supernet, what is found and the one that is shown for scale
+    assert over.what == "5 models × 4, 3 budgets in one run"
+    own = price("linear", learning_rates=[1e-3], budgets=[0, 0.25, 1])
+    assert own.what == "4 models × 2, 3 budgets in runs of their own"
+    # own: each of four models makes two runs to each budget. over: each of five makes three to the end with the first
+    # seed; with the second at most one to the end and one to the quarter
+    assert over.flops / 5 / (3 + 1.25) == pytest.approx(own.flops / 4 / (2 * 1.25), rel=1e-3)
+
+
 def test_candidates_are_priced_with_the_batches_and_on_the_task_of_the_search():
     tuning, search = {"steps": 12, "batch_size": 4 * BATCH}, {"method": "race", "batch_size": BATCH}
     task = {"name": "text", "options": {"length": LENGTH}}
@@ -188,8 +208,8 @@ def test_candidates_are_priced_with_the_batches_and_on_the_task_of_the_search():
     stages = {stage.name: stage for stage in found.stages}
     assert stages["search"].step_flops == max(costs)
     assert stages["search"].what.startswith("4 paths, ")
-    # two parents, their ensemble, and what is found: nothing is soft
-    assert stages["compare"].what == "4 models × 1"
+    # two parents, their two ensembles, and what is found: nothing is soft; three learning rates
+    assert stages["compare"].what == "5 models × 3"
     shorter = plan(
         recipe(search={**search, "task_options": {"length": LENGTH // 2}}, finetune=tuning, task=task),
         device_memory=1e12,

@@ -22,7 +22,7 @@ combine: {{num_blocks: 2}}
 align: {{text: {text}, tokens: 2048, length: 32}}
 search: {{method: darts, steps: 6, batch_size: 8, save_steps: 2}}
 finetune: {{steps: 6, batch_size: 8, save_steps: 2}}
-compare: {{seeds: [0]}}
+compare: {{seeds: [0], learning_rates: [1e-3]}}
 """
 
 

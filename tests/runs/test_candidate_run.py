@@ -18,7 +18,7 @@ def run(recipe: Path, out: Path, *overrides: str) -> dict[str, Any]:
 
 
 def test_the_winner_goes_on_and_everything_is_counted_once(mini_recipe: Path, tmp_path: Path) -> None:
-    results = run(mini_recipe, tmp_path / "run", "finetune.lr=0.003")
+    results = run(mini_recipe, tmp_path / "run", "finetune.lr=0.003", "compare.learning_rates=[0.003]")
     search, tuned, compare = results["search"], results["finetune"], results["compare"]
     unit = search["unit_flops"]
     assert search["method"] == "auto"
@@ -30,7 +30,7 @@ def test_the_winner_goes_on_and_everything_is_counted_once(mini_recipe: Path, tm
     assert (tmp_path / "run/model/config.json").is_file()
     # else nothing below means anything
     assert len(set(search["path"])) > 1
-    assert {row["model"] for row in compare["rows"]} == {"gpt", "mamba", "hybrid", "ensemble"}
+    assert {row["model"] for row in compare["rows"]} == {"gpt", "mamba", "hybrid", "ensemble (logits)"}
     everything = tuned["flops"] + results["align"]["flops"] + search["flops"] - search["trained_flops"]
     assert compare["budgets"][1]["flops"] == pytest.approx(everything, abs=1)
     hybrid = next(row for row in compare["rows"] if row["model"] == "hybrid" and row["budget"] == 0)
@@ -39,12 +39,22 @@ def test_the_winner_goes_on_and_everything_is_counted_once(mini_recipe: Path, tm
 
 
 def test_a_parent_is_not_another_row_of_the_comparison(mini_recipe: Path, tmp_path: Path) -> None:
-    results = run(mini_recipe, tmp_path / "run", "discretize.path=[1,1]", "compare={seeds: [0], ensemble: false}")
+    results = run(
+        mini_recipe,
+        tmp_path / "run",
+        "discretize.path=[1,1]",
+        "compare={seeds: [0], learning_rates: [0.01], ensemble: false}",
+    )
     assert {row["model"] for row in results["compare"]["rows"]} == {"gpt", "mamba"}
 
 
 def test_a_path_of_the_recipe_is_trained_from_the_beginning(mini_recipe: Path, tmp_path: Path) -> None:
-    results = run(mini_recipe, tmp_path / "run", "discretize.path=[1,0]", "compare={seeds: [0], ensemble: false}")
+    results = run(
+        mini_recipe,
+        tmp_path / "run",
+        "discretize.path=[1,0]",
+        "compare={seeds: [0], learning_rates: [0.01], ensemble: false}",
+    )
     assert results["discretize"]["path"] == [1, 0]
     hybrid = next(row for row in results["compare"]["rows"] if row["model"] == "hybrid" and row["budget"] == 0)
     assert hybrid["seeds"][0]["metrics"] == results["finetune"]["metrics"]

@@ -25,7 +25,7 @@ align: {{text: {desk}/calibration.txt, tokens: 512, length: 16}}
 search: null
 discretize: {{path: [1, 0]}}
 finetune: {{steps: 2, batch_size: 4, test_examples: 4}}
-compare: {{seeds: [0], ensemble: false}}
+compare: {{seeds: [0], learning_rates: [1e-3], ensemble: false}}
 """
 
 

@@ -31,7 +31,7 @@ def test_from_checkpoints_to_a_saved_classifier(mini_recipe: Path, tmp_path: Pat
     assert results["model"]["loads_with"] == "AutoModelForSequenceClassification"
     found = {"hybrid"} if len(set(results["discretize"]["path"])) > 1 else set()
     rows = {row["model"] for row in results["compare"]["rows"]}
-    assert rows == {"gpt", "mamba", "supernet (soft)", "ensemble"} | found
+    assert rows == {"gpt", "mamba", "supernet (soft)", "ensemble (logits)"} | found
     assert set(json.loads((run.path / "lineage.json").read_text())["data"]) == {"train", "validation", "test"}
     model = AutoModelForSequenceClassification.from_pretrained(run.path / MODEL)
     scored = manticore.evaluate(model, load_task("listops-short", **OPTIONS))

@@ -36,7 +36,7 @@ def test_a_run_on_text_compares_what_reads_the_same_tokens(mini_recipe: Path, tm
     assert len(hybrid.tokenizer) == 300
     scores = {row["model"]: row["mean"] for row in results["compare"]["rows"] if row["budget"] == 0}
     found = {"hybrid"} if len(set(results["discretize"]["path"])) > 1 else set()
-    assert set(scores) == {"gpt", "mamba", "ensemble", "supernet (soft)"} | found
+    assert set(scores) == {"gpt", "mamba", "ensemble (probabilities)", "ensemble (bayes)", "supernet (soft)"} | found
     assert all(0 < score < 7 for score in scores.values())
     for page in (tmp_path / "run" / "report.html", tmp_path / "run" / "model" / "README.md"):
         assert "gpt was re-embedded for the tokenizer of mamba (100% of the tokens" in page.read_text(encoding="utf-8")

@@ -151,7 +151,7 @@ def test_parents_stacks_and_hybrids_are_compared_with_the_same_head(
     task = class_task()
     budget = 2 * flops_per_step(fit_to_task(hybrid, task, 0), 16, LENGTH)
     table = manticore.compare(models, task, budget_flops=budget, seeds=[0], learning_rates=[1e-2, 1e-3], batch_size=16)
-    assert {row.model for row in table.rows} == {*models, "ensemble"}
+    assert {row.model for row in table.rows} == {*models, "ensemble (logits)"}
     assert all(0 <= row.mean <= 1 for row in table.rows)
     assert all(row.cache_bytes_per_token + row.state_bytes > 0 for row in table.rows)
 

@@ -40,6 +40,8 @@ ELSEWHERE = {
     "hybrid": "its weights are compared tensor by tensor",
     "models": "weights of",
     "budget_flops": "steps, or the name of a unit",
+    "budgets": "the name of a unit",
+    "larger": "a row more",
     "spent_flops": "the name of a unit",
     "seeds": "the name of a unit",
     "ensemble": "a row more",
@@ -68,7 +70,8 @@ def test_each_run_of_a_comparison_is_given_every_option(gpt, monkeypatch):
         return finetune(model, task, settings, **options)
 
     monkeypatch.setattr(comparison_runs, "finetune", watched)
-    compare({"gpt": gpt}, copying_task(), budget_flops=6_000_000, seeds=[0, 1], cpu=True, **UNUSUAL)
+    options = {"budget_flops": 6_000_000, "seeds": [0, 1], "learning_rates": [1e-3], "cpu": True}
+    compare({"gpt": gpt}, copying_task(), **options, **UNUSUAL)
     assert len(given) == 2
     for settings in given:
         assert settings.shared() == UNUSUAL
@@ -80,9 +83,9 @@ def test_parents_ensemble_supernet_and_hybrid_are_given_the_same(gpt, mamba, hyb
     class Asked(Exception):
         """Every run has been asked for once."""
 
-    def ask(runs, trainings):
-        for name, flops in trainings:
-            runs._train(comparison_runs.Run(name, flops, 0.5, 0))
+    def ask(runs):
+        for name, flops in runs.trainings:
+            runs._train((comparison_runs.Run(name, 0, 0.5, flops),))
         raise Asked
 
     def told(model, task, settings, *, cpu, **options):
@@ -170,7 +173,16 @@ def test_what_changes_a_run_is_what_resuming_compares(gpt, hybrid, tmp_path):
 
 
 def test_what_changes_a_comparison_is_what_resuming_compares(gpt, tmp_path):
-    compare([gpt], copying_task(), budget_flops=4_000_000, batch_size=8, seeds=[0], out=tmp_path, cpu=True)
+    compare(
+        [gpt],
+        copying_task(),
+        budget_flops=4_000_000,
+        batch_size=8,
+        seeds=[0],
+        learning_rates=[1e-3],
+        out=tmp_path,
+        cpu=True,
+    )
     kept = json.loads((tmp_path / "units.jsonl").read_text().splitlines()[0])["settings"]
     assert set(inspect.signature(compare).parameters) - ELSEWHERE.keys() <= kept.keys()
 
