@@ -78,7 +78,7 @@ def test_an_option_of_every_training_is_added_in_one_place(tmp_path):
         "help": True,
         "verbs": [True, True, True],
         "schema": True,
-        "stub": 3,
+        "stub": 4,
         "given": [5],
         "keys": [5, 6],
     }
