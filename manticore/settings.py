@@ -6,13 +6,14 @@ A field has the option's type, range and default; the text under it is its help,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from manticore import option_types
 from manticore._moved import names_of
+from manticore.option_sets import Settings
 from manticore.option_types import (
     Amount,
     Bos,
@@ -51,34 +52,6 @@ from manticore.option_types import (
 )
 
 __getattr__ = names_of(__name__, option_types.__name__)
-
-
-class Settings(BaseModel):
-    """Options that belong together: unknown names are errors, values are not bent into shape."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, defer_build=True)
-
-    if not TYPE_CHECKING:
-        # type checkers and editors show the fields as they are
-        def __init__(self, **options: Any) -> None:
-            from manticore.keywords import told_as_ours
-
-            with told_as_ours(type(self), options):
-                super().__init__(**options)
-
-        # else pydantic would go through here to check a recipe too, and lose the places of its errors
-        __init__.__pydantic_base_init__ = True
-
-    unkeyed: ClassVar[frozenset[str]] = frozenset()
-    """Fields that no number of a run depends on, or that are found in it in another form."""
-
-    def key(self, **found: Any) -> dict[str, Any]:
-        """What a run is resumed by, as JSON values.
-
-        Args:
-            found: values that were left open, and what else determines the run.
-        """
-        return {**self.model_dump(mode="json", exclude={*self.unkeyed, *found}), **found}
 
 
 class Reading(Settings):

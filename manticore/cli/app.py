@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from manticore import __version__
-from manticore.cli import doctor, mad, plan, recipes, runs, sharing, stages, teaching
+from manticore.cli import doctor, mad, plan, recipes, runs, sharing, stages, teaching, using
 from manticore.cli.faults import end_tidily_on_sigterm, reported, usage_reported
 from manticore.cli.launching import refuse_unshared
 from manticore.processes import end_with_launcher, leave, process_count
@@ -84,9 +84,9 @@ _VERBS: dict[str, tuple[Callable[..., None], ...]] = {
         stages.discretize,
         teaching.distill,
         stages.finetune,
-        stages.evaluate,
+        using.evaluate,
         stages.compare,
-        stages.generate,
+        using.generate,
         sharing.share,
     ),
     "Benchmarks": (mad.mad,),

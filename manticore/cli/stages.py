@@ -1,4 +1,4 @@
-"""Verbs on models, one per stage: pretrain, combine, align, search, discretize, finetune, evaluate, generate."""
+"""Verbs on models, one per stage: pretrain, combine, align, search, discretize, finetune, compare."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ import typer
 
 from manticore.cli.faults import exit_code_of
 from manticore.cli.launching import Processes, start_processes
-from manticore.cli.parameters import Out, Seed, Task, TaskOptions, pairs, takes
-from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say, say_text
+from manticore.cli.parameters import Model, Out, Seed, Task, TaskOptions, takes
+from manticore.cli.task_options import check_options, checked_task
+from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say, say_metrics
 from manticore.cli.unfinished import Resume, refuse_begun, unfinished, unfinished_by_several
-from manticore.errors import ManticoreError, SeveralErrors
+from manticore.errors import ManticoreError
 from manticore.file_names import RESULTS, SCHEMA_VERSION
-from manticore.paths import expanded
 from manticore.processes import is_first
-from manticore.schema.consistency import mixture, options
-from manticore.schema.sections import TaskChoice
-from manticore.schema.validation import findings
 from manticore.settings import Align, Combine, Compare, Discretize, Finetune, Pretrain, Search
 from manticore.writing import new_folder, refuse_existing, write_bytes, write_json
 
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
 Hybrid = Annotated[str, typer.Argument(metavar="HYBRID", help="A folder that `manticore combine` or align wrote.")]
 _SEARCHED = "search"
 """The folder of candidates and of the study."""
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of a model or a hybrid.")]
 
 
 @takes(Pretrain)
@@ -92,7 +88,7 @@ def combine(
     """
     refuse_existing(out)
     chosen = checked_task(task, task_option) if task else None
-    _check_options("--projector-option", "projector", settings["projector"], settings["projector_options"])
+    check_options("--projector-option", "projector", settings["projector"], settings["projector_options"])
     mixing = Combine(**settings).mixing
     say(f"combine: {' + '.join(models)}, {settings['num_blocks']} blocks, {mixing}, output {settings['output']}")
     import manticore
@@ -290,7 +286,7 @@ def finetune(
             write_json(
                 folder / Finetune.note, {"seed": seed, "task": about, **FinetuneRecord.written(**result.to_dict())}
             )
-    _say_metrics(result.metrics)
+    say_metrics(result.metrics)
     for note in rounding_notes(as_results({"schema_version": SCHEMA_VERSION, "finetune": result.to_dict()})):
         say(note)
     done(out, Finetune().next_command(out, task_words(task, chosen)))
@@ -372,117 +368,6 @@ def compare(
     done(out, Compare().next_command(best, sources[best], task_words(task, chosen)))
 
 
-def evaluate(
-    model: Model,
-    task: Task,
-    task_option: TaskOptions = None,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    batch_size: Annotated[int, typer.Option(help="Examples per forward pass.", min=1)] = 64,
-    max_examples: Annotated[int | None, typer.Option(help="Score only the first ones.", min=1)] = None,
-    out: Annotated[str | None, typer.Option("--out", "-o", help="JSON file to write; must not exist yet.")] = None,
-) -> None:
-    """Score a model or a hybrid on a task.
-
-    Example: manticore evaluate tuned --task text
-    """
-    if out is not None:
-        refuse_existing(out)
-    chosen = checked_task(task, task_option)
-    say(f"evaluate: {model} on {task}, {split}")
-    import manticore
-    from manticore.stages.commands import finetune_command, task_words
-    from manticore.tasks.task import load_task
-    from manticore.training.saved_models import load_model
-
-    quiet_libraries()
-    loaded, tokenizer = load_model(model)
-    problem = load_task(task, tokenizer=tokenizer, **chosen)
-    metrics = manticore.evaluate(loaded, problem, split=split, batch_size=batch_size, max_examples=max_examples)
-    scored = min(len(problem.data[split]), max_examples or len(problem.data[split]))
-    say(f"{scored:,} of the {len(problem.data[split]):,} examples of {split}:")
-    _say_metrics(metrics)
-    again = finetune_command(model, Path(model).name, task_words(task, chosen))
-    if out is None:
-        say(f"next: {again}")
-    else:
-        file = expanded(out)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"model": model, "task": task, "split": split, "examples": scored, "metrics": metrics})
-        done(out, again)
-
-
-def generate(
-    model: Model,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue.")],
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to add.", min=1)] = 40,
-    temperature: Annotated[float, typer.Option(help="0: always the most probable token.", min=0.0)] = 0.0,
-    seed: Seed = 0,
-) -> None:
-    """Continue a text with a model or a hybrid.
-
-    Example: manticore generate tuned "import os"
-    """
-    from transformers import set_seed
-
-    from manticore.stages.commands import evaluate_command, noted_task, words_for
-    from manticore.stages.finetune import Finetune
-    from manticore.training.prepare import check_tokens, positions
-    from manticore.training.saved_models import load_model
-
-    quiet_libraries()
-    loaded, tokenizer = load_model(model)
-    if not loaded.can_generate():
-        raise ManticoreError(f"{model}: a {type(loaded).__name__} writes no text. Fix: give a causal language model")
-    if tokenizer is None:
-        raise ManticoreError(f"{model}: carries no tokenizer, so it reads no text. Fix: give a model that has one")
-    encoded = tokenizer(prompt, return_tensors="pt")
-    if encoded.input_ids.shape[1] == 0:
-        raise ManticoreError("generate: the prompt is empty. Fix: give at least one word")
-    check_tokens(encoded.input_ids.max().item(), loaded, f"{model}: its tokenizer")
-    limit, total = positions(loaded), encoded.input_ids.shape[1] + max_new_tokens
-    # the last token is not read again
-    if limit is not None and total - 1 > limit:
-        raise ManticoreError(
-            f"generate: prompt and new tokens make {total}, but {model} has {limit} positions. "
-            "Fix: a shorter prompt, or a smaller --max-new-tokens"
-        )
-    set_seed(seed)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    tokens = loaded.generate(  # type: ignore[operator]
-        input_ids=encoded.input_ids, attention_mask=encoded.attention_mask, max_new_tokens=max_new_tokens, **sampling
-    )
-    say_text(str(tokenizer.decode(tokens[0], skip_special_tokens=True)))
-    say_text("")
-    words = noted_task(Path(model) / Finetune.note, as_text=True) or words_for(loaded)
-    say(f"next: {evaluate_command(model, words)}")
-
-
-def checked_task(task: str, task_option: list[str] | None) -> dict[str, Any]:
-    """The task's options, after the checks a recipe would make: before anything heavy is imported.
-
-    Raises:
-        ManticoreError: no such task, or an option that it does not have.
-    """
-    from manticore import registry
-
-    if (refused := registry.refusal("task", task)) is not None:
-        raise ManticoreError(f"--task: {refused}")
-    chosen = pairs(task_option or [], "--task-option")
-    _, found = findings(TaskChoice, {"name": task, "options": chosen})
-    if found:
-        raise SeveralErrors([f"--task-option {path[-1]}: {text}" for path, text in found])
-    _check_options("--task-option", "task", task, chosen)
-    if found := list(mixture((), task, chosen)):
-        raise SeveralErrors([f"--task-option {path[-1]}: {text}" for path, text in found])
-    return chosen
-
-
-def _check_options(flag: str, kind: str, name: str, given: dict[str, Any]) -> None:
-    found = [f"{flag} {path[-1]}: {text}" for path, text in options((), kind, name, given)]
-    if found:
-        raise SeveralErrors(found)
-
-
 def say_replaced(
     name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, task: LoadedTask
 ) -> None:
@@ -499,7 +384,3 @@ def say_replaced(
 def _keep_tokenizer(tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-
-
-def _say_metrics(metrics: dict[str, float]) -> None:
-    say(", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from manticore.cli.launching import Processes, start_processes
-from manticore.cli.parameters import Out, Seed, Task, TaskOptions, takes
-from manticore.cli.stages import Model, checked_task, say_replaced
+from manticore.cli.parameters import Model, Out, Seed, Task, TaskOptions, takes
+from manticore.cli.stages import say_replaced
+from manticore.cli.task_options import checked_task
 from manticore.cli.terminal import done, progress_bar, quiet_libraries, say
 from manticore.cli.unfinished import Resume, refuse_begun, unfinished
 from manticore.processes import is_first

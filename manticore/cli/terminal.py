@@ -160,3 +160,8 @@ def _bar() -> Progress:
 
 def _time(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+def say_metrics(metrics: dict[str, float]) -> None:
+    """Scores, in one line."""
+    say(", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
