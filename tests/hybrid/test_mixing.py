@@ -197,7 +197,8 @@ def test_gated_reads_what_its_formula_says(build: Build) -> None:
     for boundary in range(BLOCKS):
         for k, value in hybrid.mixing.enter(boundary, features, [0, 1, 2]).items():
             torch.testing.assert_close(value, gate(boundary, k, "in", stream(boundary), widths[k]))
-    heads = hybrid.mixing.logits(features, lambda k, hidden: hidden.sum(-1, keepdim=True))
+    read = hybrid.mixing.head_inputs(features)
+    heads = hybrid.mixing.mixed({k: hidden.sum(-1, keepdim=True) for k, hidden in read.items()})
     expected = sum(
         hybrid.mixture_weights[-1, k] * resize(stream(BLOCKS), widths[k]).sum(-1, keepdim=True) for k in features
     )

@@ -31,7 +31,7 @@ def recipe(mini: Path, *overrides: str) -> Any:
 
 @pytest.fixture(scope="module")
 def finished(mini_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    made = recipe(mini_recipe, DISTILL, "compare={seeds: [0, 1], ensemble: false}")
+    made = recipe(mini_recipe, DISTILL, "compare={seeds: [0, 1], learning_rates: [1e-3], ensemble: false}")
     out = tmp_path_factory.mktemp("distilled") / "run"
     return out, execute(create_run(made, str(out)))
 

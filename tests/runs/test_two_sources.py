@@ -35,6 +35,7 @@ SMALL = [
     "finetune.test_examples=16",
     "compare.workers=1",
     "compare.learning_rates=[5e-4]",
+    "compare.budgets=[0, 1]",
 ]
 
 

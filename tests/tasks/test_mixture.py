@@ -364,7 +364,7 @@ def test_the_verbs_train_and_compare_on_a_mixture(texts, models):
     # what is suggested next is the same task
     following = shlex.split(said.split("next: manticore ")[1].split("\n")[0])
     assert following[following.index("--task") :] == task
-    words = ["compare", *models.values(), *task, *fast, "--seeds", "0", "--budget-flops", "2e8", "--no-ensemble"]
+    words = ["compare", *models.values(), *task, *fast, "--seeds", "0", "--budget-flops", "2e8", "--ensemble", "false"]
     said = do(*words, "-o", "compared")
     record = json.loads(Path("compared/results.json").read_text())
     for row in record["compare"]["rows"]:

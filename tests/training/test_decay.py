@@ -97,7 +97,7 @@ def test_no_way_of_training_decays_more(gpt, mamba, hybrid, task, monkeypatch, t
     manticore.search(hybrid, task, method="darts", **quick)
     pretrain("mamba", layers=1, width=8, length=16, max_bytes=40_000, **quick)
     step = {"budget_flops": 4_000_000, "seeds": [0], "batch_size": 8, "cpu": True, "weight_decay": 0.5}
-    compare([mamba], copying_task(), **step)
+    compare([mamba], copying_task(), learning_rates=[1e-3], **step)
     assert len(seen) == 4
     for groups in seen:
         spared = {name for name in groups if name.endswith(("A_log", ".D", "bias", "norm.weight", "norm_f.weight"))}
