@@ -13,6 +13,8 @@ each parent on its share of the rows with batch 8 of two sources; loss within .0
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import statistics
 import sys
 from collections.abc import Callable
@@ -28,6 +30,7 @@ from torch import Tensor
 import manticore
 from manticore.components.cache_argument import cache_in, named
 from manticore.components.loading import load_component, load_tokenizer
+from manticore.hybrid.survivors import Survivors, decided
 from manticore.kernels.mamba import fast_scan
 from manticore.tasks.task import load_task
 from manticore.training.pretrain import pretrain
@@ -35,6 +38,7 @@ from manticore.training.pretrain import pretrain
 SOURCES = {"code": "stdlib", "english": "docstrings"}
 FAMILIES = {"code": "gpt_neo", "english": "mamba"}
 TOKENS, PROMPT, BELOW, BAR = 512, 32, 0.01, 0.9
+BELOWS, AFTERS = (0.01, 0.0001), (16, 32, 64, 128, 256)
 
 
 def parents(steps: int) -> dict[str, Any]:
@@ -105,12 +109,53 @@ def speeds(hybrid: Any, alone: dict[str, Any], rows: dict[str, Tensor], rounds: 
     return found
 
 
+def thresholds(alone: dict[str, Any], test: Any, examples: int) -> list[dict[str, Any]]:
+    """Loss and components per token for other thresholds: each parent reads once, decisions are replayed."""
+    ids = test["input_ids"][:][:examples]
+    source = torch.as_tensor(test["sources"][:])[:examples, 0]
+    scores = torch.stack([_likelihoods(model, ids) for model in alone.values()], -1)
+    start = torch.full((len(ids), 1, len(alone)), -math.log(len(alone)))
+    reached = torch.cat([start, start + scores.cumsum(1)], 1)
+    everyone = torch.ones(len(ids), len(alone), dtype=torch.bool)
+    before = Survivors(everyone, torch.zeros(len(ids), dtype=torch.long), tuple(range(len(alone))))
+    real = torch.ones(ids.shape, dtype=torch.bool)
+    found = []
+    for below, after in [(0.0, TOKENS), *itertools.product(BELOWS, AFTERS)]:
+        # a threshold of 0 drops nobody
+        weights, live = decided(reached, real, before, max(below, 1e-300), after)
+        losses = -torch.logsumexp(weights[:, :-1] + scores, -1).mean(1)
+        read = torch.cat([everyone[:, None], live[:, :-1]], 1).sum(-1).float().mean()
+        row = {"below": below, "after": after, "loss": losses.mean().item(), "components_per_token": read.item()}
+        found.append(row | {name: losses[source == i].mean().item() for i, name in enumerate(SOURCES)})
+    return found
+
+
+@torch.no_grad()
+def _likelihoods(model: Any, ids: Tensor) -> Tensor:
+    """``[B, T - 1]``: log-probability of each token but the first."""
+    parts = []
+    with fast_scan(model):
+        for batch in ids.split(8):
+            logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
+            parts.append(logits.log_softmax(-1).gather(-1, batch[:, 1:, None])[..., 0])
+    return torch.cat(parts)
+
+
+def _threshold_table(swept: list[dict[str, Any]]) -> Table:
+    table = Table("drop_below", "drop_after", "loss", *(f"loss on {name}" for name in SOURCES), "components per token")
+    for row in swept:
+        losses = [f"{row[name]:.4f}" for name in ("loss", *SOURCES)]
+        table.add_row(f"{row['below']:g}", f"{row['after']}", *losses, f"{row['components_per_token']:.3f}")
+    return table
+
+
 def main() -> int:
     """Print the tables, write the JSON, and fail where a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pretrain-steps", type=int, default=300)
     parser.add_argument("--examples", type=int, default=64)
+    parser.add_argument("--thresholds", action="store_true", help="losses only, no timing; writes nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     paths = parents(arguments.pretrain_steps)
@@ -136,6 +181,10 @@ def main() -> int:
     console.print(losses)
 
     test = task.data["test"].with_format("torch")
+    swept = thresholds(alone, test, arguments.examples)
+    console.print(_threshold_table(swept))
+    if arguments.thresholds:
+        return 0
     marked = torch.as_tensor(test["sources"][:])[:, 0]
     rows = {name: test["input_ids"][:][marked == i][:8] for i, name in enumerate(SOURCES)}
     with ExitStack() as stack:
@@ -152,7 +201,14 @@ def main() -> int:
     lost = scores["dropping"]["loss"] - scores["interpolated"]["loss"]
     met = {"loss": lost <= 0.01, "speed": all(row["ratio"] >= BAR for row in table_of)}
     console.print(f"loss {lost:+.4f} against the undropped; bars met: {met}")
-    payload = {"arguments": vars(arguments), "scores": scores, "speeds": table_of, "lost": lost, "met": met}
+    payload = {
+        "arguments": vars(arguments),
+        "scores": scores,
+        "thresholds": swept,
+        "speeds": table_of,
+        "lost": lost,
+        "met": met,
+    }
     console.print(f"written to {write_json('per_sequence', payload)}")
     return 0 if all(met.values()) else 1
 
