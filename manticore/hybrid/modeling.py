@@ -231,7 +231,8 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, CachedGenerationMixin):
                 prior = log_of(self.mixing.output_weights(), input_ids.device)
                 predicted = read_by_survivors(self, part, cache, prior, kept)
                 read.append(predicted.logits)
-                weighed.append(predicted.weights)
+                if output_weights:
+                    weighed.append(predicted.weights)
                 readers.append(predicted.components_read)
                 passed.append(None)
                 continue
@@ -255,13 +256,18 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, CachedGenerationMixin):
                 # after the pass: while it runs, components ask how many tokens are before these
                 cache.seen_tokens += part.input_ids.shape[1]
             head_inputs = {k: each.head_input for k, each in recordings.items() if each.head_input is not None}
-            together = Read(outputs, self.mixing.output_weights(), head_inputs, part, kept, last, self._head, cache)
+            together = Read(
+                *(outputs, self.mixing.output_weights(), head_inputs, part, kept, last, self._head, cache),
+                weighed=bool(output_weights),
+            )
             logits, weights = self.output(together)
             read.append(logits)
-            weighed.append(weights if weights.dim() == 3 else weights.expand(*logits.shape[:2], -1))
+            if weights is not None:
+                weighed.append(weights if weights.dim() == 3 else weights.expand(*logits.shape[:2], -1))
             passed.append(states)
         logits, weights = (
-            each[0] if put_back is None else put_back(each)[:, _kept(logits_to_keep)] for each in (read, weighed)
+            None if not each else each[0] if put_back is None else put_back(each)[:, _kept(logits_to_keep)]
+            for each in (read, weighed)
         )
         states = passed[0]
         if wants_states and put_back is not None:
@@ -273,7 +279,7 @@ class ManticoreForCausalLM(ManticorePreTrainedModel, CachedGenerationMixin):
             loss=loss,
             logits=logits,
             hidden_states=None if states is None else tuple(states),  # type: ignore[arg-type]
-            output_weights=weights if output_weights else None,
+            output_weights=weights,
             components_read=None if not readers else readers[0] if put_back is None else put_back(readers),
             **named(cache),
         )

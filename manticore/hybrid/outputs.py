@@ -74,6 +74,8 @@ class Read:
     """Component, ids ``[B, n]``, features ``[B, n, D]`` → logits ``[B, n, V]``."""
     cache: HybridCache | None = None
     """Of the text before these tokens, and to go on from; None where nothing is kept."""
+    weighed: bool = False
+    """Whether the weights are asked for too."""
 
     def log_prior(self) -> Tensor:
         """``[K]``, of the components in use, in float32; what trains is never minus infinity."""
@@ -123,20 +125,21 @@ class Output(nn.Module, ABC):
         """
         return 0
 
-    def forward(self, read: Read) -> tuple[Tensor, Tensor]:
-        """Logits ``[B, t, V]``, and the weights they were made with: ``[B, t, K]``, or ``[K]`` where they are constant.
+    def forward(self, read: Read) -> tuple[Tensor, Tensor | None]:
+        """Logits ``[B, t, V]``, and where they are asked for the weights they were made with.
 
-        Components that are not in use have weight 0.
+        Weights are ``[B, t, K]``, or ``[K]`` where they are constant; components that are not in use have weight 0.
         """
         (k, weight), *others = read.prior
-        if not others and not isinstance(weight, Tensor):
-            return read.logits[k], self._spread(read, torch.ones(1, device=read.logits[k].device))
-        logits, weights = self.joined(read)
-        return logits, self._spread(read, weights)
+        alone = not others and not isinstance(weight, Tensor)
+        logits, log_weights = (read.logits[k], None) if alone else self.joined(read)
+        if not read.weighed:
+            return logits, None
+        return logits, self._spread(read, (read.log_prior() if log_weights is None else log_weights).exp())
 
     @abstractmethod
-    def joined(self, read: Read) -> tuple[Tensor, Tensor]:
-        """As :meth:`forward`, of two components or more; weights are those of the components in use."""
+    def joined(self, read: Read) -> tuple[Tensor, Tensor | None]:
+        """Logits of two components or more, and the logarithms of their weights; None where these are the prior."""
 
     def _spread(self, read: Read, weights: Tensor) -> Tensor:
         if weights.shape[-1] == self.num_components:
@@ -149,10 +152,9 @@ class Output(nn.Module, ABC):
 class Logits(Output):
     """``sum_k w_k z_k``."""
 
-    def joined(self, read: Read) -> tuple[Tensor, Tensor]:
+    def joined(self, read: Read) -> tuple[Tensor, None]:
         """The weighted sum of the logits."""
-        mixed = weighted_sum([(weight, read.logits[k]) for k, weight in read.prior])
-        return mixed, read.log_prior().exp()
+        return weighted_sum([(weight, read.logits[k]) for k, weight in read.prior]), None
 
 
 class Probabilities(Output):
@@ -165,7 +167,7 @@ class Probabilities(Output):
             normalizers = {k: log_normalizers(read.logits[k]) for k in used}
         log_weights = self.log_weights(read, normalizers)
         mixed: Tensor = _Mixture.apply(log_weights, *normalizers.values(), *(read.logits[k] for k in used))
-        return mixed, log_weights.exp()
+        return mixed, log_weights
 
     def log_weights(self, read: Read, normalizers: Features) -> Tensor:
         """``[K]`` or ``[B, t, K]``; ``normalizers`` ``[B, t]`` are those of each component's logits."""

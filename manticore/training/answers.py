@@ -49,8 +49,10 @@ class Answers:
         shape = (len(task.data["train"]), task.length, teacher.rows)
         if process_count() > 1:
             raise ManticoreError("distill: keep_answers is for one process. Fix: keep_answers=False, or one process")
-        entry = Entry(folder, content_key([teacher.digest, shape, batch_size, device.type]), ".logits")
         rows = list(batches(task.data["train"], length=task.length, batch_size=batch_size))
+        keys = [key for batch in rows for key in _keys(batch)]
+        read = hashlib.blake2b(b"".join(keys)).hexdigest()
+        entry = Entry(folder, content_key([teacher.digest, read, shape, batch_size, device.type]), ".logits")
         with told(
             "distill: answers of the teacher", "cannot be kept", "free disk space, or keep_answers=False", OSError
         ):
@@ -64,7 +66,7 @@ class Answers:
                             file.write(teacher.logits(here).float().cpu().numpy().tobytes())
                     path = entry.keep(aside)
             self._kept = np.memmap(path, dtype=np.float32, mode="r", shape=shape)
-        self._place = {key: n for n, key in enumerate(key for batch in rows for key in _keys(batch))}
+        self._place = {key: n for n, key in enumerate(keys)}
 
     def of(self, batch: Mapping[str, Tensor]) -> Tensor:
         """``[B, T, V]`` of training examples, on their device."""
