@@ -67,6 +67,11 @@ class Collator:
         return torch.from_numpy(stacked)
 
 
+def model_inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a model reads of a batch: all but the targets."""
+    return {name: value for name, value in batch.items() if name != "targets"}
+
+
 def batches(
     dataset: Dataset, *, length: int, batch_size: int, max_examples: int | None = None, also: tuple[str, ...] = ()
 ) -> Iterator[dict[str, Tensor]]:

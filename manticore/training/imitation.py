@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from manticore.training.batches import IGNORED, batches
+from manticore.training.batches import IGNORED, batches, model_inputs
 from manticore.training.trainer import TaskTrainer
 
 if TYPE_CHECKING:
@@ -109,8 +109,7 @@ class BlocksTrainer(TaskTrainer):
 
 def with_states(model: nn.Module, inputs: Mapping[str, Tensor]) -> Any:
     """A pass of a discretized hybrid for what enters its blocks and leaves the last; the head reads one position."""
-    read = {name: value for name, value in inputs.items() if name != "targets"}
-    return model(**read, use_cache=False, output_hidden_states=True, logits_to_keep=1)
+    return model(**model_inputs(inputs), use_cache=False, output_hidden_states=True, logits_to_keep=1)
 
 
 def blocks_error(

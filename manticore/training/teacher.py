@@ -27,6 +27,7 @@ from manticore.kernels.mamba import fast_scan
 from manticore.modes import kept_modes
 from manticore.runs.lineage import weights_digest
 from manticore.training.alignment import held_alone
+from manticore.training.batches import model_inputs
 from manticore.training.budget import flops_per_step, measured_without_data
 from manticore.training.classifiers import is_classifier
 from manticore.training.prepare import check_backbone, check_length, check_targets
@@ -137,7 +138,7 @@ class Teacher:
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
         """``[B, T, V]`` of the tokens that both know."""
         with self._in_its_precision():
-            logits: Tensor = self.model(**_read(batch), use_cache=False).logits
+            logits: Tensor = self.model(**model_inputs(batch), use_cache=False).logits
             return logits[..., : self.rows]
 
     def features(self, counterparts: list[Counterpart], batch: Mapping[str, Tensor]) -> dict[int, Tensor]:
@@ -226,11 +227,6 @@ def _features(
         found = held_alone(runners[k], k, part.edges, wanted, batch["input_ids"], batch.get("attention_mask"))
         held |= {space.boundary: value for space, value in found.items()}
     return held
-
-
-def _read(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a model reads of a batch."""
-    return {name: value for name, value in batch.items() if name != "targets"}
 
 
 def _shape(config: Any) -> tuple[Any, ...]:

@@ -29,7 +29,7 @@ from transformers.trainer_callback import TrainerState
 from manticore.errors import ManticoreError, NotFiniteError
 from manticore.processes import refuse_lost_processes
 from manticore.settings import OneTraining
-from manticore.training.batches import IGNORED, Collator
+from manticore.training.batches import IGNORED, Collator, model_inputs
 from manticore.training.budget import steps_within
 from manticore.training.callbacks import LogAtCheckpoints, MetricsFile, Progress, ProgressBar, Stopwatch
 from manticore.training.checkpoints import CLOCK, PARTIAL, TENSORS, checkpoint_step, publish
@@ -169,7 +169,7 @@ class TaskTrainer(Trainer):
 
     def _summed_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
         """The sum over what counts, and what the model returned."""
-        outputs = model(**{n: v for n, v in inputs.items() if n != "targets"}, use_cache=False)
+        outputs = model(**model_inputs(inputs), use_cache=False)
         total = functional.cross_entropy(
             outputs.logits.flatten(0, -2).float(), inputs["targets"].flatten(), ignore_index=IGNORED, reduction="sum"
         )
