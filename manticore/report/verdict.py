@@ -65,7 +65,9 @@ def verdict(results: Results) -> Verdict:
         sentence += f" The {'discrete ' if results.path else ''}hybrid: {_found(results, own)}"
     spoken: dict[str, Match] = {}
     for each in (*matches, *own):
-        spoken.setdefault(each.row.model, each)
+        # a price beside the parent that is best in the end, not before any training
+        if each.row.model not in spoken or each.budget == compare.main_budget:
+            spoken[each.row.model] = each
     if parent is not None:
         sentence += f" The path found keeps {parent} throughout."
     if (

@@ -53,6 +53,10 @@ def test_a_lead_at_every_budget_is_one_and_a_loss_at_every_budget_is_one():
     ahead = verdict(parse_results(over(**{BAYES: near(4.3, 4.2, 3.8)})))
     assert ahead.sentence.startswith("The ensemble (bayes) leads at every budget (loss: ")
     assert ahead.outcome is Standing.BETTER
+    # the price stands beside the parent that is best with all of the fine-tuning, not the one that was before it
+    changed = verdict(parse_results(over(**{BAYES: near(4.3, 4.2, 3.8), "gpt": near(5.2, 5.2, 4.6)})))
+    assert "at inference, beside mamba: " in changed.sentence
+    assert "beside gpt" not in changed.sentence
     behind = verdict(parse_results(over(**{BAYES: near(5.5, 5.0, 4.0)})))
     assert behind.sentence.startswith("mamba leads at every budget (loss: ")
     assert behind.outcome is Standing.WORSE
