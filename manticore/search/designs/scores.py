@@ -1,0 +1,62 @@
+"""What designs have scored, by which objectives they are compared, and who is on the front."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from manticore.search.designs.space import Design, DesignSpace
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A measure that designs are judged by."""
+
+    measure: str
+    """Such as ``loss``, ``mad``, ``parameters`` or ``cache_bytes``."""
+    maximise: bool = False
+
+
+@dataclass
+class Scores:
+    """Every measure of every design that was scored."""
+
+    space: DesignSpace
+    goals: Sequence[Goal]
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """Measure → the most that a design may have."""
+    found: dict[Design, dict[str, float]] = field(default_factory=dict)
+    """In the order in which they were first asked for."""
+    failed: dict[Design, str] = field(default_factory=dict)
+    """Design → why it has no scores."""
+
+    def values(self, design: Design) -> tuple[float, ...]:
+        """One number per goal, the smaller the better; infinite where the design failed."""
+        measures = self.found.get(design)
+        if measures is None:
+            return (math.inf,) * len(self.goals)
+        return tuple(-measures[goal.measure] if goal.maximise else measures[goal.measure] for goal in self.goals)
+
+    def excess(self, design: Design) -> tuple[float, ...]:
+        """By how much each limit is exceeded, as a share of it; 0 or less is within."""
+        measures = self.found.get(design, {})
+        return tuple(measures.get(name, math.inf) / most - 1 for name, most in self.limits.items())
+
+    def allowed(self, design: Design) -> bool:
+        """Whether a design has scores and keeps all limits."""
+        return design in self.found and all(each <= 0 for each in self.excess(design))
+
+    def front(self, among: Iterable[Design] | None = None) -> list[Design]:
+        """The designs within the limits than which no other is as good everywhere and better somewhere."""
+        chosen = [design for design in (self.found if among is None else among) if self.allowed(design)]
+        values = {design: self.values(design) for design in chosen}
+        return [one for one in chosen if not any(_dominates(values[other], values[one]) for other in chosen)]
+
+    def best(self) -> Design | None:
+        """Of the front, the best by the first goal; None where nothing is within the limits."""
+        return min(self.front(), key=self.values, default=None)
+
+
+def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one != other and all(a <= b for a, b in zip(one, other))
