@@ -1,7 +1,7 @@
 """Stacks: causal language models made of a flat list of primitives, each with its norm and its residual.
 
-    x <- x + layer(norm(x)) for every layer, then norm and a linear head. No tied weights and no table of positions:
-    order comes from rotations, convolutions and states.
+    x <- x + layer(norm(x)) for every layer (or with the norm elsewhere, ``StackConfig.residual``), then norm and a
+    linear head. No tied weights and no table of positions: order comes from rotations, convolutions and states.
 
 Shapes: B batch, T tokens, D width, V vocabulary.
 """
@@ -59,13 +59,12 @@ class StackLayer(GradientCheckpointingLayer):
         super().__init__()
         entries = config.entries
         entry = entries[layer_idx]
-        self.layer_idx = layer_idx
+        self.layer_idx, self.residual = layer_idx, config.residual
         self.source = entry.features_of
         self.hands_on = any(each.features_of == layer_idx for each in entries)
         self.norm = make_norm(config)
         sizes = (config.hidden_size, config.max_position_embeddings)
         self.mixer = mixer or build_mixer(entry.name, *sizes, entry.options, entry.features)
-        self.taken = entry.features
 
     def forward(
         self,
@@ -91,8 +90,15 @@ class StackLayer(GradientCheckpointingLayer):
         memory = None if cache is None else Memory(cache, self.layer_idx)
         found: dict[str, Tensor | None] | None = {} if self.hands_on else None
         step = Step(padding, attention_mask, position_ids, attention, memory, self._features(taken), found)
-        hidden = hidden_states + self.mixer(self.norm(hidden_states), step)
+        hidden = self._mixed(hidden_states, step)
         return hidden if found is None else (hidden, *(found[name] for name in self.mixer.hands_on))
+
+    def _mixed(self, hidden: Tensor, step: Step) -> Tensor:
+        """Primitive, norm and residual in their order."""
+        if self.residual == "pre":
+            return hidden + self.mixer(self.norm(hidden), step)
+        mixed = self.mixer(hidden, step)
+        return self.norm(hidden + mixed) if self.residual == "post" else hidden + self.norm(mixed)
 
     def _features(self, taken: tuple[Tensor | None, ...]) -> dict[str, Tensor | None]:
         """Those that are taken, by their names."""
