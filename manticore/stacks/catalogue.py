@@ -18,7 +18,13 @@ from manticore.stacks.mixer import Mixer
 
 
 def build_mixer(
-    name: str, width: int, positions: int, options: Mapping[str, Any] | None = None, taken: tuple[str, ...] = ()
+    name: str,
+    width: int,
+    positions: int,
+    options: Mapping[str, Any] | None = None,
+    taken: tuple[str, ...] = (),
+    *,
+    whole: bool = False,
 ) -> Mixer:
     """The primitive registered as ``name``.
 
@@ -28,6 +34,7 @@ def build_mixer(
         positions: the longest sequence, for primitives that hold a table of positions.
         options: its keyword arguments.
         taken: features that it takes from a lower layer, so that it needs no weights for them.
+        whole: whether it has these weights nevertheless.
 
     Raises:
         ManticoreError: unknown name or option, a value of the wrong type, heads that do not divide the width, features
@@ -36,7 +43,7 @@ def build_mixer(
     try:
         mixer: Mixer = make("layer", name, width, positions, options=options)
         if taken:
-            mixer.take(taken)
+            mixer.take(taken, whole=whole)
         return mixer
     except ManticoreError as error:
         if f"layer {name!r}" in str(error) or str(error).startswith("unknown"):
@@ -45,16 +52,22 @@ def build_mixer(
 
 
 def measured(
-    name: str, width: int, positions: int, options: Mapping[str, Any] | None = None, taken: tuple[str, ...] = ()
+    name: str,
+    width: int,
+    positions: int,
+    options: Mapping[str, Any] | None = None,
+    taken: tuple[str, ...] = (),
+    *,
+    whole: bool = False,
 ) -> Mixer:
     """The same primitive without memory for its weights, to be asked for sizes and costs; do not change it."""
-    return _measured(name, width, positions, json.dumps(options or {}, sort_keys=True), taken)
+    return _measured(name, width, positions, json.dumps(options or {}, sort_keys=True), taken, whole)
 
 
 @lru_cache(maxsize=1024)
-def _measured(name: str, width: int, positions: int, options: str, taken: tuple[str, ...]) -> Mixer:
+def _measured(name: str, width: int, positions: int, options: str, taken: tuple[str, ...], whole: bool) -> Mixer:
     with torch.device("meta"):
-        return build_mixer(name, width, positions, json.loads(options), taken)
+        return build_mixer(name, width, positions, json.loads(options), taken, whole=whole)
 
 
 def family(name: str, options: Mapping[str, Any] | None = None, *, width: int = 128) -> str:
