@@ -90,6 +90,7 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
     "design": {
         "random": ("designs.drawn:random_designs", "distinct designs drawn at random, the fair baseline"),
         "exhaustive": ("designs.drawn:exhaustive", "all designs"),
+        "evolution": ("designs.evolution:evolution", "NSGA-II with tournaments, crossover, mutation and repair"),
     },
     "mixing": {
         "routed": ("routed:RoutedMixing", "row-stochastic matrix per block; R = I is the ensemble"),
