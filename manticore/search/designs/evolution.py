@@ -167,7 +167,7 @@ class _Populations:
     def __init__(self, size: int, breeding: _Breeding) -> None:
         self.size, self._breeding = size, breeding
         scores = breeding.scores
-        self._ranges = {
+        self._ranges: dict[str, BaseDistribution] = {
             str(index): CategoricalDistribution(list(each)) for index, each in enumerate(scores.space.values)
         }
         self._children: list[optuna.Trial] = []
