@@ -90,6 +90,7 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
     "design": {
         "random": ("designs.drawn:random_designs", "distinct designs drawn at random, the fair baseline"),
         "exhaustive": ("designs.drawn:exhaustive", "all designs"),
+        "evolution": ("designs.evolution:evolution", "NSGA-II with tournaments, crossover, mutation and repair"),
         "gp": ("designs.samplers:gp", "a Gaussian process over the positions, expected improvement"),
         "tpe": ("designs.samplers:tpe", "what good designs have more often than others, by Parzen estimators"),
         "qlognei": ("designs.qlognei:qlognei", "a Gaussian process and noisy expected improvement, by BoTorch"),
