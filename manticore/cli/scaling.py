@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -94,9 +95,11 @@ def scale(
         f"{count(layer_parameters(small))} at width {small.hidden_size}), a cache of "
         f"{memory(cache_bytes(large, tokens))} after {tokens:,} tokens in bfloat16"
     )
+    # in double quotes, which the shell's single ones leave alone
+    where = json.dumps(str(expanded(out)), ensure_ascii=False)
     code = (
         "import manticore; "
-        f"model = manticore.StackForCausalLM(manticore.StackConfig.from_pretrained({out!r}, vocab_size=32000))"
+        f"model = manticore.StackForCausalLM(manticore.StackConfig.from_pretrained({where}, vocab_size=32000))"
     )
     done(f"{out}/config.json", shlex.join(["python", "-i", "-c", code]))
 
@@ -126,8 +129,7 @@ def _read(design: str, letters: Mapping[str, Any]) -> StackConfig:
     from manticore.search.designs.layer_lists import runs_written_out
     from manticore.stacks.configuration import StackConfig
 
-    path = expanded(design)
-    if path.exists():
+    if design and expanded(design).exists():
         return _saved(design)
     if not design.isalnum() or not design.isascii():
         fix = nearest_folder(design) or "Fix: give the folder of a stack, or letters such as AAMMMM"
