@@ -194,13 +194,15 @@ def _summary(study: Study) -> list[tuple[str, str]]:
         (f"{unit(study)}s" if unit(study) != "batch" else "batches", str(len(study.batches))),
         ("seed", "" if study.seed is None else str(study.seed)),
     ]
-    pairs += [(key, _fact(value)) for key, value in study.space.items() if not isinstance(value, dict)]
+    pairs += [("space" if key == "kind" else key, _fact(value)) for key, value in study.space.items()]
     return [(key, value) for key, value in pairs if value]
 
 
 def _fact(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_fact(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_fact(item)}" for key, item in value.items())
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

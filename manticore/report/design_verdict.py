@@ -34,7 +34,7 @@ def verdict(study: Study) -> Verdict:
         return Verdict(Standing.UNKNOWN, Standing.UNKNOWN.value, _nothing(study))
     goal = study.goals[0]
     value = said(goal.measure, best.measures[goal.measure])
-    who = quantities.shorten(best.design, 60)
+    who = study.called(best)
     baseline = rival(study)
     if baseline is None:
         sentence = (
@@ -48,7 +48,8 @@ def verdict(study: Study) -> Verdict:
     label = standing.value if len(study.goals) == 1 else f"by {name(goal.measure)}: {standing.value}"
     if best.layers == baseline.layers:
         label = "a baseline is as good"
-    return Verdict(standing, label, "".join(parts).strip())
+    sentence = "".join(parts).strip()
+    return Verdict(standing, label, sentence[0].upper() + sentence[1:] if sentence.startswith("design ") else sentence)
 
 
 def rival(study: Study) -> Baseline | None:
@@ -92,7 +93,7 @@ def _nothing(study: Study) -> str:
 
 def _beside(study: Study, best: Trial, baseline: Baseline) -> str:
     goal = study.goals[0]
-    who, other = quantities.shorten(best.design, 60), quantities.shorten(baseline.name, 40)
+    who, other = study.called(best), quantities.shorten(baseline.name, 40)
     if best.layers == baseline.layers:
         return f"The best design by {name(goal.measure)}, {who}, is the baseline {other} itself."
     ours, theirs = (said(goal.measure, entry.measures[goal.measure]) for entry in (best, baseline))
@@ -174,7 +175,7 @@ def _savings(study: Study, baseline: Baseline) -> str:
         if best is None or best.point([goal]) >= baseline.point([goal]):
             continue
         ours, theirs = (said(goal.measure, entry.measures[goal.measure]) for entry in (best, baseline))
-        sentences.append(f"{quantities.shorten(best.design, 40)} has {name(goal.measure)} {ours} against {theirs}")
+        sentences.append(f"{study.called(best)} has {name(goal.measure)} {ours} against {theirs}")
     if not sentences:
         return ""
     first = name(study.goals[0].measure)

@@ -80,6 +80,9 @@ def build_study(
                     "generation": generation,
                     "parents": names[:2] if bred else None,
                     "repaired": bred and draws.random() < 0.2,
+                    "made": 2 * bred,
+                    "invalid": 1 * bred,
+                    "duplicates": 1 * bred,
                     "folder": f"designs/{name}",
                 }
         populations.append(names)
@@ -90,7 +93,7 @@ def build_study(
         {"name": "sandwich", **scored("A" * (layers // 2) + "M" * (layers - layers // 2), draws, repeats)},
     ]
     return {
-        "space": {"kind": "layers", "primitives": sorted(LETTERS.values()), "layers": layers, "width": 32},
+        "space": {"kind": "layers", "primitives": LETTERS, "layers": layers, "width": 32},
         "objectives": goals,
         "max": {},
         "method": {"name": "evolution", "population": population},
