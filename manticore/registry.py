@@ -115,6 +115,8 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
         "dash": ("differentiable.methods:Dash", "one Gumbel-softmax sample per step, annealed temperature"),
         "gaea": ("differentiable.methods:Gaea", "exponentiated gradient, always on the simplex"),
     },
+    "design": {},
+    "space": {},
     "stack": {
         "transformer": ("presets:TRANSFORMER", "mh-attention and swiglu, twice"),
         "hyena-swiglu": ("presets:HYENA", "hyena and swiglu, twice"),
@@ -173,6 +175,8 @@ _HOMES = {
     "output": "hybrid",
     "projector": "projectors",
     "search": "search",
+    "design": "search.designs",
+    "space": "search.designs",
     "stack": "stacks",
     "stage": "stages",
     "task": "tasks",
@@ -193,8 +197,8 @@ def register(kind: str, name: str, target: Any, summary: str) -> None:
     """Add ``name`` to the entries of ``kind``.
 
     Args:
-        kind: ``"layer"``, ``"mixing"``, ``"output"``, ``"projector"``, ``"search"``, ``"stack"``, ``"stage"`` or
-            ``"task"``.
+        kind: ``"layer"``, ``"mixing"``, ``"output"``, ``"projector"``, ``"search"``, ``"design"`` (a method of
+            searching for designs), ``"space"`` (of designs), ``"stack"``, ``"stage"`` or ``"task"``.
         name: what recipes write.
         target: ``"module:attribute"``, or the object itself.
         summary: one phrase for ``manticore ls``.

@@ -52,3 +52,9 @@ def layer_parameters(config: StackConfig) -> int:
 def fixed_state(config: StackConfig) -> int:
     """Numbers per sequence in all states that do not grow with it."""
     return sum(layer.state for layer in layer_sizes(config, 1) if layer.fixed_state)
+
+
+def cache_bytes(config: StackConfig, tokens: int, bytes_per_number: int = 2, batch: int = 1) -> int:
+    """Bytes of all keys, values and states after ``tokens`` tokens of ``batch`` sequences; short convolutions' are not
+    counted."""
+    return batch * bytes_per_number * sum(layer.state for layer in layer_sizes(config, tokens))
