@@ -29,6 +29,9 @@ Layers = Annotated[
     Wanted("a list of names, or of names with their options", "layers=['mamba', ['mamba', {'state_size': 16}]]"),
 ]
 
+Norm = Literal["rms", "layer"]
+Residual = Literal["pre", "post", "output"]
+
 OfNames = Annotated[
     Mapping[str, Mapping[str, Any]],
     Wanted("options by layer names", "layer_options={'mamba': {'state_size': 16}}"),
@@ -56,8 +59,11 @@ class StackConfig(PreTrainedConfig):
     """D."""
     max_position_embeddings: Count = 1280
     """S: rows of the tables that long convolutions and the auto-encoder hold; other layers have no limit."""
-    norm: Literal["rms", "layer"] = "rms"
-    """``"rms"`` or ``"layer"``, before every layer and the head."""
+    norm: Norm = "rms"
+    """``"rms"`` or ``"layer"``, of every layer and before the head."""
+    residual: Residual = "pre"
+    """Where a layer's norm is: ``"pre"`` x + layer(norm(x)), ``"post"`` norm(x + layer(x)) as the first Transformer had
+    it, ``"output"`` x + norm(layer(x)) as OLMo 2 has it."""
     norm_eps: Positive = 1e-5
     head_bias: bool = True
     linear_init: Literal["uniform", "normal"] = "uniform"

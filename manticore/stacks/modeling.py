@@ -1,7 +1,7 @@
 """Stacks: causal language models made of a flat list of primitives, each with its norm and its residual.
 
-    x <- x + layer(norm(x)) for every layer, then norm and a linear head. No tied weights and no table of positions:
-    order comes from rotations, convolutions and states.
+    x <- x + layer(norm(x)) for every layer (or with the norm elsewhere, ``StackConfig.residual``), then norm and a
+    linear head. No tied weights and no table of positions: order comes from rotations, convolutions and states.
 
 Shapes: B batch, T tokens, D width, V vocabulary.
 """
@@ -52,7 +52,7 @@ class StackLayer(GradientCheckpointingLayer):
     def __init__(self, config: StackConfig, layer_idx: int) -> None:
         super().__init__()
         name, options = config.layer_list[layer_idx]
-        self.layer_idx = layer_idx
+        self.layer_idx, self.residual = layer_idx, config.residual
         self.norm = make_norm(config)
         self.mixer = build_mixer(name, config.hidden_size, config.max_position_embeddings, options)
 
@@ -77,7 +77,10 @@ class StackLayer(GradientCheckpointingLayer):
         """
         memory = None if cache is None else Memory(cache, self.layer_idx)
         step = Step(padding, attention_mask, position_ids, attention, memory)
-        return hidden_states + self.mixer(self.norm(hidden_states), step)
+        if self.residual == "pre":
+            return hidden_states + self.mixer(self.norm(hidden_states), step)
+        mixed = self.mixer(hidden_states, step)
+        return self.norm(hidden_states + mixed) if self.residual == "post" else hidden_states + self.norm(mixed)
 
 
 class StackPreTrainedModel(AdapterGuard):
