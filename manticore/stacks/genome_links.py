@@ -43,6 +43,16 @@ def numbered(operators: Sequence[int], links: Links, norm: str, residual: str) -
     return Genome(tuple(livs), norm, residual)
 
 
+def canonical(genome: Genome) -> Genome:
+    """The genome with canonical numbers and nothing alone in a group that shares; it means the same."""
+    return numbered([liv.operator for liv in genome.livs], links_of(genome), genome.norm, genome.residual)
+
+
+def distinct_strategies(operator: int) -> tuple[int, ...]:
+    """Those that share features, without any that shares the same as a lower one."""
+    return tuple(each for each in STRATEGIES[1] if each > 1 and _least(operator, each) == each)
+
+
 def misfits(genome: Genome, *, alone: bool = False) -> Iterator[str]:
     """What cannot be shared as a genome says.
 

@@ -16,7 +16,7 @@ from manticore.components.cache_argument import CACHE_ARGUMENT
 from manticore.design_settings import OF_MAD
 from manticore.errors import ManticoreError
 from manticore.plan.bytes_alive import BytesAlive, tensor_bytes
-from manticore.stacks.sizes import cache_bytes, layer_sizes
+from manticore.stacks.sizes import cache_bytes, layer_parameters, layer_sizes, state_bytes
 from manticore.training.budget import measured_without_data
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ ROUNDS = 5
 """Measurements of a time, of which the median counts."""
 DECODED = 8
 """Tokens that are decoded in one measurement."""
-_BYTES = 2
-"""Of a number in a cache: bfloat16."""
 _BACKWARD = 3
 """A training step costs so many forward passes."""
 
@@ -45,17 +43,14 @@ def costs(config: StackConfig, at: Workload) -> dict[str, float]:
     Returns:
         ``parameters``: of all layers and their norms, shared ones once; embeddings, last norm and head left out.
         ``flops``: forward FLOPs of reading a token of a sequence of T, head included.
-        ``cache_bytes``: what a cache of T tokens holds in bfloat16, for all B sequences, what is shared once, and
-        ``state_bytes``: that part of it which does not grow.
+        ``cache_bytes``: what a cache of T tokens holds in bfloat16, for all B sequences, and ``state_bytes``: all
+        states as the papers count them (:mod:`manticore.stacks.sizes`); both hold what layers share once.
     """
-    layers = layer_sizes(config, at.tokens)
-    whole = cache_bytes(config, at.tokens, _BYTES, at.batch)
-    fixed = sum(layer.state for layer in layers if layer.fixed_state) * _BYTES * at.batch
     return {
-        "parameters": sum(layer.parameters for layer in layers),
+        "parameters": layer_parameters(config),
         "flops": forward_flops(config, at.tokens) / at.tokens,
-        "cache_bytes": whole,
-        "state_bytes": fixed,
+        "cache_bytes": cache_bytes(config, at.tokens, batch=at.batch),
+        "state_bytes": state_bytes(config, at.tokens, batch=at.batch),
     }
 
 
