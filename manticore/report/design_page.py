@@ -156,9 +156,9 @@ def _render(study: Study, drawings: dict[str, Drawing]) -> str:
             }
             for row in table(study)
         ],
-        more=max(0, (len(study.front) if len(study.goals) > 1 else len(study.scored)) - MOST_ROWS),
+        more=max(0, (len(study.front) if len(study.goals) > 1 else len(study.ranked)) - MOST_ROWS),
         several=len(study.goals) > 1,
-        total=len(study.scored),
+        total=len(study.ranked),
         goal=name(study.goals[0].measure),
         legend=[_chip(look) for look in drawn.values()],
         figures=drawings,

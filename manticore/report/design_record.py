@@ -178,8 +178,8 @@ class Study:
 
     @cached_property
     def ranked(self) -> list[Trial]:
-        """The same, the best by the first objective first, equal ones by the next."""
-        return sorted(self.scored, key=lambda trial: trial.point(self.goals))
+        """Those of them that keep the limits, the best by the first objective first, equal ones by the next."""
+        return sorted(filter(self.allows, self.scored), key=lambda trial: trial.point(self.goals))
 
     @cached_property
     def rivals(self) -> list[Baseline]:

@@ -114,17 +114,19 @@ def _beside(study: Study, best: Trial, baseline: Baseline) -> str:
         Standing.SEEN_WORSE: f"was seen {size} behind the best baseline, {other},",
         Standing.SEEN_LEVEL: f"scored the same as the best baseline, {other},",
     }[found.standing]
-    return f"{who}, the best of {len(study.scored):,}, {phrase}{equal} ({both}){_how_sure(study, goal, found)}."
+    return f"{who}, the best of {len(study.ranked):,}, {phrase}{equal} ({both}){_how_sure(study, goal, found)}."
 
 
 def _how_sure(study: Study, goal: Goal, found: Gap) -> str:
     if words(goal.measure).exact:
         return ""
+    if found.reach is None and not words(goal.measure).trained:
+        return "; measured on one machine, and how far measurements differ is not known"
     if found.reach is None:
         return "; with one seed each, how far seeds differ was not measured"
     measured = noise(study, goal)
     moved = "" if measured is None else f"; one training's seed moves it by {said(goal.measure, measured.deviation)}"
-    luck = f"by luck alone the best of {len(study.scored):,} leads by up to {said(goal.measure, found.reach)}"
+    luck = f"by luck alone the best of {len(study.ranked):,} leads by up to {said(goal.measure, found.reach)}"
     return f"{moved}, and {luck}"
 
 
@@ -168,7 +170,7 @@ def _dominated(study: Study) -> str:
 
 def _savings(study: Study, baseline: Baseline) -> str:
     """By every further objective, the best of the designs that are no worse than the baseline by the first."""
-    level = [t for t in study.scored if study.allows(t) and t.point(study.goals)[0] <= baseline.point(study.goals)[0]]
+    level = [t for t in study.ranked if t.point(study.goals)[0] <= baseline.point(study.goals)[0]]
     sentences = []
     for goal in study.goals[1:]:
         best = min(level, key=lambda trial: trial.point([goal]), default=None)

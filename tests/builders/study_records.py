@@ -115,7 +115,8 @@ def front(goals: list[dict[str, Any]], trials: dict[str, dict[str, Any]]) -> lis
     def beats(one: list[float], other: list[float]) -> bool:
         return one != other and all(a <= b for a, b in zip(one, other))
 
-    points = {name: point(name) for name in trials if not trials[name]["failed"]}
+    wanted = {goal["measure"] for goal in goals}
+    points = {n: point(n) for n, t in trials.items() if not t["failed"] and wanted <= t["measures"].keys()}
     return [name for name, own in points.items() if not any(beats(other, own) for other in points.values())]
 
 
