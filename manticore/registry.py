@@ -108,6 +108,7 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
     "design": {
         "random": ("designs.drawn:random_designs", "distinct designs drawn at random, the fair baseline"),
         "exhaustive": ("designs.drawn:exhaustive", "all designs"),
+        "evolution": ("designs.evolution:evolution", "NSGA-II with tournaments, crossover, mutation and repair"),
         "gp": ("designs.samplers:gp", "a Gaussian process over the positions, expected improvement"),
         "tpe": ("designs.samplers:tpe", "what good designs have more often than others, by Parzen estimators"),
         "qlognei": ("designs.qlognei:qlognei", "a Gaussian process and noisy expected improvement, by BoTorch"),
@@ -142,6 +143,9 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
         "darts": ("differentiable.methods:Darts", "softmax of logits, gradient descent on the logits"),
         "dash": ("differentiable.methods:Dash", "one Gumbel-softmax sample per step, annealed temperature"),
         "gaea": ("differentiable.methods:Gaea", "exponentiated gradient, always on the simplex"),
+    },
+    "space": {
+        "layers": ("designs.layer_lists:LayerListSpace", "lists of layers out of a set of primitives"),
     },
     "stack": {
         "transformer": ("presets:TRANSFORMER", "mh-attention and swiglu, twice"),
@@ -202,6 +206,7 @@ _HOMES = {
     "output": "hybrid",
     "projector": "projectors",
     "search": "search",
+    "space": "search",
     "stack": "stacks",
     "stage": "stages",
     "task": "tasks",
@@ -222,8 +227,8 @@ def register(kind: str, name: str, target: Any, summary: str) -> None:
     """Add ``name`` to the entries of ``kind``.
 
     Args:
-        kind: ``"design"``, ``"layer"``, ``"mixing"``, ``"output"``, ``"projector"``, ``"search"``, ``"stack"``,
-            ``"stage"`` or ``"task"``.
+        kind: ``"layer"``, ``"mixing"``, ``"output"``, ``"projector"``, ``"search"``, ``"design"`` (a method of
+            searching for designs), ``"space"`` (of designs), ``"stack"``, ``"stage"`` or ``"task"``.
         name: what recipes write.
         target: ``"module:attribute"``, or the object itself.
         summary: one phrase for ``manticore ls``.

@@ -7,8 +7,9 @@ depth reached so far, and their width in proportion.
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -88,12 +89,14 @@ def _grown(
     options = {} if batch is None else {"batch": batch}
     for round_ in range(rounds):
         gap = _Gap(space, best[: cut(best)], best[cut(best) :], space.grown_by)
-        inner = replace(scores, space=gap, found={}, failed={})
+        inner = replace(scores, space=gap, found={}, failed={}, notes={})
         share = min(trials // (rounds - round_), gap.size)
         for asked in search(inner, derive_seed(seed, "design/round", round_), share, **options):
             yield [gap.whole(design) for design in asked]
             for design in asked:
                 whole = gap.whole(design)
+                if design in inner.notes:
+                    scores.notes[whole] = inner.notes[design]
                 if whole in scores.found:
                     inner.found[design] = scores.found[whole]
                 else:
@@ -137,6 +140,14 @@ class _Gap:
     def size(self) -> int:
         """Z^n."""
         return len(self._space.primitives) ** self._layers
+
+    def designs(self) -> Iterator[Design]:
+        """All that can fill the gap."""
+        return itertools.product(*self.values)
+
+    def problem(self, design: Design) -> str | None:
+        """As that of the space, of the whole list."""
+        return self._space.problem(self.whole(design))
 
     def repaired(self, design: Design, draws: random.Random) -> Design:
         """As that of the space: what is illegal is drawn again, and the length is that of the gap."""

@@ -5,9 +5,10 @@ Shapes: D width.
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import Any, TypeAlias
@@ -117,6 +118,17 @@ class LayerListSpace:
     def size(self) -> int:
         """Z^n."""
         return len(self.primitives) ** self.layers
+
+    def designs(self) -> Iterator[Design]:
+        """All lists."""
+        return itertools.product(*self.values)
+
+    def problem(self, design: Design) -> str | None:
+        """None for lists of legal indices."""
+        wrong = next((index for index, value in enumerate(design) if value not in range(len(self.primitives))), None)
+        if wrong is not None:
+            return f"position {wrong + 1} is {design[wrong]} (expected 0 to {len(self.primitives) - 1})"
+        return None if len(design) in self._lengths else f"{len(design)} layers"
 
     def repaired(self, design: Design, draws: random.Random) -> Design:
         """Illegal values are drawn again; what is too long is cut, what is too short is filled with draws."""
