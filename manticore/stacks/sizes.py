@@ -124,9 +124,11 @@ def _numbers(layer: str, width: int, positions: int, tokens: int) -> int:
     given = [(name, options), (name, options, sharing)]
     config = StackConfig(layers=given, hidden_size=width, max_position_embeddings=max(positions, tokens))
     cache = DynamicCache(config=config)
-    with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"):
         model = StackModel(config)
-        model(inputs_embeds=torch.empty(1, tokens, width), past_key_values=cache, use_cache=True)
+        hidden = torch.empty(1, tokens, width)
+    with torch.no_grad():
+        model(inputs_embeds=hidden, past_key_values=cache, use_cache=True)
     held = cache.layers[-1]
     states = [getattr(held, kind, {}).values() for kind in ("conv_states", "recurrent_states")]
     tensors = [getattr(held, "keys", None), getattr(held, "values", None), *(each for kind in states for each in kind)]

@@ -9,7 +9,7 @@ import torch
 
 from manticore.registry import entries
 from manticore.stacks.configuration import StackConfig
-from manticore.stacks.liv.pool import POOL
+from manticore.stacks.liv.codes import POOL
 from manticore.stacks.modeling import StackForCausalLM
 
 NAMES = [name for name in entries("layer") if name not in (*POOL, "liv")]

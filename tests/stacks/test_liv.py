@@ -10,14 +10,15 @@ import torch
 from liv_twins import Lower, operator
 from tiny_stacks import tiny_stack, tokens
 
+from manticore.components.runner import Runner
+from manticore.components.selfcheck import continues_by_one_token_only, self_check
 from manticore.errors import ManticoreError
 from manticore.flops import counted_flops
 from manticore.registry import entries
 from manticore.stacks.catalogue import build_mixer, measured, shareable
 from manticore.stacks.configuration import StackConfig
-from manticore.stacks.liv.codes import LEGAL, OperatorCode
+from manticore.stacks.liv.codes import CODES, LEGAL, POOL, OperatorCode
 from manticore.stacks.liv.low_rank import default_heads
-from manticore.stacks.liv.pool import CODES, POOL
 from manticore.stacks.mixer import Step
 from manticore.stacks.modeling import StackCache, StackForCausalLM
 from manticore.stacks.sizes import cache_bytes, layer_sizes
@@ -43,7 +44,7 @@ def tiny(*layers: Any) -> StackForCausalLM:
 def test_every_class_and_code_computes_its_formula_causally_with_gradients_and_from_a_cache(entry: Any) -> None:
     model, ids = tiny(entry), tokens(2, TOKENS)
     layer: Any = model.model.layers[0]
-    embedded = model.model.embed_tokens(ids)
+    embedded = model.model.embed_tokens(ids[:1])
     leaves = list(layer.mixer.parameters())
     results = []
     for hidden in (
@@ -97,7 +98,7 @@ SHARING = [
         *([name, {}] for name in ("diff-rec-2", "diff-gconv-1", "diff-gconv-2")),
         *(["liv", {"code": code, **BANDED}] for code in ("22113", "32113", "42243", "73132", "91131")),
     ]
-    for features in dict.fromkeys(shareable(*entry, strategy, width=WIDTH) for strategy in (2, 3))
+    for features in dict.fromkeys(shareable(*entry, strategy) for strategy in (2, 3))
 ]
 
 
@@ -122,7 +123,7 @@ def test_features_of_a_lower_layer_are_that_layers(entry: Any, features: tuple[s
     assert sum(row.parameters for row in rows) == sum(p.numel() for p in model.model.layers.parameters())
     if not same_weights:
         assert rows[2].parameters < rows[0].parameters
-    if features == shareable(*entry, 3, width=WIDTH):
+    if features == shareable(*entry, 3):
         assert rows[2].state == 0
     model(ids, labels=ids).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -183,6 +184,13 @@ def test_every_class_fits_the_widths_of_searches(width: int) -> None:
     # a state of (width, 16) and (width, 2), and keys and values of all heads, of a quarter and of half of them
     states = [measured(name, width, 64).state_size(10) // width for name in POOL[:8]]
     assert states == [20, 20, 5, 10, 16, 2, 2, 16]
+
+
+def test_a_stack_of_the_pool_is_a_component() -> None:
+    model = tiny_stack("sa-2", "diff-sa-3", "diff-rec-1", "gconv-2", "diff-gconv-1").float()
+    runner = Runner(model)
+    assert self_check(model, runner) == 0.0
+    assert continues_by_one_token_only(runner) is False
 
 
 def test_heads_that_cannot_be_end_in_one_line() -> None:

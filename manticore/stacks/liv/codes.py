@@ -1,4 +1,4 @@
-"""Codes of operators: five integers that say how a layer mixes tokens and channels, and which of them are legal.
+"""Codes of operators: five integers that say how a layer mixes tokens and channels; the legal ones, and STAR's pool.
 
     y_i^a = sum_j sum_b T_ij^ab(x) x_j^b                                    (Thomas et al., "STAR", 2024)
 
@@ -32,6 +32,22 @@ _FAMILIES = (
 )
 LEGAL: tuple[str, ...] = tuple(sorted("".join(code) for family in _FAMILIES for code in product(*family)))
 """All legal codes of operators, in order."""
+
+CODES: dict[str, str] = {
+    "sa-1": "12123",
+    "sa-2": "22123",
+    "sa-3": "32123",
+    "sa-4": "42123",
+    "rec-1": "54111",
+    "rec-2": "64111",
+    "gconv-1": "73111",
+    "gconv-2": "83111",
+    "gmemless": "91142",
+}
+"""Name → code of classes 1 to 9."""
+
+POOL: tuple[str, ...] = (*CODES, *(f"diff-{name}" for name in CODES if name != "gmemless"))
+"""The classes in the order of STAR's ids: ``POOL[id - 1]``."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from manticore.making import sharing
 from manticore.option_types import Count, Positive
-from manticore.stacks.liv.codes import OperatorCode
+from manticore.stacks.liv.codes import CODES, OperatorCode
 from manticore.stacks.liv.differential import Differential
 from manticore.stacks.liv.gated import (
     ChannelGate,
@@ -24,22 +24,6 @@ from manticore.stacks.liv.gated import (
 from manticore.stacks.liv.low_rank import LinearOperator, PointwiseOperator, SoftmaxOperator, default_heads
 from manticore.stacks.mamba import Mamba, Mamba2
 from manticore.stacks.mixer import Mixer
-
-CODES: dict[str, str] = {
-    "sa-1": "12123",
-    "sa-2": "22123",
-    "sa-3": "32123",
-    "sa-4": "42123",
-    "rec-1": "54111",
-    "rec-2": "64111",
-    "gconv-1": "73111",
-    "gconv-2": "83111",
-    "gmemless": "91142",
-}
-"""Name → code of classes 1 to 9."""
-
-POOL: tuple[str, ...] = (*CODES, *(f"diff-{name}" for name in CODES if name != "gmemless"))
-"""The classes in the order of STAR's ids: ``POOL[id - 1]``."""
 
 _REPEATS = {3: 4, 4: 2}
 _STATES = {5: 16, 6: 2}
