@@ -60,11 +60,14 @@ class StackLayer(GradientCheckpointingLayer):
         entries = config.entries
         entry = entries[layer_idx]
         self.layer_idx, self.residual = layer_idx, config.residual
-        self.source, self.features = entry.features_of, entry.features
+        self.source = entry.features_of
         self.hands_on = any(each.features_of == layer_idx for each in entries)
         self.norm = make_norm(config)
         sizes = (config.hidden_size, config.max_position_embeddings)
         self.mixer = mixer or build_mixer(entry.name, *sizes, entry.options, entry.features)
+        features = {name for group in self.mixer.feature_groups for name in group} - {*entry.features}
+        # what a feature needs of the past comes with it
+        self.declined = [name for name in self.mixer.hands_on if name.rpartition(".")[2] in features]
 
     def forward(
         self,
@@ -109,13 +112,11 @@ class StackLayer(GradientCheckpointingLayer):
                 f"stack: layers[{self.layer_idx}] takes features of layers[{self.source}], which did not run with it, "
                 "as where layers are cut into blocks. Fix: a stack without features_of"
             )
-        features = {name for group in self.mixer.feature_groups for name in group}
-        # what a feature needs of the past comes with it
-        return {
-            name: each
-            for name, each in zip(self.mixer.hands_on, taken)
-            if (feature := name.rpartition(".")[2]) in self.features or feature not in features
-        }
+        found = {}
+        for name, each in zip(self.mixer.hands_on, taken):
+            if name not in self.declined:
+                found[name] = each
+        return found
 
 
 class StackPreTrainedModel(AdapterGuard):
