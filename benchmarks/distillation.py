@@ -19,22 +19,19 @@ import copy
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from landscapes import CASES, GPT, MAMBA, Case, prepared
+from landscapes import CASES, MIXTURE, Case, parents, prepared
 from measure import RESULTS, write_json
-from pairs import TEXT_BYTES, TOKENS
+from pairs import TOKENS
 from rich.console import Console
 from rich.table import Table
 
 import manticore
-from manticore.components.loading import load_tokenizer
-from manticore.tasks.task import Task, load_task
 from manticore.training.budget import flops_per_step
-from manticore.training.pretrain import pretrain
 
 FILE = RESULTS / "distillation.json"
 PATH = [1, 0]
@@ -55,35 +52,11 @@ class Setting:
     teachers: tuple[str, ...] = ("supernet", "parent 0", "parent 1")
 
 
-SOURCES = {"code": "stdlib", "english": "docstrings"}
-"""Source of the mixture → text."""
-MIXTURE = Case(
-    "text",
-    {"length": TOKENS, "max_bytes": TEXT_BYTES, "sources": {n: {"text": t, "share": 0.5} for n, t in SOURCES.items()}},
-)
+MIXED_TEXT = replace(CASES["two-sources-64"], options={"length": TOKENS, **MIXTURE})
 SETTINGS = {
-    "two-sources": Setting(MIXTURE, (25, 75), teachers=("supernet", "parent 0", "parent 1", "interpolation")),
+    "two-sources": Setting(MIXED_TEXT, (25, 75), teachers=("supernet", "parent 0", "parent 1", "interpolation")),
     "recall": Setting(CASES["recall-64"], (200,), trained_teacher=True),
 }
-
-
-def mixed_parents(seed: int) -> list[Path]:
-    """A GPT of code and a Mamba of English, with one tokenizer (cached)."""
-    folders = []
-    for entry, text in ((GPT, "stdlib"), (MAMBA, "docstrings")):
-        rest = {name: value for name, value in entry.items() if name != "family"}
-        rest |= {"text": text, "tokenizer_texts": list(SOURCES.values()), "max_bytes": TEXT_BYTES}
-        folders.append(pretrain(entry["family"], **rest, steps=300, batch_size=BATCH, length=TOKENS, seed=seed))
-    return folders
-
-
-def mixture(seed: int) -> tuple[Any, Task]:
-    """The supernet of these parents, aligned on the mixture; and the task."""
-    folders = mixed_parents(seed)
-    task = load_task(MIXTURE.task, tokenizer=load_tokenizer(folders[0]), **MIXTURE.options)
-    hybrid = manticore.combine(folders, num_blocks=MIXTURE.blocks, seed=seed)
-    manticore.align(hybrid, task.data["train"].select_columns(["input_ids", "targets"]), tokens=32_768, seed=seed)
-    return hybrid, task
 
 
 class Bench:
@@ -97,8 +70,7 @@ class Bench:
 
     def __init__(self, name: str, seed: int, work: Path) -> None:
         self.setting, self.seed = SETTINGS[name], seed
-        self.mixed = self.setting.case is MIXTURE
-        self.supernet, self.task = mixture(seed) if self.mixed else prepared(self.setting.case, seed)
+        self.supernet, self.task = prepared(self.setting.case, seed)
         self.parents = [manticore.discretize(self.supernet, [k] * self.setting.case.blocks) for k in range(2)]
         self.step = flops_per_step(self.parents[0].requires_grad_(True), BATCH, self.task.length)
         self.place = work / f"{name}-{seed}"
@@ -114,7 +86,8 @@ class Bench:
         """The supernet or a parent, that has learned the task where it has to."""
         if which not in self._teachers:
             if which == "interpolation":
-                start = manticore.combine(mixed_parents(self.seed), num_blocks=self.setting.case.blocks, output="bayes")
+                case = self.setting.case
+                start = manticore.combine(parents(case, self.seed), num_blocks=case.blocks, output="bayes")
             else:
                 start = self.supernet if which == "supernet" else self.parents[int(which[-1])]
             self._teachers[which] = self._trained(which, start) if self.setting.trained_teacher else start

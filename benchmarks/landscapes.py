@@ -52,9 +52,16 @@ class Case:
     blocks: int = 2
     units: int = 4
     parents: tuple[dict[str, Any], ...] = (GPT, MAMBA)
+    texts: tuple[str, ...] = ()
+    """What each parent has read, with one tokenizer for all of it, where that is not the same."""
     later: bool = False
     """Measured after the others."""
 
+
+SOURCES = {"code": "stdlib", "english": "docstrings"}
+"""Source of the mixture → text."""
+MIXTURE = {"max_bytes": TEXT_BYTES, "sources": {name: {"text": text, "share": 0.5} for name, text in SOURCES.items()}}
+"""Options of the task."""
 
 CASES = {
     "recall-64": Case("mad/in-context-recall", {"seq_len": 64}),
@@ -63,6 +70,7 @@ CASES = {
     "selective-copying-64": Case("mad/selective-copying", {"seq_len": 64}),
     "listops-short": Case("listops-short", {}),
     "text-64": Case("text", {"length": 64, "max_bytes": TEXT_BYTES}),
+    "two-sources-64": Case("text", {"length": 64, **MIXTURE}, texts=tuple(SOURCES.values())),
     "recall-32-second-pair": Case("mad/in-context-recall", {"seq_len": 32}, parents=(LLAMA, SMALL_MAMBA)),
     "recall-32-four-blocks": Case("mad/in-context-recall", {"seq_len": 32}, blocks=4, units=2),
     "recall-64-four-blocks": Case("mad/in-context-recall", {"seq_len": 64}, blocks=4, units=2, later=True),
@@ -70,18 +78,30 @@ CASES = {
 }
 
 
-def parent(entry: dict[str, Any], seed: int) -> Path:
+def parent(entry: dict[str, Any], seed: int, **options: Any) -> Path:
     """One parent, pretrained (cached)."""
-    rest = {key: value for key, value in entry.items() if key != "family"}
-    return pretrain(entry["family"], **rest, steps=300, batch_size=16, length=TOKENS, max_bytes=TEXT_BYTES, seed=seed)
+    given = {"steps": 300, "batch_size": 16, "length": TOKENS, "max_bytes": TEXT_BYTES, "seed": seed, **options}
+    return pretrain(**{**given, **entry})
+
+
+def parents(case: Case, seed: int) -> list[Path]:
+    """The parents of a case, each pretrained on its text."""
+    if not case.texts:
+        return [parent(entry, seed) for entry in case.parents]
+    return [
+        parent(entry, seed, text=text, tokenizer_texts=list(case.texts))
+        for entry, text in zip(case.parents, case.texts, strict=True)
+    ]
 
 
 def prepared(case: Case, seed: int) -> tuple[Any, Task]:
     """The aligned supernet of a case, with the vocabulary or the classes of its task; and the task."""
-    folders = [parent(entry, seed) for entry in case.parents]
-    hybrid = manticore.combine(folders, num_blocks=case.blocks, seed=seed)
-    manticore.align(hybrid, read_corpus("stdlib", max_bytes=TEXT_BYTES), tokens=32_768, seed=seed)
+    folders = parents(case, seed)
     task = load_task(case.task, tokenizer=load_tokenizer(folders[0]), **case.options)
+    hybrid = manticore.combine(folders, num_blocks=case.blocks, seed=seed)
+    # what its parents have read; they have no text in common where each has read another one
+    read = task.data["train"].select_columns(["input_ids", "targets"]) if case.texts else None
+    manticore.align(hybrid, read or read_corpus("stdlib", max_bytes=TEXT_BYTES), tokens=32_768, seed=seed)
     return fit_to_task(hybrid, task, seed), task
 
 

@@ -1,6 +1,6 @@
 """Parents that know different texts, on a mixture of both: which hybrid is worth its compute, and until when?
 
-    python benchmarks/two_sources.py [--only NAME …] [--work DIR]      # about 3 hours of one core; it resumes
+    python benchmarks/two_sources.py [--only NAME …] [--work DIR]      # about 4 hours of one core; it resumes
 
 Two parents, a GPT-Neo (G) or a Mamba (M) each, are pretrained by the script, the first on Python source, the second on
 English, with one tokenizer; they and their hybrids are fine-tuned on a 1:1 mixture of text of both that neither has
@@ -58,9 +58,9 @@ LARGER: dict[str, Any] = {"layers": 8, "width": 144, "steps": 2 * STEPS}
 FAMILIES = {"G": "gpt_neo", "M": "mamba"}
 MARKS = (0, 6, 12, 25, 75)
 LONGER = (*MARKS, 200)
-"""Budgets in steps of the GPT-Neo."""
+"""Budgets in steps of the GPT-Neo; the longest for G/M and those rows alone that do not need more than the parents."""
 RATES = [3e-4, 1e-3, 3e-3]
-EXAMPLES = 384
+EXAMPLES = 192
 FORGETTING = (0.0, 0.003, 0.01, 0.03, 0.1)
 
 
@@ -218,23 +218,33 @@ def measure(case: Case, work: Path) -> dict[str, Any]:
     models = Models(case, work)
     task, step = models.task(), step_flops(models)
     compared, spent = rows(models, step)
-    marks = LONGER if case.pair == "GM" else MARKS
-    how = Compare(
-        batch_size=BATCH, warmup_steps=5, learning_rates=RATES, seeds=[case.seed], ensemble=False,
-        test_examples=EXAMPLES,
-    )  # fmt: skip
-    table = manticore.compare(
-        compared, task, how, budget_flops=step * marks[-1], budgets=[0, *(float(step * mark) for mark in marks[1:])],
-        spent_flops=spent, out=work / f"{case.pair}-{case.seed}" / "compare", resume=True, cpu=True,
-        progress=lambda done, of, what: print(f"{case}: {what} ({done} of {of})", flush=True),
-    )  # fmt: skip
-    found = []
-    for row in table.rows:
-        budget, (seed,) = table.budgets[row.budget], row.seeds
-        steps = round((budget.flops - (max(spent.values()) if budget.with_spent else 0)) / step)
-        facts = {"model": row.model, "steps": steps, "with_spent": budget.with_spent, "flops": budget.flops}
-        found.append({**facts, "lr": seed["lr"], "parameters": row.parameters, "metrics": seed["metrics"]})
-    return {"rows": found, "oracle": oracle(models, task), "step_flops": step, "spent": spent}
+    most = max(spent.values())
+    simple = [*list(compared)[:2], "logits averaged", "bayes"]
+    others = [name for name in compared if name not in simple]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for names, marks in ((simple, LONGER if case.pair == "GM" else MARKS), (others, MARKS)):
+        budgets = {step * mark + extra: (mark, extra > 0) for mark in marks for extra in (0, most)}
+        # where nothing was spent before, both kinds of budget are plain ones
+        given = budgets if names is simple else [step * mark for mark in marks]
+        how = Compare(
+            batch_size=BATCH, warmup_steps=5, learning_rates=RATES, seeds=[case.seed], ensemble=False,
+            test_examples=EXAMPLES,
+        )  # fmt: skip
+        table = manticore.compare(
+            {name: compared[name] for name in names}, task, how, budget_flops=max(given),
+            budgets=[float(flops) for flops in given],
+            spent_flops={name: cost for name, cost in spent.items() if name in names},
+            out=work / f"{case.pair}-{case.seed}" / f"compare-{len(names)}", resume=True, cpu=True,
+            progress=lambda done, of, what: print(f"{case}: {what} ({done} of {of})", flush=True),
+        )  # fmt: skip
+        for row in table.rows:
+            flops, (seed,) = table.budgets[row.budget].flops, row.seeds
+            mark, with_spent = budgets[flops]
+            facts = {"model": row.model, "steps": mark, "with_spent": with_spent, "flops": flops}
+            facts |= {"lr": seed["lr"], "parameters": row.parameters, "metrics": seed["metrics"]}
+            found.setdefault(row.model, []).append(facts)
+    kept = [facts for name in compared for facts in found[name]]
+    return {"rows": kept, "oracle": oracle(models, task), "step_flops": step, "spent": spent}
 
 
 def step_flops(models: Models) -> int:

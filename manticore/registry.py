@@ -1,4 +1,5 @@
-"""The one list of everything that has a name: layers and stacks, projectors, mixings, search methods, stages, tasks.
+"""The one list of everything that has a name: layers and stacks, projectors, mixings, stages, tasks, search methods of
+paths and of designs.
 
 Entries point at code by ``"module:attribute"`` and are imported on first use, so that ``manticore check``
 and ``--help`` can name them without importing torch. Other packages add to them: :mod:`manticore.plugins`.
@@ -86,6 +87,10 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
         "swiglu": ("mlp:SwiGLU", "a gated layer and a layer back"),
         "moe-mlp": ("moe:MoEMLP", "8 experts behind a router"),
     },
+    "design": {
+        "random": ("designs.drawn:random_designs", "distinct designs drawn at random, the fair baseline"),
+        "exhaustive": ("designs.drawn:exhaustive", "all designs"),
+    },
     "mixing": {
         "routed": ("routed:RoutedMixing", "row-stochastic matrix per block; R = I is the ensemble"),
         "translated": ("routed:TranslatedMixing", "one weight vector per block, translated features"),
@@ -168,6 +173,7 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
 }
 """Kind → name → ``"module:attribute"`` in the kind's folder, and what it is, in a phrase."""
 _HOMES = {
+    "design": "search",
     "layer": "stacks",
     "mixing": "hybrid",
     "output": "hybrid",
@@ -193,8 +199,8 @@ def register(kind: str, name: str, target: Any, summary: str) -> None:
     """Add ``name`` to the entries of ``kind``.
 
     Args:
-        kind: ``"layer"``, ``"mixing"``, ``"output"``, ``"projector"``, ``"search"``, ``"stack"``, ``"stage"`` or
-            ``"task"``.
+        kind: ``"design"``, ``"layer"``, ``"mixing"``, ``"output"``, ``"projector"``, ``"search"``, ``"stack"``,
+            ``"stage"`` or ``"task"``.
         name: what recipes write.
         target: ``"module:attribute"``, or the object itself.
         summary: one phrase for ``manticore ls``.

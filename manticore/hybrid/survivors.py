@@ -299,11 +299,17 @@ class _Reading:
 
     def _decide(self, scores: Tensor, counts: Tensor, start: int, stop: int) -> Tensor:
         """Note weights and readers of these columns; who is left after each, ``[B, L, C]``."""
-        before, config = self.survivors, self.hybrid.config
+        before, config, real = self.survivors, self.hybrid.config, self.real[:, start:stop]
+        if not self._undecided().any():
+            # most steps of decoding: one component each, whose weight is 1
+            live = before.live[:, None].expand(-1, stop - start, -1)
+            self.log_weights[:, start:stop] = torch.where(live, 0.0, -math.inf)
+            self.has_read[:, start:stop] = live & real[..., None]
+            return live
         scores = scores.masked_fill(~before.live[:, None], LEAST)
         # against the best of each token: so sums stay small where they matter
         steps = torch.where(counts[..., None], scores - scores.amax(-1, keepdim=True), 0.0)
-        total, real = self.reached[:, None] + steps.cumsum(1), self.real[:, start:stop]
+        total = self.reached[:, None] + steps.cumsum(1)
         weights, live = decided(total, real, before, config.drop_below, config.drop_after)
         self.log_weights[:, start:stop] = weights
         readers = torch.cat([before.live[:, None], live[:, :-1]], 1)

@@ -150,6 +150,7 @@ def _body(results: Results, licence_note: str, folder: Path, has_picture: bool) 
         searched=results.search is not None,
         discrete=bool(results.path),
         parent=alone(results),
+        apart=_apart(results),
         predicts=predicts(results.combine) if results.combine and not results.path else "",
         how_found=candidates.how_found(results),
         verdict=verdict(results).sentence,
@@ -181,6 +182,12 @@ def _body(results: Results, licence_note: str, folder: Path, has_picture: bool) 
         ],
         code=Markup(code_for(results, "path/to/this/folder", with_tokenizer=has_tokenizer(folder))),
     )
+
+
+def _apart(results: Results) -> bool:
+    """Whether components predict side by side and nothing goes from one to another: routed at R = I, as it begins."""
+    combine = results.combine
+    return combine is not None and combine.mixing == "routed" and not results.path and results.search is None
 
 
 def _parent(name: str, component: ComponentRecord) -> dict[str, str]:

@@ -141,6 +141,8 @@ class CombineRecord(Record):
     output: str = "logits"
     """How the components' predictions become one."""
     forgetting: float = 0.0
+    drop_below: float | None = None
+    drop_after: int = 0
     texts: tuple[WeighedText, ...] = ()
     """Where weights follow the text: pieces of the task's validation split."""
     projector: str = ""
@@ -159,9 +161,17 @@ def predicts(combine: CombineRecord) -> str:
         "logits": "Its logits are the weighted mean of theirs.",
         "probabilities": "Its prediction is the weighted mean of theirs.",
         "bayes": "Its prediction is the mean of theirs, each weighed by how likely it has found the text so far"
-        f"{forgets} (Bayesian interpolation).",
+        f"{forgets} (Bayesian interpolation).{_dropping(combine)}",
         "gate": "Its prediction is the mean of theirs, weighed by a linear gate on the features of each token.",
     }.get(combine.output, "")
+
+
+def _dropping(combine: CombineRecord) -> str:
+    if combine.drop_below is None:
+        return ""
+    return (
+        f" One whose weight is below {combine.drop_below:g} after {combine.drop_after} tokens or more reads no further."
+    )
 
 
 def weighed_texts(hybrid: Any, task: Task) -> list[dict[str, Any]]:
@@ -224,9 +234,8 @@ class Combine(Stage):
             for k, component in enumerate(recipe.components)
         ]
         section, config = recipe.combine, hybrid.config
-        combined = {
-            name: getattr(section, name) for name in ("num_blocks", "mixing", "output", "forgetting", "projector")
-        }
+        same = ("num_blocks", "mixing", "output", "forgetting", "drop_below", "drop_after", "projector")
+        combined = {name: getattr(section, name) for name in same}
         if hybrid.output.follows_text:
             combined["texts"] = weighed_texts(hybrid, run.task)
         if config.reembedded is not None:

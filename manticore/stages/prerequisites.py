@@ -69,12 +69,18 @@ def missing_prerequisites(sections: Mapping[str, Any]) -> Iterator[Finding]:
         if sections.get(name) is not None:
             yield from _searched(name, sections[name].weights_from)
     yield from _lengths(sections, found)
-    if sections.get("distill") is not None and "task" in sections and _has_classes(sections["task"]):
-        yield (
-            ("distill",),
-            f"task {sections['task'].name!r} has classes, and distillation compares predictions of tokens. "
-            "Fix: leave it out",
-        )
+    if "task" in sections and _has_classes(sections["task"]):
+        yield from _of_tokens(sections)
+
+
+def _of_tokens(sections: Mapping[str, Any]) -> Iterator[Finding]:
+    """What is for predictions of tokens, with a task that has classes."""
+    classes = f"task {sections['task'].name!r} has classes, and"
+    if sections.get("distill") is not None:
+        yield ("distill",), f"{classes} distillation compares predictions of tokens. Fix: leave it out"
+    combine = sections.get("combine")
+    if combine is not None and combine.output != "logits":
+        yield ("combine", "output"), f"{classes} output {combine.output!r} mixes predictions of tokens. Fix: logits"
 
 
 def _has_classes(task: Any) -> bool:

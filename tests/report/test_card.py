@@ -49,8 +49,14 @@ def test_a_soft_hybrid_says_how_its_prediction_comes_about(tmp_path, record):
     assert said not in ModelCard.load(write_model_card(tmp_path, record)).text
     soft = {part: record[part] for part in ("components", "combine")}
     soft["combine"] = {**soft["combine"], "output": "bayes", "forgetting": 0.01}
-    text = ModelCard.load(write_model_card(tmp_path, {"schema_version": 1, **soft})).text
-    assert f"{said}, of which the share 0.01 is forgotten per token (Bayesian interpolation)." in " ".join(text.split())
+    text = " ".join(ModelCard.load(write_model_card(tmp_path, {"schema_version": 1, **soft})).text.split())
+    assert f"{said}, of which the share 0.01 is forgotten per token (Bayesian interpolation)." in text
+    assert "projectors translate" in text
+    soft["combine"] |= {"mixing": "routed", "drop_below": 0.01, "drop_after": 32}
+    text = " ".join(ModelCard.load(write_model_card(tmp_path, {"schema_version": 1, **soft})).text.split())
+    assert "One whose weight is below 0.01 after 32 tokens or more reads no further." in text
+    assert "none reads what another has made of the text" in text
+    assert "projectors translate" not in text
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)

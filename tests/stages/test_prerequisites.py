@@ -134,6 +134,8 @@ def test_folders_of_other_things_are_named(change: dict | None, expected: str, f
          "task.options.seq_len: examples have 127 tokens, but a has 64 positions"),
         (two("gpt", "mamba"), ["discretize.weights_from=gone"],
          "discretize.weights_from: nothing that a search has found (got 'gone')"),
+        (two("mamba", "mamba"), ["task.name=lra/listops", "task.options={}", "combine.output=gate"],
+         "combine.output: task 'lra/listops' has classes, and output 'gate' mixes predictions of tokens"),
         (PRETRAIN, ["align.length=1025"], "align.length: examples have 1,025 tokens, but gpt has 1,024 positions"),
         (PRETRAIN, ["pretrain.gpt.tokenizer=./gone"], "pretrain[0].tokenizer: no folder ./gone"),
         (PRETRAIN, ["pretrain.gpt.tokenizer=bare"], "pretrain[0].tokenizer: no tokenizer in bare"),

@@ -44,8 +44,9 @@ class Scores:
         return tuple(measures.get(name, math.inf) / most - 1 for name, most in self.limits.items())
 
     def allowed(self, design: Design) -> bool:
-        """Whether a design has scores and keeps all limits."""
-        return design in self.found and all(each <= 0 for each in self.excess(design))
+        """Whether a design has scores, keeps all limits, and is whole: incremental methods score parts as well."""
+        whole = len(design) == len(self.space.values)
+        return whole and design in self.found and all(each <= 0 for each in self.excess(design))
 
     def front(self, among: Iterable[Design] | None = None) -> list[Design]:
         """The designs within the limits than which no other is as good everywhere and better somewhere."""
