@@ -92,8 +92,9 @@ def test_where_a_search_trains_candidates_the_path_is_distilled_from_its_beginni
     mini_recipe: Path, tmp_path: Path
 ) -> None:
     made = recipe(
-        mini_recipe, DISTILL, "search={}", "discretize={}", "compare={seeds: [0], ensemble: false}",
-        "finetune={steps: 13, batch_size: 4, test_examples: 8}",
+        mini_recipe, DISTILL, "search={}", "discretize={}",
+        "compare={seeds: [0], learning_rates: [1e-3], ensemble: false}",
+        "finetune={steps: 13, batch_size: 4, test_examples: 8, save_steps: 13}",
     )  # fmt: skip
     results = execute(create_run(made, str(tmp_path / "run")))
     assert results["finetune"]["begun_flops"] == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import forked
 
 from manticore.runs.folder import RESULTS
 
@@ -43,16 +43,8 @@ def _work(recipe: str, out: str, cache: str) -> None:
     execute(open_run(out) if Path(out).exists() else create_run(load_recipe(recipe), out))
 
 
-def _start(recipe: Path, out: Path, cache: Path) -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["manticore.stages.pipeline", "manticore.cli.terminal"])
-    process = context.Process(target=_work, args=(str(recipe), str(out), str(cache)))
-    process.start()
-    return process
-
-
 def _finish(recipe: Path, out: Path, cache: Path) -> dict[str, Any]:
-    process = _start(recipe, out, cache)
+    process = forked(_work, str(recipe), str(out), str(cache))
     process.join(PATIENCE)
     assert process.exitcode == 0
     return json.loads((out / RESULTS).read_text(encoding="utf-8"))
@@ -67,7 +59,7 @@ def _status(own: Path) -> str | None:
 
 def _kill_in(stage: str, recipe: Path, out: Path, cache: Path) -> bool:
     """Start or resume the run and kill it in a stage; whether it was caught before the stage's end."""
-    process = _start(recipe, out, cache)
+    process = forked(_work, str(recipe), str(out), str(cache))
     own = out / stage
     deadline = time.monotonic() + PATIENCE
     while not any(own.glob(MIDDLE.get(stage, "state.json"))) and _status(own) != "finished" and process.is_alive():
