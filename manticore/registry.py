@@ -90,6 +90,12 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
     "design": {
         "random": ("designs.drawn:random_designs", "distinct designs drawn at random, the fair baseline"),
         "exhaustive": ("designs.drawn:exhaustive", "all designs"),
+        "evolution": ("designs.evolution:evolution", "NSGA-II with tournaments, crossover, mutation and repair"),
+        "gp": ("designs.samplers:gp", "a Gaussian process over the positions, expected improvement"),
+        "tpe": ("designs.samplers:tpe", "what good designs have more often than others, by Parzen estimators"),
+        "qlognei": ("designs.qlognei:qlognei", "a Gaussian process and noisy expected improvement, by BoTorch"),
+        "end-incremental": ("designs.incremental:end_incremental", "layer lists, a few layers at a time at the end"),
+        "middle-incremental": ("designs.incremental:middle_incremental", "the same, in the middle"),
     },
     "mixing": {
         "routed": ("routed:RoutedMixing", "row-stochastic matrix per block; R = I is the ensemble"),

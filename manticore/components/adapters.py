@@ -185,14 +185,15 @@ def _path_from_self(node: ast.AST) -> str:
 
 
 def _shared(model: nn.Module) -> dict[str, str]:
-    owners: defaultdict[int, list[str]] = defaultdict(list)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owner, _, leaf = name.rpartition(".")
-        if leaf == "weight":
-            owners[id(parameter)].append(owner.removesuffix(".base_layer"))
+    owners: defaultdict[int, dict[int, str]] = defaultdict(dict)
+    # one module in several places carries one update for all of them, which is no fault: it counts once
+    for owner, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None:
+            owners[id(weight)][id(module)] = owner.removesuffix(".base_layer")
     return {
         name: f"its weight is also that of {next(other for other in names if other != name)}"
-        for names in owners.values()
+        for names in (list(found.values()) for found in owners.values())
         if len(names) > 1
         for name in names
     }

@@ -10,7 +10,7 @@ Shapes: B batch, T tokens, D width, H heads, K head width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,9 @@ class Attention(Mixer):
     """
 
     cache_type: ClassVar[str] = "full_attention"
+    family: ClassVar[str] = "softmax attention"
+    feature_groups: ClassVar[tuple[tuple[str, ...], ...]] = (("keys", "values"),)
+    hands_on: ClassVar[tuple[str, ...]] = ("keys", "values")
     is_causal = True
 
     def __init__(
@@ -67,27 +70,58 @@ class Attention(Mixer):
         self.out_proj = nn.Linear(width, width, bias=bias)
 
     def forward(self, hidden: Tensor, step: Step) -> Tensor:
-        q = split_heads(self.q_proj(hidden), self.num_heads)
-        k = split_heads(self.k_proj(hidden), self.num_kv_heads)
-        v = split_heads(self.v_proj(hidden), self.num_kv_heads)
-        if self.rotary_base is not None:
-            positions = step.positions
-            if positions is None:
-                positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-            q, k = rotate(q, positions, self.rotary_base), rotate(k, positions, self.rotary_base)
-        if step.memory is not None:
-            k, v = step.memory.extend(k, v)
+        positions = step.positions
+        if positions is None:
+            positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        q = self._placed(self.q_proj(hidden), self.num_heads, positions)
+        if step.taken:
+            k, v = (cast(Tensor, step.taken[name]) for name in self.hands_on)
+        else:
+            k = self._placed(self.k_proj(hidden), self.num_kv_heads, positions)
+            v = split_heads(self.v_proj(hidden), self.num_kv_heads)
+            if step.memory is not None:
+                k, v = step.memory.extend(k, v)
+        step.hand_on(keys=k, values=v)
+        return self.out_proj(self._attended(q, k, v, step).flatten(2))
+
+    def _placed(self, x: Tensor, heads: int, positions: Tensor) -> Tensor:
+        """``[B, T, H * K]`` → ``[B, H, T, K]``, rotated by the positions."""
+        x = split_heads(x, heads)
+        return x if self.rotary_base is None else rotate(x, positions, self.rotary_base)
+
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
+        """``[B, H, T, K]``, twice ``[B, H / groups, S, K]`` → ``[B, T, H, K]``."""
+        if k.shape[1] * self.num_key_value_groups != self.num_heads:
+            # those of a lower layer that has other groups, or this layer's own after them
+            self.num_key_value_groups = self.num_heads // k.shape[1]
         attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(step.attention, eager_attention)
         window = None if self.window is None else self.window + 1
-        out, _ = attend(self, q, k, v, step.mask, dropout=0.0, scaling=self.head_dim**-0.5, sliding_window=window)
-        return self.out_proj(out.flatten(2))
+        out: Tensor = attend(self, q, k, v, step.mask, dropout=0.0, scaling=self.head_dim**-0.5, sliding_window=window)[
+            0
+        ]
+        return out
+
+    def _leave_out(self) -> None:
+        del self.k_proj, self.v_proj
+
+    def mismatch(self, source: Mixer) -> str | None:
+        if self.family != source.family:
+            return super().mismatch(source)
+        assert isinstance(source, Attention)
+        if self.head_dim != source.head_dim:
+            return f"its heads have width {source.head_dim} (expected {self.head_dim})"
+        if self.num_heads % source.num_kv_heads:
+            return f"its {source.num_kv_heads} key heads do not divide {self.num_heads} heads"
+        if (self.window, self.rotary_base) != (source.window, source.rotary_base):
+            return "its window or rotations are others"
+        return None
 
     def state_size(self, tokens: int) -> int:
         seen = tokens if self.window is None else min(tokens, self.window + 1)
-        return 2 * self.num_kv_heads * self.head_dim * seen
+        return 0 if self.taken else 2 * self.num_kv_heads * self.head_dim * seen
 
     def flops(self, tokens: int) -> int:
-        projections = (self.q_proj, self.k_proj, self.v_proj, self.out_proj)
+        projections = [layer for layer in self.children() if isinstance(layer, nn.Linear)]
         return linear_flops(projections, tokens) + 4 * tokens * tokens * self.num_heads * self.head_dim
 
 

@@ -17,7 +17,9 @@ from manticore.making import make
 from manticore.stacks.mixer import Mixer
 
 
-def build_mixer(name: str, width: int, positions: int, options: Mapping[str, Any] | None = None) -> Mixer:
+def build_mixer(
+    name: str, width: int, positions: int, options: Mapping[str, Any] | None = None, taken: tuple[str, ...] = ()
+) -> Mixer:
     """The primitive registered as ``name``.
 
     Args:
@@ -25,12 +27,16 @@ def build_mixer(name: str, width: int, positions: int, options: Mapping[str, Any
         width: D.
         positions: the longest sequence, for primitives that hold a table of positions.
         options: its keyword arguments.
+        taken: features that it takes from a lower layer, so that it needs no weights for them.
 
     Raises:
-        ManticoreError: unknown name or option, a value of the wrong type, heads that do not divide the width.
+        ManticoreError: unknown name or option, a value of the wrong type, heads that do not divide the width, features
+            that it does not have.
     """
     try:
         mixer: Mixer = make("layer", name, width, positions, options=options)
+        if taken:
+            mixer.take(taken)
         return mixer
     except ManticoreError as error:
         if f"layer {name!r}" in str(error) or str(error).startswith("unknown"):
@@ -38,12 +44,37 @@ def build_mixer(name: str, width: int, positions: int, options: Mapping[str, Any
         raise ManticoreError(f"layer {name!r}: {error}") from error
 
 
-def measured(name: str, width: int, positions: int, options: Mapping[str, Any] | None = None) -> Mixer:
+def measured(
+    name: str, width: int, positions: int, options: Mapping[str, Any] | None = None, taken: tuple[str, ...] = ()
+) -> Mixer:
     """The same primitive without memory for its weights, to be asked for sizes and costs; do not change it."""
-    return _measured(name, width, positions, json.dumps(options or {}, sort_keys=True))
+    return _measured(name, width, positions, json.dumps(options or {}, sort_keys=True), taken)
 
 
 @lru_cache(maxsize=1024)
-def _measured(name: str, width: int, positions: int, options: str) -> Mixer:
+def _measured(name: str, width: int, positions: int, options: str, taken: tuple[str, ...]) -> Mixer:
     with torch.device("meta"):
-        return build_mixer(name, width, positions, json.loads(options))
+        return build_mixer(name, width, positions, json.loads(options), taken)
+
+
+def family(name: str, options: Mapping[str, Any] | None = None, *, width: int = 128) -> str:
+    """The class of operators within which a layer can take features of lower ones; empty where it can take none."""
+    return measured(name, width, width, options).family
+
+
+def shareable(
+    name: str, options: Mapping[str, Any] | None = None, strategy: int = 2, *, width: int = 128
+) -> tuple[str, ...]:
+    """The features that a strategy of STAR's feature-group sharing takes from a lower layer.
+
+    Args:
+        name: of the layer.
+        options: of it.
+        strategy: 1 none, 2 keys and values (attention) or B and V, 3 all but C, the readout's.
+        width: D, which matters where options depend on it.
+
+    Returns:
+        ``LayerEntry.features``; empty for layers that share nothing.
+    """
+    groups = measured(name, width, width, options).feature_groups
+    return groups[0 if strategy == 2 else -1] if groups and strategy > 1 else ()

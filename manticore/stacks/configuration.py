@@ -1,4 +1,4 @@
-"""Configuration of a stack: a flat list of layers, each a name with its options, and the width.
+"""Configuration of a stack: a flat list of layers, each a name with its options and what it shares, and the width.
 
 Shapes: D width, S longest sequence.
 """
@@ -19,15 +19,23 @@ from manticore.making import refuse_misfits
 from manticore.option_types import Count, Positive, Wanted
 from manticore.registry import did_you_mean
 from manticore.stacks.catalogue import measured
+from manticore.stacks.layer_entry import LayerEntry, refuse_sharing
 from manticore.stacks.mixer import Mixer
 
 _DEFAULT_LAYERS = ("mh-attention", "swiglu", "mh-attention", "swiglu")
 _Pair = Annotated[tuple[str, dict[str, Any]], Field(strict=False)]
+_Triple = Annotated[tuple[str, dict[str, Any], dict[str, Any]], Field(strict=False)]
 Layers = Annotated[
-    Sequence[str | _Pair],
+    Sequence[str | _Pair | _Triple],
     Field(min_length=1),
-    Wanted("a list of names, or of names with their options", "layers=['mamba', ['mamba', {'state_size': 16}]]"),
+    Wanted(
+        "a list of names, of names with their options, or of both with what is shared",
+        "layers=['mamba', ['mamba', {'state_size': 16}], ['mamba', {}, {'weights_of': 0}]]",
+    ),
 ]
+
+Norm = Literal["rms", "layer"]
+Residual = Literal["pre", "post", "output"]
 
 OfNames = Annotated[
     Mapping[str, Mapping[str, Any]],
@@ -39,14 +47,16 @@ class StackConfig(PreTrainedConfig):
     """Configuration of :class:`~manticore.StackForCausalLM`.
 
     Raises:
-        ManticoreError: an unknown layer or option, heads that do not divide the width, an impossible number.
+        ManticoreError: an unknown layer or option, heads that do not divide the width, an impossible number, layers
+            that cannot share what they are to share.
     """
 
     model_type = "manticore_stack"
 
     layers: Layers | None = None
-    """From the bottom to the top, each a name or a pair of a name and its options, ``["mamba", {"state_size": 16}]``;
-    None is a Transformer of four."""
+    """From the bottom to the top, each a name, a pair of a name and its options, ``["mamba", {"state_size": 16}]``, or
+    these with what the layer shares with a lower one, ``["mamba", {}, {"weights_of": 0}]``: see
+    :class:`~manticore.stacks.layer_entry.LayerEntry`. None is a Transformer of four."""
     layer_options: OfNames | None = None
     """Layer name → options of all layers of that name, beside their own. They are written into ``layers``, so that it
     is None from then on."""
@@ -56,8 +66,11 @@ class StackConfig(PreTrainedConfig):
     """D."""
     max_position_embeddings: Count = 1280
     """S: rows of the tables that long convolutions and the auto-encoder hold; other layers have no limit."""
-    norm: Literal["rms", "layer"] = "rms"
-    """``"rms"`` or ``"layer"``, before every layer and the head."""
+    norm: Norm = "rms"
+    """``"rms"`` or ``"layer"``, of every layer and before the head."""
+    residual: Residual = "pre"
+    """Where a layer's norm is: ``"pre"`` x + layer(norm(x)), ``"post"`` norm(x + layer(x)) as the first Transformer had
+    it, ``"output"`` x + norm(layer(x)) as OLMo 2 has it."""
     norm_eps: Positive = 1e-5
     head_bias: bool = True
     linear_init: Literal["uniform", "normal"] = "uniform"
@@ -90,12 +103,11 @@ class StackConfig(PreTrainedConfig):
                 raise ManticoreError(
                     f"stack: options for {name!r}, which is not a layer of it{did_you_mean(name, names)}"
                 )
-        pairs = [(name, {**of_names.get(name, {}), **options}) for name, options in self.layer_list]
-        # pairs as lists, which is what they are once saved and loaded
-        layers: list[Any] = [[name, options] if options else name for name, options in pairs]
-        self.layers = layers
+        entries = [entry.with_options({**of_names.get(entry.name, {}), **entry.options}) for entry in self.entries]
+        self.layers = [entry.written for entry in entries]
         self.layer_options = None
         mixers = self.mixers()
+        refuse_sharing(entries, mixers)
         windows = sorted({mixer.window for mixer in mixers if mixer.window is not None})
         if len(windows) > 1:
             raise ManticoreError(
@@ -113,14 +125,19 @@ class StackConfig(PreTrainedConfig):
                 raise ManticoreError(f"stack: unknown setting {name!r}. Did you mean {near[0]!r}?")
 
     @property
+    def entries(self) -> list[LayerEntry]:
+        """The layers with their options and what they share, from the bottom to the top."""
+        return [LayerEntry.read(each, index) for index, each in enumerate(self.layers or _DEFAULT_LAYERS)]
+
+    @property
     def layer_list(self) -> list[tuple[str, dict[str, Any]]]:
         """Name and options of the layers, from the bottom to the top."""
-        return [(each, {}) if isinstance(each, str) else (each[0], each[1]) for each in self.layers or _DEFAULT_LAYERS]
+        return [(entry.name, entry.options) for entry in self.entries]
 
     @property
     def layer_names(self) -> list[str]:
         """The names of the layers, from the bottom to the top."""
-        return [name for name, _ in self.layer_list]
+        return [entry.name for entry in self.entries]
 
     def mixers(self) -> list[Mixer]:
         """The layers without memory for their weights, to be asked for sizes and costs.
@@ -129,9 +146,10 @@ class StackConfig(PreTrainedConfig):
             ManticoreError: an unknown layer or option, or a value that it cannot take.
         """
         found = []
-        for index, (name, options) in enumerate(self.layer_list):
+        for index, entry in enumerate(self.entries):
+            sizes = (self.hidden_size, self.max_position_embeddings)
             try:
-                found.append(measured(name, self.hidden_size, self.max_position_embeddings, options))
+                found.append(measured(entry.name, *sizes, entry.options, entry.features))
             except ManticoreError as error:
                 raise ManticoreError(f"stack: layers[{index}]: {error}") from error
         return found
@@ -144,7 +162,7 @@ class StackConfig(PreTrainedConfig):
     @property
     def layer_types(self) -> list[str]:
         """What transformers' cache holds for each layer."""
-        return [mixer.cache_type for mixer in self.mixers()]
+        return [mixer.cache_slot for mixer in self.mixers()]
 
     @property
     def sliding_window(self) -> int | None:

@@ -8,7 +8,8 @@ Shapes: B batch, T tokens, D width, C channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -60,6 +61,15 @@ class Step:
     """Attention implementation of transformers."""
     memory: Memory | None = None
     """None outside cached decoding."""
+    taken: Mapping[str, Tensor | None] = field(default_factory=dict)
+    """Features that a lower layer has computed and this one takes, by their names."""
+    handed: dict[str, Tensor | None] | None = None
+    """Where the features go that an upper layer takes; None where none does."""
+
+    def hand_on(self, **features: Tensor | None) -> None:
+        """Let upper layers take these features."""
+        if self.handed is not None:
+            self.handed.update(features)
 
     def silence(self, x: Tensor) -> Tensor:
         """``[B, T, C]`` with zeros on padding, so that nothing of it reaches a state."""
@@ -89,6 +99,45 @@ class Mixer(nn.Module):
     """Whether its state has a size that does not grow with the sequence."""
     window: int | None = None
     """How many earlier tokens attention sees; None is all of them."""
+    family: ClassVar[str] = ""
+    """Class of operators within which features can be taken over; empty where they cannot."""
+    feature_groups: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """The sets of features that can be taken from a lower layer, from the smallest to all but the readout's."""
+    hands_on: ClassVar[tuple[str, ...]] = ()
+    """What :meth:`Step.hand_on` is given, in order: the features, and what they need of the past."""
+    taken: tuple[str, ...] = ()
+    """Features that are taken from a lower layer, and have no weights here."""
+
+    def take(self, features: tuple[str, ...]) -> None:
+        """Take features from a lower layer: what would compute them is left out.
+
+        Raises:
+            ManticoreError: they are none of :attr:`feature_groups`.
+        """
+        group = next((group for group in self.feature_groups if sorted(group) == sorted(features)), None)
+        if group is None:
+            known = " or ".join(str(list(group)) for group in self.feature_groups)
+            fix = f"expected {known}" if known else "it has none that can be shared"
+            raise ManticoreError(f"features is {list(features)} ({fix}). Fix: another list, or no features_of")
+        self.taken = group
+        self._leave_out()
+
+    def _leave_out(self) -> None:
+        """Drop the weights that :attr:`taken` makes useless."""
+
+    def mismatch(self, source: Mixer) -> str | None:
+        """Why features of ``source`` do not fit here, in a few words; None where they do."""
+        return None if self.family == source.family else "it is of another class of operators"
+
+    @property
+    def cache_slot(self) -> str:
+        """What transformers' cache holds for it in its place; nothing where a lower layer holds it already."""
+        return "moe" if self.taken and self._is_held_below else self.cache_type
+
+    @property
+    def _is_held_below(self) -> bool:
+        """Whether all that it would cache is among what it takes."""
+        return self.taken == self.feature_groups[-1]
 
     def forward(self, hidden: Tensor, step: Step) -> Tensor:
         """``[B, T, D]`` → ``[B, T, D]``."""

@@ -1,7 +1,7 @@
 """Stacks: causal language models made of a flat list of primitives, each with its norm and its residual.
 
-    x <- x + layer(norm(x)) for every layer, then norm and a linear head. No tied weights and no table of positions:
-    order comes from rotations, convolutions and states.
+    x <- x + layer(norm(x)) for every layer (or with the norm elsewhere, ``StackConfig.residual``), then norm and a
+    linear head. No tied weights and no table of positions: order comes from rotations, convolutions and states.
 
 Shapes: B batch, T tokens, D width, V vocabulary.
 """
@@ -47,28 +47,40 @@ def make_norm(config: StackConfig) -> nn.Module:
 
 
 class StackLayer(GradientCheckpointingLayer):
-    """Norm, primitive, residual."""
+    """Norm, primitive, residual.
 
-    def __init__(self, config: StackConfig, layer_idx: int) -> None:
+    Args:
+        config: of the stack.
+        layer_idx: the layer's position.
+        mixer: the primitive of the lower layer whose weights this one has; None makes one.
+    """
+
+    def __init__(self, config: StackConfig, layer_idx: int, mixer: Mixer | None = None) -> None:
         super().__init__()
-        name, options = config.layer_list[layer_idx]
-        self.layer_idx = layer_idx
+        entries = config.entries
+        entry = entries[layer_idx]
+        self.layer_idx, self.residual = layer_idx, config.residual
+        self.source = entry.features_of
+        self.hands_on = any(each.features_of == layer_idx for each in entries)
         self.norm = make_norm(config)
-        self.mixer = build_mixer(name, config.hidden_size, config.max_position_embeddings, options)
+        sizes = (config.hidden_size, config.max_position_embeddings)
+        self.mixer = mixer or build_mixer(entry.name, *sizes, entry.options, entry.features)
 
     def forward(
         self,
         hidden_states: Tensor,
+        *taken: Tensor | None,
         attention_mask: Tensor | None = None,
         padding: Tensor | None = None,
         position_ids: Tensor | None = None,
         attention: str = "eager",
         cache: Cache | None = None,
-    ) -> Tensor:
-        """``[B, T, D]`` → ``[B, T, D]``.
+    ) -> Tensor | tuple[Tensor | None, ...]:
+        """``[B, T, D]`` → ``[B, T, D]``, and the features that upper layers take, where they do.
 
         Args:
             hidden_states: ``[B, T, D]``.
+            taken: features of a lower layer, in the order of :attr:`Mixer.hands_on`.
             attention_mask: of the layer's kind of attention, in the form that the implementation takes.
             padding: ``[B, T, 1]``, 0 on padding.
             position_ids: ``[B or 1, T]``.
@@ -76,8 +88,28 @@ class StackLayer(GradientCheckpointingLayer):
             cache: the cache of all layers.
         """
         memory = None if cache is None else Memory(cache, self.layer_idx)
-        step = Step(padding, attention_mask, position_ids, attention, memory)
-        return hidden_states + self.mixer(self.norm(hidden_states), step)
+        found: dict[str, Tensor | None] | None = {} if self.hands_on else None
+        step = Step(padding, attention_mask, position_ids, attention, memory, self._features(taken), found)
+        hidden = self._mixed(hidden_states, step)
+        return hidden if found is None else (hidden, *(found[name] for name in self.mixer.hands_on))
+
+    def _mixed(self, hidden: Tensor, step: Step) -> Tensor:
+        """Primitive, norm and residual in their order."""
+        if self.residual == "pre":
+            return hidden + self.mixer(self.norm(hidden), step)
+        mixed = self.mixer(hidden, step)
+        return self.norm(hidden + mixed) if self.residual == "post" else hidden + self.norm(mixed)
+
+    def _features(self, taken: tuple[Tensor | None, ...]) -> dict[str, Tensor | None]:
+        """Those that are taken, by their names."""
+        if self.source is None:
+            return {}
+        if not any(torch.is_tensor(each) for each in taken):
+            raise ManticoreError(
+                f"stack: layers[{self.layer_idx}] takes features of layers[{self.source}], which did not run with it, "
+                "as where layers are cut into blocks. Fix: a stack without features_of"
+            )
+        return dict(zip(self.mixer.hands_on, taken))
 
 
 class StackPreTrainedModel(AdapterGuard):
@@ -143,7 +175,20 @@ class StackModel(StackPreTrainedModel):
     def __init__(self, config: StackConfig, *, last_norm: bool = True) -> None:
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList(StackLayer(config, index) for index in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList()
+        origins: list[int] = []
+        tied: dict[str, str] = {}
+        for index, entry in enumerate(config.entries):
+            origin = index if entry.weights_of is None else origins[entry.weights_of]
+            lower = None if origin == index else cast(StackLayer, self.layers[origin]).mixer
+            origins.append(origin)
+            self.layers.append(StackLayer(config, index, lower))
+            if lower is not None:
+                names = [name for name, _ in lower.named_parameters()]
+                tied.update({f"layers.{index}.mixer.{name}": f"layers.{origin}.mixer.{name}" for name in names})
+        self._tied_weights_keys = tied
+        # not what their caches hold: attention to a lower layer's keys caches nothing and needs its mask
+        self._kinds = [mixer.cache_type for mixer in config.mixers()]
         self.norm = make_norm(config) if last_norm else nn.Identity()
         self.gradient_checkpointing = False
         self.post_init()
@@ -225,6 +270,16 @@ class StackModel(StackPreTrainedModel):
     def _has_states(self) -> bool:
         return has_states(StackCache(self.config).layers)
 
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """Target → source of the weights that layers share.
+
+        transformers would leave them out where embeddings and head are not tied, which has nothing to do with them.
+        """
+        if all_submodels:
+            found: dict[str, str] = super().get_expanded_tied_weights_keys(all_submodels=True)
+            return found
+        return dict(self._tied_weights_keys or {})
+
     def _run(
         self,
         hidden: Tensor,
@@ -234,7 +289,7 @@ class StackModel(StackPreTrainedModel):
         every: bool,
     ) -> list[Tensor]:
         """All layers: what enters each and what leaves the last, or the latter alone."""
-        kinds = self.config.layer_types
+        kinds = self._kinds
         attends = [kind for kind in _MASKS if kind in kinds]
         if attends and position_ids is None:
             seen = 0 if cache is None else cache.get_seq_length()
@@ -250,17 +305,21 @@ class StackModel(StackPreTrainedModel):
         }
         padding = _padding(attention_mask, hidden, kinds)
         states = []
-        for layer, kind in zip(self.layers, kinds):
+        handed: list[tuple[Tensor | None, ...]] = []
+        for layer, kind, entry in zip(self.layers, kinds, self.config.entries):
             if every:
                 states.append(hidden)
-            hidden = layer(
+            output = layer(
                 hidden,
+                *(() if entry.features_of is None else handed[entry.features_of]),
                 attention_mask=masks.get(kind),
                 padding=padding,
                 position_ids=position_ids,
                 attention=self.config._attn_implementation,
                 cache=cache,
             )
+            hidden, *features = output if isinstance(output, tuple) else (output,)
+            handed.append(tuple(features))
         return [*states, hidden]
 
     def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:

@@ -38,7 +38,7 @@ def iso_state(config: StackConfig, elements: int = MAD_STATE) -> StackConfig:
         ManticoreError: no layer has a fixed state, or no value of the option gives the share exactly.
     """
     mixers = config.mixers()
-    holders = [index for index, mixer in enumerate(mixers) if mixer.fixed_state]
+    holders = [index for index, mixer in enumerate(mixers) if mixer.fixed_state and mixer.state_size(1)]
     if not holders:
         raise ManticoreError("iso_state: no layer of this stack has a fixed state. Fix: leave it as it is")
     share, changes = elements // len(holders), {}
@@ -112,8 +112,18 @@ def _whole_heads(config: StackConfig) -> int:
 
 
 def _with_options(config: StackConfig, changes: Mapping[int, Mapping[str, Any]]) -> StackConfig:
-    layers = enumerate(config.layer_list)
-    return _with(config, layers=[(name, {**options, **changes.get(index, {})}) for index, (name, options) in layers])
+    entries = config.entries
+
+    def changed(index: int) -> Mapping[str, Any]:
+        # what shares weights or features has to go on fitting what it shares them with
+        entry = entries[index]
+        below = entry.features_of if entry.weights_of is None else entry.weights_of
+        if index in changes or below is None or entries[below].name != entry.name:
+            return changes.get(index, {})
+        return changed(below)
+
+    layers = [entry.with_options({**entry.options, **changed(index)}).written for index, entry in enumerate(entries)]
+    return _with(config, layers=layers)
 
 
 def _with(config: StackConfig, **settings: Any) -> StackConfig:

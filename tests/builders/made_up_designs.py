@@ -17,7 +17,8 @@ LOSS = (Goal("loss"),)
 
 def attention_and_swiglu(layers: int = 6, **options: Any) -> LayerListSpace:
     """Composer's space, at width 32."""
-    return LayerListSpace([["mh-attention", {"num_heads": 4}], "swiglu"], layers, width=32, **options)
+    primitives = [["mh-attention", {"num_heads": 4}], "swiglu"]
+    return LayerListSpace(primitives=primitives, layers=layers, width=32, **options)
 
 
 def answered(asking: Asking, scores: Scores, measure: Callable[[Design], Measured]) -> list[list[Design]]:

@@ -36,9 +36,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_config(*layers: str, **settings: Any) -> StackConfig:
-    """A configuration with those layers."""
-    options = {name: OPTIONS[name] for name in layers if name in OPTIONS}
+def tiny_config(*layers: Any, **settings: Any) -> StackConfig:
+    """A configuration with those layers: names, or entries with options and sharing of their own."""
+    options = {name: OPTIONS[name] for name in layers if isinstance(name, str) and name in OPTIONS}
     return StackConfig(
         layers=list(layers),
         layer_options={**options, **settings.pop("layer_options", {})},
@@ -49,7 +49,7 @@ def tiny_config(*layers: str, **settings: Any) -> StackConfig:
     )
 
 
-def tiny_stack(*layers: str, seed: int = 0, **settings: Any) -> StackForCausalLM:
+def tiny_stack(*layers: Any, seed: int = 0, **settings: Any) -> StackForCausalLM:
     """A stack of those layers in float64, in evaluation mode, all of its weights away from their starts."""
     torch.manual_seed(seed)
     model = StackForCausalLM(tiny_config(*layers, **settings)).double().eval()

@@ -360,7 +360,7 @@ def test_layers_without_a_table_take_any_length() -> None:
         ({"norm": "rsm"}, "norm is 'rsm' .expected one of rms, layer.. Did you mean 'rms'"),
         ({"layers": ["mamba", ("mamba", {"state_sise": 3})]}, r"layers\[1\]: layer 'mamba': unknown option 'state_s"),
         ({"layers": ["mamba", ("mamba", {"state_size": 0})]}, r"layers\[1\]: layer 'mamba': state_size is 0 .expected"),
-        ({"layers": ["mamba", ["mamba", {}, 1]]}, "layers is .*expected a list of names, or of names with their opt"),
+        ({"layers": ["mamba", ["mamba", {}, 1]]}, "layers is .*expected a list of names, of names with their opt"),
         ({"layers": ["mamba"], "layer_options": {"mamba": 3}}, "layer_options is .*expected options by layer names"),
         (
             {"layers": ["sliding-attention", "mh-sliding-attention"], "layer_options": {"sliding-attention": WINDOW}},

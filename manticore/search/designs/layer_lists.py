@@ -5,9 +5,10 @@ Shapes: D width.
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import Any, TypeAlias
@@ -15,6 +16,7 @@ from typing import Any, TypeAlias
 from manticore import registry
 from manticore.components.weight_files import MOST_LAYERS
 from manticore.errors import ManticoreError
+from manticore.option_types import Count, Depth, Size
 from manticore.search.designs.space import Design
 from manticore.stacks.catalogue import measured
 from manticore.stacks.configuration import StackConfig
@@ -69,11 +71,11 @@ class LayerListSpace:
 
     def __init__(
         self,
-        primitives: Sequence[Given] | Mapping[str, Given],
-        layers: int,
         *,
-        width: int = 64,
-        grown_by: int | None = None,
+        primitives: Sequence[Given] | Mapping[str, Given],
+        layers: Depth,
+        width: Size = 64,
+        grown_by: Count | None = None,
     ) -> None:
         if not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:
             raise ManticoreError(
@@ -117,13 +119,26 @@ class LayerListSpace:
         """Z^n."""
         return len(self.primitives) ** self.layers
 
+    def designs(self) -> Iterator[Design]:
+        """All lists."""
+        return itertools.product(*self.values)
+
+    def problem(self, design: Design) -> str | None:
+        """None for lists of legal indices."""
+        wrong = next((index for index, value in enumerate(design) if value not in range(len(self.primitives))), None)
+        if wrong is not None:
+            return f"position {wrong + 1} is {design[wrong]} (expected 0 to {len(self.primitives) - 1})"
+        return None if len(design) in self._lengths else f"{len(design)} layers"
+
     def repaired(self, design: Design, draws: random.Random) -> Design:
         """Illegal values are drawn again; what is too long is cut, what is too short is filled with draws."""
+        return self.repaired_to(design, len(design) if len(design) in self._lengths else self.layers, draws)
+
+    def repaired_to(self, design: Design, layers: int, draws: random.Random) -> Design:
+        """The same, with so many layers."""
         among = range(len(self.primitives))
-        legal = [value if value in among else draws.choice(among) for value in design[: self.layers]]
-        if len(legal) not in self._lengths:
-            legal += draws.choices(among, k=self.layers - len(legal))
-        return tuple(legal)
+        legal = [value if value in among else draws.choice(among) for value in design[:layers]]
+        return tuple(legal + draws.choices(among, k=layers - len(legal)))
 
     def spelled(self, design: Design) -> str:
         """A letter per layer, ``AAMMMM``; with more than 26 primitives their numbers, ``31-0-2``."""

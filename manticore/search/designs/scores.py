@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from manticore.search.designs.space import Design, DesignSpace
 
@@ -30,13 +31,17 @@ class Scores:
     """In the order in which they were first asked for."""
     failed: dict[Design, str] = field(default_factory=dict)
     """Design → why it has no scores."""
+    notes: dict[Design, dict[str, Any]] = field(default_factory=dict)
+    """What the method says about a design: its generation, its parents, how it was made."""
 
     def values(self, design: Design) -> tuple[float, ...]:
-        """One number per goal, the smaller the better; infinite where the design failed."""
+        """One number per goal, the smaller the better; infinite where the design failed or its measure is none."""
         measures = self.found.get(design)
         if measures is None:
             return (math.inf,) * len(self.goals)
-        return tuple(-measures[goal.measure] if goal.maximise else measures[goal.measure] for goal in self.goals)
+        numbers = (-measures[goal.measure] if goal.maximise else measures[goal.measure] for goal in self.goals)
+        # a diverged training's loss would be neither above nor below another
+        return tuple(math.inf if math.isnan(number) else number for number in numbers)
 
     def excess(self, design: Design) -> tuple[float, ...]:
         """By how much each limit is exceeded, as a share of it; 0 or less is within."""
@@ -52,12 +57,13 @@ class Scores:
         """The designs within the limits than which no other is as good everywhere and better somewhere."""
         chosen = [design for design in (self.found if among is None else among) if self.allowed(design)]
         values = {design: self.values(design) for design in chosen}
-        return [one for one in chosen if not any(_dominates(values[other], values[one]) for other in chosen)]
+        return [one for one in chosen if not any(dominates(values[other], values[one]) for other in chosen)]
 
     def best(self) -> Design | None:
         """Of the front, the best by the first goal; None where nothing is within the limits."""
         return min(self.front(), key=self.values, default=None)
 
 
-def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+def dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether one is as good everywhere as the other, and better somewhere."""
     return one != other and all(a <= b for a, b in zip(one, other))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -27,6 +27,12 @@ class DesignSpace(Protocol):
     @property
     def size(self) -> int:
         """How many designs there are; where some combinations mean the same, at most so many."""
+
+    def designs(self) -> Iterator[Design]:
+        """Every legal design once; only small spaces are listed."""
+
+    def problem(self, design: Design) -> str | None:
+        """Why a design is not legal; None where it is."""
 
     def repaired(self, design: Design, draws: random.Random) -> Design:
         """The design itself where it is legal, else a legal one near it."""

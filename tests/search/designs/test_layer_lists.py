@@ -32,7 +32,7 @@ def test_letters_are_composers_where_nothing_else_has_them() -> None:
     assert lettered(["mamba", "swiglu", "attention"]) == ["S", "M", "A"]
     # two that share their usual letter: the first free one of the name
     assert lettered(["swiglu", "mlp", "mh-attention", "attention"]) == ["M", "L", "A", "T"]
-    assert LayerListSpace({"X": "mamba", "A": "swiglu"}, 2).spelled((0, 1)) == "XA"
+    assert LayerListSpace(primitives={"X": "mamba", "A": "swiglu"}, layers=2).spelled((0, 1)) == "XA"
 
 
 def test_runs_are_read_as_composer_writes_them() -> None:
@@ -49,7 +49,7 @@ def test_a_space_is_made_again_from_its_key() -> None:
 
 
 def test_many_primitives_are_numbered() -> None:
-    space = LayerListSpace([["mamba", {"state_size": n}] for n in range(1, 28)], 3)
+    space = LayerListSpace(primitives=[["mamba", {"state_size": n}] for n in range(1, 28)], layers=3)
     assert space.spelled((26, 0, 3)) == "26-0-3"
     assert space.read("26-0-3") == (26, 0, 3)
     assert LayerListSpace(**{k: v for k, v in space.key.items() if k != "kind"}).read("26-0-3") == (26, 0, 3)
@@ -104,7 +104,7 @@ def test_repair_leaves_what_is_legal_and_mends_the_rest() -> None:
 )
 def test_what_is_no_space_is_refused_in_a_line(primitives, options, said) -> None:
     with pytest.raises(ManticoreError, match=said) as refused:
-        LayerListSpace(primitives, **{"layers": 6, "width": 32, **options})
+        LayerListSpace(primitives=primitives, **{"layers": 6, "width": 32, **options})
     assert "\n" not in str(refused.value)
 
 
