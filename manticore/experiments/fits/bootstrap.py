@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 
@@ -55,6 +56,6 @@ def check_bootstrap(what: str, resamples: int, inside: float) -> None:
         raise ManticoreError(f"{what}: inside is {inside:g} (expected between 0 and 1). Fix: 0.95, for instance")
 
 
-def finite(number: object) -> bool:
+def finite(number: object) -> TypeGuard[float]:
     """Whether it is a number that is neither NaN nor infinite."""
     return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)

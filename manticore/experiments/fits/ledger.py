@@ -72,13 +72,12 @@ def _run(row: object, where: str) -> Run:
         raise ManticoreError(f"{where}: a {type(row).__name__} (expected an object). Fix: {', '.join(NUMBERS)}, …")
     if not isinstance(row.get("architecture"), str) or not row["architecture"]:
         raise ManticoreError(f"{where}: architecture is {row.get('architecture')!r}. Fix: a name, as text")
+    numbers: dict[str, float] = {}
     for name in (*NUMBERS, *(["state"] if row.get("state") is not None else [])):
         value = row.get(name)
         # a model without a cache keeps nothing
         if not finite(value) or value < 0 or (value == 0 and name not in ("loss", "state")):
             shown = "missing" if value is None else f"{value!r}"
             raise ManticoreError(f"{where}: {name} is {shown} (expected a number above 0). Fix: leave the run out")
-    state = row.get("state")
-    return Run(
-        row["architecture"], *(float(row[name]) for name in NUMBERS), state=None if state is None else float(state)
-    )
+        numbers[name] = float(value)
+    return Run(row["architecture"], **numbers)

@@ -101,7 +101,7 @@ def _slope(budgets: Sequence[Sequence[Minimum]], times: dict[str, int]) -> float
         weight = np.array([times[m.architecture] for m in group], dtype=float)
         if np.count_nonzero(weight) < 2:
             continue
-        state = np.log([m.state for m in group])
+        state = np.log([m.state or 1.0 for m in group])
         loss = np.array([m.loss.value for m in group])
         state = state - np.average(state, weights=weight)
         loss = loss - np.average(loss, weights=weight)
