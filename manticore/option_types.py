@@ -133,6 +133,8 @@ if TYPE_CHECKING:
     Output: TypeAlias = str
     Projector: TypeAlias = str
     SearchMethod: TypeAlias = str
+    DesignMethod: TypeAlias = str
+    SpaceName: TypeAlias = str
     TaskName: TypeAlias = str
     Scalar: TypeAlias = bool | int | float | str | None
     TaskOption: TypeAlias = Scalar | Mapping[str, Any]
@@ -141,6 +143,8 @@ else:
     Output = _named("output")
     Projector = _named("projector")
     SearchMethod = _named("search")
+    DesignMethod = _named("design")
+    SpaceName = _named("space")
     TaskName = _named("task")
     Scalar = Annotated[Any, AfterValidator(_scalar)]
     TaskOption = Annotated[Any, AfterValidator(_nested)]

@@ -11,7 +11,7 @@ from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 
 GROUP = "manticore.plugins"
-KINDS = ("layer", "mixing", "projector", "search", "stage", "task")
+KINDS = ("design", "layer", "mixing", "projector", "search", "space", "stage", "task")
 """The kinds that a package can add to."""
 
 

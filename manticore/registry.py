@@ -126,6 +126,9 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
         "dash": ("differentiable.methods:Dash", "one Gumbel-softmax sample per step, annealed temperature"),
         "gaea": ("differentiable.methods:Gaea", "exponentiated gradient, always on the simplex"),
     },
+    "space": {
+        "layers": ("designs.layer_lists:LayerListSpace", "lists of layers out of a set of primitives"),
+    },
     "stack": {
         "transformer": ("presets:TRANSFORMER", "mh-attention and swiglu, twice"),
         "hyena-swiglu": ("presets:HYENA", "hyena and swiglu, twice"),
@@ -185,6 +188,7 @@ _HOMES = {
     "output": "hybrid",
     "projector": "projectors",
     "search": "search",
+    "space": "search",
     "stack": "stacks",
     "stage": "stages",
     "task": "tasks",
@@ -205,8 +209,8 @@ def register(kind: str, name: str, target: Any, summary: str) -> None:
     """Add ``name`` to the entries of ``kind``.
 
     Args:
-        kind: ``"design"``, ``"layer"``, ``"mixing"``, ``"output"``, ``"projector"``, ``"search"``, ``"stack"``,
-            ``"stage"`` or ``"task"``.
+        kind: ``"layer"``, ``"mixing"``, ``"output"``, ``"projector"``, ``"search"``, ``"design"`` (a method of
+            searching for designs), ``"space"`` (of designs), ``"stack"``, ``"stage"`` or ``"task"``.
         name: what recipes write.
         target: ``"module:attribute"``, or the object itself.
         summary: one phrase for ``manticore ls``.

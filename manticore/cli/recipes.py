@@ -28,11 +28,13 @@ Overrides = Annotated[
 ]
 
 _PLURAL = {
+    "design": "design-methods",
     "layer": "layers",
     "mixing": "mixings",
     "output": "outputs",
     "projector": "projectors",
     "search": "methods",
+    "space": "spaces",
     "stack": "stacks",
     "stage": "stages",
     "task": "tasks",
@@ -44,11 +46,12 @@ def ls(
         str | None,
         typer.Argument(
             metavar="[KIND]",
-            help="recipes, launch, tasks, methods, mixings, outputs, projectors, layers, stacks or stages.",
+            help="recipes, launch, tasks, methods, design-methods, spaces, mixings, outputs, projectors, layers, "
+            "stacks or stages.",
         ),
     ] = None,
 ) -> None:
-    """List recipes, launch configurations, tasks, methods, mixings, outputs, projectors, layers, stacks and stages.
+    """List recipes, launch configurations, tasks, methods, spaces of designs, mixings, outputs, projectors and layers.
 
     Example: manticore ls tasks
     """

@@ -23,8 +23,9 @@ from manticore.report.licences import strictest
 from manticore.report.loading_code import code_for, has_tokenizer
 from manticore.report.matches import score_row
 from manticore.report.naming import alone, budget_name, model_name
-from manticore.report.results import Results, as_results, printable
+from manticore.report.results import Results, as_results
 from manticore.report.svg import house_style, to_png
+from manticore.report.typed_reading import printable
 from manticore.report.verdict import verdict
 from manticore.stages.combine import ComponentRecord, TaskInfo, beginning, predicts
 from manticore.stages.compare import CompareRecord, Row

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,6 +18,7 @@ from manticore.report.budget_curves import budgets_figure
 from manticore.report.candidate_curves import candidates_figure
 from manticore.report.matches import score_row
 from manticore.report.naming import budget_name, model_name
+from manticore.report.pages import Drawing
 from manticore.report.palette import (
     FAINT,
     INK,
@@ -51,15 +51,6 @@ _SMOOTH_FROM = 40
 """Curves with at least this many points also get their running mean."""
 _LOWEST_R2 = -0.25
 """R² has no lower end; bars stop here, their number is still written."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    name: str
-    """File name without ending."""
-    title: str
-    caption: str
-    svg: str
 
 
 def draw_figures(results: Results) -> dict[str, Drawing]:

@@ -1,8 +1,4 @@
-"""``report.html``: one self-contained page about one run, with all its figures inside.
-
-The page loads nothing: no script, no style sheet, no font, no image from elsewhere, and its content security
-policy forbids it. Every text comes through the template's escaping.
-"""
+"""``report.html``: one self-contained page about one run, with all its figures inside."""
 
 from __future__ import annotations
 
@@ -13,30 +9,26 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from manticore import quantities
-from manticore.errors import ManticoreError
 from manticore.experiments.rows import HYBRID
-from manticore.file_names import ENVIRONMENT, LINEAGE, PAGE
+from manticore.file_names import ENVIRONMENT, LINEAGE
 from manticore.paths import refuse_links_out
 from manticore.report import candidates, cells, shared_scores, spending
 from manticore.report.block_picture import layer_words
 from manticore.report.cautions import warnings
-from manticore.report.figures import FIGURE_NAMES, Drawing, draw_figures
+from manticore.report.figures import FIGURE_NAMES, draw_figures
 from manticore.report.loading_code import loading_code
 from manticore.report.matches import score_row
 from manticore.report.naming import alone, budget_name, model_name
+from manticore.report.pages import Drawing, render, write_with_figures
 from manticore.report.palette import component_colour, model_colour
-from manticore.report.results import Results, printable, read_results
-from manticore.report.svg import inline
+from manticore.report.results import Results, read_results
+from manticore.report.typed_reading import printable
 from manticore.report.verdict import verdict
 from manticore.stages.align import left_as_it_was
 from manticore.stages.combine import TaskInfo, beginning
 from manticore.stages.compare import CompareRecord
 from manticore.stages.search import SearchRecord
-from manticore.writing import write_bytes
 
 _FACTS = (("Environment", ENVIRONMENT), ("Lineage", LINEAGE))
 _MOST_FACTS = 200
@@ -71,22 +63,7 @@ def write_report(run_folder: str | Path) -> Path:
     refuse_links_out(folder)
     results = read_results(folder)
     drawings = draw_figures(results)
-    page = _render(results, folder, drawings)
-    try:
-        figures = folder / "figures"
-        figures.mkdir(exist_ok=True)
-        for name in FIGURE_NAMES:
-            target = figures / f"{name}.svg"
-            if name in drawings:
-                write_bytes(target, drawings[name].svg.encode("utf-8"))
-            else:
-                target.unlink(missing_ok=True)
-        write_bytes(folder / PAGE, page.encode("utf-8"))
-    except OSError as error:
-        raise ManticoreError(
-            f"{folder}: the report cannot be written ({error.strerror}). Fix: free space or change permissions"
-        ) from error
-    return folder / PAGE
+    return write_with_figures(folder, _render(results, folder, drawings), drawings, FIGURE_NAMES)
 
 
 def stage_costs(results: Results) -> list[Cost]:
@@ -113,14 +90,6 @@ def _counted_twice(results: Results) -> Cost:
 
 
 def _render(results: Results, folder: Path, drawings: Mapping[str, Drawing]) -> str:
-    environment = Environment(
-        loader=PackageLoader("manticore.report", package_path=""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"short": quantities.shorten, "flops": quantities.flops}
     judged = verdict(results)
     facts = [_facts(title, folder / file) for title, file in _FACTS]
     figures = {
@@ -128,11 +97,12 @@ def _render(results: Results, folder: Path, drawings: Mapping[str, Drawing]) -> 
             "title": drawing.title,
             "caption": _caption(name, drawing, results),
             "notes": _notes(name, results),
-            "svg": Markup(inline(drawing.svg, name, f"{drawing.title}. {drawing.caption}")),
+            "svg": drawing.element,
         }
         for name, drawing in drawings.items()
     }
-    return environment.get_template("page.html").render(
+    return render(
+        "page.html",
         results=results,
         summary=_summary(results),
         verdict=judged.sentence,

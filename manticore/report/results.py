@@ -1,31 +1,26 @@
 """Typed reading of ``results.json``, the record that a run leaves behind and all the report knows.
 
-Every part is optional: a run may have stopped before it. A number that is not finite reads as ``None``, and
-characters that cannot be printed (control characters, direction overrides) are replaced, so that what reads
-these values can show them anywhere. K components, N blocks.
+Every part is optional: a run may have stopped before it. K components, N blocks.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from manticore.errors import ManticoreError
 from manticore.file_names import RESULTS, SCHEMA_VERSION
+from manticore.report.typed_reading import TypedReader
 from manticore.stages.align import AlignRecord
 from manticore.stages.combine import CombineRecord, ComponentRecord, TaskInfo
 from manticore.stages.compare import CompareRecord
 from manticore.stages.discretize import DiscretizeRecord
 from manticore.stages.distill import DistillRecord
 from manticore.stages.finetune import FinetuneRecord, SavedModel
-from manticore.stages.records import Plain, PluggedRecord, Weights
+from manticore.stages.records import PluggedRecord, Weights
 from manticore.stages.search import SearchRecord
 
 
@@ -123,16 +118,17 @@ def parse_results(raw: Mapping[str, Any], *, where: str = "results") -> Results:
     Raises:
         ManticoreError: an unknown schema version, or a value of a wrong kind.
     """
+    reader = TypedReader(where, "run the stage again")
     if not isinstance(raw, Mapping):
-        raise _wrong(where, "", raw, "an object")
+        raise reader.wrong("", raw, "an object")
     version = raw.get("schema_version")
     if version != SCHEMA_VERSION or isinstance(version, bool):
         raise ManticoreError(
             f"{where}: schema_version: unknown version (got {version!r:.40}, expected {SCHEMA_VERSION}). "
             "Fix: use the version of manticore that wrote this run"
         )
-    results: Results = _read(Results, raw, where, "")
-    _check_shapes(results, where)
+    results: Results = reader.read(Results, raw)
+    _check_shapes(results, reader)
     return results
 
 
@@ -141,13 +137,13 @@ def as_results(results: Results | Mapping[str, Any]) -> Results:
     return results if isinstance(results, Results) else parse_results(results)
 
 
-def _check_shapes(results: Results, where: str) -> None:
+def _check_shapes(results: Results, reader: TypedReader) -> None:
     """Refuse records whose tables do not fit together; a figure of them would show something wrong."""
     k, n = results.num_components, results.num_blocks
 
     def expect(ok: bool, at: str, expected: str, got: object) -> None:
         if not ok:
-            raise _wrong(where, at, got, expected)
+            raise reader.wrong(at, got, expected)
 
     if results.combine and results.combine.boundaries:
         bounds = results.combine.boundaries
@@ -180,77 +176,3 @@ def _check_shapes(results: Results, where: str) -> None:
     known = range(max(1, len(compare.budgets)))
     for scored in compare.rows:
         expect(scored.budget in known, "compare.rows.budget", f"an index below {len(known)}", scored.budget)
-
-
-def _wrong(where: str, at: str, got: object, expected: str) -> ManticoreError:
-    place = f"{where}: {at}" if at else where
-    return ManticoreError(f"{place}: wrong value (got {got!r:.60}, expected {expected}). Fix: run the stage again")
-
-
-@cache
-def _fields(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
-
-
-def _read(kind: Any, value: Any, where: str, at: str) -> Any:
-    """``value`` as the type ``kind``, which may be a dataclass, tuple, dict, optional or scalar of JSON."""
-    if kind == Plain:
-        return _plain(value, where, at)
-    if get_origin(kind) in (Union, types.UnionType):
-        if value is None:
-            return None
-        kind = next(arm for arm in get_args(kind) if arm is not type(None))
-        if kind in (int, float) and isinstance(value, float) and not math.isfinite(value):
-            return None
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, Mapping):
-            raise _wrong(where, at, value, "an object")
-        hints = _fields(kind)  # type: ignore[arg-type]
-        # A key that is null says no more than a key that is missing: the default stands.
-        given = {key: value[key] for key in hints if value.get(key) is not None}
-        prefix = f"{at}." if at else ""
-        return kind(**{key: _read(hints[key], item, where, prefix + key) for key, item in given.items()})  # type: ignore[operator]
-    if get_origin(kind) is tuple:
-        if not isinstance(value, list | tuple):
-            raise _wrong(where, at, value, "a list")
-        item_kind = get_args(kind)[0]
-        return tuple(_read(item_kind, item, where, f"{at}[{i}]") for i, item in enumerate(value))
-    if get_origin(kind) is dict:
-        if not isinstance(value, Mapping):
-            raise _wrong(where, at, value, "an object")
-        item_kind = get_args(kind)[1]
-        named = {printable(str(key)): item for key, item in value.items()}
-        return {key: _read(item_kind, item, where, f"{at}.{key}") for key, item in named.items()}
-    return _scalar(kind, value, where, at)
-
-
-def _plain(value: Any, where: str, at: str) -> Plain:
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    number: Plain = _scalar(float, value, where, at)
-    return value if isinstance(value, int) else number
-
-
-def _scalar(kind: type, value: Any, where: str, at: str) -> Any:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    # No count of a run needs more, and Python's integers go on where floats end.
-    is_number = is_number and abs(value) < 1e300
-    if kind is str and isinstance(value, str):
-        return printable(value)
-    if kind is bool and isinstance(value, bool):
-        return value
-    if kind is float and is_number:
-        return float(value)
-    if kind is int and is_number and value == int(value):
-        return int(value)
-    expected = {str: "a text", bool: "true or false", float: "a number", int: "a whole number"}[kind]
-    raise _wrong(where, at, value, expected)
-
-
-def printable(text: str) -> str:
-    """``text`` on one line, with U+FFFD for what cannot be shown (also what XML and UTF-8 cannot carry)."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in text)

@@ -20,7 +20,7 @@ from manticore.report.verdict import verdict
 from manticore.stages.combine import TaskInfo
 from manticore.stages.compare import CompareRecord, Row
 
-_TONES = {
+TONES = {
     Standing.BETTER: "green",
     Standing.WORSE: "red",
     Standing.NOISE: "yellow",
@@ -113,7 +113,7 @@ def render_summary(results: Results | Mapping[str, Any]) -> Group:
     """The verdict, the chosen blocks, the candidates of the search, and what to be careful about."""
     results = as_results(results)
     judged = verdict(results)
-    lines: list[RenderableType] = [Text(judged.sentence, style=_TONES[judged.outcome])]
+    lines: list[RenderableType] = [Text(judged.sentence, style=TONES[judged.outcome])]
     if results.path:
         lines.append(Text(f"blocks: {path_words(results, results.path)}"))
     lines += [_candidates(results), _shared(results)]

@@ -19,14 +19,15 @@ integer: those are ours (docs/star.md).
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from manticore.errors import ManticoreError
 from manticore.registry import did_you_mean
 from manticore.stacks.configuration import StackConfig
 from manticore.stacks.genome_integers import STRATEGIES, Genome, Liv
-from manticore.stacks.genome_links import Links, first_of, links_of, misfits, numbered
+from manticore.stacks.genome_links import Links, first_of, has_weights, links_of, misfits, numbered
 from manticore.stacks.genome_pool import POOL, is_operator
 
 Entry: TypeAlias = str | Sequence[Any]
@@ -116,30 +117,35 @@ def repair(genome: Genome, draws: random.Random) -> Genome:
     """
     livs = genome.livs
     weights = _joined(
-        [(liv.featurizer_group if liv.featurizer_strategy > 1 else None, liv.operator) for liv in livs], draws
+        [liv.featurizer_group if liv.featurizer_strategy > 1 else None for liv in livs],
+        lambda index, owner: livs[index].operator == livs[owner].operator,
+        draws,
     )
     features = _joined(
-        [(liv.feature_group if liv.features(liv.feature_strategy) else None, liv.family) for liv in livs], draws
+        [liv.feature_group if liv.features(liv.feature_strategy) else None for liv in livs],
+        lambda index, owner: livs[index].fits(livs[owner]),
+        draws,
     )
     strategies = [1 if owner is None else liv.feature_strategy for liv, owner in zip(livs, features)]
     links = Links(tuple(weights), tuple(features), tuple(strategies))
+    kept = [o if o is None or has_weights(livs, links, k, o) else None for k, o in enumerate(weights)]
+    links = replace(links, weights=tuple(kept))
     return numbered([liv.operator for liv in livs], links, genome.norm, genome.residual)
 
 
-def _joined(wishes: Sequence[tuple[int | None, object]], draws: random.Random) -> list[int | None]:
-    """For each LIV, of (group in which it would share, what those that can share agree in), the owner that it joins."""
+def _joined(
+    groups: Sequence[int | None], can_share: Callable[[int, int], bool], draws: random.Random
+) -> list[int | None]:
+    """For each LIV, of the group in which it would share, the owner that it joins."""
     owners: list[int | None] = []
-    for index, (group, kind) in enumerate(wishes):
+    for index, group in enumerate(groups):
         owner = None
         if group is not None:
-            lower = [k for k in range(index) if wishes[k][1] == kind]
-            mates = [k for k in lower if wishes[k][0] == group]
-            if mates:
-                owner = mates[0]
-            elif (group, kind) not in wishes[index + 1 :] and lower:
-                owner = draws.choice(lower)
-            if owner is not None:
-                owner = first_of(owners, owner)
+            possible = [k for k in range(index) if can_share(index, first_of(owners, k))]
+            mates = [k for k in possible if groups[k] == group]
+            joined = any(groups[k] == group and can_share(k, index) for k in range(index + 1, len(groups)))
+            if mates or (possible and not joined):
+                owner = first_of(owners, mates[0] if mates else draws.choice(possible))
         owners.append(owner)
     return owners
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_args
 from manticore.errors import ManticoreError
 from manticore.registry import did_you_mean
 from manticore.stacks.configuration import Norm, Residual
-from manticore.stacks.genome_pool import POOL, family, is_operator, shareable
+from manticore.stacks.genome_pool import POOL, family, fits, is_operator, shareable
 
 VERSION = "v1"
 NORMS: tuple[str, ...] = get_args(Norm)
@@ -54,6 +54,10 @@ class Liv(NamedTuple):
     def family(self) -> str:
         """Within which features can be shared."""
         return family(self.name, self.options)
+
+    def fits(self, maker: Liv) -> bool:
+        """Whether it can take features of another one."""
+        return fits(self.name, self.options, maker.name, maker.options)
 
     def features(self, strategy: int) -> tuple[str, ...]:
         """What a strategy shares; empty where this class has none of it."""

@@ -62,21 +62,30 @@ def misfits(genome: Genome, *, alone: bool = False) -> Iterator[str]:
     """
     livs, links = genome.livs, links_of(genome)
     for index, (liv, weights, features) in enumerate(zip(livs, links.weights, links.features)):
-        if weights is not None and livs[weights].operator != liv.operator:
-            yield (
-                f"LIV {index + 1} ({liv.title}) shares weights in featurizer group {liv.featurizer_group} with LIV "
-                f"{weights + 1} ({livs[weights].title}), which is of another class"
-            )
-        if features is not None and (liv.family != livs[features].family or not liv.features(liv.feature_strategy)):
-            why = "of another family" if liv.family != livs[features].family else "of a class without such"
-            yield (
-                f"LIV {index + 1} ({liv.title}) shares features in feature group {liv.feature_group} with LIV "
-                f"{features + 1} ({livs[features].title}), which is {why}"
-            )
+        at = _told(livs, index)
+        if weights is not None:
+            of = f"{at} shares weights in featurizer group {liv.featurizer_group} with {_told(livs, weights)}"
+            if livs[weights].operator != liv.operator:
+                yield f"{of}, which is of another class"
+            elif not has_weights(livs, links, index, weights):
+                yield f"{of}, which has none for the features that it reuses itself"
+        if features is not None and not (liv.features(liv.feature_strategy) and liv.fits(livs[features])):
+            of = f"{at} shares features in feature group {liv.feature_group} with {_told(livs, features)}"
+            yield f"{of}, which is of {'a class without such' if liv.fits(livs[features]) else 'another family'}"
         if alone and liv.featurizer_strategy > 1 and weights is None and index not in links.weights:
-            yield f"LIV {index + 1} is alone in featurizer group {liv.featurizer_group}, which shares"
+            yield f"{at} is alone in featurizer group {liv.featurizer_group}, which shares"
         if alone and liv.feature_strategy > 1 and features is None and index not in links.features:
-            yield f"LIV {index + 1} is alone in feature group {liv.feature_group}, which shares"
+            yield f"{at} is alone in feature group {liv.feature_group}, which shares"
+
+
+def has_weights(livs: Sequence[Liv], links: Links, index: int, owner: int) -> bool:
+    """Whether an owner has all the weights that a LIV of its class needs: what it reuses it has none for."""
+    needless = livs[index].features(links.strategies[index])
+    return set(livs[owner].features(links.strategies[owner])) <= set(needless)
+
+
+def _told(livs: Sequence[Liv], index: int) -> str:
+    return f"LIV {index + 1} ({livs[index].title})"
 
 
 def first_of(owners: Sequence[int | None], owner: int) -> int:

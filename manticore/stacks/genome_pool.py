@@ -25,6 +25,11 @@ def shareable(name: str, options: Mapping[str, Any], strategy: int) -> tuple[str
     return ("B", "V") if strategy == 2 else ("B", "V", {"rec": "decay", "gconv": "kernel"}[kind])
 
 
+def fits(name: str, options: Mapping[str, Any], maker: str, of_maker: Mapping[str, Any]) -> bool:
+    """Whether a layer can take features of another one."""
+    return family(name, options) == family(maker, of_maker)
+
+
 def is_operator(code: Any) -> bool:
     """Whether five digits name a legal operator."""
     return False

@@ -93,7 +93,7 @@ def text(
             )
             for split in SPLITS
         }
-        return _task(mixed, tokenizer, length, bos, sources=tuple(sources))
+        return task_of_packs(mixed, tokenizer, length, bos, sources=tuple(sources))
     splits = split_documents(read_corpus(source, text_column=text_column, max_bytes=max_bytes), data_seed=data_seed)
     return packed_task(splits, tokenizer, length, bos=bos)
 
@@ -109,16 +109,17 @@ def packed_task(
         ManticoreError: as :func:`pack`.
     """
     packs = {name: pack(part, tokenizer, length, bos=bos, name=f"{name} part") for name, part in splits.items()}
-    return _task(packs, tokenizer, length, bos)
+    return task_of_packs(packs, tokenizer, length, bos)
 
 
-def _task(
+def task_of_packs(
     packs: Mapping[str, Dataset],
     tokenizer: PreTrainedTokenizerBase,
     length: int,
-    bos: Bos,
+    bos: Bos = "auto",
     sources: tuple[str, ...] = (),
 ) -> Task:
+    """The task of predicting packs that have been cut already, split by split; of a mixture with its sources' names."""
     first, sizes = beginning(tokenizer, bos, stage="text"), text_bytes(tokenizer)
     make = TokenMetrics if sizes is None else partial(TextMetrics, sizes)
     return Task(

@@ -8,7 +8,8 @@ import pytest
 from run_records import build_record
 
 from manticore.errors import ManticoreError
-from manticore.report.results import parse_results, printable, read_results
+from manticore.report.results import parse_results, read_results
+from manticore.report.typed_reading import printable
 
 
 def test_complete_record_keeps_its_numbers(run_folder, record):

@@ -17,6 +17,7 @@ from typing import Any
 from manticore.errors import ManticoreError, about
 from manticore.option_types import Count, Depth, Size
 from manticore.registry import did_you_mean
+from manticore.search.designs.drawn import ENUMERABLE
 from manticore.search.designs.space import Design
 from manticore.stacks.catalogue import measured
 from manticore.stacks.configuration import StackConfig
@@ -98,7 +99,12 @@ class GenomeSpace:
 
     @cached_property
     def size(self) -> int:
-        """How many stacks there are, which mean something else each."""
+        """How many stacks there are, which mean something else each; of many, at most so many."""
+        return sum(1 for _ in self.designs()) if self._most <= ENUMERABLE else self._most
+
+    @cached_property
+    def _most(self) -> int:
+        """As if all of a family could share whatever else they share."""
         families: dict[tuple[str, int], int] = {}
         for liv in map(Liv, self.operators):
             shared = len(distinct_strategies(liv.operator))
@@ -119,7 +125,9 @@ class GenomeSpace:
             for depth in range(self.least, self.livs + 1):
                 for operators in itertools.product(self.operators, repeat=depth):
                     for links in _all_links([Liv(operator) for operator in operators]):
-                        yield self.design(numbered(operators, links, norm, residual))
+                        genome = numbered(operators, links, norm, residual)
+                        if next(misfits(genome), None) is None:
+                            yield self.design(genome)
 
     def design(self, genome: Genome) -> Design:
         """Of a canonical genome of this space."""
@@ -243,7 +251,7 @@ def _all_links(livs: Sequence[Liv]) -> Iterator[Links]:
         own = [index for index, owner in enumerate(links.weights) if owner is None]
         weights = [None, *(index for index in own if lower[index].operator == last.operator)]
         own = [index for index, owner in enumerate(links.features) if owner is None]
-        mates = [index for index in own if lower[index].family == last.family]
+        mates = [index for index in own if last.fits(lower[index])]
         features: list[tuple[int | None, int]] = [(None, 1), *itertools.product(mates, strategies)]
         for of_weights, (of_features, strategy) in itertools.product(weights, features):
             yield Links((*links.weights, of_weights), (*links.features, of_features), (*links.strategies, strategy))

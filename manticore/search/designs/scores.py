@@ -27,6 +27,8 @@ class Scores:
     goals: Sequence[Goal]
     limits: Mapping[str, float] = field(default_factory=dict)
     """Measure → the most that a design may have."""
+    least: Mapping[str, float] = field(default_factory=dict)
+    """Measure → the least that it must have."""
     found: dict[Design, dict[str, float]] = field(default_factory=dict)
     """In the order in which they were first asked for."""
     failed: dict[Design, str] = field(default_factory=dict)
@@ -44,9 +46,11 @@ class Scores:
         return tuple(math.inf if math.isnan(number) else number for number in numbers)
 
     def excess(self, design: Design) -> tuple[float, ...]:
-        """By how much each limit is exceeded, as a share of it; 0 or less is within."""
+        """By how much each limit is exceeded, or missed from below, as a share of it; 0 or less is within."""
         measures = self.found.get(design, {})
-        return tuple(measures.get(name, math.inf) / most - 1 for name, most in self.limits.items())
+        above = (measures.get(name, math.inf) / most - 1 for name, most in self.limits.items())
+        below = (1 - measures.get(name, -math.inf) / least for name, least in self.least.items())
+        return (*above, *below)
 
     def allowed(self, design: Design) -> bool:
         """Whether a design has scores, keeps all limits, and is whole: incremental methods score parts as well."""

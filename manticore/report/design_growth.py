@@ -1,0 +1,113 @@
+"""What a study's generations have brought: hypervolume, and who stands in the population, one after the other.
+
+The reference point of the hypervolume is the worst of the first generation in each objective; axes are scaled by
+Transformer++ where it is a baseline. Batches of few designs are taken together, so that shares are of something.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from manticore.experiments.hypervolume import history, hypervolume, reference_of
+from manticore.experiments.motifs import Motifs, motifs
+from manticore.report.design_record import Baseline, Study, Trial
+
+_SCALE_OF = "transformer"
+"""The baseline whose values are the units of the axes, by the beginning of its name."""
+_MOST_STEPS = 24
+"""Populations in one picture."""
+_MOST_VOLUMES = 120
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Hypervolume after each generation."""
+
+    everything: list[float]
+    """Of all designs so far; it never falls."""
+    populations: list[float] | None
+    """Of each population alone; None where there are no populations."""
+    reference: tuple[float, ...]
+    """In the objectives' own units and directions."""
+    scaled_by: str
+    """The baseline whose values are the units; empty: the objectives' own."""
+    unit: str
+    """``generation`` or ``batch``."""
+
+
+@dataclass(frozen=True)
+class Populations:
+    """Motifs of the population, over the search."""
+
+    steps: list[Motifs]
+    names: list[str]
+    """Of the steps: ``3`` or ``4–7``."""
+    unit: str
+
+
+def growth(study: Study) -> Growth | None:
+    """None where there is one objective, or the first generation has no scores."""
+    goals, found = study.goals, study.batches
+    first = [trial.point(goals) for trial in (found[0] if found else ()) if trial.is_scored(goals)]
+    if len(goals) < 2 or not first:
+        return None
+    scale, units = _units(study)
+    reference = tuple(value / one for value, one in zip(reference_of(first), units))
+    # only the first and last of many batches of one design differ visibly
+    grouped = _grouped(found, _MOST_VOLUMES)
+    points = [
+        [
+            tuple(value / one for value, one in zip(trial.point(goals), units))
+            for trial in batch
+            if trial.is_scored(goals) and study.allows(trial)
+        ]
+        for batch in grouped
+    ]
+    alone = [hypervolume(batch, reference) for batch in points] if _is_population(study) else None
+    own = [value * one * (-1 if goal.maximise else 1) for value, one, goal in zip(reference, units, goals)]
+    return Growth(history(points, reference), alone, tuple(own), scale.name if scale else "", unit(study))
+
+
+def populations(study: Study) -> Populations:
+    """The motifs of each generation, of few designs at a time taken together."""
+    found = study.batches
+    grouped = _grouped(found, _MOST_STEPS)
+    width = math.ceil(len(found) / len(grouped))
+    names = []
+    for place in range(len(grouped)):
+        first, last = place * width, min((place + 1) * width, len(found)) - 1
+        names.append(str(first) if first == last else f"{first}–{last}")
+    return Populations([motifs(trial.entries for trial in batch) for batch in grouped], names, unit(study))
+
+
+def unit(study: Study) -> str:
+    """What the search counts in."""
+    return "generation" if _is_population(study) else "batch"
+
+
+def best_quarter(study: Study) -> list[Trial]:
+    """Of several objectives the front, else the best quarter; at least three designs where there are so many."""
+    front = [study.by_design[design] for design in study.front]
+    return front if len(study.goals) > 1 else study.ranked[: max(3, len(study.ranked) // 4)]
+
+
+def _is_population(study: Study) -> bool:
+    """Whether the batches are populations: then some design stands in two of them, or has parents."""
+    listed = list(chain(*study.generations))
+    return len(set(listed)) < len(listed) or any(trial.parents for trial in study.trials)
+
+
+def _units(study: Study) -> tuple[Baseline | None, list[float]]:
+    for baseline in study.rivals:
+        values = [abs(value) for value in baseline.point(study.goals)]
+        if baseline.name.startswith(_SCALE_OF) and all(values):
+            return baseline, values
+    return None, [1.0] * len(study.goals)
+
+
+def _grouped(found: Sequence[list[Trial]], most: int) -> list[list[Trial]]:
+    width = math.ceil(len(found) / most)
+    return [list(chain(*found[place : place + width])) for place in range(0, len(found), width)]
