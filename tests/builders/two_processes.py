@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 from forked import Script
+from once import once
 
 from manticore.schema.loading import launch_configurations
 
@@ -25,17 +27,23 @@ with open(os.path.join(folder, "outcome-" + os.environ["RANK"] + ".json"), "w") 
 """
 
 
-def run_by_two(module: str, folder: Path, configuration: str | None = None, **environment: str) -> list[Any]:
-    """What ``work(folder)`` of a test module returns in each of two processes, as JSON keeps it.
+def run_by_two(
+    tmp_path_factory: pytest.TempPathFactory, module: str, configuration: str | None = None, **environment: str
+) -> tuple[Path, list[Any]]:
+    """A folder, and what ``work(folder)`` of a test module returns in each of two processes, as JSON keeps it.
 
     accelerate launch starts them with the shipped configuration of that name; without one they are forked, and are
     told what torchrun tells.
     """
-    if configuration is None:
-        _fork_two(module, folder, environment)
-    else:
-        _launch_two(module, folder, configuration, environment)
-    return [json.loads((folder / f"outcome-{rank}.json").read_text()) for rank in (0, 1)]
+
+    def start(folder: Path) -> None:
+        if configuration is None:
+            _fork_two(module, folder, environment)
+        else:
+            _launch_two(module, folder, configuration, environment)
+
+    folder = once(tmp_path_factory, f"two {Path(module).stem}", start)
+    return folder, [json.loads((folder / f"outcome-{rank}.json").read_text()) for rank in (0, 1)]
 
 
 def _fork_two(module: str, folder: Path, environment: Mapping[str, str]) -> None:

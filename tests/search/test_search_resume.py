@@ -3,6 +3,7 @@
 import pytest
 import torch
 from forked import Script
+from once import once
 from tiny_search import make_hybrid, recall
 
 from manticore.errors import ManticoreError
@@ -62,10 +63,11 @@ def test_a_search_that_learns_weights_does_not_grow_into_a_longer_one(tmp_path):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    out = tmp_path_factory.mktemp("killed")
-    code, said = Script(RUN, __file__, str(out), said=out / "said.txt").end()
-    assert code == 0, said
-    return out
+    def kill(out):
+        code, said = Script(RUN, __file__, str(out), said=out / "said.txt").end()
+        assert code == 0, said
+
+    return once(tmp_path_factory, "killed searches", kill)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

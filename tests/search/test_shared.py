@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import Script
+from once import once
 from tiny_search import TUNING, make_hybrid, recall, tiny_mamba, trained
 
 import manticore
@@ -163,10 +164,11 @@ for what in ("training", "scoring"):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    out = tmp_path_factory.mktemp("killed")
-    code, said = Script(KILLED, __file__, str(out), said=out / "said.txt").end()
-    assert code == 0, said
-    return out
+    def kill(out):
+        code, said = Script(KILLED, __file__, str(out), said=out / "said.txt").end()
+        assert code == 0, said
+
+    return once(tmp_path_factory, "killed shared scores", kill)
 
 
 @pytest.fixture(scope="module")
