@@ -92,7 +92,8 @@ def test_a_run_killed_in_every_stage_resumes_to_the_same_numbers(
         text = text.replace(
             "search: {method: darts, steps: 6, batch_size: 8, save_steps: 2}", "search: {method: blockwise}"
         )
-        text = text.replace("finetune: {steps: 6,", "finetune: {steps: 24,")
+        text = text.replace("finetune: {steps: 6,", "finetune: {steps: 12,")
+        text = text.replace("compare: {", "compare: {ensemble: false, ")
     recipe.write_text(text, encoding="utf-8")
     # what is before a search is the same for both, so that the second is killed from its search on, and makes its
     # parents once
