@@ -249,9 +249,9 @@ class Benchmark:
         report: dict[str, Any] = {"fits": found.to_dict(), "runs": self.table.rows, "tiny": self.tiny}
         self.print_minima(found)
         common = self.budgets[self.common]
-        best = {
-            m.architecture: m.loss.value for m in found.minima if math.isclose(m.flops, common, rel_tol=self.tolerance)
-        }
+        at = [m for m in found.minima if math.isclose(m.flops, common, rel_tol=self.tolerance)]
+        # a minimum beyond the sizes is a guess
+        best = {m.architecture: m.loss.value for m in at if m.edge is None and m.loss is not None}
         scores = {row["architecture"]: row["mad"] for row in self.table.rows if row["kind"] == "mad" and "mad" in row}
         shared = sorted(best.keys() & scores.keys())
         try:
@@ -279,9 +279,9 @@ class Benchmark:
 
     def print_minima(self, found: IsoFlops) -> None:
         print(f"\n{'architecture':12} {'FLOPs':>8} {'best size':>34} {'loss':>26} {'state':>8}")
-        for m in sorted(found.minima, key=lambda m: (m.flops, m.loss.value)):
+        for m in sorted(found.minima, key=lambda m: (m.flops, m.loss.value if m.loss else math.inf)):
             state = "" if m.state is None else f"{m.state:8,.0f}"
-            edge = f"  minimum {m.edge} size" if m.edge else ""
+            edge = "" if m.edge is None else "  no minimum" if m.loss is None else f"  minimum {m.edge} size"
             print(f"{m.architecture:12} {m.flops:8.2g} {m.parameters!s:>34} {m.loss!s:>26} {state}{edge}")
         for name, fit in found.exponents.items():
             print(f"{name}: size as C^{fit.size}, tokens as C^{fit.data}, {len(fit.budgets)} budgets")

@@ -50,11 +50,13 @@ def test_the_exponents_of_a_table_without_noise_are_exact() -> None:
     assert found.size.interval == (pytest.approx(SIZE), pytest.approx(SIZE))
     assert found.budgets == pytest.approx(BUDGETS)
     for minimum, flops in zip(table.minima, BUDGETS):
+        assert minimum.parameters is not None
+        assert minimum.loss is not None
         assert minimum.parameters.value == pytest.approx(3 * flops**SIZE)
         assert minimum.loss.value == pytest.approx(2 - 0.005 * math.log(flops))
         assert minimum.edge is None
-    assert table.best_loss("striped", 4e9) == table.minima[1].loss.value
-    assert table.best_loss("striped") == table.minima[-1].loss.value
+    assert table.best_loss("striped", 4e9) == pytest.approx(2 - 0.005 * math.log(4e9))
+    assert table.best_loss("striped") == pytest.approx(2 - 0.005 * math.log(BUDGETS[-1]))
     assert table.notes == []
     json.dumps(table.to_dict(), allow_nan=False)
 
@@ -108,6 +110,10 @@ def test_losses_that_bend_downwards_have_no_minimum() -> None:
     table = isoflops(bent)
     assert table.minima[0].edge == "nowhere"
     assert "do not bend upwards" in table.notes[0]
+    assert (table.minima[0].parameters, table.minima[0].loss) == (None, None)
+    json.dumps(table.to_dict(), allow_nan=False)
+    with pytest.raises(ManticoreError, match="no curve of striped"):
+        table.best_loss("striped")
 
 
 def test_three_sizes_have_a_minimum_without_an_interval() -> None:

@@ -32,7 +32,7 @@ class Minimum:
 
     Attributes:
         flops: the budget, the geometric mean of its runs'.
-        parameters, tokens, loss: at the minimum.
+        parameters, tokens, loss: at the minimum; None where there is none.
         state: numbers that decoding keeps there; None where a run does not say.
         sizes: smallest and largest that were trained.
         edge: where the minimum lies if not among those sizes; such a one is a guess, and no exponent is fitted to it.
@@ -40,9 +40,9 @@ class Minimum:
 
     architecture: str
     flops: float
-    parameters: Estimate
-    tokens: Estimate
-    loss: Estimate
+    parameters: Estimate | None
+    tokens: Estimate | None
+    loss: Estimate | None
     state: float | None
     sizes: tuple[float, float]
     edge: Edge | None
@@ -88,13 +88,15 @@ class IsoFlops:
         Raises:
             ManticoreError: there is none.
         """
-        own = [m for m in self.minima if m.architecture == architecture]
+        own = [m for m in self.minima if m.architecture == architecture and m.loss is not None]
         found = [m for m in own if flops is None or abs(m.flops / flops - 1) < 0.05]
         if not found:
             known = ", ".join(f"{m.architecture} at {m.flops:.3g}" for m in own or self.minima)
             wanted = architecture if flops is None else f"{architecture} at {flops:.3g} FLOPs"
             raise ManticoreError(f"isoflops: no curve of {wanted} (there are: {known}). Fix: one of those")
-        return max(found, key=lambda m: m.flops).loss.value
+        best = max(found, key=lambda m: m.flops).loss
+        assert best is not None
+        return best.value
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON takes it."""
@@ -213,24 +215,27 @@ def _fit(
     architecture: str, curves: Sequence[_Curve], replicates: list[np.ndarray] | None, inside: float, found: IsoFlops
 ) -> None:
     """Add an architecture's minima and exponents to what was found."""
-    own, drawn = [], []
+    own, drawn, best_sizes, best_tokens = [], [], [], []
     for index, curve in enumerate(curves):
         best = curve.lowest(curve.coefficients)
         size, tokens, loss = (float(value[0]) for value in best)
         again = curve.lowest(replicates[index]) if replicates is not None else (None, None, None)
         edge = _edge(size, curve.sizes)
+        known = edge != "nowhere"
         own.append(
             Minimum(
                 architecture,
                 curve.flops,
-                _exponential(estimate(size, again[0], inside)),
-                _exponential(estimate(tokens, again[1], inside)),
-                estimate(loss, again[2], inside),
-                curve.state(size) if edge != "nowhere" else None,
+                _exponential(estimate(size, again[0], inside)) if known else None,
+                _exponential(estimate(tokens, again[1], inside)) if known else None,
+                estimate(loss, again[2], inside) if known else None,
+                curve.state(size) if known else None,
                 curve.sizes,
                 edge,
             )
         )
+        best_sizes.append(size)
+        best_tokens.append(tokens)
         drawn.append(again)
         if edge is not None:
             low, high = curve.sizes
@@ -251,8 +256,8 @@ def _fit(
             found.notes.append(f"{architecture}: no exponents, since fewer than two budgets have a minimum among sizes")
         return
     budgets = np.log([own[index].flops for index in kept])
-    sizes = _power(budgets, [np.log(own[index].parameters.value) for index in kept])
-    data = _power(budgets, [np.log(own[index].tokens.value) for index in kept])
+    sizes = _power(budgets, [best_sizes[index] for index in kept])
+    data = _power(budgets, [best_tokens[index] for index in kept])
     again_sizes = again_data = None
     if replicates is not None:
         again_sizes = _power(budgets, [drawn[index][0] for index in kept])[0]

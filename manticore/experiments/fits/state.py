@@ -65,7 +65,7 @@ def state_optimal(
     for minimum in table.minima:
         if minimum.edge is not None:
             left_out.setdefault(minimum.architecture, f"its minimum at {minimum.flops:.3g} FLOPs is {minimum.edge}")
-        elif not minimum.state or minimum.state < 1:
+        elif minimum.loss is None or not minimum.state or minimum.state < 1:
             left_out.setdefault(minimum.architecture, "it keeps no state, or its runs do not say")
         else:
             usable.append(minimum)
@@ -102,7 +102,7 @@ def _slope(budgets: Sequence[Sequence[Minimum]], times: dict[str, int]) -> float
         if np.count_nonzero(weight) < 2:
             continue
         state = np.log([m.state or 1.0 for m in group])
-        loss = np.array([m.loss.value for m in group])
+        loss = np.array([m.loss.value for m in group if m.loss is not None])
         state = state - np.average(state, weights=weight)
         loss = loss - np.average(loss, weights=weight)
         above += float(weight @ (state * loss))
