@@ -14,9 +14,11 @@ from run_records import HOSTILE_NAMES
 from study_records import build_study, scored, write_study
 
 from manticore.errors import ManticoreError
+from manticore.report.design_fronts import front_figure
 from manticore.report.design_page import loading_code, next_command, write_page
 from manticore.report.design_record import parse_study
 from manticore.report.design_verdict import verdict
+from manticore.report.layer_picture import looks
 
 
 def _page(folder, record) -> tuple[str, Page]:
@@ -104,6 +106,17 @@ def test_three_objectives_are_drawn_in_pairs_and_an_older_figure_goes(tmp_path):
         assert front.count(pair) == 2
     assert not (tmp_path / "figures" / "best_so_far.svg").exists()
     assert "Hypervolume" in page.words()
+
+
+@pytest.mark.parametrize(("factor", "scale"), [(1, "linear"), (1000, "log")])
+def test_costs_that_lie_far_apart_are_drawn_in_doublings(factor, scale):
+    record = build_study(generations=1)
+    record["trials"][0]["measures"]["cache_bytes"] *= factor
+    record["front"] = record["front"][1:2]
+    study = parse_study(record)
+    figure = front_figure(study, looks(study))
+    assert figure.axes[0].get_xscale() == scale
+    assert figure.axes[0].get_yscale() == "linear"
 
 
 def test_failures_only(tmp_path):
