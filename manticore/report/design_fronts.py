@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 
 from manticore import quantities
@@ -32,6 +32,8 @@ _CROWD = "#b4bac3"
 _MOST_DOTS = 1500
 """In one panel; more cannot be told from each other, and would only make the page heavy."""
 _MOST_STRIPS = 12
+_WIDE = 40
+"""A cost that is so many times another's would leave the small ones on each other: then the axis is in doublings."""
 _MOST_BASELINES = 12
 _MOST_CURVES = 6
 _MOST_POINTS = 100
@@ -69,18 +71,19 @@ def front_figure(study: Study, drawn: dict[str, Look]) -> Figure | None:
 
 
 def best_so_far_figure(study: Study, drawn: dict[str, Look]) -> Figure | None:
-    """Of one objective: every trial's score in the order of the trials, and the best until then."""
-    if len(study.goals) != 1 or not study.scored:
+    """Of one objective: every trial's score in the order of the trials, and the best within the limits until then."""
+    if len(study.goals) != 1 or not study.ranked:
         return None
     goal = study.goals[0]
     places = {trial.design: place for place, trial in enumerate(study.trials, 1)}
-    xs = [places[trial.design] for trial in study.scored]
-    ys = [trial.measures[goal.measure] or 0.0 for trial in study.scored]
-    best = list(accumulate(ys, max if goal.maximise else min))
+    points = [(places[trial.design], trial.measures[goal.measure] or 0.0) for trial in study.scored]
+    kept = sorted((places[trial.design], trial.measures[goal.measure] or 0.0) for trial in study.ranked)
+    best = list(accumulate((y for _, y in kept), max if goal.maximise else min))
     figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
     ax = figure.subplots()
-    _dots(ax, list(zip(xs, ys)))
-    ax.step([*xs, len(study.trials)], [*best, best[-1]], where="post", color=INK, label="best so far")
+    _dots(ax, points)
+    xs = [*(x for x, _ in kept), len(study.trials)]
+    ax.step(xs, [*best, best[-1]], where="post", color=INK, label="best so far")
     for place, baseline in enumerate(study.rivals[:_MOST_BASELINES]):
         colour, dashes = component_colour(place), component_dashes(place + 1)
         label = quantities.shorten(baseline.name, 30)
@@ -173,6 +176,10 @@ def _pair(ax: Axes, study: Study, across: Goal, up: Goal, numbered: Sequence[tup
     ax.set_xlabel(f"{name(across.measure)} ({direction(across)})")
     ax.set_ylabel(f"{name(up.measure)} ({direction(up)})")
     ax.margins(0.13, 0.16)
+    everything = [_at(entry, across, up) for entry in (*study.scored, *study.rivals)]
+    for goal, values, scaled in zip((across, up), zip(*everything), (ax.set_xscale, ax.set_yscale)):
+        if words(goal.measure).price and min(values) > 0 and max(values) > _WIDE * min(values):
+            scaled("log", base=2)
     # room for a strip under the lowest and over the highest point is part of what ticks span
     for axis, goal, limits in ((ax.xaxis, across, ax.get_xlim()), (ax.yaxis, up, ax.get_ylim())):
         _score_axis(axis, goal)
@@ -198,9 +205,9 @@ def _dots(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
 
 def _score_axis(axis: Axis, goal: Goal) -> None:
     said = words(goal.measure).said
-    ticks = MaxNLocator(6)
-    axis.set_major_locator(ticks)
-    if goal.measure.endswith("bytes"):
+    is_log, ticks = axis.get_scale() == "log", MaxNLocator(6)
+    axis.set_major_locator(LogLocator(2, numticks=8) if is_log else ticks)
+    if goal.measure.endswith("bytes") and not is_log:
         low, high = axis.get_view_interval()
         # round numbers of KiB or MiB, not of bytes
         size = 1024 ** int(math.log(max(high, 1), 1024))

@@ -14,12 +14,14 @@ from itertools import chain
 from manticore.experiments.hypervolume import history, hypervolume, reference_of
 from manticore.experiments.motifs import Motifs, motifs
 from manticore.report.design_record import Baseline, Study, Trial
+from manticore.report.measure_words import name
 
 _SCALE_OF = "transformer"
 """The baseline whose values are the units of the axes, by the beginning of its name."""
 _MOST_STEPS = 24
 """Populations in one picture."""
 _MOST_VOLUMES = 120
+_LEAST_FRONT = 5
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,12 @@ def unit(study: Study) -> str:
     return "generation" if _is_population(study) else "batch"
 
 
-def best_quarter(study: Study) -> list[Trial]:
-    """Of several objectives the front, else the best quarter; at least three designs where there are so many."""
+def best_group(study: Study) -> tuple[str, list[Trial]]:
+    """Those that motifs are looked for among, and what they are: a front of several, else the best quarter."""
     front = [study.by_design[design] for design in study.front]
-    return front if len(study.goals) > 1 else study.ranked[: max(3, len(study.ranked) // 4)]
+    if len(study.goals) > 1 and len(front) >= _LEAST_FRONT:
+        return "the front", front
+    return f"the best by {name(study.goals[0].measure)}", study.ranked[: max(3, len(study.ranked) // 4)]
 
 
 def _is_population(study: Study) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from manticore import quantities
 from manticore.paths import refuse_links_out
 from manticore.report.design_cautions import cautions
 from manticore.report.design_fronts import best_so_far_figure, curves_figure, front_figure, hypervolume_figure
-from manticore.report.design_growth import Growth, growth, populations, unit
+from manticore.report.design_growth import Growth, best_group, growth, populations, unit
 from manticore.report.design_populations import classes_figure, link_name, links_figure
 from manticore.report.design_record import Study, Trained, read_study
 from manticore.report.design_tables import MOST_ROWS, failures, invalid_offspring, measures_of, motif_rows, table
@@ -156,9 +156,9 @@ def _render(study: Study, drawings: dict[str, Drawing]) -> str:
             }
             for row in table(study)
         ],
-        more=max(0, (len(study.front) if len(study.goals) > 1 else len(study.scored)) - MOST_ROWS),
+        more=max(0, (len(study.front) if len(study.goals) > 1 else len(study.ranked)) - MOST_ROWS),
         several=len(study.goals) > 1,
-        total=len(study.scored),
+        total=len(study.ranked),
         goal=name(study.goals[0].measure),
         legend=[_chip(look) for look in drawn.values()],
         figures=drawings,
@@ -172,7 +172,7 @@ def _render(study: Study, drawings: dict[str, Drawing]) -> str:
             for row in motif_rows(study)
         ],
         unit=unit(study),
-        best_are="the front" if len(study.goals) > 1 else "the best quarter",
+        best_are=best_group(study)[0],
         offspring=invalid_offspring(study),
         failures=failures(study),
         costs=_costs(study),
@@ -194,13 +194,15 @@ def _summary(study: Study) -> list[tuple[str, str]]:
         (f"{unit(study)}s" if unit(study) != "batch" else "batches", str(len(study.batches))),
         ("seed", "" if study.seed is None else str(study.seed)),
     ]
-    pairs += [(key, _fact(value)) for key, value in study.space.items() if not isinstance(value, dict)]
+    pairs += [("space" if key == "kind" else key, _fact(value)) for key, value in study.space.items()]
     return [(key, value) for key, value in pairs if value]
 
 
 def _fact(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_fact(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_fact(item)}" for key, item in value.items())
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -221,15 +223,12 @@ def _chip(look: Look) -> dict[str, Any]:
 
 def _costs(study: Study) -> list[tuple[str, str, str]]:
     """What was trained, its FLOPs and its time."""
-    rows: list[tuple[str, list[Any], float | None]] = [
-        (f"{len(study.trials):,} designs", list(study.trials), study.flops),
-        (f"{len(study.baselines)} baselines", list(study.baselines), None),
-    ]
     found = []
-    for what, entries, known in rows:
-        spent = [entry.flops for entry in entries if entry.flops is not None]
+    parts: list[tuple[str, Sequence[Trained]]] = [("designs", study.trials), ("baselines", study.baselines)]
+    for what, entries in parts:
+        flops = [entry.flops for entry in entries if entry.flops is not None]
         seconds = [entry.seconds for entry in entries if entry.seconds is not None]
-        flops = known if known is not None else sum(spent) if spent else None
-        if entries and (flops is not None or seconds):
-            found.append((what, quantities.flops(flops), quantities.duration(sum(seconds) if seconds else None)))
+        if flops or seconds:
+            spent = quantities.flops(sum(flops) if flops else None)
+            found.append((f"{len(entries):,} {what}", spent, quantities.duration(sum(seconds) if seconds else None)))
     return found
