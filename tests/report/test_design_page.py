@@ -12,7 +12,10 @@ import pytest
 from html_pages import Page, assert_loads_nothing
 from run_records import HOSTILE_NAMES
 from study_records import build_study, scored, write_study
+from typer.testing import CliRunner
 
+from manticore import StackConfig
+from manticore.cli.app import app
 from manticore.errors import ManticoreError
 from manticore.report.design_fronts import front_figure
 from manticore.report.design_growth import populations
@@ -257,3 +260,18 @@ def test_code_and_command_are_quoted():
     assert '\\"; rm' in loading_code(study)
     compile(loading_code(study), "code", "exec")
     assert shlex.split(next_command(study, "out"))[2] == f"out/{best['folder']}"
+
+
+@pytest.mark.parametrize(("layers", "how"), [(6, "stack"), (16, "stretch")])
+def test_the_next_command_is_one_that_runs(tmp_path, layers, how):
+    record = build_study(("loss",), generations=1, layers=layers)
+    study = parse_study(record)
+    command = shlex.split(next_command(study, str(tmp_path)))
+    assert command[command.index("--how") + 1] == how
+    entries = ["mamba", "swiglu"] * (layers // 2)
+    StackConfig(layers=entries, hidden_size=16).save_pretrained(command[2])
+    command[command.index("350M")] = "100k"
+    command[-1] = str(tmp_path / "larger")
+    done = CliRunner().invoke(app, command[1:])
+    assert done.exit_code == 0, done.output
+    assert StackConfig.from_pretrained(tmp_path / "larger").num_hidden_layers >= layers
