@@ -105,10 +105,10 @@ def best_so_far_figure(study: Study, drawn: dict[str, Look]) -> Figure | None:
 
 
 def hypervolume_figure(growth: Growth) -> Figure:
-    """The share of the reference box that was dominated after each generation."""
+    """The hypervolume after each generation."""
     figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
     ax = figure.subplots()
-    xs = range(len(growth.everything))
+    xs = growth.places
     mark = "o" if len(growth.everything) <= 40 else None
     ax.plot(xs, growth.everything, color=INK, marker=mark, markersize=4, label="all designs so far")
     if growth.populations is not None:

@@ -28,6 +28,8 @@ from manticore.report.pages import Drawing, render, write_with_figures
 from manticore.report.palette import text_on
 from manticore.report.svg import house_style, to_svg
 
+_STRETCHED = 16
+"""Layers from which on a list is stretched: copies of a long one would be few and coarse."""
 _LONGEST = 44
 """Of a spelled design in a table."""
 _FIGURES = {
@@ -79,7 +81,8 @@ def next_command(study: Study, folder: str = "") -> str:
     if saved is None:
         return ""
     design = shlex.quote(f"{folder.rstrip('/')}/{saved.folder}" if folder else saved.folder)
-    return f"manticore scale {design} --parameters 350M --how stack --out larger"
+    how = "stack" if len(saved.layers) < _STRETCHED else "stretch"
+    return f"manticore scale {design} --parameters 350M --how {how} --out larger"
 
 
 def loading_code(study: Study) -> str:
