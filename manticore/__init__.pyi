@@ -76,6 +76,7 @@ def combine(
     settings: Combine | None = None,
     *,
     num_blocks: int = 4,
+    boundaries: Sequence[Sequence[int]] | None = None,
     mixing: str | None = None,
     output: str = 'logits',
     forgetting: float = 0.0,

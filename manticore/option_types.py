@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -96,6 +97,15 @@ def _exact(value: Any, check: Callable[[Any], float]) -> float:
     return value if isinstance(value, int) else checked
 
 
+def _rising(values: list[int]) -> list[int]:
+    if values[0] != 0 or any(stop <= start for start, stop in pairwise(values)):
+        raise wrong(
+            f"{values} are no boundaries: the first segment starts at layer 0, and each has a layer or more. "
+            "Fix: rising layer indices from 0 on, such as [0, 2, 3, 6]"
+        )
+    return values
+
+
 def _distinct(values: list[Any]) -> list[Any]:
     if len(set(values)) < len(values):
         raise wrong(f"{values} holds one twice. Fix: give different ones")
@@ -170,6 +180,13 @@ Share = Annotated[float, Field(gt=0, lt=1), Wanted("", "give a share between 0 a
 Drop = Annotated[
     float, Field(gt=0, lt=1), Wanted("above 0, below 1 / components", "for instance 0.01, or leave it out")
 ]
+Edges = Annotated[
+    list[Amount],
+    Field(min_length=2),
+    AfterValidator(_rising),
+    Wanted("rising layer indices from 0 on", "for instance [0, 2, 3, 6]: layers 0 and 1, layer 2, layers 3 to 5"),
+]
+"""Where the segments of a component start, and its number of layers."""
 _NAME = r"^[A-Za-z0-9][\w.-]*$"
 Name = Annotated[str, Field(pattern=_NAME)]
 Text = Annotated[str, Field(min_length=1)]

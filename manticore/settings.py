@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from manticore import option_types
 from manticore._moved import names_of
+from manticore.boundaries import wrong_rows
 from manticore.option_sets import Settings
 from manticore.option_types import (
     Amount,
@@ -22,6 +23,7 @@ from manticore.option_types import (
     Decay,
     Depth,
     Drop,
+    Edges,
     Ensembles,
     Flops,
     Forgetting,
@@ -114,6 +116,9 @@ class Combine(Settings):
 
     num_blocks: Depth = 4
     """Segments each component is cut into."""
+    boundaries: list[Edges] | None = None
+    """Where each component is cut, instead of evenly: per component the layers that its segments start at, and its
+    number of layers, such as [[0, 1, 6], [0, 4, 8]] for two blocks."""
     mixing: Mixing | None = None
     """How blocks mix the components' features; left out, translated, and with output bayes routed at R = I, where every
     component reads its own features alone."""
@@ -142,6 +147,16 @@ class Combine(Settings):
     """Where tokenizers differ: the component whose tokenizer is kept; the others are re-embedded for it."""
     min_coverage: Annotated[float, Field(ge=0, le=1), Wanted("a share", "give 0 to 1")] = 0.25
     """Refuse to re-embed a component that has less than this share of the kept tokenizer's tokens."""
+
+    @model_validator(mode="after")
+    def _boundaries_fit(self) -> Self:
+        if self.boundaries:
+            if "num_blocks" not in self.model_fields_set:
+                # not a value that was given: other boundaries may be of more blocks
+                self.__dict__["num_blocks"] = len(self.boundaries[0]) - 1
+            for text, fix in wrong_rows(self.boundaries, len(self.boundaries), self.num_blocks):
+                raise wrong(f"{text}. Fix: {fix}", at="boundaries")
+        return self
 
     @model_validator(mode="after")
     def _output_fits(self) -> Self:

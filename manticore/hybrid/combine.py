@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from manticore.boundaries import wrong_end, wrong_rows
 from manticore.components.generation_settings import generation_settings
 from manticore.components.loaded_weights import in_precision
 from manticore.components.loading import load_component, load_config, load_tokenizer
@@ -81,7 +82,7 @@ def combine(
     names = [_name(model, k) for k, model in enumerate(models)]
     given = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
     owner = None if tokenizer is None or tokenizer is given else named_component(tokenizer, names)
-    _check_configs(names, models, pinned, num_blocks)
+    _check_configs(names, models, pinned, num_blocks, settings.boundaries)
     components = [load_component(m, revision=r, dtype=dtype) for m, r in zip(models, pinned)]
     if vocab_size is None:
         carried = [load_tokenizer(m, revision=r) for m, r in zip(models, pinned)]
@@ -113,6 +114,7 @@ def combine(
     config = ManticoreConfig(
         num_components=len(components),
         num_blocks=num_blocks,
+        uneven_boundaries=settings.boundaries,
         mixing=settings.mixing,
         output=settings.output,
         forgetting=settings.forgetting,
@@ -160,18 +162,25 @@ def _check_configs(
     models: Sequence[str | Path | PreTrainedModel],
     revisions: Sequence[str | None],
     num_blocks: int,
+    boundaries: Sequence[Sequence[int]] | None,
 ) -> None:
-    """Refuse hybrids, and more blocks than layers, by configurations alone: before weights are read or downloaded."""
+    """Refuse hybrids, and blocks that these depths do not have, before weights are read or downloaded."""
     # all of them first: a model that is not there is the greater mistake
     configs = [
         load_config(str(model), revision=revision) if isinstance(model, str | Path) else getattr(model, "config", None)
         for model, revision in zip(models, revisions)
     ]
-    for name, config in zip(names, configs):
+    if boundaries is not None:
+        for what, fix in wrong_rows(boundaries, len(names), num_blocks):
+            raise ManticoreError(f"combine: {what}. Fix: {fix}")
+    for k, (name, config) in enumerate(zip(names, configs)):
         if isinstance(config, ManticoreConfig):
             raise ManticoreError(f"combine: {name} is a hybrid itself. Fix: combine all its components at once")
-        depth = getattr(config, "num_hidden_layers", num_blocks)
-        if num_blocks > depth:
+        depth = getattr(config, "num_hidden_layers", num_blocks if boundaries is None else boundaries[k][-1])
+        if boundaries is not None:
+            if (end := wrong_end(boundaries[k], name, depth)) is not None:
+                raise ManticoreError(f"combine: {end[0]}. Fix: {end[1]}")
+        elif num_blocks > depth:
             raise ManticoreError(
                 f"combine: {num_blocks} blocks, but {name} has {depth} layers. Fix: num_blocks <= {depth}"
             )

@@ -14,28 +14,14 @@ from transformers.cache_utils import CacheLayerMixin, DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from typing_extensions import TypedDict
 
+from manticore.boundaries import cut, wrong_end, wrong_rows
 from manticore.components.extra_outputs import ask_for_no_more
 from manticore.components.loading import check_family
 from manticore.components.positions import context_length
 from manticore.components.state_cache import EmptyLayer
 from manticore.errors import ManticoreError, in_brief
 from manticore.making import refuse_misfits
-from manticore.option_types import Count, Drop, Forgetting, Wanted
-
-
-def cut(num_layers: int, num_blocks: int) -> list[int]:
-    """Where the segments of a component start and end: N + 1 layer indices, as even as the depth allows.
-
-    Raises:
-        ManticoreError: more blocks than layers.
-    """
-    if num_blocks > num_layers:
-        raise ManticoreError(
-            f"combine: {num_blocks} blocks, but a component has only {num_layers} layers. "
-            f"Fix: num_blocks <= {num_layers}"
-        )
-    return [(2 * num_layers * n + num_blocks) // (2 * num_blocks) for n in range(num_blocks + 1)]
-
+from manticore.option_types import Count, Drop, Edges, Forgetting, Wanted
 
 _LONGEST_TUPLE = 100
 """More values than a decoder layer of any family returns."""
@@ -49,6 +35,7 @@ Sizes = Annotated[
     list[list[Annotated[int, Field(ge=0, lt=_LONGEST_TUPLE)]]],
     Wanted("one count per component's layer", _SAVED),
 ]
+Boundaries = Annotated[list[Edges], Wanted("layer indices for each component", _SAVED)]
 Flags = Annotated[list[bool], Wanted("true or false for each component", _SAVED)]
 Parents = Annotated[list[dict[str, str | None]], Wanted("names for each component", _SAVED)]
 
@@ -64,8 +51,9 @@ class Generation(TypedDict, total=False):
 Generations = Annotated[list[Generation], Wanted("settings for each component", _SAVED)]
 
 _READ_FROM_FILES = (
-    *("num_components", "num_blocks", "vocab_size", "released", "path", "layer_outputs", "one_token_at_a_time"),
-    *("output", "forgetting", "drop_below", "drop_after", "parents", "generation", "generation_component"),
+    *("num_components", "num_blocks", "uneven_boundaries", "vocab_size", "released", "path", "layer_outputs"),
+    *("one_token_at_a_time", "output", "forgetting", "drop_below", "drop_after"),
+    *("parents", "generation", "generation_component"),
 )
 """Fields whose values the code relies on."""
 
@@ -83,6 +71,8 @@ class ManticoreConfig(PreTrainedConfig):
     """K."""
     num_blocks: Count = 1
     """N: how many segments every component is cut into."""
+    uneven_boundaries: Boundaries | None = None
+    """Where components are not cut evenly: what :attr:`boundaries` is; None where they are, and in older folders."""
     mixing: str = "translated"
     """Registered name of how components are mixed."""
     released: bool = False
@@ -180,6 +170,7 @@ class ManticoreConfig(PreTrainedConfig):
             )
         self._check_output()
         if self.num_components:
+            self._check_boundaries()
             self._check_per_component()
             kept = sorted(set(self.path)) if self.path is not None else range(self.num_components)
             self.hidden_size = max(self.components[k].hidden_size for k in kept)
@@ -188,7 +179,6 @@ class ManticoreConfig(PreTrainedConfig):
             if lengths:
                 self.max_position_embeddings = min(lengths)
             self.num_hidden_layers = sum(config.num_hidden_layers for config in self.components)
-            self.boundaries  # noqa: B018  (refuses more blocks than layers)
 
     def _check_output(self) -> None:
         """Refuse an output that these components, or this kind of hybrid, cannot have."""
@@ -226,6 +216,27 @@ class ManticoreConfig(PreTrainedConfig):
             what = f"{drop} with {self.num_components} components (expected below 1/{self.num_components})"
             return what, "for instance 0.01"
         return None
+
+    def _check_boundaries(self) -> None:
+        """Refuse boundaries that these components do not have, and more blocks than layers."""
+        rows = self.uneven_boundaries
+        if rows is None:
+            self._even_boundaries()
+            return
+        wrong = [
+            *wrong_rows(rows, self.num_components, self.num_blocks),
+            *(
+                end
+                for k, (row, config) in enumerate(zip(rows, self.components))
+                if (end := wrong_end(row, f"component {k}", config.num_hidden_layers)) is not None
+            ),
+        ]
+        if wrong:
+            what, fix = wrong[0]
+            raise ManticoreError(f"config: {what}. Fix: {fix}")
+        if rows == self._even_boundaries():
+            # one form of each hybrid
+            self.uneven_boundaries = None
 
     def _check_per_component(self) -> None:
         """Refuse lists that do not belong to these components."""
@@ -305,6 +316,9 @@ class ManticoreConfig(PreTrainedConfig):
         values = super().to_dict()
         for k in range(self.num_components):
             values[f"component_{k}"].pop("_name_or_path", None)
+        if self.uneven_boundaries is None:
+            # folders of evenly cut hybrids are what they always were
+            values.pop("uneven_boundaries", None)
         return values
 
     @property
@@ -320,6 +334,9 @@ class ManticoreConfig(PreTrainedConfig):
     @property
     def boundaries(self) -> list[list[int]]:
         """Per component the N + 1 layer indices where its segments start and end."""
+        return [list(row) for row in self.uneven_boundaries or ()] or self._even_boundaries()
+
+    def _even_boundaries(self) -> list[list[int]]:
         return [cut(config.num_hidden_layers, self.num_blocks) for config in self.components]
 
     @property

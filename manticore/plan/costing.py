@@ -41,7 +41,7 @@ def shape_of(recipe: Recipe, sources: Sequence[Source]) -> Shape:
     options = dict(combine.projector_options)
     assert combine.mixing is not None
     how = combine.mixing, combine.released, combine.projector, options, dtype, combine.output, combine.forgetting
-    return Shape(combine.num_blocks, *how)
+    return Shape(combine.num_blocks, *how, boundaries=combine.boundaries)
 
 
 class Costing:

@@ -45,6 +45,7 @@ class Shape:
     dtype: torch.dtype
     output: str = "logits"
     forgetting: float = 0.0
+    boundaries: list[list[int]] | None = None
 
 
 class Skeleton:
@@ -102,6 +103,7 @@ class Skeleton:
         config = ManticoreConfig(
             num_components=len(components),
             num_blocks=shape.num_blocks,
+            uneven_boundaries=shape.boundaries,
             mixing=shape.mixing,
             output=shape.output,
             forgetting=shape.forgetting,

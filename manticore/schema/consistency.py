@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from manticore.boundaries import wrong_end, wrong_rows
 from manticore.errors import ManticoreError
 from manticore.making import Told
 from manticore.option_types import TaskOption
@@ -51,7 +52,7 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
     if larger is not None and larger not in made:
         yield from _model(("compare", "larger"), larger.rpartition("=")[2], made)
     if "combine" in sections:
-        yield from _depths(sections["combine"].num_blocks, pretrain, components)
+        yield from _depths(sections["combine"], pretrain, components)
         yield from options(
             ("combine", "projector_options"),
             "projector",
@@ -227,16 +228,37 @@ def _model(path: Path, source: str, names: list[str]) -> Iterator[Finding]:
         yield path, f"no {what} is called {source!r}{did_you_mean(source, names)}"
 
 
-def _depths(num_blocks: int, pretrain: list[Any], components: list[Any]) -> Iterator[Finding]:
+def _depths(combine: Any, pretrain: list[Any], components: list[Any]) -> Iterator[Finding]:
+    num_blocks, boundaries = combine.num_blocks, combine.boundaries
+    if boundaries is not None and components:
+        for text, fix in wrong_rows(boundaries, len(components), num_blocks):
+            yield ("combine", "boundaries"), f"{text}. Fix: {fix}"
     depth = {entry.name: entry.layers for entry in pretrain}
-    for component in components:
-        layers = depth.get(component.source, num_blocks)
-        if layers < num_blocks:
+    for k, component in enumerate(components):
+        layers = depth.get(component.source)
+        if layers is None:
+            continue
+        if boundaries is not None:
+            yield from uneven(boundaries[k : k + 1], component.name, layers)
+        elif layers < num_blocks:
             yield (
                 ("combine", "num_blocks"),
                 f"more blocks than layers (got {num_blocks}, {component.name} has {layers} layers). "
                 f"Fix: set it to at most {layers}",
             )
+
+
+def uneven(rows: list[list[int]], name: str, layers: int) -> Iterator[Finding]:
+    """Given boundaries of a component that do not end with its number of layers.
+
+    Args:
+        rows: that component's, or none where it has none.
+        name: of the component.
+        layers: how many it has.
+    """
+    for row in rows:
+        if (end := wrong_end(row, name, layers)) is not None:
+            yield ("combine", "boundaries"), f"{end[0]}. Fix: {end[1]}"
 
 
 def _tokenizer(chosen: str | None, components: list[str]) -> Iterator[Finding]:

@@ -198,13 +198,16 @@ class Combine(Stage):
     def plan_line(self, recipe: Recipe) -> str:
         names = " + ".join(component.name for component in recipe.components)
         output = "" if recipe.combine.output == "logits" else f", output {recipe.combine.output}"
-        return f"{names}, {recipe.combine.num_blocks} blocks, {recipe.combine.mixing}{output}"
+        cuts = "" if recipe.combine.boundaries is None else " with given boundaries"
+        return f"{names}, {recipe.combine.num_blocks} blocks{cuts}, {recipe.combine.mixing}{output}"
 
     def inputs(self, recipe: Recipe) -> Mapping[str, Any]:
+        absent = {"boundaries"} if recipe.combine.boundaries is None else set()
         return {
             "components": [component.model_dump(mode="json") for component in recipe.components],
             "task": recipe.task.model_dump(mode="json"),
-            "combine": recipe.combine.model_dump(mode="json"),
+            # runs from before boundaries could be given go on
+            "combine": recipe.combine.model_dump(mode="json", exclude=absent),
         }
 
     def cost(self, costing: Costing) -> Iterator[StagePlan]:

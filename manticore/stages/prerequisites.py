@@ -28,7 +28,7 @@ from manticore.errors import ManticoreError
 from manticore.file_names import RESULTS, SEARCHED
 from manticore.paths import expanded
 from manticore.registry import did_you_mean
-from manticore.schema.consistency import Finding
+from manticore.schema.consistency import Finding, uneven
 from manticore.schema.options import mixtures, options_of, reads_tokenizer
 from manticore.schema.problems import Path
 from manticore.tasks.text_sources import find_text
@@ -59,7 +59,7 @@ def missing_prerequisites(sections: Mapping[str, Any]) -> Iterator[Finding]:
     for index, entry in enumerate(pretrain):
         yield from _memory(("pretrain", index), entry)
     if "combine" in sections:
-        yield from _depths(sections["combine"].num_blocks, found)
+        yield from _depths(sections["combine"], found)
     yield from _texts(sections)
     yield from _tokenizers(sections, found)
     for name in ("search", "distill", "finetune"):
@@ -224,10 +224,15 @@ def _given_tokenizer(path: Path, source: str) -> Iterator[Finding]:
         yield path, f"no folder {source}. Fix: give the folder or hub id of a tokenizer, or train"
 
 
-def _depths(num_blocks: int, found: Mapping[int, _Component]) -> Iterator[Finding]:
-    for component in found.values():
+def _depths(combine: Any, found: Mapping[int, _Component]) -> Iterator[Finding]:
+    num_blocks, boundaries = combine.num_blocks, combine.boundaries
+    for k, component in found.items():
         layers = first_number(component.raw, LAYERS)
-        if layers is not None and 0 < layers < num_blocks:
+        if layers is None or layers <= 0:
+            continue
+        if boundaries is not None:
+            yield from uneven(boundaries[k : k + 1], component.name, layers)
+        elif layers < num_blocks:
             yield (
                 ("combine", "num_blocks"),
                 f"{num_blocks} blocks, but {component.name} has {layers} layers. Fix: set it to at most {layers}",

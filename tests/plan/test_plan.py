@@ -82,6 +82,20 @@ def test_flops_and_parameters_are_those_of_the_real_model(cases, supernet, train
         assert case.flops == flops_per_step(real, BATCH, LENGTH)
 
 
+def test_given_boundaries_are_counted_as_they_cut():
+    mode, cuts, path = FakeTensorMode(allow_non_fake_inputs=True), [[0, 1, 3], [0, 4, 5]], [0, 1]
+    shape = Shape(2, "translated", False, "linear", {}, torch.float32, boundaries=cuts)
+    case = Cases(Skeleton(["a", "b"], configs(), shape, None, mode), mode, lora_rank=8).measure(
+        Setting("all", False, False), path, batch_size=BATCH, length=LENGTH, mixture=False
+    )
+    models = [AutoModelForCausalLM.from_config(config) for config in configs()]
+    real = manticore.discretize(manticore.combine(models, boundaries=cuts, check=False), path)
+    set_trainable(real, "all")
+    use_selective_scan(real)
+    assert case.held.parameters == count_parameters(real).total
+    assert case.flops == flops_per_step(real, BATCH, LENGTH)
+
+
 @pytest.mark.parametrize("path", [None, [0, 1], [1, 0]], ids=["supernet", "gpt-mamba", "mamba-gpt"])
 def test_the_released_function_is_counted_as_it_runs(path):
     """Heads are tied, and those of the first block's components."""

@@ -248,6 +248,23 @@ def test_what_is_no_recipe_is_one_line(text: str | bytes, expected: str, tmp_pat
             id="blocks",
         ),
         pytest.param(
+            MINIMAL.replace("org/a", "a")
+            + "pretrain: [{name: a, family: mamba, layers: 3, width: 8}]\n"
+            + "combine: {boundaries: [[0, 1, 4], [0, 2, 5]]}\n",
+            "mine.yaml:7: combine.boundaries: boundaries [0, 1, 4], but a has 3 layers. Fix: end them with 3",
+            id="boundaries",
+        ),
+        pytest.param(
+            MINIMAL + "combine: {num_blocks: 3, boundaries: [[0, 1, 4], [0, 2, 5]]}\n",
+            "mine.yaml:6: combine.boundaries: boundaries of component 0 are 3 layer indices (expected 4",
+            id="boundaries of another number of blocks",
+        ),
+        pytest.param(
+            MINIMAL + "combine: {boundaries: [[0, 1, 4]]}\n",
+            "mine.yaml:6: combine.boundaries: boundaries of 1 components (expected 2). Fix: one list",
+            id="boundaries of too few",
+        ),
+        pytest.param(
             MINIMAL + "search: {method: gaea, temperature: 0.5}\n",
             "mine.yaml:6: search.temperature: method 'gaea' has no temperature (got 0.5). Fix: leave it out",
             id="method option",

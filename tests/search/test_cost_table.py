@@ -75,6 +75,9 @@ SUPERNETS = {
     "released: the first one's head": lambda: manticore.combine(
         [tiny_llama(), tiny_mamba(0)], num_blocks=2, mixing="gated", released=True, check=False
     ),
+    "given boundaries": lambda: manticore.combine(
+        [tiny_llama(), tiny_mamba(0)], boundaries=[[0, 3, 4], [0, 1, 3]], check=False
+    ),
     "one block": lambda: make_hybrid(num_blocks=1),
 }
 

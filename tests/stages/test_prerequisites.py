@@ -123,6 +123,8 @@ def test_folders_of_other_things_are_named(change: dict | None, expected: str, f
         (two("bare", "gpt"), [], "task.name: task 'text' reads text, and a carries no tokenizer"),
         (two("bare", "bare"), ["task.name=mad/in-context-recall", "task.options={seq_len: 16}"],
          "align.text: no component carries a tokenizer to read text with"),
+        (two("gpt", "mamba"), ["combine.boundaries=[[0, 1, 99], [0, 1, 6]]"],
+         "combine.boundaries: boundaries [0, 1, 99], but a has 4 layers. Fix: end them with 4"),
         (two("gpt", "mamba"), ["task.options.source=gone.jsonl"], "task.options.source: no such file or folder"),
         (two("gpt", "mamba"), ["align.text=a.txt", "align.text_column=body"],
          "align.text_column: a.txt has no columns (got 'body')"),
