@@ -13,7 +13,8 @@ from manticore.cli.faults import exit_code_of
 from manticore.cli.recipes import Overrides, RecipeName
 from manticore.cli.terminal import RunReporter, console, done, quiet_libraries, say
 from manticore.errors import ManticoreError
-from manticore.file_names import MODEL, PAGE
+from manticore.file_names import MODEL, PAGE, STUDY
+from manticore.paths import expanded
 from manticore.schema.loading import load_recipe
 from manticore.stages.prerequisites import missing_prerequisites
 
@@ -60,19 +61,32 @@ def resume(run: RunPath) -> None:
 
 
 def report(run: RunPath) -> None:
-    """Write a run's report again from its results, and print its comparison.
+    """Write the report of a run, or of an architecture search, again from its results, and print them.
 
     Example: manticore report runs/quickstart-20260101-120000-a1b2c3
     """
     from manticore.report import read_results, render_comparison, render_summary, write_report
     from manticore.runs.folder import open_run
 
+    if (expanded(run) / STUDY).is_file():
+        return _report_study(expanded(run))
     folder = open_run(run)
     results = read_results(folder.path)
     page = write_report(folder.path)
     console.print(render_comparison(results))
     console.print(render_summary(results))
     done(page, _scoring(folder))
+
+
+def _report_study(folder: Path) -> None:
+    from manticore.report.design_page import next_command, write_page
+    from manticore.report.design_record import read_study
+    from manticore.report.design_terminal import render_study
+
+    study = read_study(folder)
+    page = write_page(folder)
+    console.print(render_study(study))
+    done(page, next_command(study, str(folder)) or "manticore design --help")
 
 
 def _forget_if_nothing_is_done(path: Path, error: ManticoreError, recipe: str, overrides: list[str]) -> None:

@@ -54,6 +54,8 @@ class Motifs:
     pairs: Counter[Run] = field(default_factory=Counter)
     triples: Counter[Run] = field(default_factory=Counter)
     links: Counter[LinkKind] = field(default_factory=Counter)
+    shared: Counter[Run] = field(default_factory=Counter)
+    """What is shared, of any class: ``("weights",)`` or the feature groups → number of links."""
     distances: Counter[int] = field(default_factory=Counter)
     """Distance → number of links."""
     holding: Counter[Run | LinkKind] = field(default_factory=Counter)
@@ -115,6 +117,7 @@ def motifs(designs: Iterable[Sequence[Any]]) -> Motifs:
         counted.pairs.update(pairs)
         counted.triples.update(triples)
         counted.links.update(kinds)
+        counted.shared.update(link.features or (link.kind,) for link in links)
         counted.distances.update(link.distance for link in links)
         counted.holding.update(set(chain(pairs, triples, kinds)))
     return counted

@@ -69,18 +69,19 @@ def front_figure(study: Study, drawn: dict[str, Look]) -> Figure | None:
 
 
 def best_so_far_figure(study: Study, drawn: dict[str, Look]) -> Figure | None:
-    """Of one objective: every trial's score in the order of the trials, and the best until then."""
-    if len(study.goals) != 1 or not study.scored:
+    """Of one objective: every trial's score in the order of the trials, and the best within the limits until then."""
+    if len(study.goals) != 1 or not study.ranked:
         return None
     goal = study.goals[0]
     places = {trial.design: place for place, trial in enumerate(study.trials, 1)}
-    xs = [places[trial.design] for trial in study.scored]
-    ys = [trial.measures[goal.measure] or 0.0 for trial in study.scored]
-    best = list(accumulate(ys, max if goal.maximise else min))
+    points = [(places[trial.design], trial.measures[goal.measure] or 0.0) for trial in study.scored]
+    kept = sorted((places[trial.design], trial.measures[goal.measure] or 0.0) for trial in study.ranked)
+    best = list(accumulate((y for _, y in kept), max if goal.maximise else min))
     figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
     ax = figure.subplots()
-    _dots(ax, list(zip(xs, ys)))
-    ax.step([*xs, len(study.trials)], [*best, best[-1]], where="post", color=INK, label="best so far")
+    _dots(ax, points)
+    xs = [*(x for x, _ in kept), len(study.trials)]
+    ax.step(xs, [*best, best[-1]], where="post", color=INK, label="best so far")
     for place, baseline in enumerate(study.rivals[:_MOST_BASELINES]):
         colour, dashes = component_colour(place), component_dashes(place + 1)
         label = quantities.shorten(baseline.name, 30)

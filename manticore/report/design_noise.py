@@ -74,7 +74,7 @@ def gap(study: Study, goal: Goal, design: Trained, baseline: Trained) -> Gap:
         seen = Standing.SEEN_BETTER if size > 0 else Standing.SEEN_WORSE if size < 0 else Standing.SEEN_LEVEL
         return Gap(size, seen, None)
     trainings = [max(1, len(seeds(each, goal))) for each in (design, baseline)]
-    reach = within(found, trainings, len(study.scored))
+    reach = within(found, trainings, len(study.ranked))
     return Gap(size, _sure(size, reach), reach)
 
 

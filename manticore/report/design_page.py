@@ -156,9 +156,9 @@ def _render(study: Study, drawings: dict[str, Drawing]) -> str:
             }
             for row in table(study)
         ],
-        more=max(0, (len(study.front) if len(study.goals) > 1 else len(study.scored)) - MOST_ROWS),
+        more=max(0, (len(study.front) if len(study.goals) > 1 else len(study.ranked)) - MOST_ROWS),
         several=len(study.goals) > 1,
-        total=len(study.scored),
+        total=len(study.ranked),
         goal=name(study.goals[0].measure),
         legend=[_chip(look) for look in drawn.values()],
         figures=drawings,
@@ -194,13 +194,15 @@ def _summary(study: Study) -> list[tuple[str, str]]:
         (f"{unit(study)}s" if unit(study) != "batch" else "batches", str(len(study.batches))),
         ("seed", "" if study.seed is None else str(study.seed)),
     ]
-    pairs += [(key, _fact(value)) for key, value in study.space.items() if not isinstance(value, dict)]
+    pairs += [("space" if key == "kind" else key, _fact(value)) for key, value in study.space.items()]
     return [(key, value) for key, value in pairs if value]
 
 
 def _fact(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_fact(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_fact(item)}" for key, item in value.items())
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from manticore import quantities
-from manticore.experiments.motifs import LinkKind, Motifs
+from manticore.experiments.motifs import LinkKind, Run
 from manticore.report.block_picture import WIDTH
 from manticore.report.design_growth import Populations
 from manticore.report.layer_picture import Look
 from manticore.report.palette import INK, component_colour, component_dashes, text_on
 
 _MOST_CLASSES = 17
-_MOST_LINKS = 6
+_MOST_LINKS = 12
 _OTHERS = "#d5d9df"
 
 
@@ -41,7 +41,8 @@ def classes_figure(found: Populations, drawn: dict[str, Look]) -> Figure | None:
             if share > 0.045 and len(shares) <= 24:
                 middle = (bar.get_x() + bar.get_width() / 2, bar.get_y() + bar.get_height() / 2)
                 ax.annotate(
-                    look.letters, middle, ha="center", va="center", fontsize=6.5, color=text_on(look.colour)
+                    look.letters, middle, ha="center", va="center", fontsize=6.5, color=text_on(look.colour),
+                    bbox={"facecolor": look.colour, "edgecolor": "none", "pad": 0.6},
                 )  # fmt: skip
         floor = [below + share for below, share in zip(floor, shares)]
     if len(totals) > len(shown):
@@ -57,19 +58,16 @@ def classes_figure(found: Populations, drawn: dict[str, Look]) -> Figure | None:
 
 
 def links_figure(found: Populations) -> Figure | None:
-    """Links per design by kind, and their mean distance; None where nothing shares."""
-    totals: Counter[LinkKind] = sum((step.links for step in found.steps), Counter())
+    """Links per design by what is shared, and their mean distance; None where nothing is."""
+    totals: Counter[Run] = sum((step.shared for step in found.steps), Counter())
     if not totals:
         return None
-    shown = [kind for kind, _ in totals.most_common(_MOST_LINKS)]
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for place, kind in enumerate(shown):
-        values = [step.links[kind] / max(1, step.designs) for step in found.steps]
-        _line(left, values, component_colour(place), component_dashes(place // 6), link_name(kind))
-    if len(totals) > len(shown):
-        values = [_others(step, shown) / max(1, step.designs) for step in found.steps]
-        _line(left, values, "#6b7280", component_dashes(2), f"{len(totals) - len(shown)} other kinds")
+    for place, (what, _) in enumerate(totals.most_common(_MOST_LINKS)):
+        values = [step.shared[what] / max(1, step.designs) for step in found.steps]
+        label = quantities.shorten(" and ".join(what), 44)
+        _line(left, values, component_colour(place), component_dashes(place // 6), label)
     left.set_ylabel("links per design")
     left.set_ylim(bottom=0)
     far = [step.mean_distance() for step in found.steps]
@@ -87,10 +85,6 @@ def link_name(kind: LinkKind) -> str:
     """``weights of sa-2``, ``keys and values of sa-3``."""
     what = "weights" if kind.kind == "weights" else " and ".join(kind.features) or "features"
     return quantities.shorten(f"{what} of {kind.layer}", 44)
-
-
-def _others(step: Motifs, shown: Sequence[LinkKind]) -> int:
-    return step.links.total() - sum(step.links[kind] for kind in shown)
 
 
 def _line(ax: Axes, values: Sequence[float], colour: str, dashes: object, label: str | None) -> None:

@@ -14,12 +14,14 @@ from typing import Any
 from manticore.errors import ManticoreError
 from manticore.experiments.motifs import links_of
 from manticore.file_names import STUDY
+from manticore.quantities import shorten
 from manticore.reading import read_object
 from manticore.report.typed_reading import TypedReader, printable
 from manticore.search.designs.scores import Goal
 
 _FIX = "run manticore design again, which takes up what is finished"
 _MOST_LAYERS = 1024
+_LONGEST_NAME = 26
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,15 @@ class Trial(Trained):
     generation: int | None = None
     batch: int | None = None
     parents: tuple[str, ...] = ()
-    invalid: bool = False
-    """Whether it had to be repaired to be a design."""
     repaired: bool = False
+    """Whether it was no legal design as it was bred."""
     elite: bool = False
+    made: int = 0
+    """Children that were bred until it was found,"""
+    invalid: int = 0
+    """those of them that were no legal designs,"""
+    duplicates: int = 0
+    """and those that were known."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ class Offspring:
 
     made: int = 0
     invalid: int = 0
-    """Those that no repair would have made a design, or that had to be repaired."""
+    """Those that had to be repaired."""
     duplicates: int = 0
 
 
@@ -161,13 +168,18 @@ class Study:
 
     @cached_property
     def scored(self) -> list[Trial]:
-        """The designs that were trained to the end and have all measures that they are judged by."""
-        return [trial for trial in self.trials if trial.is_scored(self.goals)]
+        """The designs that were trained to the end and have all measures that they are judged by.
+
+        Shorter lists that incremental methods grow designs from are none.
+        """
+        whole = self.space.get("layers") if self.space.get("grown_by") else 0
+        least = whole if isinstance(whole, int) else 0
+        return [trial for trial in self.trials if trial.is_scored(self.goals) and len(trial.layers) >= least]
 
     @cached_property
     def ranked(self) -> list[Trial]:
-        """The same, the best by the first objective first, equal ones by the next."""
-        return sorted(self.scored, key=lambda trial: trial.point(self.goals))
+        """Those of them that keep the limits, the best by the first objective first, equal ones by the next."""
+        return sorted(filter(self.allows, self.scored), key=lambda trial: trial.point(self.goals))
 
     @cached_property
     def rivals(self) -> list[Baseline]:
@@ -179,6 +191,12 @@ class Study:
         """Of the front, the best by the first objective."""
         front = [self.by_design[name] for name in self.front]
         return min((t for t in front if t.is_scored(self.goals)), key=lambda t: t.point(self.goals), default=None)
+
+    def called(self, trial: Trial) -> str:
+        """A design in a sentence: its own name, or its rank where that is long."""
+        if len(trial.design) <= _LONGEST_NAME:
+            return trial.design
+        return f"design {self.ranked.index(trial) + 1} ({shorten(trial.design, _LONGEST_NAME)})"
 
     def allows(self, entry: Trained) -> bool:
         """Whether something keeps all limits; what was not measured does not."""

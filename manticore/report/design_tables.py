@@ -10,7 +10,7 @@ from manticore import quantities
 from manticore.experiments.motifs import LinkKind, Motifs, Run, motifs
 from manticore.report.design_growth import best_quarter
 from manticore.report.design_noise import seeds
-from manticore.report.design_record import Baseline, Study, Trained, Trial
+from manticore.report.design_record import Baseline, Offspring, Study, Trained, Trial
 from manticore.report.measure_words import in_order, said
 
 MOST_ROWS = 24
@@ -96,12 +96,9 @@ def failures(study: Study) -> list[tuple[str, int, str]]:
 
 def invalid_offspring(study: Study) -> str:
     """The share of offspring that was no design before it was repaired, in a sentence; empty where nothing was bred."""
-    if study.offspring:
-        made, invalid = sum(each.made for each in study.offspring), sum(each.invalid for each in study.offspring)
-        doubles = sum(each.duplicates for each in study.offspring)
-    else:
-        bred = [trial for trial in study.trials if trial.parents]
-        made, invalid, doubles = len(bred), sum(trial.invalid or trial.repaired for trial in bred), 0
+    counted: Sequence[Offspring | Trial] = study.offspring or study.trials
+    made, invalid = sum(each.made for each in counted), sum(each.invalid for each in counted)
+    doubles = sum(each.duplicates for each in counted)
     if not made:
         return ""
     again = f" {doubles:,} were known already, and scored once." if doubles else ""

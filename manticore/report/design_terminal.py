@@ -33,7 +33,7 @@ def render_study(study: Study | Mapping[str, Any]) -> Group:
     """
     study = as_study(study)
     judged = verdict(study)
-    parts: list[RenderableType] = [_designs(study)] if study.scored or study.rivals else []
+    parts: list[RenderableType] = [_designs(study)] if study.ranked or study.rivals else []
     parts.append(Text(judged.sentence, style=TONES[judged.standing]))
     parts += [Text(f"warning: {caution}", style="yellow") for caution in cautions(study)]
     parts += [Text(f"failed: {reason} ({number:,}, {example})") for reason, number, example in failures(study)[:3]]

@@ -34,7 +34,7 @@ def verdict(study: Study) -> Verdict:
         return Verdict(Standing.UNKNOWN, Standing.UNKNOWN.value, _nothing(study))
     goal = study.goals[0]
     value = said(goal.measure, best.measures[goal.measure])
-    who = quantities.shorten(best.design, 60)
+    who = study.called(best)
     baseline = rival(study)
     if baseline is None:
         sentence = (
@@ -48,7 +48,8 @@ def verdict(study: Study) -> Verdict:
     label = standing.value if len(study.goals) == 1 else f"by {name(goal.measure)}: {standing.value}"
     if best.layers == baseline.layers:
         label = "a baseline is as good"
-    return Verdict(standing, label, "".join(parts).strip())
+    sentence = "".join(parts).strip()
+    return Verdict(standing, label, sentence[0].upper() + sentence[1:] if sentence.startswith("design ") else sentence)
 
 
 def rival(study: Study) -> Baseline | None:
@@ -92,7 +93,7 @@ def _nothing(study: Study) -> str:
 
 def _beside(study: Study, best: Trial, baseline: Baseline) -> str:
     goal = study.goals[0]
-    who, other = quantities.shorten(best.design, 60), quantities.shorten(baseline.name, 40)
+    who, other = study.called(best), quantities.shorten(baseline.name, 40)
     if best.layers == baseline.layers:
         return f"The best design by {name(goal.measure)}, {who}, is the baseline {other} itself."
     ours, theirs = (said(goal.measure, entry.measures[goal.measure]) for entry in (best, baseline))
@@ -113,17 +114,19 @@ def _beside(study: Study, best: Trial, baseline: Baseline) -> str:
         Standing.SEEN_WORSE: f"was seen {size} behind the best baseline, {other},",
         Standing.SEEN_LEVEL: f"scored the same as the best baseline, {other},",
     }[found.standing]
-    return f"{who}, the best of {len(study.scored):,}, {phrase}{equal} ({both}){_how_sure(study, goal, found)}."
+    return f"{who}, the best of {len(study.ranked):,}, {phrase}{equal} ({both}){_how_sure(study, goal, found)}."
 
 
 def _how_sure(study: Study, goal: Goal, found: Gap) -> str:
     if words(goal.measure).exact:
         return ""
+    if found.reach is None and not words(goal.measure).trained:
+        return "; measured on one machine, and how far measurements differ is not known"
     if found.reach is None:
         return "; with one seed each, how far seeds differ was not measured"
     measured = noise(study, goal)
     moved = "" if measured is None else f"; one training's seed moves it by {said(goal.measure, measured.deviation)}"
-    luck = f"by luck alone the best of {len(study.scored):,} leads by up to {said(goal.measure, found.reach)}"
+    luck = f"by luck alone the best of {len(study.ranked):,} leads by up to {said(goal.measure, found.reach)}"
     return f"{moved}, and {luck}"
 
 
@@ -167,14 +170,14 @@ def _dominated(study: Study) -> str:
 
 def _savings(study: Study, baseline: Baseline) -> str:
     """By every further objective, the best of the designs that are no worse than the baseline by the first."""
-    level = [t for t in study.scored if study.allows(t) and t.point(study.goals)[0] <= baseline.point(study.goals)[0]]
+    level = [t for t in study.ranked if t.point(study.goals)[0] <= baseline.point(study.goals)[0]]
     sentences = []
     for goal in study.goals[1:]:
         best = min(level, key=lambda trial: trial.point([goal]), default=None)
         if best is None or best.point([goal]) >= baseline.point([goal]):
             continue
         ours, theirs = (said(goal.measure, entry.measures[goal.measure]) for entry in (best, baseline))
-        sentences.append(f"{quantities.shorten(best.design, 40)} has {name(goal.measure)} {ours} against {theirs}")
+        sentences.append(f"{study.called(best)} has {name(goal.measure)} {ours} against {theirs}")
     if not sentences:
         return ""
     first = name(study.goals[0].measure)

@@ -74,7 +74,7 @@ def strip(layers: Sequence[Layer], drawn: dict[str, Look]) -> Markup:
         shape = f'x="{x:g}" y="1" width="{cell - gap:g}"'
         parts.append(f'<rect {shape} height="{_HEIGHT:g}" rx="{1.5 * gap:g}" fill="{look.colour}"/>')
         if look.barred:
-            parts.append(f'<rect {shape} height="3" fill="{INK}"/>')
+            parts.append(f'<rect {shape} height="3" fill="currentColor"/>')
         if cell >= _LETTERED:
             points = min(10.5, 1.55 * cell / max(1.6, len(look.letters)))
             parts.append(

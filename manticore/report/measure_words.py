@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from manticore import quantities
+from manticore.design_settings import OF_MAD
 from manticore.search.designs.scores import Goal
 
 
@@ -19,6 +20,11 @@ class Words:
     """Whether it is counted: no seed moves it."""
     price: str = ""
     """What a design costs by it, for a sentence; empty where it is no price."""
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is a score, which another seed of the training gives another value of."""
+        return not self.exact and not self.price
 
 
 def _milliseconds(value: float | None) -> str:
@@ -47,7 +53,7 @@ _UNKNOWN = Words("", _number)
 
 def words(measure: str) -> Words:
     """Of any measure, also of one that another package has added."""
-    return _OF_A_TASK if measure.startswith("mad:") else _WORDS.get(measure, _UNKNOWN)
+    return _OF_A_TASK if measure.startswith(OF_MAD) else _WORDS.get(measure, _UNKNOWN)
 
 
 def said(measure: str, value: float | None) -> str:

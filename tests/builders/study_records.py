@@ -80,6 +80,9 @@ def build_study(
                     "generation": generation,
                     "parents": names[:2] if bred else None,
                     "repaired": bred and draws.random() < 0.2,
+                    "made": 2 * bred,
+                    "invalid": 1 * bred,
+                    "duplicates": 1 * bred,
                     "folder": f"designs/{name}",
                 }
         populations.append(names)
@@ -90,7 +93,7 @@ def build_study(
         {"name": "sandwich", **scored("A" * (layers // 2) + "M" * (layers - layers // 2), draws, repeats)},
     ]
     return {
-        "space": {"kind": "layers", "primitives": sorted(LETTERS.values()), "layers": layers, "width": 32},
+        "space": {"kind": "layers", "primitives": LETTERS, "layers": layers, "width": 32},
         "objectives": goals,
         "max": {},
         "method": {"name": "evolution", "population": population},
@@ -112,7 +115,8 @@ def front(goals: list[dict[str, Any]], trials: dict[str, dict[str, Any]]) -> lis
     def beats(one: list[float], other: list[float]) -> bool:
         return one != other and all(a <= b for a, b in zip(one, other))
 
-    points = {name: point(name) for name in trials if not trials[name]["failed"]}
+    wanted = {goal["measure"] for goal in goals}
+    points = {n: point(n) for n, t in trials.items() if not t["failed"] and wanted <= t["measures"].keys()}
     return [name for name, own in points.items() if not any(beats(other, own) for other in points.values())]
 
 

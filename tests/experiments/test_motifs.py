@@ -25,6 +25,7 @@ def test_the_example_of_star():
     assert found.pairs == {("sa-2", "sa-3"): 2, ("sa-3", "sa-2"): 1, ("sa-2", "sa-2"): 2}
     assert found.triples[("sa-2", "sa-2", "sa-2")] == 1
     assert found.links == {LinkKind("weights", "sa-2"): 1, LinkKind("features", "sa-3", ("keys", "values")): 1}
+    assert found.shared == {("weights",): 1, ("keys", "values"): 1}
     assert found.distances == {2: 2}
     assert found.mean_distance() == 2
     assert found.share_holding(("sa-2", "sa-2")) == 0.5

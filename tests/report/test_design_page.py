@@ -16,6 +16,7 @@ from study_records import build_study, scored, write_study
 from manticore.errors import ManticoreError
 from manticore.report.design_page import loading_code, next_command, write_page
 from manticore.report.design_record import parse_study
+from manticore.report.design_verdict import verdict
 
 
 def _page(folder, record) -> tuple[str, Page]:
@@ -57,11 +58,31 @@ def test_the_page_has_every_part_and_loads_nothing(two_goals):
     words = page.words()
     for part in ("The front", "Hypervolume", "Learning curves", "What layers share", "Motifs", "What the search cost"):
         assert part in words
-    assert "offspring" in words
+    bred = sum(trial["made"] for trial in two_goals[0]["trials"])
+    assert f"{bred // 2} of {bred} offspring (50%) were no legal designs and had to be repaired." in words
     assert "manticore scale designs/" in words
     figures = [dict(attributes) for tag, attributes in page.elements if tag == "svg"]
     assert all(figure["role"] == "img" and figure["aria-label"] for figure in figures)
     assert any("takes the keys and values of layer" in str(figure["aria-label"]) for figure in figures)
+
+
+def test_long_names_are_called_by_their_rank_in_sentences():
+    record = build_study(generations=1)
+    best = min((t for t in record["trials"] if t["design"] in record["front"]), key=lambda t: t["measures"]["loss"])
+    long = "21211-31112-21221-32112-91111-91111"
+    for part in ("front", *range(len(record["generations"]))):
+        place = record if part == "front" else record["generations"]
+        place[part] = [long if name == best["design"] else name for name in place[part]]
+    best["design"] = long
+    assert verdict(parse_study(record)).sentence.startswith("Design 1 (21211-31112-…2-91111-91111)")
+
+
+def test_parts_that_lists_are_grown_from_are_no_designs():
+    record = build_study(("loss",), generations=1)
+    record["space"]["grown_by"] = 2
+    part = {**record["trials"][0], "design": "AA", "layers": ["mamba", "mamba"], "measures": {"loss": 0.1}}
+    study = parse_study(record | {"trials": [*record["trials"], part]})
+    assert "AA" not in {trial.design for trial in study.ranked}
 
 
 def test_one_objective_shows_the_best_so_far_and_seeds(tmp_path):

@@ -8,12 +8,15 @@ import statistics
 import pytest
 from study_records import build_study, front
 
+from manticore.design_settings import DIRECTIONS, TIMED
 from manticore.report.design_cautions import cautions
 from manticore.report.design_noise import Noise, gap, noise, within
 from manticore.report.design_record import parse_study
+from manticore.report.design_tables import table
 from manticore.report.design_terminal import render_study
 from manticore.report.design_verdict import verdict
 from manticore.report.matches import Standing
+from manticore.report.measure_words import words
 
 
 def _study(best: float, baseline: float, *, spread: float = 0.0, maximise: bool = False, **changes):
@@ -103,6 +106,25 @@ def test_what_is_counted_has_no_noise():
     assert "one seed" not in verdict(study).sentence
 
 
+def test_every_measure_has_words_of_its_own():
+    for measure, maximise in DIRECTIONS.items():
+        assert words(measure).note
+        assert sum((words(measure).exact, words(measure).trained)) == (measure not in (*TIMED, "peak_bytes"))
+        assert not (maximise and words(measure).price)
+
+
+def test_a_time_is_of_one_machine():
+    record = build_study(("decode_ms",), generations=1)
+    for place, entry in enumerate([*record["baselines"], *record["trials"]]):
+        entry["measures"] = {"decode_ms": 9.0 - 0.5 * place}
+    record["front"] = [record["trials"][-1]["design"]]
+    study = parse_study(record)
+    assert "seed" not in verdict(study).sentence
+    assert "measured on one machine" in verdict(study).sentence
+    assert not any("luck" in caution for caution in cautions(study))
+    assert any("decode ms" in caution for caution in cautions(study))
+
+
 def test_several_objectives_count_who_dominates_whom():
     record = build_study(("loss", "cache_bytes"), generations=1)
     for place, trial in enumerate(record["trials"]):
@@ -139,6 +161,20 @@ def test_a_better_baseline_over_a_limit_is_said():
     record["max"] = {"cache_bytes": 1e6}
     record["baselines"][0]["measures"] |= {"loss": top - 1, "cache_bytes": 2e6}
     assert "transformer++, which is over a limit, has" in verdict(parse_study(record)).sentence
+
+
+def test_designs_over_a_limit_are_neither_ranked_nor_the_best():
+    record = build_study(("loss",), generations=2)
+    least = sorted(trial["measures"]["cache_bytes"] for trial in record["trials"])
+    record["max"] = {"cache_bytes": least[len(least) // 2]}
+    kept = {t["design"]: t for t in record["trials"] if t["measures"]["cache_bytes"] <= record["max"]["cache_bytes"]}
+    record["front"] = [min(kept, key=lambda name: kept[name]["measures"]["loss"])]
+    study = parse_study(record)
+    assert {trial.design for trial in study.ranked} == set(kept)
+    assert verdict(study).sentence.startswith(f"{record['front'][0]}, the best of {len(kept)},")
+    shown = {row.name for row in table(study) if not row.is_baseline}
+    assert shown <= set(kept)
+    assert f"{len(study.trials) - len(kept)} designs are over a limit, and not ranked." in cautions(study)
 
 
 def test_the_terminal_shows_names_as_they_are():
