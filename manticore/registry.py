@@ -128,6 +128,7 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
     },
     "space": {
         "layers": ("designs.layer_lists:LayerListSpace", "lists of layers out of a set of primitives"),
+        "genomes": ("designs.genomes:GenomeSpace", "genomes of linear input-varying operators, which may share"),
     },
     "stack": {
         "transformer": ("presets:TRANSFORMER", "mh-attention and swiglu, twice"),

@@ -28,6 +28,7 @@ from manticore.search.designs.study import STUDY, DesignStudy, baselines
 from manticore.search.designs.training import DesignTraining
 from manticore.search.storage import Connection
 from manticore.training.callbacks import Progress
+from manticore.writing import write_json
 
 if TYPE_CHECKING:
     from manticore.stacks.configuration import StackConfig
@@ -184,7 +185,9 @@ def _run(
     def so_far(*, unfinished: bool = True) -> StudyResult:
         found = result_of(study, training, makes, about=about, unfinished=unfinished)
         found = StudyResult(found.trials, found.front, found.baselines, found.record, tokenizer)
-        if folder is not None and found.trials:
+        if folder is not None and found.trials and unfinished:
+            write_json(folder / RECORD, found.record)
+        elif folder is not None:
             found.save(folder)
         return found
 
@@ -234,7 +237,7 @@ class _Bar:
         best, goal = study.best_so_far(), study.scores.goals[0]
         done = min(study.finished, self._trials)
         if self._report is not None:
-            self._report(done, self._trials, {} if best is None else {goal.measure: best})
+            self._report(done, self._trials, {} if best is None else {f"best {goal.measure}": best})
             return
         if best is not None:
             self._bar.set_postfix_str(f"best {goal.measure} {best:.4g}")

@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path as Folder
 from typing import Any
 
+import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 
 from manticore.cache import content_key
@@ -101,7 +103,10 @@ class DesignStudy:
         self._answers: dict[str, Answer] = {}
         with quiet():
             study = connection.study(settings, inputs, joins=joins)
-            study.set_metric_names([goal.measure for goal in scores.goals])
+            with warnings.catch_warnings():
+                # as old as optuna 3.2
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names([goal.measure for goal in scores.goals])
         self._queue = Queue(
             study, connection, folder, self._heard, workers=workers, stage="design", retries=RETRIES, look=LOOK
         )

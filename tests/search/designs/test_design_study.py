@@ -40,7 +40,7 @@ def done(text, tmp_path_factory):
 def test_a_study_ends_with_a_front_of_designs_that_load(done):
     result, out, told = done
     assert len(result.trials) == 6 == told[-1][0]
-    assert all("loss" in row for *_, row in told)
+    assert all("best loss" in row for *_, row in told)
     for trial in result.front:
         loaded = StackConfig.from_pretrained(out / "designs" / trial.name)
         assert loaded.layers == trial.config.layers
@@ -90,7 +90,13 @@ def test_a_study_that_broke_off_resumes_to_the_same_record(done, text, tmp_path,
         made.append(1)
         return trained(self, *arguments, **named)
 
-    given = {**QUICK, "text": text, "out": tmp_path / "study", "cpu": True, "objectives": ["loss", "maximise parameters"]}
+    given = {
+        **QUICK,
+        "text": text,
+        "out": tmp_path / "study",
+        "cpu": True,
+        "objectives": ["loss", "maximise parameters"],
+    }
     given["baselines"] = True
     monkeypatch.setattr(training.DesignTraining, "of_config", breaks_off)
     with pytest.raises(KeyboardInterrupt):
@@ -133,7 +139,7 @@ def test_poor_designs_are_stopped_by_what_finished_batches_say():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"space": "list"}, "unknown space 'list'. Did you mean 'layers'?"),
+        ({"space": "layer"}, "unknown space 'layer'. Did you mean 'layers'?"),
         ({"space_options": {"layers": 3}}, "space 'layers' needs primitives"),
         ({"space_options": {**SPACE, "depth": 3}}, "space 'layers' has no option 'depth'"),
         ({"space_options": {**SPACE, "layers": 0}}, "layers is 0"),
