@@ -36,6 +36,7 @@ _PUBLIC = {
     "distill": "manticore.training.distill",
     "evaluate": "manticore.training.finetune",
     "finetune": "manticore.training.finetune",
+    "fits": "manticore.experiments",
     "lora_table": "manticore.hybrid.lora",
     "lora_targets": "manticore.hybrid.lora",
     "pretrain": "manticore.training.pretrain",
@@ -49,7 +50,8 @@ __all__ = sorted(_PUBLIC)
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'manticore' has no attribute {name!r}")
-    value = getattr(import_module(_PUBLIC[name]), name)
+    home = import_module(_PUBLIC[name])
+    value = getattr(home, name) if hasattr(home, name) else import_module(f"{home.__name__}.{name}")
     globals()[name] = value
     return value
 

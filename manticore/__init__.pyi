@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from manticore.design_settings import Design
 from manticore.errors import ManticoreError as ManticoreError
+from manticore.experiments import fits as fits
 from manticore.experiments.compare import Comparison
 from manticore.experiments.models import Source
 from manticore.hybrid.classification import ManticoreForPairClassification as ManticoreForPairClassification

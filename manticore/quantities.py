@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 MISSING = "–"
 
 
@@ -64,3 +66,11 @@ def shorten(text: str, limit: int) -> str:
         return text
     head = (limit - 1) // 2
     return f"{text[:head]}…{text[len(text) - (limit - 1 - head) :]}"
+
+
+def read_count(text: str) -> int | None:
+    """``"350M"`` → 350,000,000, ``"1.5B"`` and ``"2e6"`` alike; None for what is no number of things."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d{1,2})?)\s*([KMGBT]?)\s*", text, re.IGNORECASE)
+    if match is None:
+        return None
+    return round(float(match[1]) * {"": 1, "K": 10**3, "M": 10**6, "T": 10**12}.get(match[2].upper(), 10**9))

@@ -128,7 +128,7 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
     },
     "space": {
         "layers": ("designs.layer_lists:LayerListSpace", "lists of layers out of a set of primitives"),
-        "genomes": ("designs.genomes:GenomeSpace", "genomes of linear input-varying operators, which may share"),
+        "genomes": ("designs.genomes:GenomeSpace", "genomes of linear input-varying operators, as STAR has them"),
     },
     "stack": {
         "transformer": ("presets:TRANSFORMER", "mh-attention and swiglu, twice"),

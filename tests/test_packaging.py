@@ -6,9 +6,12 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
+from fresh import Fresh
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,15 +23,25 @@ REGISTERED = (
 STACKS = REGISTERED.replace("'manticore'", "'manticore_stack'")
 
 
-def python(code: str) -> str:
-    """Run code in a fresh interpreter with the repository root on its path; its output."""
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
-    finished = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout.strip()
+Python: TypeAlias = Callable[[str], str]
+"""Runs code with the repository root on its path; its output."""
 
 
-def test_the_kernels_folder_does_not_hide_the_package_that_transformers_imports() -> None:
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Python]:
+    """In a process that has imported neither transformers nor this package."""
+    fresh = Fresh(tmp_path_factory.mktemp("fresh"), ROOT)
+
+    def run(code: str) -> str:
+        exit_code, output, errors = fresh.run(code)
+        assert exit_code == 0, errors
+        return output.strip()
+
+    yield run
+    fresh.close()
+
+
+def test_the_kernels_folder_does_not_hide_the_package_that_transformers_imports(python: Python) -> None:
     assert not (ROOT / "kernels" / "__init__.py").exists()
     found = python(
         "import transformers.integrations.hub_kernels\n"
@@ -56,11 +69,12 @@ def test_root_folders_are_reached_through_relative_links() -> None:
 
 
 def test_importing_manticore_imports_neither_torch_nor_transformers() -> None:
-    loaded = python("import manticore; print([name for name in ('torch', 'transformers') if name in sys.modules])")
-    assert loaded == "[]"
+    code = "import sys, manticore; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert (finished.stdout.strip(), finished.stderr) == ("[]", "")
 
 
-def test_the_hybrid_is_registered_whichever_is_imported_first() -> None:
+def test_the_hybrid_is_registered_whichever_is_imported_first(python: Python) -> None:
     assert python(f"import manticore\n{REGISTERED}") == "ManticoreForCausalLM"
     assert python(f"import transformers, manticore\n{REGISTERED}") == "ManticoreForCausalLM"
     assert (
@@ -69,20 +83,20 @@ def test_the_hybrid_is_registered_whichever_is_imported_first() -> None:
     )
 
 
-def test_stacks_are_registered_whichever_is_imported_first() -> None:
+def test_stacks_are_registered_whichever_is_imported_first(python: Python) -> None:
     assert python(f"import manticore.stacks.presets\n{STACKS}") == "StackForCausalLM"
     assert python(f"import manticore\n{STACKS}\n{REGISTERED}") == "StackForCausalLM\nManticoreForCausalLM"
 
 
 @pytest.mark.parametrize("first", ["import manticore", "from transformers import AutoConfig\nimport manticore"])
-def test_a_configuration_loads_where_no_model_class_is_loaded(first: str, tmp_path: Path) -> None:
+def test_a_configuration_loads_where_no_model_class_is_loaded(python: Python, first: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "manticore"}')
     load = f"from transformers import AutoConfig\nprint(type(AutoConfig.from_pretrained({str(tmp_path)!r})).__name__)"
     assert python(f"{first}\n{load}") == "ManticoreConfig"
 
 
 @pytest.mark.parametrize("name", ["PreTrainedModel", "AutoTokenizer"])
-def test_any_part_of_transformers_can_be_the_first_to_be_used(name: str) -> None:
+def test_any_part_of_transformers_can_be_the_first_to_be_used(python: Python, name: str) -> None:
     assert python(f"import manticore\nfrom transformers import {name}\n{REGISTERED}") == "ManticoreForCausalLM"
 
 
@@ -90,16 +104,16 @@ def test_any_part_of_transformers_can_be_the_first_to_be_used(name: str) -> None
     "module",
     ["components.loading", "hybrid.mixing", "hybrid.modeling"],
 )
-def test_a_module_can_be_the_first_to_be_imported(module: str) -> None:
+def test_a_module_can_be_the_first_to_be_imported(python: Python, module: str) -> None:
     assert python(f"import manticore.{module}\n{REGISTERED}") == "ManticoreForCausalLM"
 
 
-def test_every_public_name_leads_to_something() -> None:
+def test_every_public_name_leads_to_something(python: Python) -> None:
     names = python("import manticore; print(*[name for name in manticore.__all__ if getattr(manticore, name) is None])")
     assert names == ""
 
 
-def test_a_function_keeps_its_name_whatever_is_imported_before() -> None:
+def test_a_function_keeps_its_name_whatever_is_imported_before(python: Python) -> None:
     python(
         "from manticore.search.differentiable.methods import Darts\n"
         "import manticore\n"

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 
 from manticore import quantities
@@ -32,6 +32,8 @@ _CROWD = "#b4bac3"
 _MOST_DOTS = 1500
 """In one panel; more cannot be told from each other, and would only make the page heavy."""
 _MOST_STRIPS = 12
+_WIDE = 40
+"""A cost that is so many times another's would leave the small ones on each other: then the axis is in doublings."""
 _MOST_BASELINES = 12
 _MOST_CURVES = 6
 _MOST_POINTS = 100
@@ -103,10 +105,10 @@ def best_so_far_figure(study: Study, drawn: dict[str, Look]) -> Figure | None:
 
 
 def hypervolume_figure(growth: Growth) -> Figure:
-    """The share of the reference box that was dominated after each generation."""
+    """The hypervolume after each generation."""
     figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
     ax = figure.subplots()
-    xs = range(len(growth.everything))
+    xs = growth.places
     mark = "o" if len(growth.everything) <= 40 else None
     ax.plot(xs, growth.everything, color=INK, marker=mark, markersize=4, label="all designs so far")
     if growth.populations is not None:
@@ -174,6 +176,10 @@ def _pair(ax: Axes, study: Study, across: Goal, up: Goal, numbered: Sequence[tup
     ax.set_xlabel(f"{name(across.measure)} ({direction(across)})")
     ax.set_ylabel(f"{name(up.measure)} ({direction(up)})")
     ax.margins(0.13, 0.16)
+    everything = [_at(entry, across, up) for entry in (*study.scored, *study.rivals)]
+    for goal, values, scaled in zip((across, up), zip(*everything), (ax.set_xscale, ax.set_yscale)):
+        if words(goal.measure).price and min(values) > 0 and max(values) > _WIDE * min(values):
+            scaled("log", base=2)
     # room for a strip under the lowest and over the highest point is part of what ticks span
     for axis, goal, limits in ((ax.xaxis, across, ax.get_xlim()), (ax.yaxis, up, ax.get_ylim())):
         _score_axis(axis, goal)
@@ -199,9 +205,9 @@ def _dots(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
 
 def _score_axis(axis: Axis, goal: Goal) -> None:
     said = words(goal.measure).said
-    ticks = MaxNLocator(6)
-    axis.set_major_locator(ticks)
-    if goal.measure.endswith("bytes"):
+    is_log, ticks = axis.get_scale() == "log", MaxNLocator(6)
+    axis.set_major_locator(LogLocator(2, numticks=8) if is_log else ticks)
+    if goal.measure.endswith("bytes") and not is_log:
         low, high = axis.get_view_interval()
         # round numbers of KiB or MiB, not of bytes
         size = 1024 ** int(math.log(max(high, 1), 1024))

@@ -7,19 +7,20 @@ Transformer++ where it is a baseline. Batches of few designs are taken together,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 from manticore.experiments.hypervolume import history, hypervolume, reference_of
 from manticore.experiments.motifs import Motifs, motifs
 from manticore.report.design_record import Baseline, Study, Trial
+from manticore.report.measure_words import name
 
 _SCALE_OF = "transformer"
 """The baseline whose values are the units of the axes, by the beginning of its name."""
 _MOST_STEPS = 24
 """Populations in one picture."""
 _MOST_VOLUMES = 120
+_LEAST_FRONT = 5
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class Growth:
     scaled_by: str
     """The baseline whose values are the units; empty: the objectives' own."""
     unit: str
-    """``generation`` or ``batch``."""
+    """``generation`` or ``batch``,"""
+    places: list[int]
+    """and which of them each volume is after, from 0."""
 
 
 @dataclass(frozen=True)
@@ -56,31 +59,29 @@ def growth(study: Study) -> Growth | None:
         return None
     scale, units = _units(study)
     reference = tuple(value / one for value, one in zip(reference_of(first), units))
-    # only the first and last of many batches of one design differ visibly
-    grouped = _grouped(found, _MOST_VOLUMES)
+    # of many batches of one design each, neighbours do not differ visibly
+    spans = _spans(len(found), _MOST_VOLUMES)
     points = [
         [
             tuple(value / one for value, one in zip(trial.point(goals), units))
-            for trial in batch
+            for trial in chain(*(found[place] for place in span))
             if trial.is_scored(goals) and study.allows(trial)
         ]
-        for batch in grouped
+        for span in spans
     ]
     alone = [hypervolume(batch, reference) for batch in points] if _is_population(study) else None
     own = [value * one * (-1 if goal.maximise else 1) for value, one, goal in zip(reference, units, goals)]
-    return Growth(history(points, reference), alone, tuple(own), scale.name if scale else "", unit(study))
+    scaled, places = scale.name if scale else "", [span[-1] for span in spans]
+    return Growth(history(points, reference), alone, tuple(own), scaled, unit(study), places)
 
 
 def populations(study: Study) -> Populations:
     """The motifs of each generation, of few designs at a time taken together."""
     found = study.batches
-    grouped = _grouped(found, _MOST_STEPS)
-    width = math.ceil(len(found) / len(grouped))
-    names = []
-    for place in range(len(grouped)):
-        first, last = place * width, min((place + 1) * width, len(found)) - 1
-        names.append(str(first) if first == last else f"{first}–{last}")
-    return Populations([motifs(trial.entries for trial in batch) for batch in grouped], names, unit(study))
+    spans = _spans(len(found), _MOST_STEPS)
+    names = [str(span[0]) if len(span) == 1 else f"{span[0]}–{span[-1]}" for span in spans]
+    steps = [motifs(trial.entries for place in span for trial in found[place]) for span in spans]
+    return Populations(steps, names, unit(study))
 
 
 def unit(study: Study) -> str:
@@ -88,10 +89,12 @@ def unit(study: Study) -> str:
     return "generation" if _is_population(study) else "batch"
 
 
-def best_quarter(study: Study) -> list[Trial]:
-    """Of several objectives the front, else the best quarter; at least three designs where there are so many."""
+def best_group(study: Study) -> tuple[str, list[Trial]]:
+    """Those that motifs are looked for among, and what they are: a front of several, else the best quarter."""
     front = [study.by_design[design] for design in study.front]
-    return front if len(study.goals) > 1 else study.ranked[: max(3, len(study.ranked) // 4)]
+    if len(study.goals) > 1 and len(front) >= _LEAST_FRONT:
+        return "the front", front
+    return f"the best by {name(study.goals[0].measure)}", study.ranked[: max(3, len(study.ranked) // 4)]
 
 
 def _is_population(study: Study) -> bool:
@@ -108,6 +111,7 @@ def _units(study: Study) -> tuple[Baseline | None, list[float]]:
     return None, [1.0] * len(study.goals)
 
 
-def _grouped(found: Sequence[list[Trial]], most: int) -> list[list[Trial]]:
-    width = math.ceil(len(found) / most)
-    return [list(chain(*found[place : place + width])) for place in range(0, len(found), width)]
+def _spans(total: int, most: int) -> list[range]:
+    """``range(total)`` in at most so many runs of one length, of which the last may be shorter."""
+    width = math.ceil(total / most)
+    return [range(first, min(first + width, total)) for first in range(0, total, width)]

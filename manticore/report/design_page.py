@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from manticore import quantities
 from manticore.paths import refuse_links_out
 from manticore.report.design_cautions import cautions
 from manticore.report.design_fronts import best_so_far_figure, curves_figure, front_figure, hypervolume_figure
-from manticore.report.design_growth import Growth, growth, populations, unit
+from manticore.report.design_growth import Growth, best_group, growth, populations, unit
 from manticore.report.design_populations import classes_figure, link_name, links_figure
 from manticore.report.design_record import Study, Trained, read_study
 from manticore.report.design_tables import MOST_ROWS, failures, invalid_offspring, measures_of, motif_rows, table
@@ -28,6 +28,8 @@ from manticore.report.pages import Drawing, render, write_with_figures
 from manticore.report.palette import text_on
 from manticore.report.svg import house_style, to_svg
 
+_STRETCHED = 16
+"""Layers from which on a list is stretched: copies of a long one would be few and coarse."""
 _LONGEST = 44
 """Of a spelled design in a table."""
 _FIGURES = {
@@ -79,7 +81,8 @@ def next_command(study: Study, folder: str = "") -> str:
     if saved is None:
         return ""
     design = shlex.quote(f"{folder.rstrip('/')}/{saved.folder}" if folder else saved.folder)
-    return f"manticore scale {design} --parameters 350M --how stack --out larger"
+    how = "stack" if len(saved.layers) < _STRETCHED else "stretch"
+    return f"manticore scale {design} --parameters 350M --how {how} --out larger"
 
 
 def loading_code(study: Study) -> str:
@@ -172,7 +175,7 @@ def _render(study: Study, drawings: dict[str, Drawing]) -> str:
             for row in motif_rows(study)
         ],
         unit=unit(study),
-        best_are="the front" if len(study.goals) > 1 else "the best quarter",
+        best_are=best_group(study)[0],
         offspring=invalid_offspring(study),
         failures=failures(study),
         costs=_costs(study),
@@ -223,15 +226,12 @@ def _chip(look: Look) -> dict[str, Any]:
 
 def _costs(study: Study) -> list[tuple[str, str, str]]:
     """What was trained, its FLOPs and its time."""
-    rows: list[tuple[str, list[Any], float | None]] = [
-        (f"{len(study.trials):,} designs", list(study.trials), study.flops),
-        (f"{len(study.baselines)} baselines", list(study.baselines), None),
-    ]
     found = []
-    for what, entries, known in rows:
-        spent = [entry.flops for entry in entries if entry.flops is not None]
+    parts: list[tuple[str, Sequence[Trained]]] = [("designs", study.trials), ("baselines", study.baselines)]
+    for what, entries in parts:
+        flops = [entry.flops for entry in entries if entry.flops is not None]
         seconds = [entry.seconds for entry in entries if entry.seconds is not None]
-        flops = known if known is not None else sum(spent) if spent else None
-        if entries and (flops is not None or seconds):
-            found.append((what, quantities.flops(flops), quantities.duration(sum(seconds) if seconds else None)))
+        if flops or seconds:
+            spent = quantities.flops(sum(flops) if flops else None)
+            found.append((f"{len(entries):,} {what}", spent, quantities.duration(sum(seconds) if seconds else None)))
     return found

@@ -154,7 +154,7 @@ class Study:
     baselines: tuple[Baseline, ...] = ()
     offspring: tuple[Offspring, ...] = ()
     flops: float | None = None
-    """Of all trainings of the search."""
+    """Of all trainings, baselines included."""
     seconds: float | None = None
     unfinished: bool = False
 
@@ -180,6 +180,12 @@ class Study:
     def ranked(self) -> list[Trial]:
         """Those of them that keep the limits, the best by the first objective first, equal ones by the next."""
         return sorted(filter(self.allows, self.scored), key=lambda trial: trial.point(self.goals))
+
+    @cached_property
+    def spent(self) -> float | None:
+        """FLOPs of the search's own trainings; those of everything where the trials do not say."""
+        known = [trial.flops for trial in self.trials if trial.flops is not None]
+        return sum(known) if known else self.flops
 
     @cached_property
     def rivals(self) -> list[Baseline]:

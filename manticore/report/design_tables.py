@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from manticore import quantities
 from manticore.experiments.motifs import LinkKind, Motifs, Run, motifs
-from manticore.report.design_growth import best_quarter
+from manticore.report.design_growth import best_group
 from manticore.report.design_noise import seeds
 from manticore.report.design_record import Baseline, Offspring, Study, Trained, Trial
 from manticore.report.measure_words import in_order, said
@@ -76,7 +76,7 @@ def motif_rows(study: Study) -> list[MotifRow]:
     found = study.batches
     first, last = (motifs(trial.entries for trial in batch) for batch in (found[0], found[-1]))
     everything = motifs(trial.entries for trial in study.trials)
-    best = motifs(trial.entries for trial in best_quarter(study))
+    best = motifs(trial.entries for trial in best_group(study)[1])
     counted: list[Run | LinkKind] = [*everything.pairs, *everything.triples, *everything.links]
     # one that only a single design holds says something of that design
     common = [motif for motif in counted if everything.holding[motif] > 1]

@@ -149,7 +149,8 @@ def _price(best: Trial, baseline: Baseline) -> str:
     for measure, value in best.measures.items():
         other, what = baseline.measures.get(measure), words(measure).price
         if what and value is not None and other and value != other:
-            found.append(f"{value / other:.2f} times the {what}")
+            ratio = value / other
+            found.append(f"{ratio:.2f} times the {what}" if ratio >= 0.1 else f"{ratio:.2g} times the {what}")
     return f" It has {_listed(found)} of {quantities.shorten(baseline.name, 40)}." if found else ""
 
 
@@ -186,10 +187,10 @@ def _savings(study: Study, baseline: Baseline) -> str:
 
 def _spent(study: Study, best: Trial | None) -> str:
     """What the search cost, in trainings of its best design."""
-    if study.flops is None:
+    if study.spent is None:
         return ""
-    times = f", {study.flops / best.flops:.0f} times the training of its best design" if best and best.flops else ""
-    return f" The search cost {quantities.flops(study.flops)}{times}."
+    times = f", {study.spent / best.flops:.0f} times the training of its best design" if best and best.flops else ""
+    return f" The search cost {quantities.flops(study.spent)}{times}."
 
 
 def _listed(parts: Sequence[str]) -> str:

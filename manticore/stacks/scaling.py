@@ -31,6 +31,8 @@ _HEAD_WIDTH = 64
 _HEADS = ("num_heads", "num_kv_heads")
 _INNER = ("inner_width", "expert_width")
 _STEPS = (256, 64, 8)
+_WIDTHS = 257
+_TRIES = 32
 
 
 def scaled(
@@ -158,13 +160,18 @@ def _proportionate_width(
     config: StackConfig, parameters: int, layer_options: Mapping[str, Mapping[str, Any]] | None
 ) -> int:
     """The width at which as many layers as ``parameters`` make of it come nearest to the usual proportion."""
+    refused: ManticoreError | None = None
     for step in _STEPS:
         best: tuple[float, int] | None = None
-        for width in range(step, 2**20, step):
+        tries = _TRIES
+        for width in range(step, _WIDTHS * step, step):
             try:
                 small = layer_parameters(widened(config, width, layer_options))
-            except ManticoreError:
-                # heads that do not divide it
+            except ManticoreError as error:
+                # heads that do not divide it; or what no width mends
+                refused, tries = refused or error, tries - 1
+                if best is None and not tries:
+                    break
                 continue
             if small > parameters:
                 break
@@ -176,6 +183,8 @@ def _proportionate_width(
             best = (off, width)
         if best is not None:
             return best[1]
+    if refused is not None:
+        raise refused
     raise ManticoreError(
         f"scale: no width at which these {len(config.layer_names)} layers have as few as {count(parameters)} "
         "parameters. Fix: more parameters, or a width"

@@ -29,7 +29,7 @@ def stub() -> str:
     """The text that the file should have."""
     functions, imported = [], set()
     for name, module in sorted(manticore._PUBLIC.items()):
-        value = getattr(import_module(module), name)
+        value = getattr(manticore, name)
         if hasattr(value, "__signature__") and inspect.isfunction(value):
             functions.append(_function(name, value.__signature__))
             imported |= _sources(functions[-1], module)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from forked import forked, prints_to
 
 SOON = 0.002
 PATIENCE = 300
@@ -21,9 +21,7 @@ def _work(
 ) -> None:
     os.chdir(folder)
     os.environ.update(environment)
-    file = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(file, stream)
+    prints_to(said)
     # a shell that starts the tests in the background lets them ignore it
     signal.signal(signal.SIGINT, signal.default_int_handler)
     import torch
@@ -50,20 +48,8 @@ class Command:
     def __init__(
         self, words: Sequence[str], folder: Path, prepare: Callable[[], None] | None = None, **environment: str
     ) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(
-            [
-                "manticore.stages.pipeline",
-                "manticore.cli.app",
-                "manticore.experiments.mad.run",
-                "manticore.search.candidates",
-            ]
-        )
         self._said = folder / f"said-{time.monotonic_ns()}.txt"
-        self._process: Any = context.Process(
-            target=_work, args=(words, str(self._said), str(folder), environment, prepare)
-        )
-        self._process.start()
+        self._process = forked(_work, words, str(self._said), str(folder), environment, prepare)
         self.pid: int = self._process.pid
 
     def wait_for(self, folder: Path, pattern: str) -> None:

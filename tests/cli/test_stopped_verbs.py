@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from once import once
 from stopping import Command, done
 from typer.testing import CliRunner
 
@@ -42,13 +43,15 @@ STOPS = ("SIGINT", "SIGTERM", "SIGKILL", "full disk")
 @pytest.fixture(scope="module")
 def desk(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models, and what each verb makes of them when nothing stops it."""
-    desk = tmp_path_factory.mktemp("desk")
-    for name in ("gpt", "mamba"):
-        shutil.copytree(shelf / name, desk / name)
-    combine([str(desk / "gpt"), str(desk / "mamba")], num_blocks=2, check=False).save_pretrained(desk / "hybrid")
-    for verb, (words, _) in VERBS.items():
-        done([*words, "-o", verb], desk)
-    return desk
+
+    def fill(desk: Path) -> None:
+        for name in ("gpt", "mamba"):
+            shutil.copytree(shelf / name, desk / name)
+        combine([str(desk / "gpt"), str(desk / "mamba")], num_blocks=2, check=False).save_pretrained(desk / "hybrid")
+        for verb, (words, _) in VERBS.items():
+            done([*words, "-o", verb], desk)
+
+    return once(tmp_path_factory, "stopped verbs", fill)
 
 
 def numbers(value: Any) -> Any:

@@ -1,15 +1,13 @@
 """Equal compute: who gets how many steps, what is repeated after a kill, and what the table says."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from copying_task import LENGTH, copying_task
+from forked import Script
 
 from manticore.errors import ManticoreError
 from manticore.experiments.compare import compare
@@ -178,9 +176,8 @@ def test_each_model_takes_its_best_learning_rate_by_validation(gpt):
 def test_a_killed_comparison_repeats_no_finished_run_and_ends_the_same(tmp_path):
     whole = run(parents(), tmp_path / "whole")
     out = tmp_path / "killed"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    died = subprocess.run([sys.executable, "-c", RUN, __file__, str(out)], env=environment, capture_output=True)
-    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    code, said = Script(RUN, __file__, str(out), said=tmp_path / "said.txt").end()
+    assert code == -signal.SIGKILL, said
     log = out / "units.jsonl"
     done = log.read_text().splitlines()
     assert len(done) == 1 + 3

@@ -1,14 +1,12 @@
 """A comparison at several budgets: one run passes all, with the numbers of separate ones, and goes on when killed."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 from copying_task import copying_task
+from forked import Script
 from test_compare import BATCH, budget_for, deterministic, parents, run
 
 from manticore.errors import ManticoreError
@@ -121,9 +119,8 @@ def test_a_comparison_killed_between_two_budgets_goes_on_there(tmp_path, monkeyp
     models = {"narrow": parents()["narrow"]}
     whole = over(models, tmp_path / "whole", **options)
     out = tmp_path / "killed"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    died = subprocess.run([sys.executable, "-c", RUN, __file__, str(out)], env=environment, capture_output=True)
-    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    code, said = Script(RUN, __file__, str(out), said=tmp_path / "said.txt").end()
+    assert code == -signal.SIGKILL, said
     begun = []
     train = comparison_runs.finetune
 

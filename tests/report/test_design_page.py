@@ -12,11 +12,17 @@ import pytest
 from html_pages import Page, assert_loads_nothing
 from run_records import HOSTILE_NAMES
 from study_records import build_study, scored, write_study
+from typer.testing import CliRunner
 
+from manticore import StackConfig
+from manticore.cli.app import app
 from manticore.errors import ManticoreError
+from manticore.report.design_fronts import front_figure
+from manticore.report.design_growth import populations
 from manticore.report.design_page import loading_code, next_command, write_page
 from manticore.report.design_record import parse_study
 from manticore.report.design_verdict import verdict
+from manticore.report.layer_picture import looks
 
 
 def _page(folder, record) -> tuple[str, Page]:
@@ -106,6 +112,17 @@ def test_three_objectives_are_drawn_in_pairs_and_an_older_figure_goes(tmp_path):
     assert "Hypervolume" in page.words()
 
 
+@pytest.mark.parametrize(("factor", "scale"), [(1, "linear"), (1000, "log")])
+def test_costs_that_lie_far_apart_are_drawn_in_doublings(factor, scale):
+    record = build_study(generations=1)
+    record["trials"][0]["measures"]["cache_bytes"] *= factor
+    record["front"] = record["front"][1:2]
+    study = parse_study(record)
+    figure = front_figure(study, looks(study))
+    assert figure.axes[0].get_xscale() == scale
+    assert figure.axes[0].get_yscale() == "linear"
+
+
 def test_failures_only(tmp_path):
     record = build_study(generations=1)
     for place, trial in enumerate(record["trials"]):
@@ -131,17 +148,21 @@ def test_one_trial_without_anything_else(tmp_path):
 
 
 def test_thousands_of_trials_make_a_page_that_opens(tmp_path):
-    record, draws = build_study(generations=1, layers=24), random.Random(1)
+    record, draws = build_study(generations=1, layers=12), random.Random(1)
     base = record["trials"][0]
-    for place in range(3000):
+    for place in range(2000):
         measures = {"loss": draws.uniform(2, 3), "cache_bytes": draws.uniform(1e5, 1e6)}
         record["trials"].append({**base, "design": f"design-{place}", "measures": measures, "generation": None})
     record["generations"] = [[trial["design"]] for trial in record["trials"]]
     record["front"] = [min(record["trials"], key=lambda trial: trial["measures"]["loss"])["design"]]
+    people = populations(parse_study(record))
+    assert sum(step.designs for step in people.steps) == len(record["trials"])
+    assert people.names[0] == "0–83"
+    assert people.names[-1].endswith(f"–{len(record['generations']) - 1}")
     before = time.process_time()
     html, _ = _page(tmp_path, record)
     assert len(html) < 2_000_000
-    # of one core; it takes about three
+    # of one core; it takes about two
     assert time.process_time() - before < 30
 
 
@@ -239,3 +260,18 @@ def test_code_and_command_are_quoted():
     assert '\\"; rm' in loading_code(study)
     compile(loading_code(study), "code", "exec")
     assert shlex.split(next_command(study, "out"))[2] == f"out/{best['folder']}"
+
+
+@pytest.mark.parametrize(("layers", "how"), [(6, "stack"), (16, "stretch")])
+def test_the_next_command_is_one_that_runs(tmp_path, layers, how):
+    record = build_study(("loss",), generations=1, layers=layers)
+    study = parse_study(record)
+    command = shlex.split(next_command(study, str(tmp_path)))
+    assert command[command.index("--how") + 1] == how
+    entries = ["mamba", "swiglu"] * (layers // 2)
+    StackConfig(layers=entries, hidden_size=16).save_pretrained(command[2])
+    command[command.index("350M")] = "100k"
+    command[-1] = str(tmp_path / "larger")
+    done = CliRunner().invoke(app, command[1:])
+    assert done.exit_code == 0, done.output
+    assert StackConfig.from_pretrained(tmp_path / "larger").num_hidden_layers >= layers

@@ -13,7 +13,7 @@ from manticore.stages.pipeline import execute
 
 
 def run(recipe: Path, out: Path, *overrides: str) -> dict[str, Any]:
-    options = ["search={}", "finetune={steps: 24, batch_size: 8, lr: 0.01}", *overrides]
+    options = ["search={}", "finetune={steps: 24, batch_size: 8, lr: 0.01, save_steps: 24}", *overrides]
     return execute(create_run(load_recipe(str(recipe), options), str(out)))
 
 
@@ -38,23 +38,16 @@ def test_the_winner_goes_on_and_everything_is_counted_once(mini_recipe: Path, tm
     assert hybrid["seeds"][0]["metrics"] == tuned["metrics"]
 
 
+SHORT = ["finetune.steps=12", "compare={seeds: [0], learning_rates: [0.01], ensemble: false}"]
+
+
 def test_a_parent_is_not_another_row_of_the_comparison(mini_recipe: Path, tmp_path: Path) -> None:
-    results = run(
-        mini_recipe,
-        tmp_path / "run",
-        "discretize.path=[1,1]",
-        "compare={seeds: [0], learning_rates: [0.01], ensemble: false}",
-    )
+    results = run(mini_recipe, tmp_path / "run", "discretize.path=[1,1]", *SHORT)
     assert {row["model"] for row in results["compare"]["rows"]} == {"gpt", "mamba"}
 
 
 def test_a_path_of_the_recipe_is_trained_from_the_beginning(mini_recipe: Path, tmp_path: Path) -> None:
-    results = run(
-        mini_recipe,
-        tmp_path / "run",
-        "discretize.path=[1,0]",
-        "compare={seeds: [0], learning_rates: [0.01], ensemble: false}",
-    )
+    results = run(mini_recipe, tmp_path / "run", "discretize.path=[1,0]", *SHORT)
     assert results["discretize"]["path"] == [1, 0]
     hybrid = next(row for row in results["compare"]["rows"] if row["model"] == "hybrid" and row["budget"] == 0)
     assert hybrid["seeds"][0]["metrics"] == results["finetune"]["metrics"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from once import once
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -14,7 +16,7 @@ from manticore.cli.app import app
 from manticore.experiments.rows import SUPERNET
 from manticore.plan.planner import plan
 from manticore.report.results import read_results
-from manticore.runs.folder import create_run
+from manticore.runs.folder import RESULTS, create_run
 from manticore.schema.loading import load_recipe
 from manticore.schema.problems import RecipeError
 from manticore.stages.pipeline import execute
@@ -32,8 +34,8 @@ def recipe(mini: Path, *overrides: str) -> Any:
 @pytest.fixture(scope="module")
 def finished(mini_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     made = recipe(mini_recipe, DISTILL, "compare={seeds: [0, 1], learning_rates: [1e-3], ensemble: false}")
-    out = tmp_path_factory.mktemp("distilled") / "run"
-    return out, execute(create_run(made, str(out)))
+    folder = once(tmp_path_factory, "distilled", lambda folder: execute(create_run(made, str(folder / "run"))))
+    return folder / "run", json.loads((folder / "run" / RESULTS).read_text(encoding="utf-8"))
 
 
 def test_a_run_distils_between_discretizing_and_fine_tuning(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -92,8 +94,9 @@ def test_where_a_search_trains_candidates_the_path_is_distilled_from_its_beginni
     mini_recipe: Path, tmp_path: Path
 ) -> None:
     made = recipe(
-        mini_recipe, DISTILL, "search={}", "discretize={}", "compare={seeds: [0], ensemble: false}",
-        "finetune={steps: 13, batch_size: 4, test_examples: 8}",
+        mini_recipe, DISTILL, "search={}", "discretize={}",
+        "compare={seeds: [0], learning_rates: [1e-3], ensemble: false}",
+        "finetune={steps: 13, batch_size: 4, test_examples: 8, save_steps: 13}",
     )  # fmt: skip
     results = execute(create_run(made, str(tmp_path / "run")))
     assert results["finetune"]["begun_flops"] == 0

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from once import once
 from transformers import AutoModelForCausalLM
 
 from manticore.errors import ManticoreError
 from manticore.plan.planner import plan
 from manticore.report import read_results
-from manticore.runs.folder import RunFolder, create_run, open_run
+from manticore.runs.folder import RESULTS, RunFolder, create_run, open_run
 from manticore.runs.reporter import LogReporter
 from manticore.schema.loading import load_recipe
 from manticore.stages.pipeline import execute
@@ -51,8 +52,9 @@ def small(*overrides: str) -> Any:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str, Any]]:
-    folder = create_run(small(), str(tmp_path_factory.mktemp("two") / "run"))
-    return folder, execute(folder)
+    place = once(tmp_path_factory, "two sources", lambda folder: execute(create_run(small(), str(folder / "run"))))
+    folder = open_run(place / "run")
+    return folder, json.loads((folder.path / RESULTS).read_text(encoding="utf-8"))
 
 
 def test_it_runs_without_a_search_and_compares_the_hybrid_with_its_parents(

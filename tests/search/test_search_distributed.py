@@ -37,8 +37,7 @@ def run(name, out, accumulation=1):
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory):
     """Folder and, per rank, the outcome of every search."""
-    folder = tmp_path_factory.mktemp("two")
-    return folder, run_by_two(__file__, folder, "ddp-cpu")
+    return run_by_two(tmp_path_factory, __file__, "ddp-cpu")
 
 
 def sampled(accumulation=1):

@@ -1,11 +1,9 @@
 """A search that is killed and resumed ends as if nothing had happened."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from forked import Script
+from once import once
 from tiny_search import make_hybrid, recall
 
 from manticore.errors import ManticoreError
@@ -65,11 +63,11 @@ def test_a_search_that_learns_weights_does_not_grow_into_a_longer_one(tmp_path):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    out = tmp_path_factory.mktemp("killed")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    died = subprocess.run([sys.executable, "-c", RUN, __file__, str(out)], env=environment, capture_output=True)
-    assert died.returncode == 0, died.stderr.decode()
-    return out
+    def kill(out):
+        code, said = Script(RUN, __file__, str(out), said=out / "said.txt").end()
+        assert code == 0, said
+
+    return once(tmp_path_factory, "killed searches", kill)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -1,14 +1,13 @@
 """Shared weights: one sampled path trains per step and nothing else does; then paths are scored with them."""
 
 import copy
-import os
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Script
+from once import once
 from tiny_search import TUNING, make_hybrid, recall, tiny_mamba, trained
 
 import manticore
@@ -165,11 +164,11 @@ for what in ("training", "scoring"):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    out = tmp_path_factory.mktemp("killed")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    died = subprocess.run([sys.executable, "-c", KILLED, __file__, str(out)], env=environment, capture_output=True)
-    assert died.returncode == 0, died.stderr.decode()
-    return out
+    def kill(out):
+        code, said = Script(KILLED, __file__, str(out), said=out / "said.txt").end()
+        assert code == 0, said
+
+    return once(tmp_path_factory, "killed shared scores", kill)
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,13 @@
 """A distillation that is killed in either phase and resumed ends as if nothing had happened."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from copying_task import copying_task
+from forked import Script
 
 from manticore.errors import ManticoreError
 from manticore.training.checkpoints import checkpoints
@@ -67,11 +65,8 @@ def same_weights(one, other) -> bool:
 def test_a_killed_distillation_resumes_to_the_same_bits(uninterrupted, tmp_path, kill_at, left):
     whole, whole_out = uninterrupted
     out = tmp_path / "out"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    died = subprocess.run(
-        [sys.executable, "-c", RUN, __file__, str(out), str(kill_at)], env=environment, capture_output=True
-    )
-    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    code, said = Script(RUN, __file__, str(out), str(kill_at), said=tmp_path / "said.txt").end()
+    assert code == -signal.SIGKILL, said
     for phase in ("blocks", "logits"):
         found = checkpoints(out / phase / "checkpoints")
         assert [int(c.name.rpartition("-")[2]) for c in found] == left.get(phase, [])

@@ -220,7 +220,9 @@ def test_impossible_arguments_are_refused(gpt, task, options, message):
         finetune(gpt, task, **options)
 
 
-def test_what_is_no_model_or_no_task_is_refused(gpt, task):
+def test_what_is_no_model_or_no_task_is_refused(gpt, task, monkeypatch):
+    # nobody waits for a hub that is not there
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ManticoreError, match=r"finetune: 3 is not a model\. Fix: load it first"):
         finetune(3, task, steps=1)
     with pytest.raises(ManticoreError, match=r"folder: no such folder here"):

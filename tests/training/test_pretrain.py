@@ -1,14 +1,12 @@
 import inspect
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import textwrap
 
 import pytest
 import torch
+from forked import Script
 from safetensors.torch import load_file
 from small_tokenizers import adding_bos, byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -151,8 +149,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, own_cache):
 
         pretrain("mamba", **{TINY!r}, progress=progress)
     """
-    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=os.environ, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    code, said = Script(textwrap.dedent(script), said=tmp_path / "said.txt").end()
+    assert code == -signal.SIGKILL, said
     assert list(own_cache.rglob("checkpoint-*"))
     rows = []
     resumed = pretrain("mamba", **TINY, progress=lambda *row: rows.append(row))
@@ -162,17 +160,17 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, own_cache):
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_two_processes_that_want_the_same_model_train_it_once(own_cache):
+def test_two_processes_that_want_the_same_model_train_it_once(own_cache, tmp_path):
     script = f"""
         from manticore.training.pretrain import pretrain
 
         rows = []
         print(pretrain("gpt_neo", **{TINY!r}, progress=lambda *row: rows.append(row)), len(rows))
     """
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = [process.communicate()[0].split() for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    both = [Script(textwrap.dedent(script), said=tmp_path / f"said-{n}.txt") for n in range(2)]
+    ended = [script.end() for script in both]
+    assert [code for code, _ in ended] == [0, 0], ended
+    answers = [said.splitlines()[-1].split() for _, said in ended]
     assert answers[0][0] == answers[1][0]
     assert sorted(int(rows) for _, rows in answers) == [0, 6]
     assert len(list((own_cache / "pretrained").iterdir())) == 1

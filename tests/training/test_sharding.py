@@ -84,8 +84,7 @@ def work(folder):
 
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    return folder, run_by_two(__file__, folder, "fsdp2", ACCELERATE_TORCH_DEVICE="cpu")
+    return run_by_two(tmp_path_factory, __file__, "fsdp2", ACCELERATE_TORCH_DEVICE="cpu")
 
 
 @pytest.mark.parametrize("name", ["path", "supernet", "parent"])

@@ -1,15 +1,13 @@
 """A run that is killed and resumed ends as if nothing had happened."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from copying_task import copying_task
+from forked import Script
 from safetensors.torch import load_file
 
 from manticore.errors import ManticoreError
@@ -65,11 +63,8 @@ def test_a_killed_run_resumes_to_the_same_weights_rows_and_metrics(uninterrupted
     # step 12 is the end of an epoch and a checkpoint; step 6 lies between two checkpoints
     whole, whole_out = uninterrupted
     out = tmp_path / "out"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    died = subprocess.run(
-        [sys.executable, "-c", RUN, __file__, str(out), str(kill_at)], env=environment, capture_output=True
-    )
-    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    code, said = Script(RUN, __file__, str(out), str(kill_at), said=tmp_path / "said.txt").end()
+    assert code == -signal.SIGKILL, said
     assert rows(out), "it logged before it died"
     expected_step = {6: 4, 12: 8}[kill_at]
     assert checkpoints(out / "checkpoints")[-1].name == f"checkpoint-{expected_step}"

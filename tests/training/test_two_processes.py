@@ -58,8 +58,7 @@ def work(folder):
 
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    return folder, run_by_two(__file__, folder)
+    return run_by_two(tmp_path_factory, __file__)
 
 
 @pytest.mark.parametrize("name", ["path", "vertex", "classes"])

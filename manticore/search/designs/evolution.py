@@ -28,6 +28,8 @@ from manticore.search.designs.variation import crossover, mutate, ranked, winner
 from manticore.search.storage import quiet
 from manticore.seeding import derive_seed
 
+_FEWEST = 4
+"""Designs of a generation, unless fewer are asked for."""
 _OFFSPRING = 20
 """Children that are made before a known one is replaced by a design drawn at random."""
 
@@ -37,7 +39,7 @@ def evolution(
     seed: int,
     trials: int,
     *,
-    population: Pair = 16,
+    population: Pair | None = None,
     generations: Count = 18,
     elites: Amount = 2,
     tournament: Count = 3,
@@ -56,7 +58,7 @@ def evolution(
         scores: with the space and the goals; limits count before goals.
         seed: of all draws.
         trials: the most distinct designs.
-        population: designs of a generation.
+        population: designs of a generation; None is STAR's 16, or a third of the trials where those are fewer than 48.
         generations: after the first one, which is drawn at random.
         elites: best designs that go on as they are, unscored.
         tournament: designs that are drawn for a parent; the best of them is it.
@@ -68,6 +70,7 @@ def evolution(
     """
     space = scores.space
     refuse_too_many(trials, space)
+    population = max(_FEWEST, min(16, trials // 3)) if population is None else population
     if elites >= population:
         raise ManticoreError(
             f"evolution: {elites} elites in a population of {population}. Fix: elites={min(2, population - 1)}"

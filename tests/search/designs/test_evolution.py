@@ -61,6 +61,11 @@ def test_the_published_search_is_268_trainings() -> None:
     assert (len(batches), len(scores.found)) == (19, 16 + 18 * 14)
 
 
+def test_a_third_of_few_trials_is_the_first_population() -> None:
+    for trials, size in ((24, 8), (60, 16), (9, 4), (3, 3)):
+        assert len(searched("evolution", attention_and_swiglu(9), ones, trials)[1][0]) == size
+
+
 def test_who_scores_first_changes_nothing_and_later_scores_no_earlier_design() -> None:
     space = attention_and_swiglu(9)
 
@@ -122,7 +127,7 @@ def test_more_than_there_is_is_refused_in_a_line(options: dict[str, int], said: 
 
 def test_notes_tell_where_designs_come_from() -> None:
     space = attention_and_swiglu(10)
-    scores, batches = searched("evolution", space, ones, 44, generations=2)
+    scores, batches = searched("evolution", space, ones, 44, population=16, generations=2)
     for generation, batch in enumerate(batches):
         for design in batch[2 * bool(generation) :]:
             note = scores.notes[design]

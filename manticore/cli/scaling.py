@@ -1,0 +1,158 @@
+"""The verb that makes a large stack after the pattern of a small one: scale."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from manticore.cli.parameters import Out, pairs
+from manticore.cli.terminal import done, quiet_libraries, say
+from manticore.errors import ManticoreError
+from manticore.paths import expanded
+from manticore.quantities import count, memory, read_count
+from manticore.writing import new_folder, refuse_existing
+
+if TYPE_CHECKING:
+    from manticore.stacks.configuration import StackConfig
+
+_LETTERS = {"A": "grouped-query-attention", "M": "swiglu", "S": "mamba"}
+"""What the letters of a list stand for unless ``--layer`` says otherwise: Composer's two, and a state space."""
+_WAYS = ("stack", "stretch")
+
+
+def scale(
+    design: Annotated[
+        str,
+        typer.Argument(
+            metavar="DESIGN", help="Folder of a stack or of a design, or a list of layers such as AAMMMM or 2A4M."
+        ),
+    ],
+    parameters: Annotated[
+        str, typer.Option(metavar="NUMBER", help="Of all layers, embeddings and head left out: 350M, 1.5B, 2e6.")
+    ],
+    out: Out,
+    how: Annotated[
+        str, typer.Option(help="stack repeats the list, for short ones; stretch makes its runs longer, from 16 on.")
+    ] = "stack",
+    width: Annotated[
+        int | None,
+        typer.Option(
+            help="Of the hidden states. Default: what comes nearest to 64 per layer.", show_default=False, min=1
+        ),
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layer",
+            metavar="LETTER=LAYER",
+            help="What a letter stands for, repeatable. Default: A=grouped-query-attention, M=swiglu, S=mamba.",
+        ),
+    ] = None,
+    layer_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layer-option",
+            metavar="LAYER.KEY=VALUE",
+            help="Option of the layers of a name at the new width, repeatable: swiglu.inner_width=8192.",
+        ),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Length of the sequence whose cache is told.", min=1)] = 4096,
+) -> None:
+    """Make a large stack after the pattern of a small one; writes its configuration, without weights.
+
+    Example: manticore scale AAMMMM --parameters 350M --how stack -o large
+    """
+    refuse_existing(out)
+    wanted = read_count(parameters)
+    if not wanted:
+        raise ManticoreError(
+            f"--parameters: got {parameters!r} (expected a number such as 350M or 1.5B). Fix: write 350M"
+        )
+    if how not in _WAYS:
+        raise ManticoreError(f"--how: got {how!r} (expected {' or '.join(_WAYS)}). Fix: --how stack")
+    options = _layer_options(layer_option or [])
+    letters = {**_LETTERS, **pairs(layer or [], "--layer")}
+    say(f"scale: {design}, {how}, to {count(wanted)} parameters")
+    from manticore.stacks.scaling import runs, scaled
+    from manticore.stacks.sizes import cache_bytes, layer_parameters
+
+    quiet_libraries()
+    small = _read(design, letters)
+    large = scaled(small, wanted, how, width=width, layer_options=options)  # type: ignore[arg-type]
+    with new_folder(out) as folder:
+        large.save_pretrained(folder)
+    names = [name for name, _ in runs(large.layer_names)]
+    lengths = [length for _, length in runs(large.layer_names)]
+    say(f"{len(large.layer_names)} layers of width {large.hidden_size}: {_told(names, lengths)}")
+    each = {name: large.layer_names.count(name) for name in dict.fromkeys(large.layer_names)}
+    say(", ".join(f"{number} {name}" for name, number in each.items()))
+    say(
+        f"{count(layer_parameters(large))} parameters in the layers ({len(small.layer_names)} layers have "
+        f"{count(layer_parameters(small))} at width {small.hidden_size}), a cache of "
+        f"{memory(cache_bytes(large, tokens))} after {tokens:,} tokens in bfloat16"
+    )
+    # in double quotes, which the shell's single ones leave alone
+    where = json.dumps(str(expanded(out)), ensure_ascii=False)
+    code = (
+        "import manticore; "
+        f"model = manticore.StackForCausalLM(manticore.StackConfig.from_pretrained({where}, vocab_size=32000))"
+    )
+    done(f"{out}/config.json", shlex.join(["python", "-i", "-c", code]))
+
+
+def _told(names: list[str], lengths: list[int]) -> str:
+    """From the bottom to the top: ``2 grouped-query-attention, 4 swiglu, …``; long lists are cut."""
+    shown = [f"{length} {name}" for name, length in zip(names, lengths)]
+    return ", ".join(shown) if len(shown) <= 12 else ", ".join([*shown[:6], "…", *shown[-3:]])
+
+
+def _layer_options(given: list[str]) -> dict[str, dict[str, Any]]:
+    """``swiglu.inner_width=8192`` → options by names of layers."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in pairs(given, "--layer-option").items():
+        name, dot, option = key.partition(".")
+        if not dot or not option:
+            raise ManticoreError(
+                f"--layer-option: got {key!r} (expected LAYER.KEY=VALUE). Fix: for instance swiglu.inner_width=8192"
+            )
+        found.setdefault(name, {})[option] = value
+    return found
+
+
+def _read(design: str, letters: Mapping[str, Any]) -> StackConfig:
+    """The stack of a folder, or of letters, which has no width of its own yet."""
+    from manticore.components.sources import nearest_folder
+    from manticore.search.designs.layer_lists import runs_written_out
+    from manticore.stacks.configuration import StackConfig
+
+    if design and expanded(design).exists():
+        return _saved(design)
+    if not design.isalnum() or not design.isascii():
+        fix = nearest_folder(design) or "Fix: give the folder of a stack, or letters such as AAMMMM"
+        raise ManticoreError(f"{design}: no such folder, and no list of layers. {fix}")
+    layers = []
+    for position, letter in enumerate(runs_written_out(design), 1):
+        if letter not in letters:
+            known = ", ".join(f"{each} {name}" for each, name in letters.items())
+            raise ManticoreError(
+                f"{design}: no such folder, and as a list of layers it has {letter!r} at position {position} "
+                f"(expected one of {known}). Fix: one of these, or --layer {letter[:1]}=LAYER"
+            )
+        layers.append(letters[letter])
+    return StackConfig(layers=layers)
+
+
+def _saved(folder: str) -> StackConfig:
+    from manticore.reading import read_object
+    from manticore.stacks.configuration import StackConfig
+
+    kind = StackConfig.model_type
+    held = read_object(expanded(folder) / "config.json", "give the folder of a stack, or letters such as AAMMMM")
+    if held is None or held.get("model_type") != kind:
+        what = "no config.json" if held is None else f"a {held.get('model_type')} (expected a stack, {kind})"
+        raise ManticoreError(f"{folder}: {what}. Fix: give the folder of a stack or of a design")
+    return StackConfig.from_pretrained(expanded(folder))
