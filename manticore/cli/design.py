@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import join, quote
+from shlex import join
 from typing import Annotated
 
 import typer
@@ -51,7 +51,8 @@ def design(
     say(f"folder: {place}")
     again = ["manticore", "design", recipe, *(overrides or []), "-o", place, *(["--cpu"] if cpu else []), "--resume"]
     quiet_libraries()
-    from manticore.report.design_page import write_page
+    from manticore.report.design_page import next_command, write_page
+    from manticore.report.design_record import read_study
     from manticore.report.design_terminal import render_study
     from manticore.search.designs.design import design as search
 
@@ -73,9 +74,7 @@ def design(
     write_text(folder / RECIPE, loaded.text)
     page = write_page(folder)
     console.print(render_study(found.record))
-    best = found.best
-    if best is None:
+    if found.best is None:
         raise ManticoreError(f"design: {page}: no design keeps the limits. Fix: larger ones, or more trials")
     say(f"wrote {folder / STUDY}")
-    rows = {row["design"]: row for row in found.record["trials"]}
-    done(page, f"manticore scale {quote(str(folder / rows[best.name]['folder']))} --parameters 350M --how stack")
+    done(page, next_command(read_study(folder), place) or "manticore design --help")

@@ -26,9 +26,13 @@ class DesignRecipe(Settings):
 
 def design_findings(section: Design) -> Iterator[Finding]:
     """What is wrong between the options of a study, or not there on this machine."""
-    yield from options(("design", "space_options"), "space", section.space, section.space_options)
+    # a space says in its own words which layers and classes there are
+    known = options_of("space", section.space)
+    plain = {name: value for name, value in section.space_options.items() if not isinstance(value, dict | list)}
+    unknown = {name: value for name, value in section.space_options.items() if name not in (known or {})}
+    yield from options(("design", "space_options"), "space", section.space, {**plain, **unknown})
     yield from options(("design", "method_options"), "design", section.method, section.method_options)
-    for name, option in (options_of("space", section.space) or {}).items():
+    for name, option in (known or {}).items():
         if option.default == "required" and name not in section.space_options:
             yield ("design", "space_options"), f"space {section.space!r} needs {name}. Fix: {name}: … ({option.help})"
     yield from password("design", section.storage)
