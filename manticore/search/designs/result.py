@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,8 +95,6 @@ class StudyResult:
         rows |= {f"baseline {row['name']}": row for row in self.record["baselines"]}
         kept = [(trial, trial.name) for trial in self.front]
         kept += [(each, f"baseline {each.name}") for each in self.baselines if each.failed is None]
-        # of a front that a stopped study had before it went on
-        shutil.rmtree(folder / DESIGNS, ignore_errors=True)
         for rank, (trial, key) in enumerate(kept, 1):
             plain = key.replace(" ", "-")
             name = plain if _PLAIN_NAME.fullmatch(plain) else f"front-{rank}"
