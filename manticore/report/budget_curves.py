@@ -19,12 +19,11 @@ from manticore.experiments.rows import HYBRID
 from manticore.report.block_picture import WIDTH
 from manticore.report.matches import score_row
 from manticore.report.naming import model_name
-from manticore.report.palette import COMPONENTS, INK, MUTED, SOFT, component_colour, component_dashes
+from manticore.report.palette import COMPONENTS, INK, MARKS, MUTED, SOFT, component_colour, component_dashes
 from manticore.report.results import Results
 from manticore.stages.combine import TaskInfo
 from manticore.stages.compare import CompareRecord
 
-_MARKS = ("s", "^", "D", "v", "P", "X")
 _WIDE = 8
 """Where the largest budget is so many times the smallest, small ones would lie on each other: then x is in decades."""
 
@@ -68,7 +67,7 @@ def budgets_figure(results: Results) -> Figure | None:
 
 
 def _styles(results: Results, compare: CompareRecord) -> dict[str, _Style]:
-    names, own = results.component_names, iter(_MARKS * len(compare.models))
+    names, own = results.component_names, iter(MARKS * len(compare.models))
     parents = [model for model in compare.models if model in names]
     used = {names.index(model) % len(COMPONENTS) for model in parents}
     free = iter([SOFT, *(c for k, c in enumerate(COMPONENTS) if k not in used)] * len(compare.models))

@@ -21,7 +21,7 @@ from manticore import quantities
 from manticore.report.block_picture import WIDTH
 from manticore.report.candidates import curve, is_parent, metric_name, ranked
 from manticore.report.naming import path_words
-from manticore.report.palette import COMPONENTS, INK, MUTED, component_colour, component_dashes
+from manticore.report.palette import COMPONENTS, CROWD, INK, MUTED, component_colour, component_dashes
 from manticore.report.results import Results
 from manticore.search.curves import MARKS
 from manticore.stages.combine import TaskInfo
@@ -32,7 +32,6 @@ _MOST_DRAWN = 64
 _MOST_POINTS = 48
 _OWN_COLOURS = 5
 """Up to so many paths that are neither chosen nor a parent are told apart."""
-_CROWD = "#b4bac3"
 _MARKS = ("s", "^", "D", "v", "P")
 _BEYOND = 1e6
 """No loss or metric that is this large is drawn: the others would lie on the axis."""
@@ -102,7 +101,7 @@ def _styles(results: Results, drawn: list[CandidateRecord]) -> list[_Style]:
         elif each.chosen:
             found.append(_Style(INK, width=2.6, mark="o", size=5, front=6))
         else:
-            found.append(own.pop(0) if own else _Style(_CROWD, width=0.9, front=2))
+            found.append(own.pop(0) if own else _Style(CROWD, width=0.9, front=2))
     return found
 
 
@@ -110,13 +109,13 @@ def _entries(results: Results, drawn: list[CandidateRecord], styles: list[_Style
     """The legend: a line for each path that can be told apart, one for the crowd."""
     entries, crowd = [], 0
     for each, style in zip(drawn, styles):
-        if style.colour == _CROWD:
+        if style.colour == CROWD:
             crowd += 1
             continue
         name = quantities.shorten(path_words(results, each.path), 44) + (" (chosen)" if each.chosen else "")
         entries.append(_handle(style, name))
     if crowd:
-        entries.append(_handle(_Style(_CROWD, width=0.9), f"{crowd} other path{'s' if crowd > 1 else ''}"))
+        entries.append(_handle(_Style(CROWD, width=0.9), f"{crowd} other path{'s' if crowd > 1 else ''}"))
     return entries
 
 

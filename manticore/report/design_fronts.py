@@ -24,11 +24,10 @@ from manticore.report.design_growth import Growth
 from manticore.report.design_record import Baseline, Study, Trained, Trial
 from manticore.report.layer_picture import Look, strip_box
 from manticore.report.measure_words import direction, name, words
-from manticore.report.palette import COMPONENTS, FAINT, INK, MUTED, component_colour, component_dashes
+from manticore.report.palette import COMPONENTS, CROWD, FAINT, INK, MARKS, MUTED, component_colour, component_dashes
 from manticore.search.designs.scores import Goal
 
 _Place: TypeAlias = tuple[float, float]
-_CROWD = "#b4bac3"
 _MOST_DOTS = 1500
 """In one panel; more cannot be told from each other, and would only make the page heavy."""
 _MOST_STRIPS = 12
@@ -37,7 +36,6 @@ _WIDE = 40
 _MOST_BASELINES = 12
 _MOST_CURVES = 6
 _MOST_POINTS = 100
-_MARKS = ("s", "^", "D", "v", "P", "X")
 _PLACES = (9.0, -9.0, 17.0, -17.0, 27.0, -27.0, 39.0, -39.0)
 """Heights of a label over its point, in points, in the order in which they are tried."""
 
@@ -138,7 +136,7 @@ def curves_figure(study: Study) -> Figure | None:
         label = quantities.shorten(trial.design, 26) + (" (the best)" if place == 0 else "")
         _curve(ax, trial, color=colour, linewidth=2.2 if place == 0 else 1.4, label=label, zorder=4)
     for place, baseline in enumerate(others):
-        dashes, mark = component_dashes(place % 3 + 1), _MARKS[place % len(_MARKS)]
+        dashes, mark = component_dashes(place % 3 + 1), MARKS[place % len(MARKS)]
         label = quantities.shorten(baseline.name, 26)
         _curve(ax, baseline, color=MUTED, linestyle=dashes, marker=mark, markersize=3.5, linewidth=1.2, label=label)
     ends = sorted(points[-1][1] for entry in (*best, *others) if (points := entry.points))
@@ -170,7 +168,7 @@ def _pair(ax: Axes, study: Study, across: Goal, up: Goal, numbered: Sequence[tup
     ax.plot([x for x, _ in marks], [y for _, y in marks], "o", color=INK, markersize=5, zorder=4)
     for place, baseline in enumerate(study.rivals[:_MOST_BASELINES]):
         x, y = _at(baseline, across, up)
-        colour, mark = component_colour(place), _MARKS[(place + place // 6) % len(_MARKS)]
+        colour, mark = component_colour(place), MARKS[(place + place // 6) % len(MARKS)]
         label = quantities.shorten(baseline.name, 30)
         ax.plot(x, y, mark, color=colour, markersize=7, zorder=5, label=label, markeredgecolor="white")
     ax.set_xlabel(f"{name(across.measure)} ({direction(across)})")
@@ -200,7 +198,7 @@ def _staircase(marks: list[tuple[float, float]], across: Goal, up: Goal) -> tupl
 def _dots(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
     distinct = list(dict.fromkeys(points))
     shown = distinct[:: max(1, math.ceil(len(distinct) / _MOST_DOTS))]
-    ax.plot([x for x, _ in shown], [y for _, y in shown], "o", color=_CROWD, markersize=3.5, zorder=1, alpha=0.85)
+    ax.plot([x for x, _ in shown], [y for _, y in shown], "o", color=CROWD, markersize=3.5, zorder=1, alpha=0.85)
 
 
 def _score_axis(axis: Axis, goal: Goal) -> None:

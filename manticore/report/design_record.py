@@ -39,7 +39,7 @@ class Layer:
         Raises:
             ManticoreError: anything else.
         """
-        parts = [value] if isinstance(value, str) else value
+        parts = [value] if isinstance(value, str) else list(value) if isinstance(value, tuple) else value
         kinds = (str, dict, dict)
         if not isinstance(parts, list) or not 1 <= len(parts) <= 3 or not all(map(isinstance, parts, kinds)):
             raise reader.wrong(at, value, "a name, its options and what it shares")

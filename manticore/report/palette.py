@@ -14,6 +14,10 @@ from manticore.report.results import Results
 
 COMPONENTS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
+MARKS = ("s", "^", "D", "v", "P", "X")
+"""Beside discs."""
+CROWD = "#b4bac3"
+"""Of many that are not told apart."""
 INK = "#1f2328"
 MUTED = "#6b7280"
 FAINT = "#d5d9df"

@@ -69,17 +69,21 @@ def missing_prerequisites(sections: Mapping[str, Any]) -> Iterator[Finding]:
         if sections.get(name) is not None:
             yield from _searched(name, sections[name].weights_from)
     yield from _lengths(sections, found)
-    if "task" in sections and _has_classes(sections["task"]):
+    if "task" in sections:
         yield from _of_tokens(sections)
 
 
 def _of_tokens(sections: Mapping[str, Any]) -> Iterator[Finding]:
     """What is for predictions of tokens, with a task that has classes."""
+    combine, distills = sections.get("combine"), sections.get("distill") is not None
+    mixes = combine is not None and combine.output != "logits"
+    # telling a task's shape may import torch, which a recipe without either does not need
+    if not (distills or mixes) or not _has_classes(sections["task"]):
+        return
     classes = f"task {sections['task'].name!r} has classes, and"
-    if sections.get("distill") is not None:
+    if distills:
         yield ("distill",), f"{classes} distillation compares predictions of tokens. Fix: leave it out"
-    combine = sections.get("combine")
-    if combine is not None and combine.output != "logits":
+    if combine is not None and mixes:
         yield ("combine", "output"), f"{classes} output {combine.output!r} mixes predictions of tokens. Fix: logits"
 
 

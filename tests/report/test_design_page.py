@@ -236,6 +236,14 @@ def test_what_is_no_record_at_all_is_refused_in_one_line(tmp_path):
         write_page(tmp_path)
 
 
+def test_a_record_in_memory_may_hold_tuples():
+    record = build_study(generations=1)
+    known = parse_study(record).trials
+    for trial in record["trials"]:
+        trial["layers"] = tuple(each if isinstance(each, str) else tuple(each) for each in trial["layers"])
+    assert parse_study(record).trials == known
+
+
 def test_numbers_that_are_not_finite_are_no_scores():
     record = build_study(generations=1)
     name = record["trials"][0]["design"]

@@ -18,7 +18,8 @@ def run(recipe: Path, out: Path, *overrides: str) -> dict[str, Any]:
 
 
 def test_the_winner_goes_on_and_everything_is_counted_once(mini_recipe: Path, tmp_path: Path) -> None:
-    results = run(mini_recipe, tmp_path / "run", "finetune.lr=0.003", "compare.learning_rates=[0.003]")
+    short = ["finetune={steps: 12, batch_size: 8, lr: 0.003}", "compare.learning_rates=[0.003]"]
+    results = run(mini_recipe, tmp_path / "run", *short)
     search, tuned, compare = results["search"], results["finetune"], results["compare"]
     unit = search["unit_flops"]
     assert search["method"] == "auto"

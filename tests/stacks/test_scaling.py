@@ -121,3 +121,29 @@ def test_without_a_width_it_is_in_proportion_to_the_depth() -> None:
 def test_what_cannot_be_scaled_is_refused(call: Any, said: str) -> None:
     with pytest.raises(ManticoreError, match=said):
         call()
+
+
+SHARING = StackConfig(
+    layers=[
+        ["mh-attention", {"num_heads": 2}],
+        "swiglu",
+        "swiglu",
+        ["mh-attention", {"num_heads": 2}, {"weights_of": 0}],
+        ["mh-attention", {"num_heads": 2}, {"features_of": 0, "features": ["keys", "values"]}],
+    ],
+    hidden_size=16,
+)
+
+
+def test_each_copy_shares_within_itself_and_the_shortened_one_keeps_what_is_shared() -> None:
+    small = layer_parameters(SHARING)
+    large = stack(SHARING, 2 * small + small // 10)
+    shared = [(at, each.weights_of) for at, each in enumerate(large.entries) if each.weights_of is not None]
+    assert shared == [(3, 0), (8, 5), (12, 10)]
+    taken = [(at, each.features_of) for at, each in enumerate(large.entries) if each.features_of is not None]
+    assert taken == [(4, 0), (9, 5), (13, 10)]
+    assert layer_parameters(stack(SHARING, 3 * small)) == 3 * small
+    assert StackForCausalLM(large)(torch.zeros(1, 3, dtype=torch.long)).logits.shape[:2] == (1, 3)
+    assert stretch(SHARING, small).layers == SHARING.layers
+    with pytest.raises(ManticoreError, match=r"layers\[3\] shares with a lower layer, .* Fix: how='stack'"):
+        stretch(SHARING, 2 * small)

@@ -44,7 +44,7 @@ def qlognei(scores: Scores, seed: int, trials: int, *, batch: Count = 1, first: 
             f"qlognei: BoTorch cannot be imported ({error}). Fix: pip install 'manticore-hybrids[botorch]', "
             "or method gp"
         ) from error
-    if len(scores.goals) > 1 or scores.limits:
+    if len(scores.goals) > 1 or scores.limits or scores.least:
         what = f"{len(scores.goals)} goals" if len(scores.goals) > 1 else "limits"
         raise ManticoreError(f"qlognei: {what} (expected one goal without limits). Fix: method gp, tpe or evolution")
     refuse_too_many(trials, scores.space)

@@ -184,8 +184,8 @@ class _Told:
         if not all(map(math.isfinite, values := self.scores.values(design))):
             self._study.tell(trial, state=TrialState.FAIL)
             return
-        for name, excess in zip(self.scores.limits, self.scores.excess(design)):
-            trial.set_constraint(name, excess)
+        for limit, excess in enumerate(self.scores.excess(design)):
+            trial.set_constraint(str(limit), excess)
         self._study.tell(trial, list(values))
 
     def _neighbour(self, design: Design) -> Design | None:
