@@ -10,7 +10,7 @@ Shapes: B batch, T tokens, D width, H heads, K head width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +35,10 @@ class Attention(Mixer):
         bias: of all projections.
     """
 
-    cache_type: ClassVar[str] = "full_attention"
-    family: ClassVar[str] = "softmax attention"
-    feature_groups: ClassVar[tuple[tuple[str, ...], ...]] = (("keys", "values"),)
-    hands_on: ClassVar[tuple[str, ...]] = ("keys", "values")
+    cache_type = "full_attention"
+    family = "softmax attention"
+    feature_groups = (("keys", "values"),)
+    hands_on = ("keys", "values")
     is_causal = True
 
     def __init__(
@@ -121,14 +121,14 @@ class Attention(Mixer):
         return 0 if self.taken else 2 * self.num_kv_heads * self.head_dim * seen
 
     def flops(self, tokens: int) -> int:
-        projections = [layer for layer in self.children() if isinstance(layer, nn.Linear)]
+        projections = [self.q_proj, self.out_proj, *(() if self.taken else (self.k_proj, self.v_proj))]
         return linear_flops(projections, tokens) + 4 * tokens * tokens * self.num_heads * self.head_dim
 
 
 class SlidingAttention(Attention):
     """Attention whose keys and values leave the cache when no window holds them any more."""
 
-    cache_type: ClassVar[str] = "sliding_attention"
+    cache_type = "sliding_attention"
 
 
 def _common(*, rotary: bool = True, rotary_base: Positive = 10000.0, bias: bool = True) -> None:

@@ -149,7 +149,8 @@ class StackConfig(PreTrainedConfig):
         for index, entry in enumerate(self.entries):
             sizes = (self.hidden_size, self.max_position_embeddings)
             try:
-                found.append(measured(entry.name, *sizes, entry.options, entry.features))
+                whole = entry.weights_of is not None
+                found.append(measured(entry.name, *sizes, entry.options, entry.features, whole=whole))
             except ManticoreError as error:
                 raise ManticoreError(f"stack: layers[{index}]: {error}") from error
         return found

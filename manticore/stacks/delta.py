@@ -12,7 +12,6 @@ Shapes: B batch, T tokens, D width, H heads, K head width.
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +45,7 @@ class DeltaNet(MatrixState):
         gated: whether the state decays and the output is gated.
     """
 
-    cache_type: ClassVar[str] = "linear_attention"
+    cache_type = "linear_attention"
 
     def __init__(self, width: int, *, num_heads: int, kernel_size: int, gated: bool) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ Shapes: B batch, T tokens, D width, C inner channels, G groups (heads), I channe
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,14 +36,20 @@ class _Projections(nn.Module):
             raise ManticoreError(
                 f"{groups} groups do not divide {3 * inner} projected channels. Fix: another proj_groups"
             )
-        self.groups = groups
+        self.width, self.inner, self.groups = width, inner, groups
         self.linear = nn.Linear(width, 3 * inner // groups)
         self.conv = ShortConvolution(3 * inner, _SHORT_KERNEL, bias=True)
 
-    def forward(self, hidden: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, hidden: Tensor, step: Step) -> tuple[Tensor, ...]:
+        """All three, or the first alone after :meth:`keep_first`."""
         x = step.silence(self.linear(hidden)).repeat(1, 1, self.groups)
-        first, second, third = self.conv(x, step).chunk(3, -1)
-        return first, second, third
+        return self.conv(x[..., : self.conv.in_channels], step).split(self.inner, -1)
+
+    def keep_first(self) -> None:
+        """Leave out the weights of the second and the third."""
+        if self.groups == 1:
+            self.linear = nn.Linear(self.width, self.inner)
+        self.conv = ShortConvolution(self.inner, _SHORT_KERNEL, bias=True)
 
     def flops(self, tokens: int) -> int:
         return linear_flops((self.linear, self.conv), tokens)
@@ -51,10 +57,19 @@ class _Projections(nn.Module):
 
 def _gated_convolution(filters: ImplicitFilter, x: Tensor, step: Step) -> Tensor:
     """``[B, T, C]`` → ``[B, T, C]``: the long convolution of all tokens so far, read at these; and the bias."""
+    held = _held(x, step)
+    return _convolved(filters, x, held)
+
+
+def _held(x: Tensor, step: Step) -> Tensor:
+    """``[B, T, C]`` → ``[B, S, C]``: all tokens so far."""
+    if step.memory is None:
+        return x
+    return step.memory.extend(x[:, None], x[:, None, :, :0])[0][:, 0]
+
+
+def _convolved(filters: ImplicitFilter, x: Tensor, held: Tensor) -> Tensor:
     tokens, dtype = x.shape[1], x.dtype
-    held = x
-    if step.memory is not None:
-        held = step.memory.extend(x[:, None], x[:, None, :, :0])[0][:, 0]
     written = filters(held.shape[1])
     held = held.to(compute_dtype(held)).mT
     if tokens == 1:
@@ -67,8 +82,8 @@ def _gated_convolution(filters: ImplicitFilter, x: Tensor, step: Step) -> Tensor
 class _Filtered(Mixer):
     """What gates around long filters have in common."""
 
-    cache_type: ClassVar[str] = "hybrid"
-    fixed_state: ClassVar[bool] = True
+    cache_type = "hybrid"
+    fixed_state = True
     inner: int
     filters: ImplicitFilter
 
@@ -84,7 +99,7 @@ class _Filtered(Mixer):
 
 
 class Hyena(_Filtered):
-    """The Hyena operator of order 2.
+    """The Hyena operator of order 2. Its B and V are x1 and v, its C is x0.
 
     Args:
         inner_factor: C = inner_factor * D.
@@ -92,26 +107,57 @@ class Hyena(_Filtered):
         filter_order: hidden units of the network that writes the filters.
     """
 
+    feature_groups = (("B", "V"), ("B", "V", "kernel"))
+    # x1 * v with what came before it, and its convolution
+    hands_on = ("V", "kernel")
+
     def __init__(
         self, width: int, positions: int, *, inner_factor: Count = 4, proj_groups: Count = 4, filter_order: Count = 4
     ) -> None:
         super().__init__()
         self.inner = inner_factor * width
+        self.family = f"a long convolution of {self.inner}"
         self.in_proj = _Projections(width, self.inner, proj_groups)
         self.filters = ImplicitFilter(self.inner, filter_order, positions)
         self.out_proj = nn.Linear(self.inner, width)
 
     def forward(self, hidden: Tensor, step: Step) -> Tensor:
-        x0, x1, v = self.in_proj(hidden, step)
-        return self.out_proj(x0 * _gated_convolution(self.filters, step.silence(x1 * v), step))
+        x0, *rest = self.in_proj(hidden, step)
+        held = step.taken["V"] if "V" in step.taken else _held(step.silence(rest[0] * rest[1]), step)
+        if "kernel" in step.taken:
+            convolved = step.taken["kernel"]
+        else:
+            held = cast(Tensor, held)
+            convolved = _convolved(self.filters, held[:, -hidden.shape[1] :], held)
+        step.hand_on(V=held, kernel=convolved)
+        return self.out_proj(self._gate(x0) * cast(Tensor, convolved))
+
+    def _gate(self, x0: Tensor) -> Tensor:
+        """What C becomes before it gates."""
+        return x0
+
+    def _leave_out(self) -> None:
+        self.in_proj.keep_first()
+        if "kernel" in self.taken:
+            del self.filters
+
+    @property
+    def cache_slot(self) -> str:
+        # of what is convolved below, only the window before the gate is left
+        return "conv" if self.taken else self.cache_type
+
+    def state_size(self, tokens: int) -> int:
+        return 0 if self.taken else super().state_size(tokens)
 
     def flops(self, tokens: int) -> int:
-        return (
-            self.in_proj.flops(tokens)
-            + self.filters.flops(tokens)
-            + long_convolution_flops(tokens, self.inner, self.inner)
-            + linear_flops((self.out_proj,), tokens)
-        )
+        mixing = 0
+        if "kernel" not in self.taken:
+            mixing = self.filters.flops(tokens) + long_convolution_flops(tokens, self.inner, self.inner)
+        return self.in_proj.flops(tokens) + mixing + linear_flops((self.out_proj,), tokens)
+
+    def reset_extra_parameters(self) -> None:
+        if hasattr(self, "filters"):
+            super().reset_extra_parameters()
 
 
 class HyenaExperts(_Filtered):
@@ -188,6 +234,7 @@ class MultiHeadHyena(_Filtered):
         x1, x2, v = (
             x.unflatten(-1, (self.num_groups, -1)).transpose(1, 2).to(dtype) for x in self.in_proj(hidden, step)
         )
+        x1 = self._gate(x1)
         if step.padding is not None:
             v = v * step.padding[:, None]
         held_v, held_x2 = (v, x2) if step.memory is None else step.memory.extend(v, x2)
@@ -197,6 +244,10 @@ class MultiHeadHyena(_Filtered):
         # the bias passes the current token's product on as it is
         y = y + self.filters.bias[:, None, None] * (x1 * v).sum(-1, keepdim=True) * x2
         return self.out_proj(y.transpose(1, 2).flatten(2).to(hidden.dtype))
+
+    def _gate(self, x1: Tensor) -> Tensor:
+        """What C becomes before it gates."""
+        return x1
 
     def _matrix_is_cheaper(self, held: int, tokens: int) -> bool:
         matrix = 4 * tokens * held * self.group_width

@@ -10,8 +10,6 @@ Shapes: B batch, T tokens, D width, H heads, K head width.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,7 +50,7 @@ class LinearAttention(MatrixState):
         num_heads: H.
     """
 
-    cache_type: ClassVar[str] = "linear_attention"
+    cache_type = "linear_attention"
 
     def __init__(self, width: int, positions: int, *, num_heads: Count = 1) -> None:
         super().__init__()
@@ -106,7 +104,7 @@ class GatedLinearAttention(MatrixState):
         gate_normaliser: the decays' logarithms are divided by this.
     """
 
-    cache_type: ClassVar[str] = "linear_attention"
+    cache_type = "linear_attention"
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ Shapes: B batch, T tokens, D width, C inner channels, N state size, H heads, P h
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +38,10 @@ class Mamba(Mixer):
         most_time_step: and this.
     """
 
-    cache_type: ClassVar[str] = "linear_attention"
-    fixed_state: ClassVar[bool] = True
+    cache_type = "linear_attention"
+    fixed_state = True
+    feature_groups = (("B", "V"), ("B", "V", "decay"))
+    hands_on = ("B", "V", "decay", "rate", "state")
 
     def __init__(
         self,
@@ -55,6 +57,8 @@ class Mamba(Mixer):
     ) -> None:
         super().__init__()
         self.inner, self.state_width = expand * width, state_size
+        self.family = f"a selective recurrence of {self.inner} x {state_size}"
+        self.left_out: tuple[str, ...] = ()
         self.rank = time_step_rank or math.ceil(width / 16)
         self.time_steps = (least_time_step, most_time_step)
         self.in_proj = nn.Linear(width, 2 * self.inner, bias=False)
@@ -68,42 +72,78 @@ class Mamba(Mixer):
     def forward(self, hidden: Tensor, step: Step) -> Tensor:
         x, z = self.in_proj(hidden).chunk(2, -1)
         x = step.silence(F.silu(self.conv(step.silence(x), step)))
-        time_step, b, c = self.x_proj(x).split([self.rank, self.state_width, self.state_width], -1)
-        dtype = compute_dtype(hidden)
+        widths = self._widths
+        parts = dict(zip(widths, self.x_proj(x).split(list(widths.values()), -1)))
+        dtype, taken = compute_dtype(hidden), step.taken
+        # the readout C is this layer's own, whatever it takes; so is the gate
+        value, b = (x, parts["B"]) if "V" not in taken else (cast(Tensor, taken["V"]), cast(Tensor, taken["B"]))
+        if "decay" in taken:
+            time_step, rate, state = cast(Tensor, taken["decay"]), cast(Tensor, taken["rate"]), taken["state"]
+            bias = None
+        else:
+            time_step = F.linear(parts["decay"], self.dt_proj.weight)
+            rate, state, bias = -self.A_log.to(dtype).exp(), step.state, self.dt_proj.bias
+        if step.handed is not None:
+            steps = time_step if bias is None else F.softplus(time_step.to(dtype) + bias.to(dtype))
+            # the cache writes the next state over this one
+            begin = None if state is None else state.clone()
+            step.hand_on(B=b, V=value, decay=steps, rate=rate, state=begin)
         out, state = selective_scan(
-            x.mT,
-            F.linear(time_step, self.dt_proj.weight).mT,
-            -self.A_log.to(dtype).exp(),
+            value.mT,
+            time_step.mT,
+            rate,
             b.mT,
-            c.mT,
+            parts["C"].mT,
             D=self.D,
             z=z.mT,
-            delta_bias=self.dt_proj.bias,
-            delta_softplus=True,
-            initial_state=step.state,
+            delta_bias=bias,
+            delta_softplus=bias is not None,
+            initial_state=state,
             return_last_state=True,
         )
-        step.keep(state)
+        if "decay" not in taken:
+            step.keep(state)
         return self.out_proj(out.mT)
 
+    @property
+    def _widths(self) -> dict[str, int]:
+        """What the map of features gives, in order."""
+        every = {"decay": self.rank, "B": self.state_width, "C": self.state_width}
+        return {name: width for name, width in every.items() if name not in self.left_out}
+
+    def _leave_out(self) -> None:
+        self.left_out = self.taken
+        self.x_proj = nn.Linear(self.inner, sum(self._widths.values()), bias=False)
+        if "decay" in self.taken:
+            del self.dt_proj, self.A_log
+
+    @property
+    def cache_slot(self) -> str:
+        # the convolution before the readout goes on, whoever holds the state
+        return "conv" if "decay" in self.taken else self.cache_type
+
     def state_size(self, tokens: int) -> int:
-        return self.inner * self.state_width
+        return 0 if "decay" in self.taken else self.inner * self.state_width
 
     def option_for_state(self, elements: int) -> tuple[str, int]:
         return "state_size", elements // self.inner
 
     def flops(self, tokens: int) -> int:
         sequence, matrix, channels = (1, self.inner, tokens), (self.inner, self.state_width), (self.inner,)
-        scan = scan_flops(sequence, sequence, matrix, None, None, channels, sequence, channels, None, True)
-        return scan + linear_flops((self.in_proj, self.conv, self.x_proj, self.dt_proj, self.out_proj), tokens)
+        layers, own = [self.in_proj, self.conv, self.x_proj, self.out_proj], "decay" not in self.taken
+        bias = channels if own else None
+        scan = scan_flops(sequence, sequence, matrix, None, None, channels, sequence, bias, None, own)
+        return scan + linear_flops([*layers, self.dt_proj] if own else layers, tokens)
 
     def reset_extra_parameters(self) -> None:
+        init.ones_(self.D)
+        if "decay" in self.left_out:
+            return
         bound = self.rank**-0.5
         init.uniform_(self.dt_proj.weight, -bound, bound)
         reset_time_step_bias(self.dt_proj.bias, *self.time_steps)
         rates = torch.arange(1, self.state_width + 1, dtype=self.A_log.dtype, device=self.A_log.device)
         init.copy_(self.A_log, rates.log().expand_as(self.A_log))
-        init.ones_(self.D)
 
 
 class Mamba2(Mixer):
@@ -118,8 +158,8 @@ class Mamba2(Mixer):
         most_time_step: and this.
     """
 
-    cache_type: ClassVar[str] = "linear_attention"
-    fixed_state: ClassVar[bool] = True
+    cache_type = "linear_attention"
+    fixed_state = True
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,23 +93,27 @@ class Step:
 class Mixer(nn.Module):
     """A primitive of a stack."""
 
-    cache_type: ClassVar[str] = "moe"
+    cache_type: str = "moe"
     """What transformers' cache holds for it. The name of layers that need none is ``"moe"`` there."""
-    fixed_state: ClassVar[bool] = False
+    fixed_state: bool = False
     """Whether its state has a size that does not grow with the sequence."""
     window: int | None = None
     """How many earlier tokens attention sees; None is all of them."""
-    family: ClassVar[str] = ""
+    family: str = ""
     """Class of operators within which features can be taken over; empty where they cannot."""
-    feature_groups: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    feature_groups: tuple[tuple[str, ...], ...] = ()
     """The sets of features that can be taken from a lower layer, from the smallest to all but the readout's."""
-    hands_on: ClassVar[tuple[str, ...]] = ()
+    hands_on: tuple[str, ...] = ()
     """What :meth:`Step.hand_on` is given, in order: the features, and what they need of the past."""
     taken: tuple[str, ...] = ()
     """Features that are taken from a lower layer, and have no weights here."""
 
-    def take(self, features: tuple[str, ...]) -> None:
+    def take(self, features: tuple[str, ...], *, whole: bool = False) -> None:
         """Take features from a lower layer: what would compute them is left out.
+
+        Args:
+            features: their names.
+            whole: keep the weights that are not needed, since they are another layer's too.
 
         Raises:
             ManticoreError: they are none of :attr:`feature_groups`.
@@ -120,24 +124,27 @@ class Mixer(nn.Module):
             fix = f"expected {known}" if known else "it has none that can be shared"
             raise ManticoreError(f"features is {list(features)} ({fix}). Fix: another list, or no features_of")
         self.taken = group
-        self._leave_out()
+        if not whole:
+            self._leave_out()
 
     def _leave_out(self) -> None:
         """Drop the weights that :attr:`taken` makes useless."""
 
     def mismatch(self, source: Mixer) -> str | None:
         """Why features of ``source`` do not fit here, in a few words; None where they do."""
-        return None if self.family == source.family else "it is of another class of operators"
+        if self.family == source.family:
+            return None
+        return f"it is {source.family or 'nothing that shares'} (expected {self.family})"
 
     @property
     def cache_slot(self) -> str:
         """What transformers' cache holds for it in its place; nothing where a lower layer holds it already."""
-        return "moe" if self.taken and self._is_held_below else self.cache_type
+        return "moe" if self.taken and self.taken == self.feature_groups[-1] else self.cache_type
 
     @property
-    def _is_held_below(self) -> bool:
-        """Whether all that it would cache is among what it takes."""
-        return self.taken == self.feature_groups[-1]
+    def mask_type(self) -> str | None:
+        """The kind of attention whose mask it needs; None where it needs none."""
+        return self.cache_type if self.cache_type in ("full_attention", "sliding_attention") else None
 
     def forward(self, hidden: Tensor, step: Step) -> Tensor:
         """``[B, T, D]`` → ``[B, T, D]``."""
@@ -173,7 +180,7 @@ class Mixer(nn.Module):
 class MatrixState(Mixer):
     """A layer that keeps a matrix ``[K, K]`` per head."""
 
-    fixed_state: ClassVar[bool] = True
+    fixed_state = True
     num_heads: int
     head_dim: int
 

@@ -37,7 +37,7 @@ from manticore.stacks.long_convolution import ImplicitFilter
 from manticore.stacks.mixer import Memory, Mixer, Step
 
 _MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
-_RECURRENT = ("linear_attention", "conv", "hybrid")
+_RECURRENT = ("linear_attention", "conv", "hybrid", "hybrid_sliding")
 
 
 def make_norm(config: StackConfig) -> nn.Module:
@@ -65,6 +65,9 @@ class StackLayer(GradientCheckpointingLayer):
         self.norm = make_norm(config)
         sizes = (config.hidden_size, config.max_position_embeddings)
         self.mixer = mixer or build_mixer(entry.name, *sizes, entry.options, entry.features)
+        features = {name for group in self.mixer.feature_groups for name in group} - {*entry.features}
+        # what a feature needs of the past comes with it
+        self.declined = [name for name in self.mixer.hands_on if name.rpartition(".")[2] in features]
 
     def forward(
         self,
@@ -109,7 +112,11 @@ class StackLayer(GradientCheckpointingLayer):
                 f"stack: layers[{self.layer_idx}] takes features of layers[{self.source}], which did not run with it, "
                 "as where layers are cut into blocks. Fix: a stack without features_of"
             )
-        return dict(zip(self.mixer.hands_on, taken))
+        found = {}
+        for name, each in zip(self.mixer.hands_on, taken):
+            if name not in self.declined:
+                found[name] = each
+        return found
 
 
 class StackPreTrainedModel(AdapterGuard):
@@ -187,8 +194,10 @@ class StackModel(StackPreTrainedModel):
                 names = [name for name, _ in lower.named_parameters()]
                 tied.update({f"layers.{index}.mixer.{name}": f"layers.{origin}.mixer.{name}" for name in names})
         self._tied_weights_keys = tied
+        mixers = config.mixers()
         # not what their caches hold: attention to a lower layer's keys caches nothing and needs its mask
-        self._kinds = [mixer.cache_type for mixer in config.mixers()]
+        self._mask_types = [mixer.mask_type for mixer in mixers]
+        self._skips_padding = any(mixer.cache_type in _RECURRENT for mixer in mixers)
         self.norm = make_norm(config) if last_norm else nn.Identity()
         self.gradient_checkpointing = False
         self.post_init()
@@ -289,8 +298,7 @@ class StackModel(StackPreTrainedModel):
         every: bool,
     ) -> list[Tensor]:
         """All layers: what enters each and what leaves the last, or the latter alone."""
-        kinds = self._kinds
-        attends = [kind for kind in _MASKS if kind in kinds]
+        attends = [kind for kind in _MASKS if kind in self._mask_types]
         if attends and position_ids is None:
             seen = 0 if cache is None else cache.get_seq_length()
             position_ids = torch.arange(seen, seen + hidden.shape[1], device=hidden.device)[None]
@@ -303,16 +311,16 @@ class StackModel(StackPreTrainedModel):
             )
             for kind in attends
         }
-        padding = _padding(attention_mask, hidden, kinds)
+        padding = _padding(attention_mask, hidden) if self._skips_padding else None
         states = []
         handed: list[tuple[Tensor | None, ...]] = []
-        for layer, kind, entry in zip(self.layers, kinds, self.config.entries):
+        for layer, kind, entry in zip(self.layers, self._mask_types, self.config.entries):
             if every:
                 states.append(hidden)
             output = layer(
                 hidden,
                 *(() if entry.features_of is None else handed[entry.features_of]),
-                attention_mask=masks.get(kind),
+                attention_mask=None if kind is None else masks[kind],
                 padding=padding,
                 position_ids=position_ids,
                 attention=self.config._attn_implementation,
@@ -416,9 +424,9 @@ class StackCache(CountingCache):
         super().__init__(DynamicCache(config=config).layers)
 
 
-def _padding(attention_mask: Tensor | None, hidden: Tensor, kinds: list[str]) -> Tensor | None:
-    """``[B, T, 1]``, 0 on padding, or None where no layer needs it."""
-    if attention_mask is None or not any(kind in _RECURRENT for kind in kinds):
+def _padding(attention_mask: Tensor | None, hidden: Tensor) -> Tensor | None:
+    """``[B, T, 1]``, 0 on padding, or None without a mask."""
+    if attention_mask is None:
         return None
     if attention_mask.dim() != 2 or attention_mask.shape[1] < hidden.shape[1]:
         raise ManticoreError(

@@ -39,7 +39,7 @@ def _ramp(width: int, like: Tensor) -> Tensor:
 class _TimeMixer(MatrixState):
     """What both versions share: projections, the recurrence, the norm over heads, the gate."""
 
-    cache_type: ClassVar[str] = "linear_attention"
+    cache_type = "linear_attention"
     # as in the released training code: maps alone decay, not what sets mixes, decays and the bonus
     _no_weight_decay: ClassVar[frozenset[str]] = frozenset(
         ("decay", "bonus", "base_mix", "mixes", "mix_down", "mix_up", "decay_down", "decay_up")
@@ -178,7 +178,7 @@ class RWKVChannelMixer(Mixer):
         inner_width: hidden units.
     """
 
-    cache_type: ClassVar[str] = "conv"
+    cache_type = "conv"
 
     def __init__(self, width: int, positions: int, *, inner_width: Count = 512) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache
@@ -17,8 +18,8 @@ from transformers.cache_utils import DynamicCache
 from manticore.stacks.catalogue import measured
 from manticore.stacks.configuration import StackConfig
 from manticore.stacks.layer_entry import LayerEntry
-from manticore.stacks.mixer import Memory, Mixer, Step
-from manticore.stacks.modeling import make_norm
+from manticore.stacks.mixer import Mixer
+from manticore.stacks.modeling import StackModel, make_norm
 
 
 @dataclass(frozen=True)
@@ -103,30 +104,32 @@ def state_bytes(config: StackConfig, tokens: int, bytes_per_number: int = 2, bat
 
 
 def _cached(entry: LayerEntry, width: int, positions: int, tokens: int) -> int:
-    """Numbers in the cache of one layer. A layer that takes some features caches the rest as it would without."""
-    options = json.dumps(entry.options, sort_keys=True)
+    """Numbers in the cache of one layer."""
     window = measured(entry.name, width, positions, entry.options).window
-    if window is not None:
-        return _numbers(entry.name, width, positions, options, min(tokens, window))
-    # every token adds as much, and windows of short convolutions are whole from the first on
-    one, two = (_numbers(entry.name, width, positions, options, count) for count in (1, 2))
-    return one + (tokens - 1) * (two - one)
+    sharing: dict[str, Any] = {"weights_of": 0} if entry.weights_of is not None else {}
+    if entry.features_of is not None:
+        sharing.update(features_of=0, features=entry.features)
+    layer = json.dumps([entry.name, entry.options, sharing], sort_keys=True)
+    if window is None:
+        # every token adds as much, and windows of short convolutions are whole from the first on
+        one, two = (_numbers(layer, width, positions, count) for count in (1, 2))
+        return one + (tokens - 1) * (two - one)
+    return _numbers(layer, width, positions, min(tokens, window))
 
 
 @lru_cache(maxsize=1024)
-def _numbers(name: str, width: int, positions: int, options: str, tokens: int) -> int:
-    """The same, found by running the layer on the meta device."""
-    given = json.loads(options)
-    config = StackConfig(layers=[(name, given)], hidden_size=width, max_position_embeddings=positions)
+def _numbers(layer: str, width: int, positions: int, tokens: int) -> int:
+    """The same, found by running the layer on the meta device above one like it that shares nothing."""
+    name, options, sharing = json.loads(layer)
+    given = [(name, options), (name, options, sharing)]
+    config = StackConfig(layers=given, hidden_size=width, max_position_embeddings=max(positions, tokens))
     cache = DynamicCache(config=config)
+    with torch.device("meta"):
+        model = StackModel(config)
+        hidden = torch.empty(1, tokens, width)
     with torch.no_grad():
-        hidden = torch.empty(1, tokens, width, device="meta")
-        measured(name, width, positions, given)(hidden, Step(attention="sdpa", memory=Memory(cache, 0)))
-    (layer,) = cache.layers
-    states = [getattr(layer, held, {}).values() for held in ("conv_states", "recurrent_states")]
-    tensors = [
-        getattr(layer, "keys", None),
-        getattr(layer, "values", None),
-        *(each for held in states for each in held),
-    ]
+        model(inputs_embeds=hidden, past_key_values=cache, use_cache=True)
+    held = cache.layers[-1]
+    states = [getattr(held, kind, {}).values() for kind in ("conv_states", "recurrent_states")]
+    tensors = [getattr(held, "keys", None), getattr(held, "values", None), *(each for kind in states for each in kind)]
     return sum(tensor.numel() for tensor in tensors if tensor is not None)

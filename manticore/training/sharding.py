@@ -66,6 +66,12 @@ def configure(plugin: Any, model: PreTrainedModel, stage: str) -> None:
             f"{stage}: low-rank updates cannot be merged into sharded weights. "
             "Fix: trainable='projectors' or 'all', or data parallelism (manticore cp ddp-gpu)"
         )
+    owned = [parameter for layer in _decoder_layers(model) for parameter in layer.parameters()]
+    if len({id(parameter) for parameter in owned}) < len(owned):
+        raise ManticoreError(
+            f"{stage}: decoder layers share weights, which cannot be split layer by layer. "
+            "Fix: data parallelism (manticore cp ddp-gpu)"
+        )
     plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in _decoder_layers(model)})
     mixing = getattr(model, "mixing", None)
     if mixing is not None:

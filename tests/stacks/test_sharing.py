@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from tiny_stacks import tiny_stack, tokens
+from tiny_stacks import tiny_config, tiny_stack, tokens
 from transformers import AutoModelForCausalLM
 from twins import TWINS
 
+import manticore
 from manticore.errors import ManticoreError
+from manticore.stacks.autoencoder import StackForAutoEncoding
 from manticore.stacks.catalogue import family, shareable
+from manticore.stacks.classification import StackForSequenceClassification
 from manticore.stacks.configuration import StackConfig
 from manticore.stacks.modeling import StackCache, StackForCausalLM
+from manticore.stacks.normalise import iso_state
 from manticore.stacks.sizes import cache_bytes, layer_parameters, layer_sizes, state_bytes
+from manticore.training.sharding import configure
 
 HEADS = {"num_heads": 4}
 KV = {"features": ["keys", "values"]}
@@ -178,7 +186,7 @@ A: list[Any] = ["mh-attention", HEADS]
         ([A, [*A, {"features_of": 0, "features": "keys"}]], "layers[1]: features is 'keys' (expected a list of names)"),
         ([A, [*A, {"features_of": 0, "features": ["keys"]}]], "'mh-attention': features is ['keys'] (expected ['ke"),
         ([A, [*A, {"features_of": 1, **KV}]], "layers[1]: features_of is 1"),
-        (["mamba", [*A, {"features_of": 0, **KV}]], "from layers[0], mamba: it is of another class of operators"),
+        (["mamba", [*A, {"features_of": 0, **KV}]], "from layers[0], mamba: it is a selective recurrence of 32"),
         (["mlp", ["mlp", {}, {"features_of": 0, **KV}]], "features is ['keys', 'values'] (it has none that c"),
         ([["mh-attention", {"num_heads": 2}], [*A, {"features_of": 0, **KV}]], "its heads have width 8 (expected 4)"),
         ([["mh-attention", {**HEADS, "rotary": False}], [*A, {"features_of": 0, **KV}]], "its window or rotations are"),
@@ -193,3 +201,87 @@ def test_strategies_of_a_class() -> None:
     assert [shareable("mh-attention", HEADS, strategy) for strategy in (1, 2, 3)] == [(), *[("keys", "values")] * 2]
     assert shareable("mlp", {}, 3) == ()
     assert family("mh-attention") == family("sliding-attention") != family("mlp") == ""
+
+
+SMALL: list[Any] = [
+    A,
+    "swiglu",
+    ["mh-attention", HEADS, {"weights_of": 0}],
+    ["mh-attention", HEADS, {"features_of": 0, **KV}],
+]
+
+
+def test_an_adapter_on_shared_weights_acts_wherever_they_are_used(tmp_path: Path) -> None:
+    base, ids = tiny_stack(*SMALL), tokens()
+    before = [parameter.detach().clone() for parameter in base.parameters()]
+    with torch.no_grad():
+        plain = base(ids, use_cache=False).logits
+    adapted = get_peft_model(base, LoraConfig(target_modules=["q_proj", "v_proj"], r=2, init_lora_weights=False))
+    with torch.no_grad():
+        changed = adapted(ids, use_cache=False).logits
+    assert not torch.allclose(changed, plain)
+    adapted.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(tiny_stack(*SMALL), tmp_path)
+    merged = adapted.merge_and_unload()
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids, use_cache=False).logits, changed, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(merged(ids, use_cache=False).logits, changed, rtol=1e-9, atol=1e-11)
+    # maps of layers 0 (which is 2) and the queries of 3
+    assert sum(not torch.equal(one, other) for one, other in zip(before, merged.parameters())) == 3
+
+
+def test_shared_layers_classify_compress_and_compile(tmp_path: Path) -> None:
+    ids, whole = tokens(2, 12), torch.ones(2, 12, dtype=torch.long)
+    causal = tiny_stack(*SMALL).float()
+    classifier = StackForSequenceClassification.from_causal_lm(causal, num_labels=3).eval()
+    encoder = StackForAutoEncoding(tiny_config(*SMALL, pooling="cls")).eval()
+    for model in (classifier, encoder):
+        model.save_pretrained(tmp_path)
+        again = type(model).from_pretrained(tmp_path)
+        assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in model.parameters())
+        with torch.no_grad():
+            assert torch.equal(again(ids, whole).logits, model(ids, whole).logits)
+    # torch tells every step of compiling to the log, which pytest would keep
+    logging.disable(logging.INFO)
+    try:
+        with torch.no_grad():
+            compiled = torch.compile(causal, backend="eager", fullgraph=True)
+            assert torch.equal(compiled(ids, use_cache=False).logits, causal(ids, use_cache=False).logits)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def test_generation_with_shared_layers_is_the_same_without_a_cache() -> None:
+    model, ids = tiny_stack("mamba", *SMALL[:2], ["mh-attention", HEADS, {"features_of": 1, **KV}]), tokens(2, 5)
+    settings: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "num_beams": 2}
+    assert torch.equal(model.generate(ids, **settings), model.generate(ids, use_cache=False, **settings))
+
+
+def test_layers_that_hand_features_on_cannot_be_cut_into_blocks() -> None:
+    with pytest.raises(ManticoreError, match=r"layers\[3\] takes features of layers\[0\], which did not run with it"):
+        manticore.combine([tiny_stack(*SMALL).float(), tiny_stack("mamba", "mamba").float()], num_blocks=2)
+
+
+def test_layers_with_shared_weights_are_a_component_that_keeps_all_of_them() -> None:
+    parents = [tiny_stack(*SMALL[:3], "swiglu").float(), tiny_stack("mamba", "mamba").float()]
+    hybrid, ids = manticore.combine(parents, num_blocks=2), tokens(2, 6)
+    hybrid.set_mixture_weights([0, 0])
+    with torch.no_grad():
+        assert torch.equal(hybrid(ids).logits, parents[0](ids, use_cache=False).logits)
+    hybrid.set_mixture_weights([0, 1])
+    with pytest.raises(ManticoreError, match="shares weights between its layers, so no layer can be dropped"):
+        manticore.discretize(hybrid)
+
+
+def test_shared_weights_are_not_sharded() -> None:
+    plugin = SimpleNamespace(fsdp_version=2, cpu_ram_efficient_loading=False)
+    with pytest.raises(ManticoreError, match="decoder layers share weights, which cannot be split layer by layer"):
+        configure(plugin, tiny_stack(*SMALL), "finetune")
+
+
+def test_normalised_stacks_go_on_sharing() -> None:
+    features = {"features_of": 0, "features": ["B", "V", "decay"]}
+    shared = ["mamba", ["mamba", {}, {"weights_of": 0}], ["mamba", {}, features], "mh-attention"]
+    config = iso_state(StackConfig(layers=shared), 2 * 256 * 7)
+    seven = {"state_size": 7}
+    assert config.layers[:3] == [["mamba", seven], ["mamba", seven, {"weights_of": 0}], ["mamba", seven, features]]
