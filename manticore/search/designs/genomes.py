@@ -60,8 +60,8 @@ class GenomeSpace:
         width: Size = 64,
         classes: _Classes | None = None,
         options: OfNames | None = None,
-        norms: _Names = NORMS[:1],
-        residuals: _Names = RESIDUALS[:1],
+        norms: _Names = ("rms",),
+        residuals: _Names = ("pre",),
     ) -> None:
         if least is not None and not 1 <= least <= livs:
             raise ManticoreError(f"genomes: least is {least} (expected 1 to {livs}). Fix: least={livs}")
