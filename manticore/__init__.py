@@ -31,6 +31,7 @@ _PUBLIC = {
     "align": "manticore.training.alignment",
     "combine": "manticore.hybrid.combine",
     "compare": "manticore.experiments.compare",
+    "design": "manticore.search.designs.design",
     "discretize": "manticore.hybrid.discretize",
     "distill": "manticore.training.distill",
     "evaluate": "manticore.training.finetune",

@@ -4,6 +4,7 @@ import torch
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from manticore.design_settings import Design
 from manticore.errors import ManticoreError as ManticoreError
 from manticore.experiments import fits as fits
 from manticore.experiments.compare import Comparison
@@ -19,6 +20,8 @@ from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.hybrid.modeling import ManticoreForCausalLM as ManticoreForCausalLM
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.report.sharing import share as share
+from manticore.search.designs.result import StudyResult
+from manticore.search.designs.space import DesignSpace
 from manticore.search.result import SearchResult
 from manticore.settings import Align
 from manticore.settings import Combine
@@ -128,6 +131,49 @@ def compare(
     progress: bool | Callable[[int, int, str], None] = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Comparison: ...
+
+def design(
+    space: DesignSpace | str = 'layers',
+    objectives: Sequence[str] = ('loss', 'parameters'),
+    settings: Design | None = None,
+    *,
+    text: Text | None = 'stdlib',
+    text_column: str | None = None,
+    max_bytes: int | None = 2000000,
+    tokenizer: str = 'bytes',
+    length: int = 32,
+    batch_size: int = 32,
+    steps: int = 200,
+    tokens: int | None = None,
+    lr: float = 0.003,
+    schedule: Literal['constant', 'linear', 'cosine'] = 'cosine',
+    weight_decay: float = 0.01,
+    validation_examples: int = 512,
+    data_seed: int = 0,
+    space_options: Mapping[str, Any] | None = None,
+    max: Mapping[str, Any] | None = None,
+    min: Mapping[str, Any] | None = None,
+    workload: str = 'tokens=4096,batch=1',
+    method: str = 'evolution',
+    method_options: Mapping[str, Any] | None = None,
+    trials: int = 64,
+    repeats: int = 1,
+    mad_tasks: Sequence[str] = (),
+    mad_tier: Literal['smoke', 'baseline', 'full'] = 'smoke',
+    mad_epochs: int | None = None,
+    stop: Literal['median', 'asha'] | None = None,
+    stop_after: int = 8,
+    baselines: bool = True,
+    workers: int = 1,
+    storage: str | None = None,
+    study_name: str | None = None,
+    name: str = 'study',
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    cpu: bool = False,
+    progress: bool | Progress = False,
+) -> StudyResult: ...
 
 def distill(
     student: PreTrainedModel | SearchResult | str | Path,

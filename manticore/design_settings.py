@@ -65,6 +65,7 @@ TIMED = ("prefill_ms", "decode_ms")
 BYTES = "bytes"
 """Value of ``tokenizer``: a token for every byte."""
 
+Stopping = Literal["median", "asha"]
 _WAYS = {"minimise": False, "maximise": True}
 
 
@@ -189,7 +190,7 @@ class Design(TextRead):
     """The settings of these tasks: smoke is smaller than any of MAD's, full has all of them."""
     mad_epochs: Count | None = None
     """Fewer or more epochs than the tier's."""
-    stop: Literal["median", "asha"] | None = None
+    stop: Stopping | None = None
     """Stop poor designs early, by their learning curves against those of finished batches: where the loss is above
     their median, or not among their better third; left out, every design is trained whole."""
     stop_after: Amount = 8

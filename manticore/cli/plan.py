@@ -13,7 +13,8 @@ import typer
 from manticore.cli.terminal import console, quiet_libraries, say
 from manticore.errors import ManticoreError
 from manticore.paths import expanded
-from manticore.schema.loading import LoadedRecipe, load_recipe
+from manticore.quantities import count, duration, flops
+from manticore.schema.loading import LoadedRecipe, is_of_designs, load_design, load_recipe
 from manticore.schema.recipe import Recipe
 from manticore.writing import refuse_existing, write_json
 
@@ -52,6 +53,9 @@ def plan(
     if measure is not None and flops_per_second is not None:
         raise ManticoreError("--measure and --flops-per-second are both given. Fix: give one of them")
     names, overrides = [word for word in what if "=" not in word], [word for word in what if "=" in word]
+    if len(names) == 1 and is_of_designs(names[0], overrides):
+        _plan_study(names[0], overrides, flops_per_second, measure, json)
+        return
     loaded = _load(names, overrides)
     from manticore.plan.fit import parse_bytes
 
@@ -88,6 +92,33 @@ def plan(
     else:
         task = "text" if found.task.vocab_size is None else found.task.name
         say(f"next: manticore combine {' '.join(map(quote, names))} -o hybrid   # then align, search … --task {task}")
+
+
+def _plan_study(
+    name: str, overrides: list[str], flops_per_second: float | None, measure: int | None, json: str | None
+) -> None:
+    """What an architecture search will cost."""
+    recipe = load_design(name, overrides).recipe
+    quiet_libraries()
+    from manticore.plan.designs import plan_study
+
+    found = plan_study(recipe, flops_per_second=flops_per_second, measure=measure)
+    seeds = "" if found.repeats == 1 else f", {found.repeats} trainings each"
+    say(f"{found.name}: {found.trials} designs of at most {count(found.designs)}{seeds}, {found.baselines} baselines")
+    say(f"  each reads {found.tokens:,} tokens of text" if found.tokens else "  none is trained on text")
+    for what, (least, median, most), shown in (
+        ("parameters of a design", found.parameters, count),
+        ("training of a design", found.flops_of_one, flops),
+    ):
+        say(f"  {what}: {shown(median)} ({shown(least)} to {shown(most)})")
+    time = "" if found.seconds is None else f", about {duration(found.seconds)} on {found.workers} workers"
+    say(f"  all trainings: {flops(found.flops)}{time}")
+    if found.seconds is None:
+        say("  for the time: --measure 20, or --flops-per-second")
+    if json is not None:
+        write_json(expanded(json), found.to_dict())
+        say(f"wrote {json}")
+    say(f"next: {join(['manticore', 'design', name, *overrides])}")
 
 
 def _load(names: list[str], overrides: list[str]) -> LoadedRecipe | _Given:

@@ -14,7 +14,15 @@ from manticore.cli.terminal import console, done
 from manticore.errors import ManticoreError
 from manticore.option_types import literals
 from manticore.paths import expanded
-from manticore.schema.loading import find, launch_configurations, load_recipe, shipped
+from manticore.schema.loading import (
+    find,
+    is_of_designs,
+    launch_configurations,
+    load_design,
+    load_recipe,
+    shipped,
+    shipped_designs,
+)
 from manticore.schema.options import options_of
 from manticore.schema.recipe import Recipe
 from manticore.schema.validation import model_at
@@ -55,7 +63,7 @@ def ls(
 
     Example: manticore ls tasks
     """
-    listings = {"recipes": {name: _headline(file) for name, file in shipped().items()}}
+    listings = {"recipes": {name: _headline(file) for name, file in {**shipped(), **shipped_designs()}.items()}}
     listings["launch"] = {name: _headline(file) for name, file in launch_configurations().items()}
     for kind in registry.kinds():
         listings[_PLURAL.get(kind, kind)] = {name: e.summary for name, e in registry.entries(kind).items()}
@@ -88,12 +96,13 @@ def show(
         return
     known = [
         *shipped(),
+        *shipped_designs(),
         *launch_configurations(),
         "schema",
         *(n for kind in registry.kinds() for n in registry.entries(kind)),
     ]
     file = launch_configurations().get(name)
-    if file is None and name not in shipped() and not Path(name).exists():
+    if file is None and name not in {**shipped(), **shipped_designs()} and not Path(name).exists():
         raise ManticoreError(f"show: nothing is called {name!r}{registry.did_you_mean(name, known)}")
     console.print(
         (file or find(name)).read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True, end=""
@@ -134,9 +143,12 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
 
     Example: manticore check mine.yaml search.steps=40
     """
-    loaded = load_recipe(recipe, overrides, needs=missing_prerequisites)
-    console.print(f"{loaded.source}: ok", markup=False, highlight=False, soft_wrap=True)
-    command = join(["manticore", "run", recipe, *(overrides or [])])
+    if is_of_designs(recipe, overrides):
+        verb, source = "design", load_design(recipe, overrides).source
+    else:
+        verb, source = "run", load_recipe(recipe, overrides, needs=missing_prerequisites).source
+    console.print(f"{source}: ok", markup=False, highlight=False, soft_wrap=True)
+    command = join(["manticore", verb, recipe, *(overrides or [])])
     console.print(f"next: {command}", markup=False, highlight=False, soft_wrap=True)
 
 

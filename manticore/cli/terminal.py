@@ -129,7 +129,7 @@ class _Live:
         self._task = bar.add_task(what, total=None, loss="")
 
     def __call__(self, step: int, steps: int, row: Mapping[str, Any]) -> None:
-        loss = f"loss {row['loss']:.3f}" if "loss" in row else ""
+        loss = _said(row)
         self._bar.update(self._task, completed=step, total=steps, loss=loss)
 
 
@@ -142,8 +142,13 @@ class _Lines:
         tenth = 10 * step // max(1, steps)
         if tenth > self._tenth:
             self._tenth = tenth
-            loss = f", loss {row['loss']:.3f}" if "loss" in row else ""
-            say(f"      {self._what}: {step}/{steps}{loss}")
+            loss = _said(row)
+            say(f"      {self._what}: {step}/{steps}{', ' if loss else ''}{loss}")
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    """A row's loss, or the best so far of a study of designs, in a few words."""
+    return ", ".join(f"{name} {value:.3f}" for name, value in row.items() if name == "loss" or name.startswith("best "))
 
 
 def _bar() -> Progress:

@@ -74,7 +74,7 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
     if sections.get("search") is not None:
         search = sections["search"]
         yield from _method_options(search)
-        yield from _password(search.storage)
+        yield from password("search", search.storage)
         yield from _rate_of_candidates(search, sections.get("finetune"))
         if search.task_options and not trains_candidates(search.method):
             text = f"method {search.method!r} trains what goes on with the task itself. Fix: leave it out"
@@ -149,10 +149,11 @@ def _rate_of_candidates(search: Any, finetune: Any) -> Iterator[Finding]:
         )
 
 
-def _password(storage: str | None) -> Iterator[Finding]:
+def password(section: str, storage: str | None) -> Iterator[Finding]:
+    """A password in the URL of a section's storage."""
     if storage is not None and without_passwords(storage) != storage:
         yield (
-            ("search", "storage"),
+            (section, "storage"),
             "holds a password, and a recipe is copied into records. Fix: leave it out of the URL, and give it in "
             "PGPASSWORD or ~/.pgpass",
         )

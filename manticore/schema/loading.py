@@ -10,10 +10,12 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from manticore import registry
 from manticore.errors import ManticoreError
 from manticore.paths import expanded
 from manticore.registry import did_you_mean
 from manticore.schema.consistency import Finding, inconsistencies
+from manticore.schema.designs import DesignRecipe, design_findings
 from manticore.schema.document import MAX_BYTES, Document, read_document
 from manticore.schema.overrides import apply_overrides
 from manticore.schema.plugged import recipe_with
@@ -37,10 +39,20 @@ class LoadedRecipe:
     overrides: tuple[str, ...]
 
 
+_OF_DESIGNS = "design"
+"""What the name of a shipped recipe of architecture search begins with, and the section that tells any of them."""
+
+
 @cache
 def shipped() -> dict[str, Path]:
-    """Name → file of every recipe that comes with the package."""
-    return _shipped_files("*.yaml")
+    """Name → file of every recipe of a run that comes with the package."""
+    return {name: file for name, file in _shipped_files("*.yaml").items() if not name.startswith(_OF_DESIGNS)}
+
+
+@cache
+def shipped_designs() -> dict[str, Path]:
+    """The same of recipes of architecture search."""
+    return {name: file for name, file in _shipped_files("*.yaml").items() if name.startswith(_OF_DESIGNS)}
 
 
 @cache
@@ -67,11 +79,12 @@ def find(name: str) -> Path:
         return path
     if path.is_dir():
         raise ManticoreError(f"{name}: is a folder (expected a recipe file). Fix: give a .yaml file")
-    if name in shipped():
-        return shipped()[name]
+    known = {**shipped(), **shipped_designs()}
+    if name in known:
+        return known[name]
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise ManticoreError(f"{name}: no such recipe file. Fix: check the path, or see `manticore ls recipes`")
-    raise ManticoreError(f"no recipe {name!r}{did_you_mean(name, list(shipped()))}")
+    raise ManticoreError(f"no recipe {name!r}{did_you_mean(name, list(known))}")
 
 
 def load_recipe(name: str, overrides: list[str] | None = None, *, needs: Needs | None = None) -> LoadedRecipe:
@@ -87,17 +100,70 @@ def load_recipe(name: str, overrides: list[str] | None = None, *, needs: Needs |
         RecipeError: with every problem of the recipe, one line each.
         ManticoreError: there is no such recipe.
     """
+    document, text = _opened(name, overrides)
+    source = document.place(()).source
+    if isinstance(document.values, dict):
+        if _OF_DESIGNS in document.values and _OF_DESIGNS not in registry.entries("stage"):
+            raise ManticoreError(f"{source}: is a recipe of architecture search. Fix: manticore design {name}")
+        recipe = check(document, needs)
+        if recipe is not None and not document.problems:
+            return LoadedRecipe(recipe, text, source, tuple(overrides or []))
+    raise RecipeError(document.problems)
+
+
+@dataclass(frozen=True)
+class LoadedDesign:
+    """A checked recipe of architecture search and what it was made from."""
+
+    recipe: DesignRecipe
+    text: str
+    """The file as it was."""
+    source: str
+    """The file, as given."""
+    overrides: tuple[str, ...]
+
+
+def is_of_designs(name: str, overrides: list[str] | None = None) -> bool:
+    """Whether a recipe is one of architecture search.
+
+    Raises:
+        ManticoreError: there is no such recipe.
+    """
+    values = _opened(name, overrides)[0].values
+    return isinstance(values, dict) and _OF_DESIGNS in values and "components" not in values
+
+
+def load_design(name: str, overrides: list[str] | None = None) -> LoadedDesign:
+    """Read and check a recipe of architecture search; arguments as of :func:`load_recipe`.
+
+    Raises:
+        RecipeError: with every problem of the recipe, one line each.
+        ManticoreError: there is no such recipe, or it is one of a run.
+    """
+    document, text = _opened(name, overrides)
+    source = document.place(()).source
+    if isinstance(document.values, dict):
+        if "components" in document.values:
+            raise ManticoreError(f"{source}: is the recipe of a run. Fix: manticore run {name}")
+        recipe, found = findings(DesignRecipe, document.values)
+        if isinstance(recipe, DesignRecipe):
+            found += design_findings(recipe.design)
+        spoiled = {problem.path for problem in document.problems}
+        document.problems += [Problem(document.place(path), path, said) for path, said in found if path not in spoiled]
+        if isinstance(recipe, DesignRecipe) and not document.problems:
+            return LoadedDesign(recipe, text, source, tuple(overrides or []))
+    raise RecipeError(document.problems)
+
+
+def _opened(name: str, overrides: list[str] | None) -> tuple[Document, str]:
+    """A recipe's document with overrides in it, and the file's text."""
     file = find(name)
     with file.open("rb") as stream:
         data = stream.read(MAX_BYTES + 1)
-    source = str(file)
-    document = read_document(data, source)
+    document = read_document(data, str(file))
     if isinstance(document.values, dict):
         apply_overrides(document, list(overrides or []))
-        recipe = check(document, needs)
-        if recipe is not None and not document.problems:
-            return LoadedRecipe(recipe, data.decode("utf-8-sig"), source, tuple(overrides or []))
-    raise RecipeError(document.problems)
+    return document, data.decode("utf-8-sig", errors="replace")
 
 
 def check(document: Document, needs: Needs | None = None) -> Recipe | None:

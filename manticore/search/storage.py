@@ -10,11 +10,11 @@ import random
 import sqlite3
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path as Folder
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from sqlalchemy.engine import URL, make_url
@@ -67,16 +67,26 @@ class Connection:
         url: of a database; None: ``STUDY`` in the folder.
         folder: of the search; None: in memory, for one process.
         name: of the study; None: one that follows from its key, in ``STUDY`` always the same.
+        stage: the verb that messages begin with.
+        directions: ``"minimize"`` or ``"maximize"`` for each value of a trial.
 
     Raises:
         ManticoreError: a URL of nothing that can hold a study, or a driver that is not installed.
     """
 
-    def __init__(self, url: str | None, folder: Folder | None, name: str | None) -> None:
-        self._folder, self.name = folder, name
+    def __init__(
+        self,
+        url: str | None,
+        folder: Folder | None,
+        name: str | None,
+        *,
+        stage: str = "search",
+        directions: Sequence[Literal["minimize", "maximize"]] = ("minimize",),
+    ) -> None:
+        self._folder, self.name, self.stage, self._directions = folder, name, stage, list(directions)
         self._url: URL | None = None
         if url is not None:
-            self._url = _checked(url)
+            self._url = _checked(url, stage)
         elif folder is not None:
             self._url = URL.create("sqlite", database=str(folder / STUDY))
             self.name = name or NAME
@@ -105,15 +115,15 @@ class Connection:
         """
         now = key(settings, inputs)
         if self.name is None:
-            self.name = f"search-{digest_of({SETTINGS: now[SETTINGS], INPUTS: now[INPUTS]})[:12]}"
+            self.name = f"{self.stage}-{digest_of({SETTINGS: now[SETTINGS], INPUTS: now[INPUTS]})[:12]}"
         with self.trouble():
             if self._folder is not None:
                 self._folder.mkdir(parents=True, exist_ok=True)
-            _refuse_foreign(self._url)
+            _refuse_foreign(self._url, self.stage)
             study, made = self._made_or_found()
             if not made and not joins and study.get_trials(deepcopy=False):
                 raise ManticoreError(
-                    f"search: {self.shown} holds results of an earlier search. "
+                    f"{self.stage}: {self.shown} holds results of an earlier {self.stage}. "
                     "Fix: resume it (resume=True) or choose another out"
                 )
             self._recognise(study, now, made)
@@ -139,27 +149,30 @@ class Connection:
         except (optuna.exceptions.StorageInternalError, SQLAlchemyError, sqlite3.Error) as error:
             cause = error.__cause__ or error
             text = in_brief(without_passwords(str(getattr(cause, "orig", None) or cause)))
-            raise ManticoreError(f"search: {self.shown}: {_said(text)}") from error
+            raise ManticoreError(f"{self.stage}: {self.shown}: {_said(text)}") from error
         except KeyError as error:
             if "Record does not exist" not in str(error):
                 raise
             raise ManticoreError(
-                f"search: {self.shown}: the study {self.name!r} was removed meanwhile. Fix: start again"
+                f"{self.stage}: {self.shown}: the study {self.name!r} was removed meanwhile. Fix: start again"
             ) from error
         except RuntimeError as error:
             if "optuna version" not in str(error):
                 raise
             raise ManticoreError(
-                f"search: {self.shown}: was made by another version of optuna than {optuna.__version__}. "
+                f"{self.stage}: {self.shown}: was made by another version of optuna than {optuna.__version__}. "
                 "Fix: another place, or that version"
             ) from error
 
     def _made_or_found(self) -> tuple[optuna.Study, bool]:
         if self._url is None:
-            return optuna.create_study(sampler=_sampler()), True
+            return optuna.create_study(sampler=_sampler(), directions=self._directions), True
         storage = self._opened()
         try:
-            return optuna.create_study(storage=storage, study_name=self.name, sampler=_sampler()), True
+            study = optuna.create_study(
+                storage=storage, study_name=self.name, sampler=_sampler(), directions=self._directions
+            )
+            return study, True
         except optuna.exceptions.DuplicatedStudyError:
             assert self.name is not None
             return optuna.load_study(study_name=self.name, storage=storage, sampler=_sampler()), False
@@ -196,13 +209,14 @@ class Connection:
         if not described:
             if not made and study.get_trials(deepcopy=False):
                 raise ManticoreError(
-                    f"search: {self.shown}: the study {self.name!r} is not that of a search. Fix: another name or place"
+                    f"{self.stage}: {self.shown}: the study {self.name!r} is not that of a {self.stage}. "
+                    "Fix: another name or place"
                 )
             # the key last: it is what others wait for
             study.set_user_attr(_TOKEN, _token(self._folder, new=True))
             study.set_user_attr(_KEY, now)
             return
-        where = f"search: {self.shown}: the study {self.name!r}"
+        where = f"{self.stage}: {self.shown}: the study {self.name!r}"
         before = described[_KEY]
         if not isinstance(before, dict) or not all(isinstance(before.get(n), dict) for n in (SETTINGS, INPUTS)):
             raise ManticoreError(f"{where} is damaged. Fix: another name or place")
@@ -214,33 +228,33 @@ class Connection:
             )
 
 
-def _checked(text: str) -> URL:
+def _checked(text: str, stage: str) -> URL:
     try:
         url = make_url(text)
     except ArgumentError:
-        raise ManticoreError(f"search: storage is not the URL of a database ({_EXPECTED})") from None
+        raise ManticoreError(f"{stage}: storage is not the URL of a database ({_EXPECTED})") from None
     if url.drivername in ("postgres", "postgresql"):
         # the driver that is installed with the extra, not sqlalchemy's default
         url = url.set(drivername="postgresql+psycopg")
     if "@" in (url.host or ""):
-        raise ManticoreError("search: storage has an @ in its password. Fix: write it as %40, or use PGPASSWORD")
+        raise ManticoreError(f"{stage}: storage has an @ in its password. Fix: write it as %40, or use PGPASSWORD")
     kind, _, driver = url.drivername.partition("+")
     if kind == "sqlite" and url.database not in (None, "", ":memory:"):
         return url
     if kind != "postgresql":
         where = "memory" if kind == "sqlite" else kind
         raise ManticoreError(
-            f"search: storage is in {where}, where workers do not find it or it was not tried ({_EXPECTED})"
+            f"{stage}: storage is in {where}, where workers do not find it or it was not tried ({_EXPECTED})"
         )
     if find_spec(driver) is None:
         raise ManticoreError(
-            f"search: storage needs the driver {driver}, which is not installed. "
+            f"{stage}: storage needs the driver {driver}, which is not installed. "
             "Fix: pip install 'manticore-hybrids[postgres]'"
         )
     return url
 
 
-def _refuse_foreign(url: URL | None) -> None:
+def _refuse_foreign(url: URL | None, stage: str) -> None:
     """Refuse an SQLite file of another program, which would get optuna's tables, and a damaged one."""
     file = Folder(str(url.database)) if url is not None and url.get_backend_name() == "sqlite" else None
     if file is None or not file.exists():
@@ -250,7 +264,7 @@ def _refuse_foreign(url: URL | None) -> None:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         whole = connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
     if tables and not tables & _TABLES:
-        raise ManticoreError(f"search: {file} is the database of something else. Fix: another place")
+        raise ManticoreError(f"{stage}: {file} is the database of something else. Fix: another place")
     if not whole:
         raise sqlite3.DatabaseError("database disk image is malformed")
 

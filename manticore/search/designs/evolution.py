@@ -19,6 +19,7 @@ from optuna.samplers import NSGAIISampler
 from optuna.trial import FrozenTrial, create_trial
 
 from manticore.errors import ManticoreError
+from manticore.making import checked
 from manticore.option_types import Amount, Count, Pair, Share
 from manticore.search.designs.drawn import refuse_too_many, unasked
 from manticore.search.designs.method import Asking, Batch
@@ -34,6 +35,7 @@ _OFFSPRING = 20
 """Children that are made before a known one is replaced by a design drawn at random."""
 
 
+@checked("evolution")
 def evolution(
     scores: Scores,
     seed: int,

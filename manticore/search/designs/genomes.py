@@ -10,17 +10,18 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 from manticore.errors import ManticoreError, about
-from manticore.option_types import Count, Depth, Size
+from manticore.making import checked
+from manticore.option_types import Count, Depth, Size, Wanted
 from manticore.registry import did_you_mean
 from manticore.search.designs.drawn import ENUMERABLE
 from manticore.search.designs.space import Design
 from manticore.stacks.catalogue import measured
-from manticore.stacks.configuration import StackConfig
+from manticore.stacks.configuration import OfNames, StackConfig
 from manticore.stacks.genome import repair, to_config
 from manticore.stacks.genome_integers import NORMS, RESIDUALS, STRATEGIES, Genome, Liv
 from manticore.stacks.genome_links import Links, canonical, distinct_strategies, misfits, numbered
@@ -29,6 +30,8 @@ from manticore.stacks.genome_pool import POOL, is_operator
 _HEADER, _FIVE = 2, 5
 _ABSENT = Liv(0)
 """In the place of a LIV that is not there, behind all others."""
+_Classes = Annotated[Sequence[str | int], Wanted("a list of classes", "classes=['sa-1', 'gmemless']")]
+_Names = Annotated[Sequence[str], Wanted("a list of names", "for instance ['rms', 'layer']")]
 
 
 class GenomeSpace:
@@ -48,16 +51,17 @@ class GenomeSpace:
             have.
     """
 
+    @checked("genomes")
     def __init__(
         self,
         *,
         livs: Depth = 8,
         least: Count | None = None,
         width: Size = 64,
-        classes: Sequence[str | int] | None = None,
-        options: Mapping[str, Mapping[str, Any]] | None = None,
-        norms: Sequence[str] = NORMS[:1],
-        residuals: Sequence[str] = RESIDUALS[:1],
+        classes: _Classes | None = None,
+        options: OfNames | None = None,
+        norms: _Names = ("rms",),
+        residuals: _Names = ("pre",),
     ) -> None:
         if least is not None and not 1 <= least <= livs:
             raise ManticoreError(f"genomes: least is {least} (expected 1 to {livs}). Fix: least={livs}")

@@ -33,6 +33,8 @@ class Scores:
     """In the order in which they were first asked for."""
     failed: dict[Design, str] = field(default_factory=dict)
     """Design → why it has no scores."""
+    stopped: dict[Design, int] = field(default_factory=dict)
+    """Design → tokens after which it was stopped as a poor one; its measures are those of that moment."""
     notes: dict[Design, dict[str, Any]] = field(default_factory=dict)
     """What the method says about a design: its generation, its parents, how it was made."""
 
@@ -53,8 +55,9 @@ class Scores:
         return (*above, *below)
 
     def allowed(self, design: Design) -> bool:
-        """Whether a design has scores, keeps all limits, and is whole: incremental methods score parts as well."""
-        whole = len(design) == len(self.space.values)
+        """Whether a design has scores, was trained to the end, keeps all limits, and is whole: incremental methods
+        score parts as well."""
+        whole = len(design) == len(self.space.values) and design not in self.stopped
         return whole and design in self.found and all(each <= 0 for each in self.excess(design))
 
     def front(self, among: Iterable[Design] | None = None) -> list[Design]:

@@ -1,8 +1,9 @@
 """Trains a design from scratch, and measures it: what one trial of a study is.
 
 What a trial gives is a function of the study's seed, the spelled design and the settings alone. First weights are drawn
-from a seed of the design's own; designs see the same batches in the same order, so that they differ by themselves and
-not by what they were shown. All that designs share, data above all, is made once per process.
+from a seed of the design's own, and on a CPU one thread computes. Designs see the same batches in the same order, so
+that they differ by themselves and not by what they were shown. All that designs share, data above all, is made once per
+process.
 """
 
 from __future__ import annotations
@@ -169,6 +170,10 @@ class DesignTraining:
         """
         begun = time.perf_counter()
         found = Trained()
+        on_cpu, threads = self.cpu or not torch.accelerator.is_available(), torch.get_num_threads()
+        if on_cpu:
+            # sums over several threads differ in their last bits, and workers beside each other have one
+            torch.set_num_threads(1)
         try:
             found.measures.update(costs(self.config(make, tokens=self.settings.at.tokens), self.settings.at))
             curves = []
@@ -196,6 +201,8 @@ class DesignTraining:
             if "allocate memory" not in str(error):
                 raise
             raise Failed("out of memory") from error
+        finally:
+            torch.set_num_threads(threads)
         found.seconds = time.perf_counter() - begun
         return found
 

@@ -43,7 +43,11 @@ def training():
 def test_a_trial_is_a_function_of_seed_and_design(training):
     first = training.of_config(making(AM), "AM")
     between = training.of_config(making(MM), "MM")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     again = DesignTraining(settings(), cpu=True).of_config(making(AM), "AM")
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
     assert again.measures == first.measures
     assert again.curve == first.curve
     assert first.measures["loss"] != between.measures["loss"]

@@ -1,0 +1,241 @@
+"""A study of designs: runs a method to its end on a queue of trials, which any number of workers share.
+
+A trial is one design, trained and measured as often as ``repeats`` says; its parameters are the design's integers, its
+values the objectives. Batches are barriers: what a method sees, and which poor designs are stopped, depends on finished
+batches alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path as Folder
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, IntDistribution
+
+from manticore.cache import content_key
+from manticore.design_settings import Stopping
+from manticore.search.designs.method import Asking, Batch
+from manticore.search.designs.scores import Scores
+from manticore.search.designs.space import Design
+from manticore.search.designs.training import POINTS, DesignTraining, Failed, Made, Trained
+from manticore.search.storage import Connection, quiet
+from manticore.search.trials import LOOK, RETRIES, Answer, Done, Job, JobFailed, Queue
+from manticore.stacks.configuration import StackConfig
+
+logger = logging.getLogger(__name__)
+
+STUDY = "study"
+"""Of the study in the folder's own database."""
+RUNGS = (POINTS // 4, POINTS // 2)
+"""Points of the curve at which ASHA goes on with the better ones: a quarter and a half of the training."""
+REDUCTION = 3
+"""It goes on with one of so many."""
+
+_TRAINED, _DESIGN, _NAME = "trained", "design", "name"
+"""Attributes of a trial."""
+
+Told = Callable[[], None]
+"""Called after every new answer."""
+
+
+def most_losses(curves: Sequence[Sequence[Sequence[float]]], stop: Stopping | None, after: int) -> dict[int, float]:
+    """Point of a curve, from 1 → the loss above which a design is stopped there.
+
+    Args:
+        curves: ``[tokens, loss]`` at every point, of designs that were trained whole in finished batches.
+        stop: ``"median"`` at every point but the last, ``"asha"``: not among the better third at :data:`RUNGS`.
+        after: so many curves it takes.
+    """
+    whole = [curve for curve in curves if len(curve) == max(map(len, curves))]
+    if stop is None or len(whole) < max(1, after):
+        return {}
+    losses = {point: sorted(curve[point - 1][1] for curve in whole) for point in range(1, len(whole[0]))}
+    if stop == "median":
+        return {point: statistics.median(found) for point, found in losses.items()}
+    return {point: losses[point][math.ceil(len(whole) / REDUCTION) - 1] for point in RUNGS if point in losses}
+
+
+class DesignStudy:
+    """Runs a method of architecture search to its end.
+
+    Args:
+        training: trains and measures a design.
+        scores: filled on the way.
+        connection: to the storage.
+        folder: which all workers see.
+        settings: everything that trials depend on.
+        inputs: digests of what is read.
+        joins: go on with the trials that are there.
+        workers: designs that train at the same time here, each in a process with one thread.
+        told: called after every trial.
+
+    Raises:
+        ManticoreError: the storage cannot be used, or holds something else.
+    """
+
+    def __init__(
+        self,
+        training: DesignTraining,
+        scores: Scores,
+        connection: Connection,
+        folder: Folder,
+        *,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        joins: bool,
+        workers: int = 1,
+        told: Told | None = None,
+    ) -> None:
+        self.training, self.scores, self._told = training, scores, told
+        self.trained: dict[Design, Trained] = {}
+        """What each trial has found out, in the order in which designs were first asked for."""
+        self.batches: list[Batch] = []
+        """What the method has asked for."""
+        self.baselines: dict[str, Trained | str] = {}
+        """Name → what its training has found out, or why it has failed."""
+        self._connection = connection
+        self._answers: dict[str, Answer] = {}
+        with quiet():
+            study = connection.study(settings, inputs, joins=joins)
+            with warnings.catch_warnings():
+                # as old as optuna 3.2
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names([goal.measure for goal in scores.goals])
+        self._queue = Queue(
+            study, connection, folder, self._heard, workers=workers, stage="design", retries=RETRIES, look=LOOK
+        )
+
+    @property
+    def finished(self) -> int:
+        """Trials that have an answer, those of a batch that is not done yet included."""
+        return len(self._answers)
+
+    def run(self, asking: Asking, baselines: Mapping[str, Made], after: Callable[[], object]) -> None:
+        """Answer a method's batches until it asks for no more, then train the baselines.
+
+        Args:
+            asking: the method.
+            baselines: name → its configuration.
+            after: called after every batch.
+
+        Raises:
+            ManticoreError: what training raises, or the storage is gone.
+        """
+        with quiet(), self._connection.trouble():
+            try:
+                for batch in asking:
+                    self.batches.append(list(batch))
+                    self._score(batch)
+                    after()
+                names = {f"baseline {name}": name for name in baselines}
+                self._queue.answer({key: self._baseline(name, baselines[name]) for key, name in names.items()})
+                for key, name in names.items():
+                    answer = self._answers[key]
+                    self.baselines[name] = answer.failed or Trained.read(answer.noted[_TRAINED])
+            finally:
+                self._queue.leave()
+
+    def tidy(self) -> None:
+        """Remove what keeps workers apart, when all is done."""
+        self._queue.tidy()
+
+    def best_so_far(self) -> float | None:
+        """The best value of the first objective among the trials that have an answer."""
+        goal = self.scores.goals[0]
+        known = (answer.noted[_TRAINED] for answer in self._answers.values() if answer.failed is None)
+        values = [trained["measures"][goal.measure] for trained in known if trained["stopped"] is None]
+        return (max if goal.maximise else min)(values, default=None)
+
+    def _score(self, batch: Batch) -> None:
+        new = [design for design in dict.fromkeys(batch) if design not in {**self.scores.found, **self.scores.failed}]
+        curves = [trained.curve for trained in self.trained.values() if trained.curve and trained.stopped is None]
+        settings = self.training.settings
+        most = most_losses(curves, settings.stop, settings.stop_after)
+        spelled = {self.scores.space.spelled(design): design for design in new}
+        self._queue.answer({name: self._job(name, design, most) for name, design in spelled.items()})
+        # in the order in which they were asked for, whoever was first to answer
+        for name, design in spelled.items():
+            answer = self._answers[name]
+            if answer.failed is not None:
+                self.scores.failed[design] = answer.failed
+                logger.warning("design: %s: %s; the study goes on without it", name, answer.failed)
+                continue
+            trained = Trained.read(answer.noted[_TRAINED])
+            self.trained[design] = trained
+            self.scores.found[design] = trained.measures
+            if trained.stopped is not None:
+                self.scores.stopped[design] = trained.stopped
+
+    def _heard(self, name: str, answer: Answer, news: bool) -> None:
+        self._answers[name] = answer
+        if self._told is not None:
+            self._told()
+
+    def _job(self, name: str, design: Design, most: Mapping[int, float]) -> Job:
+        positions = {f"position {n:03}": value for n, value in enumerate(design)}
+        ranges: dict[str, BaseDistribution] = {
+            position: IntDistribution(min(legal), max(legal))
+            for position, legal in zip(positions, self.scores.space.values)
+        }
+
+        def work() -> Done:
+            return self._done(lambda: self.training.of(self.scores.space, design, most=most), {_DESIGN: name})
+
+        return Job(work, f"design-{content_key(name)}", positions, ranges)
+
+    def _baseline(self, name: str, make: Made) -> Job:
+        def work() -> Done:
+            return self._done(lambda: self.training.of_config(make, f"baseline {name}"), {_NAME: name})
+
+        return Job(work, f"baseline-{name}")
+
+    def _done(self, train: Callable[[], Trained], noted: Mapping[str, Any]) -> Done:
+        try:
+            trained = train()
+        except Failed as failure:
+            raise JobFailed(str(failure), noted) from failure
+        values = [trained.measures[goal.measure] for goal in self.scores.goals]
+        return Done(values, {**noted, _TRAINED: trained.to_dict(), **trained.measures})
+
+
+def baselines(config: StackConfig) -> dict[str, Made]:
+    """Hand-made stacks of a design's depth and width.
+
+    Transformer++ has attention and SwiGLU in turns, striped Mamba one attention in four layers and SwiGLU behind it,
+    the sandwich attention below and SwiGLU above, MambaFormer Mamba below and between attention without positions.
+    Heads have 16 channels where that divides the width.
+
+    Args:
+        config: of one design.
+    """
+    depth, width = config.num_hidden_layers, config.hidden_size
+    heads = {"num_heads": width // 16 if width % 16 == 0 else 1}
+    attention, unordered = ["mh-attention", heads], ["mh-attention", {**heads, "rotary": False}]
+    quarter = depth // 4
+    between = depth - 2 * quarter
+    layers: dict[str, list[Any]] = {
+        "transformer++": _striped([attention, "swiglu"], depth),
+        "striped-mamba": _striped(["mamba", "mamba", attention, "swiglu"], depth),
+        "sandwich": [attention] * quarter + _striped([attention, "swiglu"], between) + ["swiglu"] * quarter,
+        "mambaformer": _striped(["mamba", unordered], depth),
+    }
+
+    def making(entries: list[Any]) -> Made:
+        def make(*, vocab_size: int, positions: int) -> StackConfig:
+            sizes = {"vocab_size": vocab_size, "max_position_embeddings": positions, "layers": entries}
+            return StackConfig(**{**like, **sizes})
+
+        return make
+
+    like = {name: getattr(config, name) for name in ("hidden_size", "norm", "norm_eps", "head_bias", "linear_init")}
+    return {name: making(entries) for name, entries in layers.items()}
+
+
+def _striped(pattern: Sequence[Any], depth: int) -> list[Any]:
+    return [pattern[n % len(pattern)] for n in range(depth)]
