@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from manticore.components.selfcheck import continues_by_one_token_only, self_che
 from manticore.components.sources import origin
 from manticore.errors import ManticoreError
 from manticore.hybrid.configuration import ManticoreConfig
+from manticore.hybrid.fresh import Branch, fresh_branch
 from manticore.hybrid.modeling import ManticoreForCausalLM, build
 from manticore.hybrid.rehearsal import rehearse
 from manticore.hybrid.released import check_released, fresh_tables, released_vocabulary, tie_heads
@@ -53,7 +54,9 @@ def combine(
     have in common, or float32.
 
     Args:
-        models: folders, hub ids or models in memory (copied); at least two.
+        models: folders, hub ids or models in memory (copied); at least two. ``fresh:LAYER`` (``fresh:LAYER+LAYER`` for
+            several per block, ``@k`` for another parent than the first) is a branch of fresh layers beside a parent:
+            see :func:`~manticore.hybrid.fresh.fresh_branch`.
         settings: the options below in one object, which single ones change.
         vocab_size: give every component fresh embeddings and a fresh head of so many rows, for a task with its own
             vocabulary; None keeps the components' own, which then must share a tokenizer.
@@ -79,13 +82,24 @@ def combine(
 
     num_blocks, released, dtype = settings.num_blocks, settings.released, settings.dtype
     tokenizer: Any = settings.tokenizer
+    branches = Branch.read(models)
     names = [_name(model, k) for k, model in enumerate(models)]
     given = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
     owner = None if tokenizer is None or tokenizer is given else named_component(tokenizer, names)
-    _check_configs(names, models, pinned, num_blocks, settings.boundaries)
-    components = [load_component(m, revision=r, dtype=dtype) for m, r in zip(models, pinned)]
+    _check_configs(names, models, pinned, num_blocks, settings.boundaries, branches)
+    loaded = {
+        k: load_component(m, revision=r, dtype=dtype)
+        for k, (m, r) in enumerate(zip(models, pinned))
+        if k not in branches
+    }
+    for k, branch in branches.items():
+        row = None if settings.boundaries is None else settings.boundaries[branch.of]
+        parent = loaded[branch.of]
+        loaded[k] = fresh_branch(parent, branch.layers, num_blocks=num_blocks, boundaries=row, seed=seed + k)
+    components = [loaded[k] for k in range(len(models))]
     if vocab_size is None:
-        carried = [load_tokenizer(m, revision=r) for m, r in zip(models, pinned)]
+        speaking = [branches[k].of if k in branches else k for k in range(len(models))]
+        carried = [load_tokenizer(models[k], revision=pinned[k]) for k in speaking]
         if released:
             vocabulary = released_vocabulary(names, components, carried, owner, given)
         elif owner is None:
@@ -163,12 +177,17 @@ def _check_configs(
     revisions: Sequence[str | None],
     num_blocks: int,
     boundaries: Sequence[Sequence[int]] | None,
+    branches: Mapping[int, Branch],
 ) -> None:
     """Refuse hybrids, and blocks that these depths do not have, before weights are read or downloaded."""
     # all of them first: a model that is not there is the greater mistake
     configs = [
-        load_config(str(model), revision=revision) if isinstance(model, str | Path) else getattr(model, "config", None)
-        for model, revision in zip(models, revisions)
+        None
+        if k in branches
+        else load_config(str(model), revision=revision)
+        if isinstance(model, str | Path)
+        else getattr(model, "config", None)
+        for k, (model, revision) in enumerate(zip(models, revisions))
     ]
     if boundaries is not None:
         for what, fix in wrong_rows(boundaries, len(names), num_blocks):
@@ -177,6 +196,8 @@ def _check_configs(
         if isinstance(config, ManticoreConfig):
             raise ManticoreError(f"combine: {name} is a hybrid itself. Fix: combine all its components at once")
         depth = getattr(config, "num_hidden_layers", num_blocks if boundaries is None else boundaries[k][-1])
+        if k in branches:
+            depth = num_blocks * len(branches[k].layers)
         if boundaries is not None:
             if (end := wrong_end(boundaries[k], name, depth)) is not None:
                 raise ManticoreError(f"combine: {end[0]}. Fix: {end[1]}")

@@ -34,7 +34,7 @@ def inner(depth: int, blocks: int) -> st.SearchStrategy[list[int]]:
 cuts = st.integers(1, 4).flatmap(lambda blocks: st.tuples(*(inner(depth, blocks) for depth in DEPTHS)))
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts, st.sampled_from(MIXINGS), st.randoms(use_true_random=False))
 @torch.no_grad()
 def test_wherever_components_are_cut_they_stay_what_they_are_and_every_path_is_a_vertex(

@@ -220,6 +220,11 @@ def test_what_is_no_recipe_is_one_line(text: str | bytes, expected: str, tmp_pat
             MINIMAL.replace("org/b", "./nowhere"), "mine.yaml:4: components[1].source: no folder ./nowhere", id="folder"
         ),
         pytest.param(
+            MINIMAL.replace("org/b", '"fresh:swiglu"'),
+            "mine.yaml:4: components[1].source: neither a folder nor a hub id (got 'fresh:swiglu'",
+            id="fresh branch by name",
+        ),
+        pytest.param(
             MINIMAL + "discretize: {path: [0, 1]}\n",
             "mine.yaml:6: discretize.path: one component index per block (got 2, expected 4)",
             id="path length",
