@@ -90,7 +90,11 @@ def test_shared_weights_are_told_with_their_other_place() -> None:
     assert {"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"} <= zamba2
     both = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
     assert unsafe_maps(both) == {}
+    # one module in two places has one update, which acts in both
     both["b"] = both["a"]
+    assert unsafe_maps(both) == {}
+    both["b"] = nn.Linear(2, 2)
+    both["b"].weight = both["a"].weight
     assert set(unsafe_maps(both)) == {"a", "b"}
 
 

@@ -241,7 +241,7 @@ def test_targets_are_asked_for_before_the_adapters_come(build: Build) -> None:
 def test_nothing_safe_is_said() -> None:
     stack = StackForCausalLM(StackConfig(layers=["mlp"], vocab_size=31, hidden_size=16))
     mixer = stack.model.layers[0].mixer
-    mixer.down_proj = mixer.up_proj
+    mixer.down_proj.weight = mixer.up_proj.weight
     with pytest.raises(ManticoreError, match="have no linear map that could carry an update"):
         manticore.lora_targets(stack)
 
