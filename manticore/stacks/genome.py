@@ -28,7 +28,7 @@ from manticore.registry import did_you_mean
 from manticore.stacks.configuration import StackConfig
 from manticore.stacks.genome_integers import STRATEGIES, Genome, Liv
 from manticore.stacks.genome_links import Links, first_of, has_weights, links_of, misfits, numbered
-from manticore.stacks.genome_pool import POOL, is_operator
+from manticore.stacks.liv.codes import POOL, is_operator
 
 Entry: TypeAlias = str | Sequence[Any]
 """A layer as ``StackConfig.layers`` has it: NAME, [NAME, OPTIONS] or [NAME, OPTIONS, SHARING]."""

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, get_args
 
 from manticore.errors import ManticoreError
 from manticore.registry import did_you_mean
+from manticore.stacks.catalogue import family, fits, shareable
 from manticore.stacks.configuration import Norm, Residual
-from manticore.stacks.genome_pool import POOL, family, fits, is_operator, shareable
+from manticore.stacks.liv.codes import POOL, is_operator
 
 VERSION = "v1"
 NORMS: tuple[str, ...] = get_args(Norm)

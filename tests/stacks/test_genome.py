@@ -12,7 +12,7 @@ from manticore.errors import ManticoreError
 from manticore.stacks.genome import decode, encode, repair
 from manticore.stacks.genome_integers import NORMS, RESIDUALS, Genome, Liv
 from manticore.stacks.genome_links import misfits
-from manticore.stacks.genome_pool import POOL
+from manticore.stacks.liv.codes import POOL
 
 EXAMPLE = "21211-31112-21221-32112"
 LAYERS = [

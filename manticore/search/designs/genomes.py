@@ -25,7 +25,7 @@ from manticore.stacks.configuration import OfNames, StackConfig
 from manticore.stacks.genome import repair, to_config
 from manticore.stacks.genome_integers import NORMS, RESIDUALS, STRATEGIES, Genome, Liv
 from manticore.stacks.genome_links import Links, canonical, distinct_strategies, misfits, numbered
-from manticore.stacks.genome_pool import POOL, is_operator
+from manticore.stacks.liv.codes import POOL, is_operator
 
 _HEADER, _FIVE = 2, 5
 _ABSENT = Liv(0)

@@ -50,6 +50,11 @@ POOL: tuple[str, ...] = (*CODES, *(f"diff-{name}" for name in CODES if name != "
 """The classes in the order of STAR's ids: ``POOL[id - 1]``."""
 
 
+def is_operator(code: object) -> bool:
+    """Whether five digits name a legal operator."""
+    return str(code) in LEGAL
+
+
 @dataclass(frozen=True)
 class OperatorCode:
     """A legal code, taken apart."""
