@@ -5,8 +5,8 @@
 Parts, each printed as a table and kept in ``benchmarks/results/composer/``; all of them resume:
 
 - **oracle**: whether one seed ranks the designs as another does, over all of them and among those with as many
-  attention layers (``benchmarks/composer_tables.py`` trains the tables: two to four CPU minutes a seed for 64 lists,
-  half an hour for 729);
+  attention layers (``benchmarks/composer_tables.py`` trains the tables: five to six CPU minutes a seed for 64 lists,
+  an hour or more for 729, by estimate);
 - **searches**: regret and P(best) of every method after 24 of 64 (48 of 729) distinct trials; seeing the truth, and
   seeing one seed while the others judge (100 replays: 4 minutes for each Gaussian process on 64 lists, 15 on 729);
 - **aggregation**: ranks of N_0, N_1 and N_all beside the best single candidate's;

@@ -28,7 +28,6 @@ import torch
 from measure import RESULTS
 
 from manticore.design_settings import Design as DesignSettings
-from manticore.search.designs.drawn import all_designs
 from manticore.search.designs.layer_lists import LayerListSpace
 from manticore.search.designs.space import Design
 from manticore.search.designs.training import DesignTraining, Failed
@@ -118,7 +117,7 @@ class Kept:
     def fill(self, seeds: Iterable[int]) -> None:
         """Train all designs with these seeds."""
         for seed in seeds:
-            for design in all_designs(self.space):
+            for design in self.space.designs():
                 self.loss(design, seed)
             print(f"{self.name}: seed {seed}, {self.seconds / 60:.0f} CPU minutes in all", flush=True)
 

@@ -5,8 +5,6 @@ Imports neither torch nor transformers.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -31,6 +29,7 @@ from manticore.option_types import (
     Wanted,
     Workload,
     WorkloadText,
+    limits_of,
     wrong,
 )
 
@@ -93,16 +92,6 @@ def _objectives(values: Any) -> Any:
     return given
 
 
-def _limits(values: Any) -> Any:
-    for name, value in values.items() if isinstance(values, Mapping) else ():
-        if name not in DIRECTIONS:
-            raise wrong(f"no measure is called {name!r}{registry.did_you_mean(name, list(DIRECTIONS))}")
-        number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-        if not 0 < number < math.inf:
-            raise wrong(f"{name} is {value!r} (expected a positive number). Fix: {name}=2e6")
-    return values
-
-
 def _mad_tasks(values: Any) -> Any:
     given = [values] if isinstance(values, str) else values
     for name in given if isinstance(given, list) else ():
@@ -111,7 +100,9 @@ def _mad_tasks(values: Any) -> Any:
     return given
 
 
-Limits = Annotated[dict[str, float], BeforeValidator(_limits), Wanted("a mapping", "for instance {'cache_bytes': 2e6}")]
+Limits = Annotated[
+    dict[str, float], limits_of(DIRECTIONS, "measure"), Wanted("a mapping", "for instance {'cache_bytes': 2e6}")
+]
 _Objectives = Annotated[
     list[Text],
     Field(min_length=1),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, get_args
@@ -251,14 +251,24 @@ class Workload(NamedTuple):
         return cls(int(match[1]), int(match[2] or 1))
 
 
-def _limits(values: Any) -> Any:
-    for name, value in values.items() if isinstance(values, Mapping) else ():
-        if name not in COSTS:
-            raise wrong(f"no cost is called {name!r}{registry.did_you_mean(name, list(COSTS))}")
-        number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-        if not 0 < number < math.inf:
-            raise wrong(f"{name} is {value!r} (expected a positive number). Fix: {name}=2e6")
-    return values
+def limits_of(names: Collection[str], what: str) -> BeforeValidator:
+    """Checks a mapping of some names to the most, or the least, that they may be.
+
+    Args:
+        names: those that there are.
+        what: messages call one of them.
+    """
+
+    def check(values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, Mapping) else ():
+            if name not in names:
+                raise wrong(f"no {what} is called {name!r}{registry.did_you_mean(name, list(names))}")
+            number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+            if not 0 < number < math.inf:
+                raise wrong(f"{name} is {value!r} (expected a positive number). Fix: {name}=2e6")
+        return values
+
+    return BeforeValidator(check)
 
 
 def _workload(text: str) -> str:
@@ -268,7 +278,7 @@ def _workload(text: str) -> str:
         raise wrong(f"{text!r} is none. Fix: tokens=4096,batch=1") from None
 
 
-Limits = Annotated[dict[str, float], BeforeValidator(_limits), Wanted("a mapping", "for instance {'cache_bytes': 2e6}")]
+Limits = Annotated[dict[str, float], limits_of(COSTS, "cost"), Wanted("a mapping", "for instance {'cache_bytes': 2e6}")]
 WorkloadText = Annotated[str, AfterValidator(_workload), Wanted("text", "tokens=4096,batch=1")]
 
 _SOURCES = "{code: {text: stdlib, share: 0.5}, english: {text: docstrings, share: 0.5}}"

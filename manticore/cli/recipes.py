@@ -15,13 +15,12 @@ from manticore.errors import ManticoreError
 from manticore.option_types import literals
 from manticore.paths import expanded
 from manticore.schema.loading import (
+    every_shipped,
     find,
     is_of_designs,
     launch_configurations,
     load_design,
     load_recipe,
-    shipped,
-    shipped_designs,
 )
 from manticore.schema.options import options_of
 from manticore.schema.recipe import Recipe
@@ -63,7 +62,7 @@ def ls(
 
     Example: manticore ls tasks
     """
-    listings = {"recipes": {name: _headline(file) for name, file in {**shipped(), **shipped_designs()}.items()}}
+    listings = {"recipes": {name: _headline(file) for name, file in every_shipped().items()}}
     listings["launch"] = {name: _headline(file) for name, file in launch_configurations().items()}
     for kind in registry.kinds():
         listings[_PLURAL.get(kind, kind)] = {name: e.summary for name, e in registry.entries(kind).items()}
@@ -95,14 +94,13 @@ def show(
     if kinds:
         return
     known = [
-        *shipped(),
-        *shipped_designs(),
+        *every_shipped(),
         *launch_configurations(),
         "schema",
         *(n for kind in registry.kinds() for n in registry.entries(kind)),
     ]
     file = launch_configurations().get(name)
-    if file is None and name not in {**shipped(), **shipped_designs()} and not Path(name).exists():
+    if file is None and name not in every_shipped() and not Path(name).exists():
         raise ManticoreError(f"show: nothing is called {name!r}{registry.did_you_mean(name, known)}")
     console.print(
         (file or find(name)).read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True, end=""

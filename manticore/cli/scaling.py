@@ -85,9 +85,7 @@ def scale(
     large = scaled(small, wanted, how, width=width, layer_options=options)  # type: ignore[arg-type]
     with new_folder(out) as folder:
         large.save_pretrained(folder)
-    names = [name for name, _ in runs(large.layer_names)]
-    lengths = [length for _, length in runs(large.layer_names)]
-    say(f"{len(large.layer_names)} layers of width {large.hidden_size}: {_told(names, lengths)}")
+    say(f"{len(large.layer_names)} layers of width {large.hidden_size}: {_told(runs(large.layer_names))}")
     each = {name: large.layer_names.count(name) for name in dict.fromkeys(large.layer_names)}
     say(", ".join(f"{number} {name}" for name, number in each.items()))
     say(
@@ -104,9 +102,9 @@ def scale(
     done(f"{out}/config.json", shlex.join(["python", "-i", "-c", code]))
 
 
-def _told(names: list[str], lengths: list[int]) -> str:
+def _told(found: list[tuple[str, int]]) -> str:
     """From the bottom to the top: ``2 grouped-query-attention, 4 swiglu, …``; long lists are cut."""
-    shown = [f"{length} {name}" for name, length in zip(names, lengths)]
+    shown = [f"{length} {name}" for name, length in found]
     return ", ".join(shown) if len(shown) <= 12 else ", ".join([*shown[:6], "…", *shown[-3:]])
 
 

@@ -53,15 +53,15 @@ class Found:
                 f"{where}: weights_from: {self.shown} is of {', '.join(theirs)}; this hybrid is of {', '.join(ours)}. "
                 "Fix: combine the same parents in the same order"
             )
-        if self.config.num_blocks == config.num_blocks and self.config.boundaries != config.boundaries:
-            raise ManticoreError(
-                f"{where}: weights_from: {self.shown} is cut at {self.config.boundaries}, this hybrid at "
-                f"{config.boundaries}. Fix: boundaries={self.config.boundaries} in combine"
-            )
         if self.config.num_blocks != config.num_blocks:
             raise ManticoreError(
                 f"{where}: weights_from: {self.shown} has {_blocks(self.config)}, this hybrid {_blocks(config)}. "
                 f"Fix: num_blocks={self.config.num_blocks} in combine"
+            )
+        if self.config.boundaries != config.boundaries:
+            raise ManticoreError(
+                f"{where}: weights_from: {self.shown} is cut at {self.config.boundaries}, this hybrid at "
+                f"{config.boundaries}. Fix: boundaries={self.config.boundaries} in combine"
             )
         return self
 

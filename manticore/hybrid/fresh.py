@@ -29,7 +29,6 @@ from manticore.components.positions import context_length
 from manticore.components.runner import Runner
 from manticore.errors import ManticoreError
 from manticore.seeding import derive_seed
-from manticore.stacks.catalogue import measured
 from manticore.stacks.configuration import StackConfig
 from manticore.stacks.delta import DeltaNet
 from manticore.stacks.layer_entry import LayerEntry
@@ -85,7 +84,7 @@ def fresh_branch(
         )
     if isinstance(layers, str) or not layers:
         raise ManticoreError("fresh_branch: layers is no list of layers. Fix: such as ['mh-gated-linear-attention']")
-    tables = _tables(model, runner.width)
+    tables, last = _tables(model, runner.width), _last_norm(model, runner.width)
     entries = [_with_heads(LayerEntry.read(each, i), model, runner.width) for i, each in enumerate(layers)]
     ends = ("pad_token_id", "bos_token_id", "eos_token_id")
     special: dict[str, Any] = {name: getattr(model.config, name, None) for name in ends}
@@ -93,7 +92,7 @@ def fresh_branch(
         layers=[entry.written for _ in range(num_blocks) for entry in entries],
         vocab_size=len(tables[0].weight),
         hidden_size=runner.width,
-        norm="layer" if isinstance(_last_norm(model, runner.width), nn.LayerNorm) else "rms",
+        norm="layer" if isinstance(last, nn.LayerNorm) else "rms",
         head_bias=tables[1].bias is not None,
         max_position_embeddings=context_length(model.config) or 1280,
         tie_word_embeddings=tables[1].weight is tables[0].weight,
@@ -106,7 +105,7 @@ def fresh_branch(
         cast(nn.Module, branch).to(model.device, model.dtype)
         branch.model.embed_tokens.weight.copy_(tables[0].weight)
         branch.lm_head.load_state_dict(tables[1].state_dict())
-        _copy_norm(branch.model.norm, _last_norm(model, runner.width), runner.width)
+        _copy_norm(branch.model.norm, last, runner.width)
         for n, (start, stop) in enumerate(pairwise(edges)):
             block = branch.model.layers[n * len(entries) : (n + 1) * len(entries)]
             _start(block, runner.layers[start:stop], runner.width)
@@ -168,7 +167,6 @@ def _with_heads(entry: LayerEntry, model: PreTrainedModel, width: int) -> LayerE
     heads = getattr(model.config, "num_attention_heads", None)
     if "num_heads" in known and "num_heads" not in entry.options and isinstance(heads, int) and width % heads == 0:
         entry = entry.with_options({**entry.options, "num_heads": heads})
-    measured(entry.name, width, 1, entry.options, ())
     return entry
 
 

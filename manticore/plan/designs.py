@@ -6,6 +6,7 @@ import random
 import statistics
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from manticore.design_settings import Design as Settings
@@ -15,7 +16,6 @@ from manticore.search.designs.measures import training_flops
 from manticore.search.designs.study import baselines
 from manticore.search.designs.training import DesignTraining, Made
 from manticore.seeding import derive_seed
-from manticore.stacks.configuration import StackConfig
 from manticore.stacks.sizes import layer_parameters
 from manticore.tasks.mad.protocol import choose_protocol, tier_settings
 
@@ -70,13 +70,10 @@ def plan_study(recipe: DesignRecipe, *, flops_per_second: float | None = None, m
     draws = random.Random(derive_seed(recipe.seed, "design plan"))
     drawn = [space.repaired(tuple(map(draws.choice, space.values)), draws) for _ in range(_SAMPLED)]
 
-    def making(design: Any) -> Made:
-        return lambda *, vocab_size, positions: space.config(design, vocab_size=vocab_size, positions=positions)
-
-    makes = [making(design) for design in drawn]
+    makes = [partial(space.config, design) for design in drawn]
     hand_made = list(baselines(example_of(space)).values()) if settings.baselines else []
     costs = sorted(_flops(settings, make) for make in makes)
-    sizes = sorted(_parameters(make(vocab_size=_VOCABULARY, positions=settings.length)) for make in makes)
+    sizes = sorted(layer_parameters(make(vocab_size=_VOCABULARY, positions=settings.length)) for make in makes)
     trials = min(settings.trials, space.size)
     whole = trials * statistics.mean(costs) + sum(_flops(settings, make) for make in hand_made)
     if measure is not None:
@@ -91,10 +88,6 @@ def plan_study(recipe: DesignRecipe, *, flops_per_second: float | None = None, m
 
 def _spread(values: list[int]) -> tuple[int, int, int]:
     return values[0], values[len(values) // 2], values[-1]
-
-
-def _parameters(config: StackConfig) -> int:
-    return layer_parameters(config)
 
 
 def _flops(settings: Settings, make: Made) -> int:

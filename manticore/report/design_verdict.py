@@ -14,7 +14,7 @@ from manticore.report.design_noise import Gap, gap, noise
 from manticore.report.design_record import Baseline, Study, Trained, Trial
 from manticore.report.matches import Standing
 from manticore.report.measure_words import name, said, words
-from manticore.search.designs.scores import Goal
+from manticore.search.designs.scores import Goal, dominates
 
 EQUAL = 0.01
 """Trainings whose tokens differ by no more than this share are equal."""
@@ -74,10 +74,8 @@ def equally_trained(one: Trained, other: Trained) -> bool:
     return abs(one.tokens - other.tokens) <= EQUAL * max(one.tokens, other.tokens)
 
 
-def dominates(study: Study, one: Trained, other: Trained) -> bool:
-    """Whether one is as good by every objective, and better by one."""
-    a, b = one.point(study.goals), other.point(study.goals)
-    return a != b and all(x <= y for x, y in zip(a, b))
+def _beats(study: Study, one: Trained, other: Trained) -> bool:
+    return dominates(one.point(study.goals), other.point(study.goals))
 
 
 def _nothing(study: Study) -> str:
@@ -159,8 +157,8 @@ def _dominated(study: Study) -> str:
     if len(study.goals) < 2:
         return ""
     front = [trial for design in study.front if (trial := study.by_design[design]).is_scored(study.goals)]
-    beaten = [each for each in study.rivals if any(dominates(study, trial, each) for trial in front)]
-    lost = [trial for trial in front if any(dominates(study, each, trial) for each in study.rivals)]
+    beaten = [each for each in study.rivals if any(_beats(study, trial, each) for trial in front)]
+    lost = [trial for trial in front if any(_beats(study, each, trial) for each in study.rivals)]
     rivals = f"{len(study.rivals)} baseline{'s' * (len(study.rivals) > 1)}"
     sentence = (
         f" By the means of all objectives, designs of the front dominate {len(beaten)} of {rivals}"

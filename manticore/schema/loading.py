@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -50,9 +50,9 @@ def shipped() -> dict[str, Path]:
 
 
 @cache
-def shipped_designs() -> dict[str, Path]:
-    """The same of recipes of architecture search."""
-    return {name: file for name, file in _shipped_files("*.yaml").items() if name.startswith(_OF_DESIGNS)}
+def every_shipped() -> dict[str, Path]:
+    """The same, and behind them those of architecture search."""
+    return {**shipped(), **_shipped_files("*.yaml")}
 
 
 @cache
@@ -79,7 +79,7 @@ def find(name: str) -> Path:
         return path
     if path.is_dir():
         raise ManticoreError(f"{name}: is a folder (expected a recipe file). Fix: give a .yaml file")
-    known = {**shipped(), **shipped_designs()}
+    known = every_shipped()
     if name in known:
         return known[name]
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
@@ -148,8 +148,7 @@ def load_design(name: str, overrides: list[str] | None = None) -> LoadedDesign:
         recipe, found = findings(DesignRecipe, document.values)
         if isinstance(recipe, DesignRecipe):
             found += design_findings(recipe.design)
-        spoiled = {problem.path for problem in document.problems}
-        document.problems += [Problem(document.place(path), path, said) for path, said in found if path not in spoiled]
+        _add(document, found)
         if isinstance(recipe, DesignRecipe) and not document.problems:
             return LoadedDesign(recipe, text, source, tuple(overrides or []))
     raise RecipeError(document.problems)
@@ -177,10 +176,14 @@ def check(document: Document, needs: Needs | None = None) -> Recipe | None:
     found += inconsistencies(sections)
     if needs is not None:
         found += needs(sections)
+    _add(document, found)
+    return recipe.settled() if isinstance(recipe, Recipe) and not found else None
+
+
+def _add(document: Document, found: Iterable[Finding]) -> None:
     # what could not even be read holds no value to complain about
     spoiled = {problem.path for problem in document.problems}
     document.problems += [Problem(document.place(path), path, text) for path, text in found if path not in spoiled]
-    return recipe.settled() if isinstance(recipe, Recipe) and not found else None
 
 
 def _well_formed(kind: type[Recipe], values: dict[str, object], wrong: set[str | int]) -> dict[str, object]:

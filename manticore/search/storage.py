@@ -315,3 +315,11 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(before)
+
+
+@contextmanager
+def no_notices() -> Iterator[None]:
+    """Without these, and without what optuna says of options that are new: those used here are years old."""
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield

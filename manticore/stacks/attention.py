@@ -73,16 +73,21 @@ class Attention(Mixer):
         positions = step.positions
         if positions is None:
             positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        q = self._placed(self.q_proj(hidden), self.num_heads, positions)
+        q, *own = self._projected(hidden, step)
+        q = self._placed(q, self.num_heads, positions)
         if step.taken:
             k, v = (cast(Tensor, step.taken[name]) for name in self.hands_on)
         else:
-            k = self._placed(self.k_proj(hidden), self.num_kv_heads, positions)
-            v = split_heads(self.v_proj(hidden), self.num_kv_heads)
+            k, v = self._placed(own[0], self.num_kv_heads, positions), split_heads(own[1], self.num_kv_heads)
             if step.memory is not None:
                 k, v = step.memory.extend(k, v)
         step.hand_on(keys=k, values=v)
         return self.out_proj(self._attended(q, k, v, step).flatten(2))
+
+    def _projected(self, hidden: Tensor, step: Step) -> tuple[Tensor, ...]:
+        """Queries, and keys and values unless those of a lower layer are taken: ``[B, T, H * K]`` each."""
+        maps = (self.q_proj,) if step.taken else (self.q_proj, self.k_proj, self.v_proj)
+        return tuple(project(hidden) for project in maps)
 
     def _placed(self, x: Tensor, heads: int, positions: Tensor) -> Tensor:
         """``[B, T, H * K]`` → ``[B, H, T, K]``, rotated by the positions."""

@@ -28,6 +28,7 @@ from manticore.registry import did_you_mean
 from manticore.stacks.configuration import StackConfig
 from manticore.stacks.genome_integers import STRATEGIES, Genome, Liv
 from manticore.stacks.genome_links import Links, first_of, has_weights, links_of, misfits, numbered
+from manticore.stacks.layer_entry import LayerEntry
 from manticore.stacks.liv.codes import POOL, is_operator
 
 Entry: TypeAlias = str | Sequence[Any]
@@ -46,11 +47,8 @@ def decode(genome: Genome | str) -> list[Entry]:
     links = links_of(genome)
     entries: list[Entry] = []
     for liv, weights, features, strategy in zip(genome.livs, links.weights, links.features, links.strategies):
-        sharing: dict[str, Any] = {} if weights is None else {"weights_of": weights}
-        if features is not None:
-            sharing |= {"features_of": features, "features": list(liv.features(strategy))}
-        longer = [liv.name, liv.options, sharing] if sharing else [liv.name, liv.options]
-        entries.append(longer if sharing or liv.options else liv.name)
+        taken = () if features is None else tuple(liv.features(strategy))
+        entries.append(LayerEntry(liv.name, liv.options, weights, features, taken).written)
     return entries
 
 

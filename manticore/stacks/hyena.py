@@ -55,12 +55,6 @@ class _Projections(nn.Module):
         return linear_flops((self.linear, self.conv), tokens)
 
 
-def _gated_convolution(filters: ImplicitFilter, x: Tensor, step: Step) -> Tensor:
-    """``[B, T, C]`` → ``[B, T, C]``: the long convolution of all tokens so far, read at these; and the bias."""
-    held = _held(x, step)
-    return _convolved(filters, x, held)
-
-
 def _held(x: Tensor, step: Step) -> Tensor:
     """``[B, T, C]`` → ``[B, S, C]``: all tokens so far."""
     if step.memory is None:
@@ -69,6 +63,7 @@ def _held(x: Tensor, step: Step) -> Tensor:
 
 
 def _convolved(filters: ImplicitFilter, x: Tensor, held: Tensor) -> Tensor:
+    """``[B, T, C]`` → ``[B, T, C]``: the long convolution of all tokens so far, read at these; and the bias."""
     tokens, dtype = x.shape[1], x.dtype
     written = filters(held.shape[1])
     held = held.to(compute_dtype(held)).mT
@@ -193,7 +188,8 @@ class HyenaExperts(_Filtered):
 
     def forward(self, hidden: Tensor, step: Step) -> Tensor:
         x0, x1, v = self.in_proj(hidden, step)
-        y = x0 * _gated_convolution(self.filters, step.silence(x1 * v), step)
+        x = step.silence(x1 * v)
+        y = x0 * _convolved(self.filters, x, _held(x, step))
         weights = router_weights(self.router(hidden), self.top_k, self.router_kind)
         # the expert is the fastest index of a channel
         mixed = (y.unflatten(-1, (-1, self.num_experts)) * weights[..., None, :]).sum(-1)

@@ -8,6 +8,7 @@ Shapes: B batch, T tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -33,6 +34,7 @@ from manticore.components.token_layout import continued_mask, continued_position
 from manticore.errors import ManticoreError
 from manticore.stacks.catalogue import build_mixer
 from manticore.stacks.configuration import StackConfig
+from manticore.stacks.layer_entry import LayerEntry
 from manticore.stacks.long_convolution import ImplicitFilter
 from manticore.stacks.mixer import Memory, Mixer, Step
 
@@ -51,13 +53,15 @@ class StackLayer(GradientCheckpointingLayer):
 
     Args:
         config: of the stack.
+        entries: its layers.
         layer_idx: the layer's position.
         mixer: the primitive of the lower layer whose weights this one has; None makes one.
     """
 
-    def __init__(self, config: StackConfig, layer_idx: int, mixer: Mixer | None = None) -> None:
+    def __init__(
+        self, config: StackConfig, entries: Sequence[LayerEntry], layer_idx: int, mixer: Mixer | None = None
+    ) -> None:
         super().__init__()
-        entries = config.entries
         entry = entries[layer_idx]
         self.layer_idx, self.residual = layer_idx, config.residual
         self.source = entry.features_of
@@ -185,11 +189,14 @@ class StackModel(StackPreTrainedModel):
         self.layers = nn.ModuleList()
         origins: list[int] = []
         tied: dict[str, str] = {}
-        for index, entry in enumerate(config.entries):
+        entries = config.entries
+        # read once: every step of decoding asks
+        self._sources = [entry.features_of for entry in entries]
+        for index, entry in enumerate(entries):
             origin = index if entry.weights_of is None else origins[entry.weights_of]
             lower = None if origin == index else cast(StackLayer, self.layers[origin]).mixer
             origins.append(origin)
-            self.layers.append(StackLayer(config, index, lower))
+            self.layers.append(StackLayer(config, entries, index, lower))
             if lower is not None:
                 names = [name for name, _ in lower.named_parameters()]
                 tied.update({f"layers.{index}.mixer.{name}": f"layers.{origin}.mixer.{name}" for name in names})
@@ -314,12 +321,12 @@ class StackModel(StackPreTrainedModel):
         padding = _padding(attention_mask, hidden) if self._skips_padding else None
         states = []
         handed: list[tuple[Tensor | None, ...]] = []
-        for layer, kind, entry in zip(self.layers, self._mask_types, self.config.entries):
+        for layer, kind, source in zip(self.layers, self._mask_types, self._sources):
             if every:
                 states.append(hidden)
             output = layer(
                 hidden,
-                *(() if entry.features_of is None else handed[entry.features_of]),
+                *(() if source is None else handed[source]),
                 attention_mask=None if kind is None else masks[kind],
                 padding=padding,
                 position_ids=position_ids,

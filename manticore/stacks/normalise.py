@@ -45,15 +45,15 @@ def iso_state(config: StackConfig, elements: int = MAD_STATE) -> StackConfig:
     for index in holders:
         option, value = mixers[index].option_for_state(share)
         changes[index] = {option: max(1, value)}
-    changed = _with_options(config, changes)
-    reached = fixed_state(changed)
+    found = _with_options(config, changes)
+    reached = fixed_state(found)
     if reached != elements:
         names = dict.fromkeys(config.layer_names[index] for index in holders)
         raise ManticoreError(
             f"iso_state: {', '.join(names)} cannot share a state of {elements} (nearest is {reached}). "
             f"Fix: elements={reached}, or another width"
         )
-    return changed
+    return found
 
 
 def iso_parameters(config: StackConfig, parameters: int) -> StackConfig:
@@ -75,7 +75,7 @@ def iso_parameters(config: StackConfig, parameters: int) -> StackConfig:
     def candidate(size: int) -> StackConfig:
         if inner:
             return _with_options(config, {index: {option: size} for index, option in inner.items()})
-        return _with(config, hidden_size=size * step)
+        return changed(config, hidden_size=size * step)
 
     best = _nearest(lambda size: layer_parameters(candidate(size)), parameters)
     found = candidate(best)
@@ -104,7 +104,7 @@ def _whole_heads(config: StackConfig) -> int:
     for step in (1, 2, 4, 8, 16, 32, 64, 128):
         try:
             for size in (1, 3):
-                _with(config, hidden_size=size * step)
+                changed(config, hidden_size=size * step)
         except ManticoreError:
             continue
         return step
@@ -114,17 +114,18 @@ def _whole_heads(config: StackConfig) -> int:
 def _with_options(config: StackConfig, changes: Mapping[int, Mapping[str, Any]]) -> StackConfig:
     entries = config.entries
 
-    def changed(index: int) -> Mapping[str, Any]:
+    def own(index: int) -> Mapping[str, Any]:
         # what shares weights or features has to go on fitting what it shares them with
         entry = entries[index]
         below = entry.features_of if entry.weights_of is None else entry.weights_of
         if index in changes or below is None or entries[below].name != entry.name:
             return changes.get(index, {})
-        return changed(below)
+        return own(below)
 
-    layers = [entry.with_options({**entry.options, **changed(index)}).written for index, entry in enumerate(entries)]
-    return _with(config, layers=layers)
+    layers = [entry.with_options({**entry.options, **own(index)}).written for index, entry in enumerate(entries)]
+    return changed(config, layers=layers)
 
 
-def _with(config: StackConfig, **settings: Any) -> StackConfig:
+def changed(config: StackConfig, **settings: Any) -> StackConfig:
+    """The same stack with other settings."""
     return StackConfig.from_dict({**config.to_dict(), **settings})

@@ -52,6 +52,6 @@ def preset_config(name: str, **settings: Any) -> StackConfig:
     """
     preset: Preset = registry.resolve("stack", name)
     given: Mapping[str, Mapping[str, Any]] = settings.pop("layer_options", None) or {}
-    own = StackConfig(layers=list(preset.layers)).layer_list
-    layers = [(layer, {**options, **given.get(layer, {})}) for layer, options in own]
+    own = StackConfig(layers=list(preset.layers)).entries
+    layers = [entry.with_options({**entry.options, **given.get(entry.name, {})}).written for entry in own]
     return StackConfig(layers=layers, layer_options=given, **settings)

@@ -12,7 +12,8 @@ Shapes: D width.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
@@ -21,6 +22,8 @@ from manticore.components.weight_files import MOST_LAYERS
 from manticore.errors import ManticoreError
 from manticore.quantities import count
 from manticore.stacks.configuration import StackConfig
+from manticore.stacks.layer_entry import LayerEntry
+from manticore.stacks.normalise import changed
 from manticore.stacks.sizes import layer_parameters
 
 How: TypeAlias = Literal["stack", "stretch"]
@@ -76,12 +79,12 @@ def stack(config: StackConfig, parameters: int) -> StackConfig:
     """
     small = _checked(config, parameters)
     copies, rest = divmod(parameters, small)
-    entries = list(config.layers or ())
-    layers = [_moved(entry, copy * len(entries)) for copy in range(copies) for entry in entries]
+    entries = config.entries
+    layers = [_moved(entry, (copy * len(entries)).__add__) for copy in range(copies) for entry in entries]
     if rest:
         kept = _shortened(entries, rest, small)
         place = {old: len(layers) + new for new, old in enumerate(kept)}
-        layers += [_moved(entries[old], place) for old in kept]
+        layers += [_moved(entries[old], place.__getitem__) for old in kept]
     return _with_layers(config, layers)
 
 
@@ -93,8 +96,8 @@ def stretch(config: StackConfig, parameters: int) -> StackConfig:
             would share it, the list does not say.
     """
     small = _checked(config, parameters)
-    entries = list(config.layers or ())
-    sharing = next((index for index, entry in enumerate(entries) if _sharing(entry)), None)
+    entries = config.entries
+    sharing = next((index for index, entry in enumerate(entries) if entry.sharing), None)
     if sharing is not None and parameters != small:
         raise ManticoreError(
             f"scale: layers[{sharing}] shares with a lower layer, and stretching does not say which of the new ones "
@@ -132,11 +135,12 @@ def widened(
             raise ManticoreError(
                 f"scale: options for {name!r}, which is not a layer{registry.did_you_mean(name, names)}"
             )
-    layers: list[Any] = []
-    for entry in config.layers or ():
-        name, options = (entry, {}) if isinstance(entry, str) else entry[:2]
-        options = {**_grown(name, options, config.hidden_size, width), **given.get(name, {})}
-        layers.append([name, options, *([_sharing(entry)] if _sharing(entry) else [])])
+    layers = [
+        entry.with_options(
+            {**_grown(entry.name, entry.options, config.hidden_size, width), **given.get(entry.name, {})}
+        )
+        for entry in config.entries
+    ]
     return _with_layers(config, layers, hidden_size=width)
 
 
@@ -207,35 +211,24 @@ def _checked(config: StackConfig, parameters: int) -> int:
     return small
 
 
-def _shortened(entries: Sequence[Any], rest: int, small: int) -> list[int]:
+def _shortened(entries: Sequence[LayerEntry], rest: int, small: int) -> list[int]:
     """Which of the layers are in the last copy."""
-    sources = {value for entry in entries for value in _sharing(entry).values() if isinstance(value, int)}
+    sources = {source for entry in entries for source in (entry.weights_of, entry.features_of)}
     kept, index = [], 0
     for _, length in runs(entries):
         run = range(index, index + length)
         least = _ceil(length * rest, small)
-        tied = [each for each in run if each in sources or _sharing(entries[each])]
+        tied = [each for each in run if each in sources or entries[each].sharing]
         free = [each for each in run if each not in tied]
         kept += sorted([*tied, *free[: max(0, least - len(tied))]])
         index += length
     return kept
 
 
-def _sharing(entry: Any) -> Mapping[str, Any]:
-    """What a layer shares with lower ones: positions under ``weights_of`` and ``features_of``."""
-    return {} if isinstance(entry, str) else dict(*entry[2:])
-
-
-def _moved(entry: Any, places: int | Mapping[int, int]) -> Any:
-    """A layer whose lower layers have moved: by so many places, or each to its own."""
-    sharing = _sharing(entry)
-    if not sharing:
-        return entry
-    moved = {
-        key: (value + places if isinstance(places, int) else places[value]) if isinstance(value, int) else value
-        for key, value in sharing.items()
-    }
-    return [entry[0], entry[1], moved]
+def _moved(entry: LayerEntry, place: Callable[[int], int]) -> LayerEntry:
+    """A layer whose lower layers have moved, each to its place."""
+    weights, features = (None if old is None else place(old) for old in (entry.weights_of, entry.features_of))
+    return replace(entry, weights_of=weights, features_of=features)
 
 
 def _ceil(numerator: int, denominator: int) -> int:
@@ -243,5 +236,5 @@ def _ceil(numerator: int, denominator: int) -> int:
     return -(-numerator // denominator)
 
 
-def _with_layers(config: StackConfig, layers: Sequence[Any], **settings: Any) -> StackConfig:
-    return StackConfig.from_dict({**config.to_dict(), "layers": list(layers), **settings})
+def _with_layers(config: StackConfig, layers: Sequence[LayerEntry], **settings: Any) -> StackConfig:
+    return changed(config, layers=[entry.written for entry in layers], **settings)

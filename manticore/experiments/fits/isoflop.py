@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -131,10 +131,13 @@ def isoflops(
         by_architecture.setdefault(run.architecture, []).append(run)
     found = IsoFlops([], {})
     for architecture, own in by_architecture.items():
-        curves = [_Curve(architecture, group) for group in _budgets(own, tolerance)]
+        curves = [_Curve(architecture, group) for group in of_equal_flops(own, tolerance)]
         generator = np.random.default_rng([seed, *architecture.encode()])
         _fit(architecture, curves, _replicates(curves, resamples, generator), inside, found)
     return found
+
+
+E = TypeVar("E", Run, Minimum)
 
 
 class _Curve:
@@ -185,14 +188,14 @@ class _Curve:
         return slope * at + level
 
 
-def _budgets(runs: Sequence[Run], tolerance: float) -> list[list[Run]]:
-    """Runs in groups of equal FLOPs, smallest first."""
-    groups: list[list[Run]] = []
-    for run in sorted(runs, key=lambda run: run.flops):
-        if groups and run.flops <= groups[-1][0].flops * (1 + tolerance):
-            groups[-1].append(run)
+def of_equal_flops(entries: Iterable[E], tolerance: float) -> list[list[E]]:
+    """Runs or minima in groups of equal FLOPs, smallest first."""
+    groups: list[list[E]] = []
+    for entry in sorted(entries, key=lambda each: each.flops):
+        if groups and entry.flops <= groups[-1][0].flops * (1 + tolerance):
+            groups[-1].append(entry)
         else:
-            groups.append([run])
+            groups.append([entry])
     return groups
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from manticore.errors import ManticoreError
 from manticore.experiments.fits.bootstrap import Estimate, check_bootstrap, estimate
-from manticore.experiments.fits.isoflop import IsoFlops, Minimum
+from manticore.experiments.fits.isoflop import IsoFlops, Minimum, of_equal_flops
 
 FEWEST = 3
 
@@ -69,13 +69,9 @@ def state_optimal(
             left_out.setdefault(minimum.architecture, "it keeps no state, or its runs do not say")
         else:
             usable.append(minimum)
-    budgets: list[list[Minimum]] = []
-    for minimum in sorted(usable, key=lambda m: m.flops):
-        if budgets and minimum.flops <= budgets[-1][0].flops * (1 + tolerance):
-            budgets[-1].append(minimum)
-        else:
-            budgets.append([minimum])
-    budgets = [group for group in budgets if len({round(m.state or 0, 3) for m in group}) >= FEWEST]
+    budgets = [
+        group for group in of_equal_flops(usable, tolerance) if len({round(m.state or 0, 3) for m in group}) >= FEWEST
+    ]
     if not budgets:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3])
         raise ManticoreError(

@@ -20,7 +20,6 @@ from manticore.keywords import takes
 from manticore.paths import expanded
 from manticore.processes import process_count
 from manticore.runs.lineage import task_inputs
-from manticore.search.designs.data import text_task
 from manticore.search.designs.result import StudyResult, result_of
 from manticore.search.designs.scores import Goal, Scores
 from manticore.search.designs.space import DesignSpace
@@ -173,7 +172,7 @@ def _run(
     training.prepare()
     tokenizer, inputs = None, {}
     if settings.text is not None:
-        task, tokenizer = text_task(settings)
+        task, tokenizer = training.text
         inputs = task_inputs(task)
     method = {"name": settings.method, **settings.method_options}
     about = {"name": name, "method": method, "seed": seed}
@@ -183,8 +182,7 @@ def _run(
     bar = _Bar(progress, settings.trials)
 
     def so_far(*, unfinished: bool = True) -> StudyResult:
-        found = result_of(study, training, makes, about=about, unfinished=unfinished)
-        found = StudyResult(found.trials, found.front, found.baselines, found.record, tokenizer)
+        found = result_of(study, training, makes, about=about, unfinished=unfinished, tokenizer=tokenizer)
         if folder is not None and found.trials and unfinished:
             write_json(folder / RECORD, found.record)
         elif folder is not None:

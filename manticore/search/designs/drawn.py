@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 from manticore.errors import ManticoreError
 from manticore.option_types import Count
@@ -61,7 +61,7 @@ def exhaustive(scores: Scores, seed: int, trials: int) -> Asking:
             f"exhaustive: {trials:,} trials for a space of {scores.space.size:,} designs. "
             f"Fix: trials={scores.space.size}, or method random"
         )
-    yield list(all_designs(scores.space))
+    yield list(scores.space.designs())
 
 
 def refuse_too_many(trials: int, space: DesignSpace) -> None:
@@ -71,11 +71,6 @@ def refuse_too_many(trials: int, space: DesignSpace) -> None:
             f"design: {trials:,} trials, but the space has {space.size:,} designs. "
             f"Fix: trials={space.size} with method exhaustive, or a larger space"
         )
-
-
-def all_designs(space: DesignSpace) -> Iterator[Design]:
-    """Every legal design once."""
-    return space.designs()
 
 
 def unasked(space: DesignSpace, asked: Collection[Design], draws: random.Random) -> Design | None:
@@ -89,5 +84,5 @@ def unasked(space: DesignSpace, asked: Collection[Design], draws: random.Random)
             return design
     if space.size > ENUMERABLE:
         return None
-    left = [design for design in all_designs(space) if design not in asked]
+    left = [design for design in space.designs() if design not in asked]
     return draws.choice(left) if left else None

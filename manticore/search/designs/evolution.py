@@ -9,7 +9,6 @@ through its door for other strategies.
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -26,7 +25,7 @@ from manticore.search.designs.method import Asking, Batch
 from manticore.search.designs.scores import Scores
 from manticore.search.designs.space import Design
 from manticore.search.designs.variation import crossover, mutate, ranked, winner
-from manticore.search.storage import quiet
+from manticore.search.storage import no_notices
 from manticore.seeding import derive_seed
 
 _FEWEST = 4
@@ -133,13 +132,16 @@ class _Breeding:
 
     def __init__(self, scores: Scores, known: set[Design], tournament: int, points: int, mutation: float) -> None:
         self.generation, self.draws = 0, random.Random(0)
+        self.parents: list[Design] = []
+        """Of this generation, best first."""
         self.scores, self._known = scores, known
         self._tournament, self._points, self._mutation = tournament, points, mutation
 
     def __call__(
         self, study: optuna.Study, search_space: dict[str, BaseDistribution], parents: list[FrozenTrial]
     ) -> dict[str, Any]:
-        child = self._child(ranked(map(_design, parents), self.scores))
+        # the parents that optuna names are those that were ranked when the generation began
+        child = self._child(self.parents)
         return {name: child[int(name)] for name in search_space}
 
     def _child(self, parents: Sequence[Design]) -> Design:
@@ -177,9 +179,7 @@ class _Populations:
         }
         self._children: list[optuna.Trial] = []
         """Of the generation that is not scored yet."""
-        with quiet(), warnings.catch_warnings():
-            # both ways in are as old as optuna 3.3
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with no_notices():
             self._sampler = NSGAIISampler(
                 population_size=size,
                 seed=0,
@@ -207,7 +207,8 @@ class _Populations:
     def best(self, generation: int, count: int) -> Batch:
         """The best parents of a generation."""
         parents = self._sampler.get_parent_population(self._study, generation)
-        return ranked(map(_design, parents), self._breeding.scores)[:count]
+        self._breeding.parents = ranked(map(_design, parents), self._breeding.scores)
+        return self._breeding.parents[:count]
 
     def child(self, draws: random.Random) -> Design:
         """The next child of the best that there are."""

@@ -7,9 +7,8 @@ never on who trained what first: any number of workers, a resumed study and a re
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
-from manticore.search.designs.scores import Scores
 from manticore.search.designs.space import Design
 
 Batch: TypeAlias = list[Design]
@@ -17,10 +16,3 @@ Batch: TypeAlias = list[Design]
 
 Asking: TypeAlias = Generator[Batch, None, None]
 """Yields batches, and finds their scores when it goes on."""
-
-
-class DesignMethod(Protocol):
-    """A method; its options are keywords with defaults, by the names of the settings."""
-
-    def __call__(self, scores: Scores, seed: int, trials: int) -> Asking:
-        """Search in ``scores.space``, with at most ``trials`` distinct designs scored."""

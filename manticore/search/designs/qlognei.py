@@ -14,7 +14,7 @@ import torch
 
 from manticore.errors import ManticoreError
 from manticore.option_types import Count, Pair
-from manticore.search.designs.drawn import ENUMERABLE, all_designs, refuse_too_many, unasked
+from manticore.search.designs.drawn import ENUMERABLE, refuse_too_many, unasked
 from manticore.search.designs.method import Asking
 from manticore.search.designs.scores import Scores
 from manticore.search.designs.space import Design, DesignSpace
@@ -60,8 +60,10 @@ def _asking(scores: Scores, seed: int, trials: int, batch: int, first: int) -> A
         if len(scored) < first:
             drawn: list[Design] = []
             for _ in range(wanted):
-                new = unasked(scores.space, {**asked, **dict.fromkeys(drawn)}, draws)
-                drawn += [] if new is None else [new]
+                new = unasked(scores.space, asked, draws)
+                if new is not None:
+                    asked[new] = None
+                    drawn.append(new)
             named = drawn
         else:
             left = _left(scores.space, asked, scored, scores, draws)
@@ -77,7 +79,7 @@ def _left(
 ) -> list[Design]:
     """The designs that are not asked for; of too many to be listed a sample, with the neighbours of the best."""
     if space.size <= ENUMERABLE:
-        return [design for design in all_designs(space) if design not in asked]
+        return [design for design in space.designs() if design not in asked]
     found: dict[Design, None] = {}
     for design in sorted(scored, key=scores.values)[:_NEAR]:
         for position, among in enumerate(space.values):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from manticore.stacks.configuration import StackConfig
 from manticore.writing import write_json
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from manticore.search.designs.space import Design
 
 SCHEMA_VERSION = 1
@@ -112,6 +115,7 @@ def result_of(
     *,
     about: Mapping[str, Any],
     unfinished: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> StudyResult:
     """What a study has found, or has found so far.
 
@@ -121,6 +125,7 @@ def result_of(
         makes: baseline → its configuration.
         about: what the record says beside trials: name, method, seed.
         unfinished: the method would have asked on.
+        tokenizer: of the text, which designs are saved with.
     """
     scores = study.scores
     place: dict[Design, int] = {}
@@ -161,24 +166,19 @@ def result_of(
     }
     if any("made" in notes for notes in scores.notes.values()):
         record["offspring"] = offspring(scores.notes.values())
-    return StudyResult(list(trials.values()), front, hand_made, record)
+    return StudyResult(list(trials.values()), front, hand_made, record, tokenizer)
 
 
 def _trial(study: DesignStudy, training: DesignTraining, scores: Scores, design: Design, batch: int) -> DesignTrial:
     space = scores.space
-
-    def make(*, vocab_size: int, positions: int) -> StackConfig:
-        return space.config(design, vocab_size=vocab_size, positions=positions)
-
-    notes = dict(scores.notes.get(design, {}))
-    if notes.get("parents") is not None:
-        notes["parents"] = [each if isinstance(each, str) else space.spelled(each) for each in notes["parents"]]
+    if design not in study.configs:
+        study.configs[design] = training.config(partial(space.config, design))
     return DesignTrial(
         space.spelled(design),
-        training.config(make),
+        study.configs[design],
         scores.found.get(design, {}),
         study.trained.get(design),
         scores.failed.get(design),
-        notes,
+        dict(scores.notes.get(design, {})),
         batch,
     )

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,10 +20,11 @@ from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.trial import Trial, TrialState
 
 from manticore.option_types import Amount, Count
-from manticore.search.designs.drawn import ENUMERABLE, all_designs, refuse_too_many, unasked
+from manticore.search.designs.drawn import ENUMERABLE, refuse_too_many, unasked
 from manticore.search.designs.method import Asking, Batch
 from manticore.search.designs.scores import Scores
 from manticore.search.designs.space import Design
+from manticore.search.storage import no_notices
 from manticore.seeding import derive_seed
 
 _ASKED_AGAIN = 8
@@ -55,7 +54,7 @@ def gp(
     Raises:
         ManticoreError: more trials than designs.
     """
-    with _no_notices():
+    with no_notices():
         sampler = _ListedGP(
             seed=derive_seed(seed, "design/gp"),
             n_startup_trials=first,
@@ -81,7 +80,7 @@ def tpe(
     Raises:
         ManticoreError: more trials than designs.
     """
-    with _no_notices():
+    with no_notices():
         sampler = TPESampler(seed=derive_seed(seed, "design/tpe"), n_startup_trials=first, multivariate=multivariate)
     return asked_of(sampler, scores, seed, trials, batch)
 
@@ -141,7 +140,7 @@ class _Told:
             f"{position:05}": CategoricalDistribution(list(values))
             for position, values in enumerate(scores.space.values)
         }
-        with _no_notices():
+        with no_notices():
             self._study = optuna.create_study(sampler=sampler, directions=["minimize"] * len(scores.goals))
 
     def left(self) -> list[Design]:
@@ -152,7 +151,7 @@ class _Told:
         space = self.scores.space
         if space.size > ENUMERABLE:
             return []
-        left = [design for design in all_designs(space) if design not in self.asked]
+        left = [design for design in space.designs() if design not in self.asked]
         self._draws.shuffle(left)
         several = [(position, list(values)) for position, values in enumerate(space.values) if len(values) > 1]
         return [tuple(values.index(design[position]) for position, values in several) for design in left]
@@ -199,16 +198,3 @@ class _Told:
             if near not in self.asked:
                 return near
         return unasked(self.scores.space, self.asked, self._draws)
-
-
-@contextmanager
-def _no_notices() -> Iterator[None]:
-    """Without what optuna says of studies in memory and of options that are new."""
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(level)

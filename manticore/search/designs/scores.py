@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,9 +60,9 @@ class Scores:
         whole = len(design) == len(self.space.values) and design not in self.stopped
         return whole and design in self.found and all(each <= 0 for each in self.excess(design))
 
-    def front(self, among: Iterable[Design] | None = None) -> list[Design]:
+    def front(self) -> list[Design]:
         """The designs within the limits than which no other is as good everywhere and better somewhere."""
-        chosen = [design for design in (self.found if among is None else among) if self.allowed(design)]
+        chosen = [design for design in self.found if self.allowed(design)]
         values = {design: self.values(design) for design in chosen}
         return [one for one in chosen if not any(dominates(values[other], values[one]) for other in chosen)]
 

@@ -10,12 +10,10 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path as Folder
 from typing import Any
 
-import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 
 from manticore.cache import content_key
@@ -24,7 +22,7 @@ from manticore.search.designs.method import Asking, Batch
 from manticore.search.designs.scores import Scores
 from manticore.search.designs.space import Design
 from manticore.search.designs.training import POINTS, DesignTraining, Failed, Made, Trained
-from manticore.search.storage import Connection, quiet
+from manticore.search.storage import Connection, no_notices, quiet
 from manticore.search.trials import LOOK, RETRIES, Answer, Done, Job, JobFailed, Queue
 from manticore.stacks.configuration import StackConfig
 
@@ -52,8 +50,11 @@ def most_losses(curves: Sequence[Sequence[Sequence[float]]], stop: Stopping | No
         stop: ``"median"`` at every point but the last, ``"asha"``: not among the better third at :data:`RUNGS`.
         after: so many curves it takes.
     """
-    whole = [curve for curve in curves if len(curve) == max(map(len, curves))]
-    if stop is None or len(whole) < max(1, after):
+    if stop is None:
+        return {}
+    longest = max(map(len, curves), default=0)
+    whole = [curve for curve in curves if len(curve) == longest]
+    if len(whole) < max(1, after):
         return {}
     losses = {point: sorted(curve[point - 1][1] for curve in whole) for point in range(1, len(whole[0]))}
     if stop == "median":
@@ -99,14 +100,13 @@ class DesignStudy:
         """What the method has asked for."""
         self.baselines: dict[str, Trained | str] = {}
         """Name → what its training has found out, or why it has failed."""
+        self.configs: dict[Design, StackConfig] = {}
+        """Of the designs that the record has shown."""
         self._connection = connection
         self._answers: dict[str, Answer] = {}
-        with quiet():
+        with no_notices():
             study = connection.study(settings, inputs, joins=joins)
-            with warnings.catch_warnings():
-                # as old as optuna 3.2
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names([goal.measure for goal in scores.goals])
+            study.set_metric_names([goal.measure for goal in scores.goals])
         self._queue = Queue(
             study, connection, folder, self._heard, workers=workers, stage="design", retries=RETRIES, look=LOOK
         )
@@ -153,7 +153,8 @@ class DesignStudy:
         return (max if goal.maximise else min)(values, default=None)
 
     def _score(self, batch: Batch) -> None:
-        new = [design for design in dict.fromkeys(batch) if design not in {**self.scores.found, **self.scores.failed}]
+        known = self.scores.found.keys() | self.scores.failed.keys()
+        new = [design for design in dict.fromkeys(batch) if design not in known]
         curves = [trained.curve for trained in self.trained.values() if trained.curve and trained.stopped is None]
         settings = self.training.settings
         most = most_losses(curves, settings.stop, settings.stop_after)

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,8 @@ from manticore.training.scoring import score
 from manticore.training.trainer import TaskTrainer, training_arguments, with_length
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from manticore.search.designs.space import Design, DesignSpace
     from manticore.tasks.task import Task
 
@@ -126,7 +128,7 @@ class DesignTraining:
     def prepare(self) -> None:
         """Read and generate all data now, which processes that are forked later share."""
         if self.settings.text is not None:
-            assert self.task
+            _ = self.text
         if self.settings.mad_tasks:
             self._mad()
         # each training ends in a full collection, which would look at all that was imported and read
@@ -134,9 +136,14 @@ class DesignTraining:
         gc.freeze()
 
     @cached_property
+    def text(self) -> tuple[Task, PreTrainedTokenizerBase]:
+        """The text as a task, and its tokenizer; read at the first look."""
+        return text_task(self.settings)
+
+    @property
     def task(self) -> Task:
         """The text."""
-        return text_task(self.settings)[0]
+        return self.text[0]
 
     @property
     def tokens_per_step(self) -> int:
@@ -151,11 +158,7 @@ class DesignTraining:
 
     def of(self, space: DesignSpace, design: Design, *, most: Mapping[int, float] | None = None) -> Trained:
         """Train and measure a design of a space; see :meth:`of_config`."""
-
-        def make(*, vocab_size: int, positions: int) -> StackConfig:
-            return space.config(design, vocab_size=vocab_size, positions=positions)
-
-        return self.of_config(make, space.spelled(design), most=most)
+        return self.of_config(partial(space.config, design), space.spelled(design), most=most)
 
     def of_config(self, make: Made, name: str, *, most: Mapping[int, float] | None = None) -> Trained:
         """Train and measure a stack.
@@ -206,10 +209,9 @@ class DesignTraining:
         found.seconds = time.perf_counter() - begun
         return found
 
-    def config(self, make: Made, *, tokens: int = 0, vocab_size: int | None = None) -> StackConfig:
+    def config(self, make: Made, *, tokens: int = 0) -> StackConfig:
         """A stack with the vocabulary of the text, for its sequences and for longer ones."""
-        if vocab_size is None:
-            vocab_size = 16 if self.settings.text is None else self.task.vocab_size or 16
+        vocab_size = 16 if self.settings.text is None else self.task.vocab_size or 16
         return make(vocab_size=vocab_size, positions=max(tokens, self.settings.length))
 
     def _built(self, config: StackConfig, name: str, repeat: int, kind: type = StackForCausalLM) -> Any:

@@ -104,22 +104,8 @@ class SoftmaxOperator(Attention):
     def mask_type(self) -> str | None:
         return "full_attention" if self.window is None else "sliding_attention"
 
-    def forward(self, hidden: Tensor, step: Step) -> Tensor:
-        if self.conv is None:
-            return super().forward(hidden, step)
-        positions = step.positions
-        if positions is None:
-            positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        q, *own = _convolved(self, self.conv, hidden, step)
-        q = self._placed(q, self.num_heads, positions)
-        if step.taken:
-            k, v = (cast(Tensor, step.taken[name]) for name in self.hands_on)
-        else:
-            k, v = self._placed(own[0], self.num_kv_heads, positions), split_heads(own[1], self.num_kv_heads)
-            if step.memory is not None:
-                k, v = step.memory.extend(k, v)
-        step.hand_on(keys=k, values=v)
-        return self.out_proj(self._attended(q, k, v, step).flatten(2))
+    def _projected(self, hidden: Tensor, step: Step) -> tuple[Tensor, ...]:
+        return super()._projected(hidden, step) if self.conv is None else _convolved(self, self.conv, hidden, step)
 
     def _leave_out(self) -> None:
         super()._leave_out()

@@ -6,7 +6,6 @@ import pytest
 from made_up_designs import attention_and_swiglu, flat, searched
 
 from manticore.errors import ManticoreError
-from manticore.search.designs.drawn import all_designs
 from manticore.search.designs.space import Design
 
 
@@ -19,7 +18,7 @@ def test_random_designs_are_distinct_and_depend_on_the_seed_alone() -> None:
     space = attention_and_swiglu(4)
     scores, batches = searched("random", space, first_layers, 16)
     assert len(batches) == 1
-    assert set(batches[0]) == set(all_designs(space))
+    assert set(batches[0]) == set(space.designs())
     assert scores.best() == (1, 1, 1, 1)
     few = [flat(searched("random", space, first_layers, 7, seed=seed)[1]) for seed in (0, 0, 1)]
     assert few[0] == few[1] != few[2]
@@ -40,7 +39,7 @@ def test_a_space_too_large_to_list_is_drawn_from() -> None:
 
 def test_exhaustive_asks_for_every_design_once() -> None:
     space = attention_and_swiglu(4)
-    assert flat(searched("exhaustive", space, first_layers, 16)[1]) == list(all_designs(space))
+    assert flat(searched("exhaustive", space, first_layers, 16)[1]) == list(space.designs())
     with pytest.raises(ManticoreError, match=r"15 trials for a space of 16 designs. Fix: trials=16, or method random"):
         searched("exhaustive", space, first_layers, 15)
 

@@ -9,14 +9,13 @@ import torch
 from made_up_designs import attention_and_swiglu
 
 from manticore.errors import ManticoreError
-from manticore.search.designs.drawn import all_designs
 from manticore.search.designs.layer_lists import LayerListSpace, lettered
 from manticore.stacks.modeling import StackForCausalLM
 
 
 def test_every_design_is_spelled_read_and_built() -> None:
     space = attention_and_swiglu(3)
-    designs = list(all_designs(space))
+    designs = list(space.designs())
     assert len(designs) == space.size == 8
     assert [space.read(space.spelled(design)) for design in designs] == designs
     assert [space.spelled(design) for design in designs[:3]] == ["AAA", "AAM", "AMA"]
@@ -76,7 +75,7 @@ def test_parts_are_designs_where_a_space_grows_and_only_there() -> None:
 
 def test_repair_leaves_what_is_legal_and_mends_the_rest() -> None:
     space, draws = attention_and_swiglu(4), random.Random(0)
-    assert all(space.repaired(design, draws) == design for design in all_designs(space))
+    assert all(space.repaired(design, draws) == design for design in space.designs())
     for broken in ((0, 1), (0, 1, 0, 1, 1, 1), (0, 7, -1, 1), ()):
         mended = space.repaired(broken, draws)
         assert len(mended) == 4

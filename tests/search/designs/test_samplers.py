@@ -9,7 +9,6 @@ from made_up_designs import answered, attention_and_swiglu, flat, searched
 
 from manticore.errors import ManticoreError
 from manticore.registry import resolve
-from manticore.search.designs.drawn import all_designs
 from manticore.search.designs.layer_lists import LayerListSpace
 from manticore.search.designs.samplers import asked_of
 from manticore.search.designs.scores import Goal, Scores
@@ -45,7 +44,7 @@ def test_batches_are_of_distinct_designs_and_the_last_is_what_is_left(method: st
 def test_a_whole_space_is_asked_for_and_no_more(method: str) -> None:
     space = attention_and_swiglu(3)
     batches = searched(method, space, late_swiglu, 8, first=5)[1]
-    assert set(flat(batches)) == set(all_designs(space))
+    assert set(flat(batches)) == set(space.designs())
     with pytest.raises(ManticoreError, match=r"9 trials, but the space has 8 designs. Fix: trials=8"):
         searched(method, space, late_swiglu, 9)
 
