@@ -9,7 +9,7 @@ import typer
 
 from manticore.cli.parameters import Model, Seed, Task, TaskOptions
 from manticore.cli.task_options import checked_task
-from manticore.cli.terminal import done, quiet_libraries, say, say_metrics, say_text
+from manticore.cli.terminal import done, quiet_libraries, say, say_metrics, say_quantization, say_text
 from manticore.errors import ManticoreError
 from manticore.paths import expanded
 from manticore.writing import refuse_existing, write_json
@@ -33,12 +33,14 @@ def evaluate(
     chosen = checked_task(task, task_option)
     say(f"evaluate: {model} on {task}, {split}")
     import manticore
+    from manticore.components.checkpoint_folder import quantization_of
     from manticore.stages.commands import finetune_command, task_words
     from manticore.tasks.task import load_task
     from manticore.training.saved_models import load_model
 
     quiet_libraries()
     loaded, tokenizer = load_model(model)
+    say_quantization(model, loaded)
     problem = load_task(task, tokenizer=tokenizer, **chosen)
     metrics = manticore.evaluate(loaded, problem, split=split, batch_size=batch_size, max_examples=max_examples)
     scored = min(len(problem.data[split]), max_examples or len(problem.data[split]))
@@ -50,7 +52,9 @@ def evaluate(
     else:
         file = expanded(out)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"model": model, "task": task, "split": split, "examples": scored, "metrics": metrics})
+        record = {"model": model, "task": task, "split": split, "examples": scored, "metrics": metrics}
+        kind = quantization_of(loaded)
+        write_json(file, record if kind is None else {**record, "dequantized_from": kind})
         done(out, again)
 
 
