@@ -11,7 +11,9 @@ import logging
 import os
 import shutil
 import tempfile
-from functools import lru_cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,7 +208,7 @@ def _model(alone: str, name: str, header: Header, config: PreTrainedConfig) -> P
     from manticore.components.quiet import quiet_loading
 
     no_model = told(name, "its weights cannot be read", "give a GGUF file that llama.cpp runs, or safetensors")
-    with no_model, quiet_loading(), keeping_loaded_weights():
+    with no_model, quiet_loading(), _bar_on_terminals_alone(), keeping_loaded_weights():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             alone,
             gguf_file=f"model{GGUF}",
@@ -234,6 +236,19 @@ def _model(alone: str, name: str, header: Header, config: PreTrainedConfig) -> P
     model.generation_config.eos_token_id = stops if len(stops) > 1 else model.config.eos_token_id
     exact = all(torch.equal(p, p.to(torch.bfloat16).float()) for p in model.parameters())
     return in_precision(model, torch.bfloat16) if exact else model
+
+
+@contextmanager
+def _bar_on_terminals_alone() -> Iterator[None]:
+    """The reader's bar, which nothing else switches off."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar = reader.tqdm
+    reader.tqdm = partial(bar, disable=None)
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
 
 
 def _tokenizer(alone: str, name: str, header: Header) -> PreTrainedTokenizerBase | None:
