@@ -173,6 +173,14 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
         "mh-gla-swiglu": ("presets:MH_GLA", "mh-gated-linear-attention and swiglu, twice"),
         "mambaformer": ("presets:MAMBAFORMER", "mamba, then mh-attention without positions and mamba, twice"),
         "sandwich-transformer": ("presets:SANDWICH_TRANSFORMER", "mh-attention twice, then swiglu twice"),
+        "rwkv-7": (
+            "presets:RWKV7",
+            "RWKV-7's time mixer and channel mixer, twice; values drawn towards the first layer's",
+        ),
+        "kimi-linear": (
+            "presets:KIMI_LINEAR",
+            "kimi-delta-attention three times, then attention without positions, each with swiglu",
+        ),
     },
     "stage": {
         "pretrain": ("pretrain:Pretrain", "small models from scratch, kept in the cache"),

@@ -4,9 +4,9 @@
 
 q, k, v pass a short convolution and SiLU; q and k are scaled to length 1; b_t = sigmoid. Delta-net has a_t = 1
 (Schlag et al., 2021; Yang et al., 2024); the gated one a_t = exp(-exp(A) softplus(W x_t + c)) and an output gate
-(Yang, Kautz & Hatamizadeh, 2024). Kimi delta attention decays every key channel by itself: a_t is a vector of K numbers,
-a_t = exp(-exp(A) softplus(W_up W_down x_t + c)) with A per head, and its output gate is a sigmoid behind a map of low
-rank (Kimi Team, "Kimi Linear", 2025).
+(Yang, Kautz & Hatamizadeh, 2024). Kimi delta attention decays every key channel by itself: a_t is a vector of K
+numbers, a_t = exp(-exp(A) softplus(W_up W_down x_t + c)) with A per head, and its output gate is a sigmoid behind a map
+of low rank (Kimi Team, "Kimi Linear", 2025).
 
 Shapes: B batch, T tokens, D width, H heads, K head width.
 """

@@ -5,9 +5,9 @@
     channel mixer    W_v relu(W_k x_t)^2
 
 Every input is a mix of the token and the one before it. n_t is the key scaled by channel and to length 1: what the
-state holds along it is taken out at the rate a_t, between 0 and 1 in every channel. w_t = exp(-e^{-1/2} sigmoid(…)), a_t
-and g_t come from the input through maps of low rank. Layers above the first of a model draw their values towards the
-first one's (Peng et al., "RWKV-7 Goose with Expressive Dynamic State Evolution", 2025).
+state holds along it is taken out at the rate a_t, between 0 and 1 in every channel. w_t = exp(-e^{-1/2} sigmoid(…)),
+a_t and g_t come from the input through maps of low rank. Layers above the first of a model draw their values towards
+the first one's (Peng et al., "RWKV-7 Goose with Expressive Dynamic State Evolution", 2025).
 
 Shapes: B batch, T tokens, D width, H heads, K head width.
 """
@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from manticore.errors import ManticoreError
 from manticore.option_types import Count
 from manticore.stacks.mixer import (
     MatrixState,
@@ -105,6 +104,7 @@ class RWKV7TimeMixer(MatrixState):
     family = "an RWKV-7 time mixer"
     feature_groups = (("values",),)
     hands_on = ("values",)
+    taking_adds_weights = True
     _no_weight_decay: ClassVar[frozenset[str]] = frozenset(("mixes", "bonus"))
 
     def __init__(
@@ -138,11 +138,6 @@ class RWKV7TimeMixer(MatrixState):
 
     def take(self, features: tuple[str, ...], *, whole: bool = False) -> None:
         super().take(features, whole=whole)
-        if whole:
-            raise ManticoreError(
-                "values of a lower layer are mixed in by weights that the layer whose weights it has lacks. "
-                "Fix: no weights_of, or features_of for both"
-            )
         self.value_share = LowRankMap(self.out_proj.out_features, self._value_rank)
 
     @property
