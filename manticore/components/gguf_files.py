@@ -44,6 +44,7 @@ _LAYOUT = 1
 """Of the folders in the cache; a folder of another is made again."""
 
 _TOKENS = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+_SHOWN_BY_SIZES = ("attention.key_length", "attention.value_length", "vocab_size")
 _BYTES = 4
 # the tensors that the reader has made, and the model that they are put into
 _COPIES = 2
@@ -158,7 +159,24 @@ def _config(alone: str, name: str, header: Header) -> PreTrainedConfig:
     if header.quantization is not None:
         config.dequantized_from = header.quantization
     _refuse_other_sizes(name, header, config)
+    if unread := _unread(header, config.model_type):
+        logger.warning(
+            "%s: transformers does not read %s from GGUF; the usual values of the family %s hold",
+            name,
+            ", ".join(unread),
+            config.model_type,
+        )
     return config
+
+
+def _unread(header: Header, family: str) -> list[str]:
+    """Fields of the family that transformers' reader leaves out and that sizes do not show."""
+    from transformers.integrations import GGUF_CONFIG_MAPPING
+
+    read = GGUF_CONFIG_MAPPING.get(header.architecture, GGUF_CONFIG_MAPPING.get(family))
+    own = [key.removeprefix(f"{header.architecture}.") for key in header.fields if key.startswith(header.architecture)]
+    # of the families that are read in another way it is not told
+    return [key for key in own if read is not None and key not in read and key not in _SHOWN_BY_SIZES]
 
 
 def _refuse_scaled_positions(name: str, header: Header) -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from manticore.boundaries import wrong_end, wrong_rows
+from manticore.components.checkpoint_folder import gguf_file
 from manticore.components.generation_settings import generation_settings
 from manticore.components.gguf_files import checkpoint_folder
 from manticore.components.loaded_weights import in_precision
@@ -172,8 +173,8 @@ def _source(model: str | Path | PreTrainedModel) -> str:
 def _origin(model: str | Path | PreTrainedModel, revision: str | None) -> dict[str, Any]:
     source = _source(model)
     folder = checkpoint_folder(source, revision=revision) if source else source
-    # what was given says more than the name of a folder in the cache
-    given = {} if folder == source else {"source": Path(source).name}
+    # what was given says more than the name of a folder in the cache: a file without its place, or where on the hub
+    given = {} if folder == source else {"source": source if gguf_file(source) is None else Path(source).name}
     return {**origin(folder, revision), **given}
 
 

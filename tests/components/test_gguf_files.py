@@ -196,6 +196,16 @@ def test_what_cannot_be_taken_as_it_is_is_refused_in_a_line(tmp_path, case):
     assert "Fix: " in str(caught.value)
 
 
+def test_fields_that_transformers_leaves_out_are_named(tmp_path, caplog):
+    file = tmp_path / "window.gguf"
+    write_gguf(file, llama(7), add=lambda writer: writer.add_sliding_window(16))
+    with caplog.at_level(logging.WARNING):
+        load_component(file)
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("manticore")]
+    unread = "transformers does not read attention.sliding_window from GGUF"
+    assert said == [f"{file}: {unread}; the usual values of the family llama hold"]
+
+
 def test_without_the_package_the_line_says_what_to_install(shelf, tmp_path, monkeypatch):
     monkeypatch.setenv("MANTICORE_CACHE", str(tmp_path))
     gguf_files._converted.cache_clear()

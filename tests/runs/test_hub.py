@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf_models import llama, write_gguf
 from huggingface_hub import ModelCard
 from local_hub import local_hub
 
@@ -50,12 +51,26 @@ except OSError:
     found["other revision"] = "refused"
 pinned = manticore.combine(["me/a", "me/b"], revisions=[None, sys.argv[1]], num_blocks=2, check=False)
 found["parents"] = pinned.config.parents
+
+from manticore.components.loading import load_component
+read = load_component("me/quantised:tiny.gguf")
+found["gguf"] = [total(read), read.config.dequantized_from]
+found["of it"] = manticore.combine(["me/quantised:tiny.gguf"] * 2, num_blocks=2, check=False).config.parents[0]
+try:
+    load_component("me/quantised:other.gguf")
+except manticore.ManticoreError as error:
+    found["other file"] = str(error)
 print(json.dumps(found))
 """
 
 
 def python(folder: Path, code: str, *arguments: str, **environment: str) -> str:
-    everything = {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+    everything = {
+        "PYTHONPATH": str(ROOT),
+        "HF_HOME": str(folder / "home"),
+        "MANTICORE_CACHE": str(folder),
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + code, *arguments],
         cwd=folder,
@@ -78,6 +93,8 @@ def test_a_hybrid_goes_to_the_hub_and_comes_back_by_its_id(checkpoints: list[Pat
         for name, folder in zip("ab", checkpoints):
             files = {path.name: path.read_bytes() for path in folder.iterdir()}
             pinned[name] = hub.commit(f"me/{name}", files | {"README.md": b"---\nlicense: mit\n---\n"})
+        held = write_gguf(tmp_path / "tiny.gguf", llama(), "Q8_0")
+        hub.commit("me/quantised", {"tiny.gguf": (tmp_path / "tiny.gguf").read_bytes()})
         latest = hub.commit("me/b", {"README.md": b"---\nlicense: apache-2.0\n---\n"})
         online = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_none", "HF_HUB_OFFLINE": "0"}
         python(tmp_path, PUSH, **online)
@@ -98,6 +115,9 @@ def test_a_hybrid_goes_to_the_hub_and_comes_back_by_its_id(checkpoints: list[Pat
     assert found["parents"] == [
         {"source": f"me/{name}", "commit": pinned[name], "license": "mit"} for name in ("a", "b")
     ]
+    assert found["gguf"] == [pytest.approx(held(torch.arange(12)[None]).logits.sum().item()), "Q8_0"]
+    assert found["of it"] == {"source": "me/quantised:tiny.gguf", "commit": None, "license": "apache-2.0"}
+    assert found["other file"].startswith("me/quantised:other.gguf: no such folder here, and no such file on the hub.")
     # the hub is gone: what was loaded before is in the cache
     again = python(tmp_path, LOAD, pinned["b"], HF_HUB_OFFLINE="1")
     assert json.loads(again.splitlines()[-1]) == found
