@@ -50,6 +50,18 @@ def find_sources(recipe: Recipe) -> list[Source]:
     return found
 
 
+def find_larger(recipe: Recipe) -> Source | None:
+    """The larger single model that a comparison shows beside the others, if there is one."""
+    larger = None if recipe.compare is None else recipe.compare.larger
+    if larger is None:
+        return None
+    made = {entry.name: entry for entry in recipe.pretrain}
+    name, _, source = larger.rpartition("=") if larger not in made else ("", "", larger)
+    found = _find(Component(name=name or "larger", source=source), made)
+    _check_sizes(found)
+    return found
+
+
 def _find(component: Component, made: dict[str, Pretrain]) -> Source:
     text = component.source
     if text in made:

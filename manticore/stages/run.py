@@ -218,6 +218,12 @@ class Run:
         found: dict[str, Any] = results_of(self.path / stage).get(stage, {})
         return found
 
+    @property
+    def fresh(self) -> list[int]:
+        """Components that are no parents, since they were made beside one."""
+        found: list[int] = self.results_of("combine").get("fresh", [])
+        return found
+
     def path_text(self, path: list[int]) -> str:
         """The components that the blocks of a path keep, by name."""
         return " → ".join(self.recipe.components[index].name for index in path)
