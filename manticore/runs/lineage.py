@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from manticore.branches import is_branch
 from manticore.cache import content_key, file_digest
 from manticore.components.sources import model_folder, stated_license
 from manticore.tasks.metrics import SOURCES
@@ -29,7 +30,7 @@ def model_lineage(
     source: str, revision: str | None = None, digest_of: Callable[[Path], str] = file_digest
 ) -> dict[str, Any]:
     """Files of a checkpoint with their sha256, one digest over all, the licence its card states, the hub's commit."""
-    folder = model_folder(source, revision)
+    folder = None if is_branch(source) else model_folder(source, revision)
     files: dict[str, str] = {}
     if folder is not None:
         names = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))

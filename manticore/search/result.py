@@ -136,7 +136,12 @@ class SearchResult:
         return f"{among} {path_text(best, names)} {best} scores best on held-out data ({score})"
 
     def _is_parent(self, path: Sequence[int]) -> bool:
-        return len(set(path)) == 1 and path[0] not in self.model.config.fresh
+        return len(set(path)) == 1 and path[0] not in self._fresh
+
+    @property
+    def _fresh(self) -> frozenset[int]:
+        """Components that are no parents."""
+        return frozenset() if self.model is None else self.model.config.fresh
 
     def _allows(self, path: Sequence[int]) -> bool:
         return self.costs is None or self.costs.keeps(tuple(path), self.limits)
@@ -152,6 +157,6 @@ class SearchResult:
             costs = {"costs": self.costs.to_dict(), "limits": dict(self.limits)}
             for candidate in listed["candidates"]:
                 candidate["costs"] = self.costs.of(tuple(candidate["path"]))
-        if self.model.config.fresh:
-            found["fresh"] = sorted(self.model.config.fresh)
+        if self._fresh:
+            found["fresh"] = sorted(self._fresh)
         return {**found, **costs, **listed, "weights": self.weights.tolist()}

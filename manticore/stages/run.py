@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import manticore
 from manticore import settings
+from manticore.branches import Branch
 from manticore.cache import content_key
 from manticore.file_names import MODEL
 from manticore.runs.ledger import Digests
@@ -110,6 +111,8 @@ class Run:
         from manticore.tasks.task import load_task
 
         owner = self.tokenizer_component or 0
+        if (branch := Branch.read(self.sources).get(owner)) is not None:
+            owner = branch.of
         tokenizer = load_tokenizer(self.sources[owner], revision=self.recipe.components[owner].revision)
         choice = self.recipe.task
         return load_task(choice.name, tokenizer=tokenizer, seed=self.recipe.seed, **{**choice.options, **options})
