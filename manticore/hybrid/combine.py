@@ -119,6 +119,7 @@ def combine(
                 rehearse(component)
             one_token = [continues_by_one_token_only(runner, seed=seed) for runner in runners]
     assert settings.mixing is not None
+    assert settings.forgetting is not None
     if released:
         for name, component in zip(names, components):
             tie_heads(name, component)
