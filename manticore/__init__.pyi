@@ -171,6 +171,7 @@ def design(
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
+    reuse: str | Path | StudyResult | None = None,
     cpu: bool = False,
     progress: bool | Progress = False,
 ) -> StudyResult: ...

@@ -13,6 +13,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from manticore.boundaries import wrong_end, wrong_rows
 from manticore.components.generation_settings import generation_settings
+from manticore.components.gguf_files import checkpoint_folder
 from manticore.components.loaded_weights import in_precision
 from manticore.components.loading import load_component, load_config, load_tokenizer
 from manticore.components.quiet import quiet_loading
@@ -20,6 +21,7 @@ from manticore.components.runner import Runner
 from manticore.components.selfcheck import continues_by_one_token_only, self_check
 from manticore.components.sources import origin
 from manticore.errors import ManticoreError
+from manticore.hybrid import feature_spaces
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.fresh import Branch, fresh_branch
 from manticore.hybrid.modeling import ManticoreForCausalLM, build
@@ -97,6 +99,7 @@ def combine(
         parent = loaded[branch.of]
         loaded[k] = fresh_branch(parent, branch.layers, num_blocks=num_blocks, boundaries=row, seed=seed + k)
     components = [loaded[k] for k in range(len(models))]
+    spaces = feature_spaces.of_components(components)
     if vocab_size is None:
         speaking = [branches[k].of if k in branches else k for k in range(len(models))]
         carried = [load_tokenizer(models[k], revision=pinned[k]) for k in speaking]
@@ -130,6 +133,7 @@ def combine(
         num_components=len(components),
         num_blocks=num_blocks,
         uneven_boundaries=settings.boundaries,
+        feature_spaces=spaces,
         mixing=settings.mixing,
         output=settings.output,
         forgetting=settings.forgetting,
@@ -140,7 +144,7 @@ def combine(
         projector_options=settings.projector_options,
         layer_outputs=[runner.tuple_sizes for runner in runners],
         one_token_at_a_time=one_token,
-        parents=[origin(_source(model), revision) for model, revision in zip(models, pinned)],
+        parents=[_origin(model, revision) for model, revision in zip(models, pinned)],
         vocab_size=vocabulary.size,
         tokenizer_component=vocabulary.owner,
         reembedded=vocabulary.reembedded,
@@ -164,6 +168,14 @@ def combine(
 
 def _source(model: str | Path | PreTrainedModel) -> str:
     return str(model.config.name_or_path) if isinstance(model, PreTrainedModel) else str(model)
+
+
+def _origin(model: str | Path | PreTrainedModel, revision: str | None) -> dict[str, Any]:
+    source = _source(model)
+    folder = checkpoint_folder(source, revision=revision) if source else source
+    # what was given says more than the name of a folder in the cache
+    given = {} if folder == source else {"source": Path(source).name}
+    return {**origin(folder, revision), **given}
 
 
 def _name(model: str | Path | PreTrainedModel, k: int) -> str:
