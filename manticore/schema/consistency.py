@@ -11,6 +11,7 @@ from typing import Any
 
 from manticore.boundaries import wrong_end, wrong_rows
 from manticore.branches import PREFIX, Branch, is_branch
+from manticore.components.checkpoint_folder import gguf_file
 from manticore.errors import ManticoreError
 from manticore.making import Told
 from manticore.option_types import TaskOption
@@ -215,6 +216,8 @@ def _model(path: Path, source: str, names: list[str]) -> Iterator[Finding]:
     """
     try:
         folder = expanded(source)
+        if gguf_file(str(folder)) is not None:
+            return
     except ManticoreError as error:
         yield path, str(error)
         return
@@ -226,7 +229,7 @@ def _model(path: Path, source: str, names: list[str]) -> Iterator[Finding]:
             )
         return
     if folder.exists():
-        yield path, f"{source} is a file (expected the folder of a model)"
+        yield path, f"{source} is a file (expected the folder of a model, or a GGUF file)"
         return
     if source.startswith((".", "~", "/")):
         yield path, f"no folder {source}. Fix: give an existing folder or a hub id"
