@@ -122,7 +122,9 @@ class Models:
 
     def interpolated(self, output: str, folders: Sequence[Path] | None = None, **options: Any) -> PreTrainedModel:
         """The parents side by side, nothing crossing between them."""
-        return averaged(folders or self.parents, self.task(), seed=self.case.seed, output=output, **options)
+        forgetting = {"forgetting": 0.0} if output == "bayes" else {}
+        given = {**forgetting, **options}
+        return averaged(folders or self.parents, self.task(), seed=self.case.seed, output=output, **given)
 
     @functools.cache  # noqa: B019
     def aligned(self, mixing: str, output: str = "logits") -> tuple[Path, int]:
