@@ -82,7 +82,7 @@ def combine(
     boundaries: Sequence[Sequence[int]] | None = None,
     mixing: str | None = None,
     output: str = 'logits',
-    forgetting: float = 0.0,
+    forgetting: float | None = None,
     drop_below: float | None = None,
     drop_after: int = 32,
     released: bool = False,
