@@ -46,6 +46,8 @@ class ComponentRecord(Record):
     width: int | None = None
     license: str | None = None
     sha256: str | None = None
+    dequantized_from: str | None = None
+    """The quantisation that its weights came out of."""
 
     @classmethod
     def of(cls, component: Component, model: PreTrainedModel, lineage: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,6 +62,7 @@ class ComponentRecord(Record):
             width=model.config.hidden_size,
             license=lineage["license"],
             sha256=lineage["sha256"],
+            dequantized_from=getattr(model.config, "dequantized_from", None),
         )
 
 
@@ -148,6 +151,8 @@ class CombineRecord(Record):
     projector: str = ""
     boundaries: tuple[tuple[int, ...], ...] = ()
     """Per component N+1 layer indices: block n holds layers ``boundaries[k][n]`` to ``boundaries[k][n+1] - 1``."""
+    fresh: tuple[int, ...] = ()
+    """Components that were made beside another one: no parents."""
     feature_spaces: tuple[int, ...] = ()
     """Per component the first one that shares its feature space; empty where all are apart."""
     tokenizer: str = ""
@@ -246,7 +251,7 @@ class Combine(Stage):
         if config.reembedded is not None:
             combined |= {"tokenizer": section.tokenizer, "reembedded": config.reembedded}
         if config.feature_spaces is not None:
-            combined["feature_spaces"] = config.feature_spaces
+            combined |= {"feature_spaces": config.feature_spaces, "fresh": sorted(config.fresh)}
         combined = CombineRecord.written(boundaries=config.boundaries, **combined)
         sizes = " + ".join(f"{record['parameters']:,}" for record in components)
         task = TaskInfo.of(run.task, recipe.task.options, test_examples=recipe.finetune.test_examples)

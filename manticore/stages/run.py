@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import manticore
 from manticore import settings
+from manticore.branches import Branch
 from manticore.cache import content_key
 from manticore.file_names import MODEL
 from manticore.runs.ledger import Digests
@@ -59,6 +60,7 @@ class Run:
 
     def read(self) -> dict[str, str | None]:
         """Digests of what stages read from outside: components' files, the task's data, the text to align on."""
+        from manticore.components.checkpoint_folder import gguf_file
         from manticore.hybrid.found import found_by
         from manticore.runs.lineage import model_lineage
         from manticore.tasks.text_sources import find_text
@@ -70,7 +72,7 @@ class Run:
             files = find_text(self.recipe.align.text).files
             read["data, text to align on"] = content_key([self.digests.of(file) for file in files])
         taught = self.recipe.distill
-        if taught is not None and Path(taught.teacher).is_dir():
+        if taught is not None and (Path(taught.teacher).is_dir() or gguf_file(taught.teacher) is not None):
             read["weights of the teacher"] = model_lineage(taught.teacher, None, self.digests.of)["sha256"]
         for section in (self.recipe.search, self.recipe.discretize):
             if section is not None and section.weights_from is not None:
@@ -110,6 +112,8 @@ class Run:
         from manticore.tasks.task import load_task
 
         owner = self.tokenizer_component or 0
+        if (branch := Branch.read(self.sources).get(owner)) is not None:
+            owner = branch.of
         tokenizer = load_tokenizer(self.sources[owner], revision=self.recipe.components[owner].revision)
         choice = self.recipe.task
         return load_task(choice.name, tokenizer=tokenizer, seed=self.recipe.seed, **{**choice.options, **options})
@@ -216,6 +220,12 @@ class Run:
     def results_of(self, stage: str) -> dict[str, Any]:
         """What a stage that is done has put into the results; empty if the recipe leaves it out."""
         found: dict[str, Any] = results_of(self.path / stage).get(stage, {})
+        return found
+
+    @property
+    def fresh(self) -> list[int]:
+        """Components that are no parents, since they were made beside one."""
+        found: list[int] = self.results_of("combine").get("fresh", [])
         return found
 
     def path_text(self, path: list[int]) -> str:
