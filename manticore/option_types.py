@@ -319,6 +319,8 @@ def _sources(values: Any) -> Any:
 
 Sources = Annotated[dict[str, Any], BeforeValidator(_sources), Wanted("sources by name", _SOURCES)]
 """Named texts with the share that each has of the tokens."""
+TwinMixers = Literal["gated-delta-net", "mamba-2", "linear-attention", "sliding-attention"]
+"""What can stand where a parent's attention stood; the first is the default."""
 Trackers = Annotated[
     list[Text],
     BeforeValidator(lambda names: [names] if isinstance(names, str) else names),
