@@ -10,7 +10,7 @@ Shapes: B batch, T tokens, D width, H query heads, G heads of keys and values, K
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from manticore.components.runner import Runner
+from manticore.components.selfcheck import refusing_crashes
 from manticore.errors import ManticoreError
 from manticore.seeding import derive_seed
-from manticore.stacks.mixer import split_heads
+from manticore.stacks.mixer import merge_heads, split_heads
 
 Rotate = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -87,11 +87,12 @@ def find_attention(layer: nn.Module) -> tuple[nn.Module, str] | None:
     return None
 
 
-def read_attention(attention: Any, config: Any) -> AttentionMaps:
+def read_attention(attention: Any, layer_idx: int, config: Any) -> AttentionMaps:
     """The maps of an attention; those that are apart are its own modules.
 
     Args:
         attention: the module.
+        layer_idx: of its layer, which is its place in a cache.
         config: of its model.
 
     Raises:
@@ -126,65 +127,88 @@ def read_attention(attention: Any, config: Any) -> AttentionMaps:
         *(q_proj, k_proj, v_proj, o_proj, parts.get("q_norm"), parts.get("k_norm"), head_dim),
         scaling=float(getattr(attention, "scaling", head_dim**-0.5)),
         rotate=rotates,
-        layer_idx=int(attention.layer_idx),
+        layer_idx=layer_idx,
         softcap=getattr(attention, "attn_logit_softcapping", None) is not None,
     )
 
 
+def attention_of(layer: nn.Module, index: int, config: Any) -> tuple[nn.Module, str, AttentionMaps]:
+    """The module that owns a layer's attention, the attribute it is under, and what is read of it.
+
+    Args:
+        layer: a decoder layer.
+        index: its place among them.
+        config: of their model.
+
+    Raises:
+        ManticoreError: there is none, or one that is not understood.
+    """
+    found, where = find_attention(layer), f"twin: layer {index} of family {config.model_type!r}"
+    if found is None:
+        raise ManticoreError(f"{where} has no softmax attention that a mixer could stand for. Fix: another parent")
+    owner, name = found
+    try:
+        return owner, name, read_attention(getattr(owner, name), index, config)
+    except ManticoreError as error:
+        raise ManticoreError(
+            f"{where} has an attention that is not understood: {error}. Fix: another parent"
+        ) from error
+
+
 @torch.no_grad()
-def check_reading(model: PreTrainedModel, layers: list[int]) -> None:
-    """Compute each attention from what is read of it, on a few random tokens, and compare with its own output.
+def check_reading(model: PreTrainedModel, found: Mapping[int, tuple[nn.Module, AttentionMaps]]) -> None:
+    """Compute each attention from what was read of it, on a few random tokens, and compare with its own output.
 
     Args:
         model: the parent, as it is.
-        layers: whose attention to check.
+        found: by layers, their attention and what was read of it.
 
     Raises:
         ManticoreError: one gives something else, so that it has parts that were not understood.
     """
-    runner = Runner(model)
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(derive_seed(0, "twin"))
-    rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr, arg-type]
     window = getattr(model.config, "sliding_window", None)
     tokens = min(_TOKENS, window) if isinstance(window, int) and window > 0 else _TOKENS
-    input_ids = torch.randint(0, rows, (1, tokens), generator=generator).to(device)
     worst: dict[int, float] = {}
 
     def compare(index: int, maps: AttentionMaps) -> Any:
         def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            hidden, given = hidden_of(args, kwargs), output[0]
-            q, k, v = maps.heads(hidden)
+            q, k, v = maps.heads(hidden_of(args, kwargs))
             q, k = rotated(maps.rotate, q, k, kwargs.get("position_embeddings"))
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=maps.scaling, enable_gqa=True)
-            found = maps.o_proj(mixed.transpose(1, 2).flatten(2))
-            worst[index] = float((found - given).abs().max() / given.abs().max().clamp_min(1e-30))
+            own = maps.o_proj(merge_heads(mixed))
+            worst[index] = float((own - output[0]).abs().max() / output[0].abs().max().clamp_min(1e-30))
 
         return hook
 
-    handles = []
-    for index in layers:
-        owner, name = find_attention(runner.layers[index]) or (None, "")
-        assert owner is not None
-        attention: Any = getattr(owner, name)
-        maps = read_attention(attention, model.config)
-        handles.append(attention.register_forward_hook(compare(index, maps), with_kwargs=True))
-    training = model.training
-    model.eval()
+    handles = [
+        attention.register_forward_hook(compare(index, maps), with_kwargs=True)
+        for index, (attention, maps) in found.items()
+    ]
     try:
-        model(input_ids=input_ids, use_cache=False)
+        with refusing_crashes(model):
+            run_random(model, tokens)
     finally:
         for handle in handles:
             handle.remove()
-        model.train(training)
     tolerance = 1e-3 if torch.finfo(model.dtype).bits >= 32 else 5e-2
     for index, error in worst.items():
         if not error <= tolerance:
             raise ManticoreError(
-                f"twin: the attention of layer {index} of family {model.config.model_type!r} is more than queries, keys "
-                f"and values: computed from them it is off by {error:.2g} of its largest output. Fix: another parent, "
+                f"twin: the attention of layer {index} of family {model.config.model_type!r} is more than queries, keys"
+                f" and values: computed from them it is off by {error:.2g} of its largest output. Fix: another parent, "
                 "or layers without it"
             )
+
+
+@torch.no_grad()
+def run_random(model: PreTrainedModel, tokens: int) -> None:
+    """Run a model once on so many random tokens."""
+    generator = torch.Generator().manual_seed(derive_seed(0, "twin"))
+    table: Any = model.get_input_embeddings()
+    model(
+        input_ids=torch.randint(0, len(table.weight), (1, tokens), generator=generator).to(model.device),
+        use_cache=False,
+    )
 
 
 def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -194,8 +218,15 @@ def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 def rotated(rotate: Rotate | None, q: Tensor, k: Tensor, angles: Any) -> tuple[Tensor, Tensor]:
-    """Queries and keys turned by their positions, where there are rotations."""
-    return (q, k) if rotate is None or angles is None else rotate(q, k, *angles)
+    """Queries and keys turned by their positions, where there are rotations; of some families only so many channels."""
+    if rotate is None or angles is None:
+        return q, k
+    turned = angles[0].shape[-1]
+    if turned == q.shape[-1]:
+        return rotate(q, k, *angles)
+    parts = zip(rotate(q[..., :turned], k[..., :turned], *angles), (q[..., turned:], k[..., turned:]))
+    q, k = (torch.cat(part, -1) for part in parts)
+    return q, k
 
 
 def by_heads(x: Tensor, norm: Any, heads: int) -> Tensor:

@@ -68,7 +68,9 @@ class TwinConfig(PreTrainedConfig):
             super().__post_init__(**kwargs)
             return
         if not isinstance(given, PreTrainedConfig):
-            raise ManticoreError(f"twin: its parent is a {type(given).__name__} (expected a configuration). Fix: {_SAVED}")
+            raise ManticoreError(
+                f"twin: its parent is a {type(given).__name__} (expected a configuration). Fix: {_SAVED}"
+            )
         check_family(given, "twin: its parent")
         # not yet where settings are looked for: what transformers sets now is the twin's
         own["parent"] = None
@@ -122,6 +124,9 @@ class TwinConfig(PreTrainedConfig):
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
         """Nothing: where a loader file has led here, saving must not copy parts of this package beside the weights."""
+
+    def validate_rope(self) -> None:
+        """Nothing: the parent's configuration has checked its own."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, without the folder of this machine that the parent was loaded from."""

@@ -29,6 +29,7 @@ from transformers import initialization as init
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from manticore.components.cache_argument import cache_in
+from manticore.errors import ManticoreError
 from manticore.option_types import TwinMixers, literals
 from manticore.stacks.attention import eager_attention
 from manticore.stacks.delta import reset_time_step_bias
@@ -71,13 +72,22 @@ class TwinMixer(nn.Module):
         self.q_norm, self.k_norm = maps.q_norm, maps.k_norm
         self.width = self.q_proj.in_features
         self._add(dtype=self.q_proj.weight.dtype, device=self.q_proj.weight.device)
-        self.reset_fresh_parameters()
+        if not self.q_proj.weight.is_meta:
+            self.reset_fresh_parameters()
+            for module in self.modules():
+                # the family would start it as its own
+                module._is_hf_initialized = True  # type: ignore[assignment]
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         """``[B, T, D]`` → ``[B, T, D]`` and None, called as the parent's attention is."""
         hidden = hidden_of(args, kwargs)
         cache = cache_in(kwargs) if "layer_past" not in kwargs else kwargs["layer_past"]
-        padding = kwargs.get(PADDING)
+        if PADDING not in kwargs:
+            raise ManticoreError(
+                f"twin: family {self.config.model_type!r} does not hand what mixers need on to its layers. "
+                "Fix: another parent"
+            )
+        padding = kwargs[PADDING]
         if padding is not None:
             padding = padding[:, -hidden.shape[1] :, None].to(hidden.dtype)
         memory = None if cache is None else Memory(cache, self.layer_idx)
@@ -248,9 +258,7 @@ class SlidingAttention(TwinMixer):
         if step.memory is not None:
             k, v = step.memory.extend(k, v)
         attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(step.attention, eager_attention)
-        out: Tensor = attend(
-            self, q, k, v, step.mask, dropout=0.0, scaling=self.scaling, sliding_window=self.window
-        )[0]
+        out: Tensor = attend(self, q, k, v, step.mask, dropout=0.0, scaling=self.scaling, sliding_window=self.window)[0]
         return out.transpose(1, 2)
 
 

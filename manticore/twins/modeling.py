@@ -31,7 +31,7 @@ from manticore.components.runner import Runner
 from manticore.components.state_cache import CountingCache, has_states
 from manticore.components.token_layout import continued_mask, continued_positions, holds_documents, put_back, rearranged
 from manticore.errors import ManticoreError
-from manticore.twins.attention_maps import find_attention, read_attention
+from manticore.twins.attention_maps import attention_of
 from manticore.twins.configuration import TwinConfig
 from manticore.twins.mixers import MIXERS, PADDING, WINDOW_MASK, TwinMixer
 
@@ -64,7 +64,7 @@ class TwinForCausalLM(AdapterGuard, OwnCacheGenerationMixin):
         layers = Runner(self.parent).layers
         for index in config.layers or ():
             exchange(layers[index], index, config)
-        self.parent.base_model.register_forward_pre_hook(_HandsOn(config.window), with_kwargs=True)
+        self.parent.base_model.register_forward_pre_hook(HandsOn(config.window), with_kwargs=True)
         self.post_init()
 
     @property
@@ -237,7 +237,7 @@ class TwinCache(CountingCache):
         return self.seen_tokens + query_length, 0
 
 
-class _HandsOn:
+class HandsOn:
     """Gives layers what mixers need beside the family's own arguments: the mask of padding, and that of windows."""
 
     def __init__(self, window: int | None) -> None:
@@ -247,7 +247,9 @@ class _HandsOn:
         mask = kwargs.get("attention_mask")
         added: dict[str, Any] = {PADDING: mask}
         if self.window is not None:
-            given = next(each for each in (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args) if each is not None)
+            given = next(
+                each for each in (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args) if each is not None
+            )
             config = copy.copy(body.config)
             config.sliding_window = self.window
             # asked for its shape, precision and device alone
@@ -266,18 +268,12 @@ def exchange(layer: nn.Module, index: int, config: TwinConfig) -> None:
     Raises:
         ManticoreError: there is no attention, one that is not understood, or one without what the mixer needs.
     """
-    found = find_attention(layer)
-    where = f"twin: layer {index} of family {config.parent.model_type!r}"
-    if found is None:
-        raise ManticoreError(f"{where} has no softmax attention. Fix: a parent, or layers, with attention")
-    owner, name = found
-    attention: Any = getattr(owner, name)
-    try:
-        maps = read_attention(attention, config.parent)
-    except ManticoreError as error:
-        raise ManticoreError(f"{where} has an attention that is not understood: {error}. Fix: another parent") from error
+    owner, name, maps = attention_of(layer, index, config.parent)
     if config.mixer == "sliding-attention" and maps.softcap:
-        raise ManticoreError(f"{where} bounds its attention's scores, which no window of it would. Fix: another mixer")
+        raise ManticoreError(
+            f"twin: layer {index} of family {config.parent.model_type!r} bounds its attention's scores, which a window "
+            "of it would not. Fix: another mixer"
+        )
     mixer = MIXERS[config.mixer](maps, config.parent, rotary=config.rotary, window=config.window)
-    mixer.train(attention.training)
+    mixer.train(getattr(owner, name).training)
     setattr(owner, name, mixer)

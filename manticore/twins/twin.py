@@ -6,20 +6,19 @@ Shapes: D width.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from manticore.components.loading import load_component, load_tokenizer
 from manticore.components.runner import Runner
+from manticore.components.selfcheck import refusing_crashes
 from manticore.errors import ManticoreError
 from manticore.making import refuse_misfits
 from manticore.option_types import Count, TwinMixers
 from manticore.seeding import derive_seed
-from manticore.twins.attention_maps import check_reading, find_attention, read_attention
+from manticore.twins.attention_maps import attention_of, check_reading, find_attention, run_random
 from manticore.twins.configuration import LayerIndices, TwinConfig
 from manticore.twins.modeling import TwinForCausalLM
 
@@ -65,32 +64,35 @@ def twin(
     model = load_component(parent, dtype=dtype)
     if isinstance(model, TwinForCausalLM):
         raise ManticoreError("twin: the parent is a twin itself. Fix: give the parent that it was made of")
-    runner = Runner(model)
-    depth = runner.num_layers
+    layers_of_parent = Runner(model).layers
+    depth, family = len(layers_of_parent), f"family {model.config.model_type!r}"
     beyond = next((i for i in layers or () if i >= depth), None)
     if beyond is not None:
         raise ManticoreError(f"twin: layer {beyond}, but the parent has {depth}. Fix: layers below {depth}")
-    attends = [i for i in range(depth) if find_attention(runner.layers[i]) is not None]
+    attends = [i for i, layer in enumerate(layers_of_parent) if find_attention(layer) is not None]
     chosen = sorted(set(attends if layers is None else layers))
     none = next((i for i in chosen or [0] if i not in attends), None)
-    family = f"family {model.config.model_type!r}"
     if none is not None:
         raise ManticoreError(
             f"twin: layer {none} of {family} has no softmax attention that a mixer could stand for. "
             f"Fix: {'layers among ' + str(attends) if attends else 'a parent with attention'}"
         )
-    if mixer == "sliding-attention":
+    sliding = mixer == "sliding-attention"
+    if sliding and window is None:
         theirs = getattr(model.config, "sliding_window", None)
-        window = window or (theirs if isinstance(theirs, int) and theirs > 0 else _WINDOW)
-    config = TwinConfig(parent=model.config, mixer=mixer, layers=chosen, rotary=False, window=window)
-    rotates = [_rotates(runner, i) for i in chosen]
-    if rotary and not all(rotates):
-        lacks = chosen[rotates.index(False)]
-        raise ManticoreError(f"twin: rotary, but layer {lacks} of {family} rotates nothing. Fix: leave rotary out")
-    if mixer == "sliding-attention" and rotary is False:
+        window = theirs if isinstance(theirs, int) and theirs > 0 else _WINDOW
+    config = TwinConfig(parent=model.config, mixer=mixer, layers=chosen, window=window)
+    found = {}
+    for i in chosen:
+        owner, attribute, maps = attention_of(layers_of_parent[i], i, model.config)
+        found[i] = getattr(owner, attribute), maps
+    rotates = any(maps.rotate is not None for _, maps in found.values())
+    if rotary and not rotates:
+        raise ManticoreError(f"twin: rotary, but {family} rotates nothing in these layers. Fix: leave rotary out")
+    if sliding and rotates and rotary is False:
         raise ManticoreError("twin: sliding attention keeps the parent's rotations. Fix: leave rotary out")
-    config.rotary = any(rotates) if mixer == "sliding-attention" else bool(rotary)
-    check_reading(model, chosen)
+    config.rotary = rotates if sliding else bool(rotary)
+    check_reading(model, found)
     name, generation = str(model.config.name_or_path), copy.deepcopy(getattr(model, "generation_config", None))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "twin"))
@@ -100,23 +102,6 @@ def twin(
     if generation is not None:
         made.generation_config = generation
     made.tokenizer = load_tokenizer(parent)
-    return made.eval()
-
-
-def _rotates(runner: Runner, index: int) -> bool:
-    """Whether a layer's attention rotates queries and keys."""
-    owner, name = find_attention(runner.layers[index]) or (None, "")
-    assert owner is not None
-    attention: Any = getattr(owner, name)
-    try:
-        return read_attention(attention, runner.model.config).rotate is not None
-    except ManticoreError as error:
-        raise ManticoreError(
-            f"twin: layer {index} of family {runner.model.config.model_type!r} has an attention that is not understood: "
-            f"{error}. Fix: another parent"
-        ) from error
-
-
-def chosen_layers(text: str) -> Sequence[int]:
-    """``"3,7,11"`` as indices."""
-    return [int(part) for part in text.split(",")]
+    with refusing_crashes(made):
+        run_random(made.eval(), 2)
+    return made
