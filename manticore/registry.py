@@ -64,6 +64,10 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "delta-net": ("delta:delta_net", "linear attention that replaces what a key held"),
         "gated-delta-net": ("delta:gated_delta_net", "the same with a decaying state and an output gate"),
+        "kimi-delta-attention": (
+            "delta:KimiDeltaAttention",
+            "the delta rule with one decay per key channel and gates of low rank (KDA)",
+        ),
         "hyena": ("hyena:Hyena", "gates around a convolution as long as the sequence"),
         "mh-hyena": ("hyena:MultiHeadHyena", "Hyena with outer products inside groups of channels"),
         "hyena-experts": ("hyena:HyenaExperts", "Hyena whose channels are experts, mixed by a router"),
@@ -83,6 +87,11 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
             "squared ReLU and a receptance gate, mixed with the token before",
         ),
         "rwkv6-channel-mixer": ("rwkv:RWKVChannelMixer", "the same as rwkv5-channel-mixer"),
+        "rwkv7-time-mixer": (
+            "rwkv7:RWKV7TimeMixer",
+            "a state that decays by channel and is rewritten along one direction a token",
+        ),
+        "rwkv7-channel-mixer": ("rwkv7:RWKV7ChannelMixer", "squared ReLU, mixed with the token before"),
         "mlp": ("mlp:MLP", "two layers with a GELU between them"),
         "swiglu": ("mlp:SwiGLU", "a gated layer and a layer back"),
         "moe-mlp": ("moe:MoEMLP", "8 experts behind a router"),
@@ -164,6 +173,14 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
         "mh-gla-swiglu": ("presets:MH_GLA", "mh-gated-linear-attention and swiglu, twice"),
         "mambaformer": ("presets:MAMBAFORMER", "mamba, then mh-attention without positions and mamba, twice"),
         "sandwich-transformer": ("presets:SANDWICH_TRANSFORMER", "mh-attention twice, then swiglu twice"),
+        "rwkv-7": (
+            "presets:RWKV7",
+            "RWKV-7's time mixer and channel mixer, twice; values drawn towards the first layer's",
+        ),
+        "kimi-linear": (
+            "presets:KIMI_LINEAR",
+            "kimi-delta-attention three times, then attention without positions, each with swiglu",
+        ),
     },
     "stage": {
         "pretrain": ("pretrain:Pretrain", "small models from scratch, kept in the cache"),

@@ -20,6 +20,7 @@ from manticore.components.runner import Runner
 from manticore.components.selfcheck import continues_by_one_token_only, self_check
 from manticore.components.sources import origin
 from manticore.errors import ManticoreError
+from manticore.hybrid import feature_spaces
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.fresh import Branch, fresh_branch
 from manticore.hybrid.modeling import ManticoreForCausalLM, build
@@ -97,6 +98,7 @@ def combine(
         parent = loaded[branch.of]
         loaded[k] = fresh_branch(parent, branch.layers, num_blocks=num_blocks, boundaries=row, seed=seed + k)
     components = [loaded[k] for k in range(len(models))]
+    spaces = feature_spaces.of_components(components)
     if vocab_size is None:
         speaking = [branches[k].of if k in branches else k for k in range(len(models))]
         carried = [load_tokenizer(models[k], revision=pinned[k]) for k in speaking]
@@ -129,6 +131,7 @@ def combine(
         num_components=len(components),
         num_blocks=num_blocks,
         uneven_boundaries=settings.boundaries,
+        feature_spaces=spaces,
         mixing=settings.mixing,
         output=settings.output,
         forgetting=settings.forgetting,

@@ -20,6 +20,7 @@ from manticore.components.loading import check_family
 from manticore.components.positions import context_length
 from manticore.components.state_cache import EmptyLayer
 from manticore.errors import ManticoreError, in_brief
+from manticore.hybrid.feature_spaces import wrong_spaces
 from manticore.making import refuse_misfits
 from manticore.option_types import Count, Drop, Edges, Forgetting, Wanted
 
@@ -36,6 +37,7 @@ Sizes = Annotated[
     Wanted("one count per component's layer", _SAVED),
 ]
 Boundaries = Annotated[list[Edges], Wanted("layer indices for each component", _SAVED)]
+Spaces = Annotated[list[Annotated[int, Field(ge=0)]], Wanted("a component's index for each component", _SAVED)]
 Flags = Annotated[list[bool], Wanted("true or false for each component", _SAVED)]
 Parents = Annotated[list[dict[str, str | None]], Wanted("names for each component", _SAVED)]
 
@@ -51,7 +53,16 @@ class Generation(TypedDict, total=False):
 Generations = Annotated[list[Generation], Wanted("settings for each component", _SAVED)]
 
 _READ_FROM_FILES = (
-    *("num_components", "num_blocks", "uneven_boundaries", "vocab_size", "released", "path", "layer_outputs"),
+    *(
+        "num_components",
+        "num_blocks",
+        "uneven_boundaries",
+        "feature_spaces",
+        "vocab_size",
+        "released",
+        "path",
+        "layer_outputs",
+    ),
     *("one_token_at_a_time", "output", "forgetting", "drop_below", "drop_after"),
     *("parents", "generation", "generation_component"),
 )
@@ -73,6 +84,9 @@ class ManticoreConfig(PreTrainedConfig):
     """N: how many segments every component is cut into."""
     uneven_boundaries: Boundaries | None = None
     """Where components are not cut evenly: what :attr:`boundaries` is; None where they are, and in older folders."""
+    feature_spaces: Spaces | None = None
+    """Per component the first one that shares its feature space: no projector stands between the two; None where all
+    are apart, and in older folders."""
     mixing: str = "translated"
     """Registered name of how components are mixed."""
     released: bool = False
@@ -256,6 +270,8 @@ class ManticoreConfig(PreTrainedConfig):
             wrong.append(f"generation_component is {self.generation_component} (expected an index below {count})")
         if self.layer_outputs is not None and [len(sizes) for sizes in self.layer_outputs] != depths:
             wrong.append(f"layer_outputs does not name one count for each of the components' {depths} layers")
+        if self.feature_spaces is not None and (impossible := wrong_spaces(self.feature_spaces, self.components)):
+            wrong.append(impossible)
         if wrong:
             raise ManticoreError(f"config: {wrong[0]}. Fix: {_SAVED}")
 
@@ -319,6 +335,8 @@ class ManticoreConfig(PreTrainedConfig):
         if self.uneven_boundaries is None:
             # folders of evenly cut hybrids are what they always were
             values.pop("uneven_boundaries", None)
+        if self.feature_spaces is None:
+            values.pop("feature_spaces", None)
         return values
 
     @property
@@ -335,6 +353,11 @@ class ManticoreConfig(PreTrainedConfig):
     def boundaries(self) -> list[list[int]]:
         """Per component the N + 1 layer indices where its segments start and end."""
         return [list(row) for row in self.uneven_boundaries or ()] or self._even_boundaries()
+
+    @property
+    def spaces(self) -> list[int]:
+        """Per component its feature space, called by the first component that is in it."""
+        return list(range(self.num_components)) if self.feature_spaces is None else list(self.feature_spaces)
 
     def _even_boundaries(self) -> list[list[int]]:
         return [cut(config.num_hidden_layers, self.num_blocks) for config in self.components]

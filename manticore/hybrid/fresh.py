@@ -1,9 +1,9 @@
 """Fresh layers as a branch of a hybrid: a stack at a parent's width, one layer or several for each of its blocks.
 
 The branch is a component like any other, so that mixings, paths, searches, caches, LoRA and folders know it. It begins
-in the parent's feature space: its embeddings, last norm and head are copies of the parent's, and projectors between
-features of one width start as the identity. Learned positions and scalings that the parent adds to its embeddings are
-not copied: a branch is made to be handed over to behind a block of the parent.
+in the parent's feature space: its embeddings, last norm and head are copies of the parent's, and no projector stands
+between the two (:mod:`manticore.hybrid.feature_spaces`). Learned positions and scalings that the parent adds to its
+embeddings are not copied: a branch is made to be handed over to behind a block of the parent.
 
 Shapes: D width, N blocks.
 """
@@ -28,6 +28,7 @@ from manticore.components.loading import load_component
 from manticore.components.positions import context_length
 from manticore.components.runner import Runner
 from manticore.errors import ManticoreError
+from manticore.hybrid.feature_spaces import mark
 from manticore.seeding import derive_seed
 from manticore.stacks.configuration import StackConfig
 from manticore.stacks.delta import DeltaNet
@@ -109,6 +110,7 @@ def fresh_branch(
         for n, (start, stop) in enumerate(pairwise(edges)):
             block = branch.model.layers[n * len(entries) : (n + 1) * len(entries)]
             _start(block, runner.layers[start:stop], runner.width)
+    mark(branch.config)
     branch.config.name_or_path = PREFIX + "+".join(entry.name for entry in entries)
     return branch.eval()
 

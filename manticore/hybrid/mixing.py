@@ -61,6 +61,7 @@ class Mixing(nn.Module, ABC):
         self.num_blocks = config.num_blocks
         self.num_components = config.num_components
         self.widths = [component.hidden_size for component in config.components]
+        self.spaces = config.spaces
         self._reader = MixtureReader()
         self._route: tuple[object, Route] | None = None
 

@@ -14,17 +14,21 @@ from manticore.projectors.kinds import make_projector
 from manticore.projectors.projector import resize
 
 
-def behind_hand_overs(path: Sequence[int]) -> list[tuple[int, int]]:
-    """(component, boundary) of the features of a path that new projectors have a part in, from its first hand-over on.
+def behind_projectors(path: Sequence[int], spaces: Sequence[int]) -> list[tuple[int, int]]:
+    """(component, boundary) of the features of a path that new projectors have a part in, from the first of them on.
 
-    Boundary n stands for what enters block n, N for what leaves the last; empty where the component never changes.
+    Boundary n stands for what enters block n, N for what leaves the last; empty where the feature space never changes.
+
+    Args:
+        path: component per block.
+        spaces: per component its feature space.
     """
-    new = [n for n in range(1, len(path)) if path[n - 1] != path[n]]
+    new = [n for n in range(1, len(path)) if spaces[path[n - 1]] != spaces[path[n]]]
     return [(path[min(n, len(path) - 1)], n) for n in range(new[0], len(path) + 1)] if new else []
 
 
 class PathMixing(Mixing):
-    """Follows ``config.path``; gated hybrids hand features over untranslated, as their formula does at a vertex."""
+    """Follows ``config.path``. Gated hybrids hand features over untranslated, as their formula does at a vertex."""
 
     def __init__(self, config: ManticoreConfig) -> None:
         super().__init__(config)
@@ -43,10 +47,9 @@ class PathMixing(Mixing):
                 )
 
     def hand_overs(self) -> list[tuple[int, int, int]]:
-        """(boundary, from, to) wherever the component changes."""
-        return [
-            (n, self.path[n - 1], self.path[n]) for n in range(1, self.num_blocks) if self.path[n - 1] != self.path[n]
-        ]
+        """(boundary, from, to) wherever the feature space changes."""
+        pairs = zip(range(1, self.num_blocks), self.path, self.path[1:])
+        return [(n, source, target) for n, source, target in pairs if self.spaces[source] != self.spaces[target]]
 
     def reset_mixture(self) -> None:
         """A path has nothing to reset."""

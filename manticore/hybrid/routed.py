@@ -2,7 +2,8 @@
 
 Routed: block n has a row-stochastic matrix R(n) ``[K, K]``. The input of component m is
 ``x_m = sum_k R(n)_mk T_{k→m}(y_k)``, where y_k left the block before (or the embeddings) and ``T_{m→m}`` is the
-identity. Output weights mix the logits. R = I is the ensemble of the components.
+identity, as T between components of one feature space is. Output weights mix the logits. R = I is the ensemble of the
+components.
 
 Translated: routed with equal rows. One weight vector a(n) per block; R(n) has rows a(n-1), R(0) has rows a(0).
 
@@ -38,7 +39,7 @@ class RoutedMixing(Mixing):
                 for boundary in range(n)
                 for source in range(k)
                 for target in range(k)
-                if source != target
+                if self.spaces[source] != self.spaces[target]
             }
         )
         self._make_mixture()
@@ -147,7 +148,7 @@ class RoutedMixing(Mixing):
         terms = []
         for source, weight in self._nonzero(boundary, target):
             value = features[source]
-            if source != target:
+            if self.spaces[source] != self.spaces[target]:
                 value = self.projectors[f"{boundary}_{source}_{target}"](value)
             terms.append((weight, value))
         return weighted_sum(terms)

@@ -21,6 +21,7 @@ from manticore.components.loading import check_family
 from manticore.components.runner import Runner
 from manticore.errors import ManticoreError, in_brief
 from manticore.hybrid.configuration import ManticoreConfig
+from manticore.hybrid.feature_spaces import of_configs
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.hybrid.path import PathMixing
 from manticore.hybrid.released import tie_heads
@@ -104,6 +105,7 @@ class Skeleton:
             num_components=len(components),
             num_blocks=shape.num_blocks,
             uneven_boundaries=shape.boundaries,
+            feature_spaces=of_configs([c.config for c in components]),
             mixing=shape.mixing,
             output=shape.output,
             forgetting=shape.forgetting,

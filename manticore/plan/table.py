@@ -37,7 +37,7 @@ def render_plan(plan: Plan) -> Iterator[Table | Text]:
         components.add_row(c.name, c.origin, c.family, *row)
     yield components
     projectors = Counter(plan.projectors)
-    shown = "\n             ".join(f"{n} × {name} ({count(size)})" for (name, size), n in projectors.items())
+    shown = "\n             ".join(f"{n} × {name} ({count(size)})" for (name, size), n in projectors.items()) or "none"
     vocabulary = "the components'" if plan.task.vocab_size is None else f"{plan.task.vocab_size} rows"
     names = [c.name for c in plan.components]
     lines = [

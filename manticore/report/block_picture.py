@@ -1,11 +1,13 @@
 """The hybrid as a picture: components are lanes, blocks are columns, the path runs from embeddings to head.
 
-A kept segment is filled and names its layers; where the path changes lanes a projector translates. Before a
-path is known, segments are tinted by their mixture weights. K lanes, N columns. Units of the canvas: inches.
+A kept segment is filled and names its layers; where the path changes to another feature space a projector
+translates. Before a path is known, segments are tinted by their mixture weights. K lanes, N columns. Units of the
+canvas: inches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -65,7 +67,7 @@ def block_picture(results: Results) -> Figure | None:
         for block in range(grid.num_blocks):
             _segment(axes, grid, results, component, block)
     if results.path:
-        _route(axes, grid, results.path)
+        _route(axes, grid, results.path, hand_overs(results))
         _legend(axes, grid)
     elif results.finetune is not None:
         _say(axes, "all components run side by side, in every block")
@@ -81,6 +83,13 @@ def layer_range(results: Results, component: int, block: int) -> str:
         return ""
     first, stop = results.combine.boundaries[component][block : block + 2]
     return f"{first}" if stop - first <= 1 else f"{first}–{stop - 1}"
+
+
+def hand_overs(results: Results) -> list[int]:
+    """Blocks of the path before which the feature space changes, so that a projector stands there."""
+    spaces = (results.combine and results.combine.feature_spaces) or range(results.num_components)
+    changes = enumerate(pairwise(results.path), 1)
+    return [n for n, (source, target) in changes if spaces[source] != spaces[target]]
 
 
 def layer_words(results: Results, component: int, block: int) -> str:
@@ -150,14 +159,14 @@ def _segment(axes: Axes, grid: _Grid, results: Results, component: int, block: i
     axes.text(*centre, text, ha="center", va="center", color=ink, fontsize=8 if grid.box > 0.5 else 7, zorder=4)
 
 
-def _route(axes: Axes, grid: _Grid, path: tuple[int, ...]) -> None:
+def _route(axes: Axes, grid: _Grid, path: tuple[int, ...], translated: Collection[int]) -> None:
     """Embeddings, arrows from block to block, head; a diamond marks a projector."""
     stops = [(path[0], 0), *((c, n + 1) for n, c in enumerate(path)), (path[-1], grid.num_blocks + 1)]
     for (component, column), title in ((stops[0], "embed."), (stops[-1], "head")):
         centre = grid.centre(component, column)
         _box(axes, grid, centre, tint(component_colour(component), 0.14), component_colour(component))
         axes.text(*centre, title, ha="center", va="center", fontsize=8 if grid.box > 0.5 else 6.5, zorder=4)
-    for (a, column), (b, _) in pairwise(stops):
+    for (a, column), (b, following) in pairwise(stops):
         (x0, y0), (x1, y1) = grid.centre(a, column), grid.centre(b, column + 1)
         start, stop = x0 + grid.box / 2, x1 - grid.box / 2
         middle, head = (start + stop) / 2, min(0.09, (stop - start) * 0.5)
@@ -166,7 +175,8 @@ def _route(axes: Axes, grid: _Grid, path: tuple[int, ...]) -> None:
         else:
             xs, ys = [start, middle, middle, stop - head], [y0, y0, y1, y1]
             axes.plot(xs, ys, color=INK, linewidth=1.1, zorder=2, solid_joinstyle="round")
-            _diamond(axes, middle, (y0 + y1) / 2)
+            if following - 1 in translated:
+                _diamond(axes, middle, (y0 + y1) / 2)
         tip = [(stop, y1), (stop - head, y1 + head * 0.55), (stop - head, y1 - head * 0.55)]
         axes.add_patch(Polygon(tip, closed=True, facecolor=INK, edgecolor="none", zorder=5))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from manticore.experiments.rows import HYBRID
 from manticore.file_names import ENVIRONMENT, LINEAGE
 from manticore.paths import refuse_links_out
 from manticore.report import candidates, cells, shared_scores, spending
-from manticore.report.block_picture import layer_words
+from manticore.report.block_picture import hand_overs, layer_words
 from manticore.report.cautions import warnings
 from manticore.report.figures import FIGURE_NAMES, draw_figures
 from manticore.report.loading_code import loading_code
@@ -327,7 +326,7 @@ def _notes(figure: str, results: Results) -> str:
             f"{quantities.shorten(results.component_names[c], 40)} {layer_words(results, c, n)}".strip()
             for n, c in enumerate(results.path)
         ]
-        changes = sum(a != b for a, b in pairwise(results.path))
+        changes = len(hand_overs(results))
         rest = "1 projector" if changes == 1 else f"{changes or 'no'} projectors"
         return f"Kept: {' → '.join(kept)}, and {rest}."
     if figure == "alignment" and (align := results.align):

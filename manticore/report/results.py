@@ -150,6 +150,10 @@ def _check_shapes(results: Results, reader: TypedReader) -> None:
         expect(len(bounds) == k, "combine.boundaries", f"{k} rows, one per component", f"{len(bounds)} rows")
         for row in bounds:
             expect(len(row) == n + 1, "combine.boundaries", f"rows of {n + 1} numbers", f"{len(row)} numbers")
+    if results.combine and results.combine.feature_spaces:
+        spaces = results.combine.feature_spaces
+        fits = len(spaces) == k and all(0 <= space < k for space in spaces)
+        expect(fits, "combine.feature_spaces", f"{k} indices below {k}", list(spaces))
     tables = [("search.weights", results.search.weights)] if results.search else []
     tables += [("search.history.weights", step.weights) for step in (results.search or SearchRecord()).history]
     for at, table in tables:

@@ -131,6 +131,11 @@ def refuse_sharing(entries: Sequence[LayerEntry], mixers: Sequence[Mixer]) -> No
                     f"{where}: layers[{entry.weights_of}] has no weights for its {' and '.join(missing)}, which it "
                     f"takes from layers[{source.features_of}]. Fix: take them too, or leave out weights_of"
                 )
+            if mixers[index].taking_adds_weights and entry.features and not source.features:
+                raise ManticoreError(
+                    f"{where}: layers[{entry.weights_of}] has no weights to take {' and '.join(entry.features)} with. "
+                    "Fix: let it take them too, or leave out weights_of"
+                )
         if entry.features_of is not None:
             source, maker = entries[entry.features_of], entry.features_of
             # what the source takes itself comes from further below

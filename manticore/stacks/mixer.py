@@ -105,6 +105,8 @@ class Mixer(nn.Module):
     """The sets of features that can be taken from a lower layer, from the smallest to all but the readout's."""
     hands_on: tuple[str, ...] = ()
     """What :meth:`Step.hand_on` is given, in order: the features, and what they need of the past."""
+    taking_adds_weights: bool = False
+    """Whether a layer that takes features has weights for that, instead of lacking those that would compute them."""
     taken: tuple[str, ...] = ()
     """Features that are taken from a lower layer, and have no weights here."""
 

@@ -20,6 +20,7 @@ _INNER = {
     "moe-mlp": "expert_width",
     "rwkv5-channel-mixer": "inner_width",
     "rwkv6-channel-mixer": "inner_width",
+    "rwkv7-channel-mixer": "inner_width",
 }
 MAD_STATE = 4096
 """Numbers in all fixed states of a stack of four layers of width 128."""

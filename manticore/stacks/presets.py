@@ -1,9 +1,11 @@
-"""Named architectures: layer lists of the MAD papers at their scale, MambaFormer, and the sandwich transformer.
+"""Named architectures: layer lists of the MAD papers at their scale, and of MambaFormer, RWKV-7 and Kimi Linear.
 
 Sources: Poli et al., "Mechanistic Design and Scaling of Hybrid Architectures", 2024 (the striped and plain ones; the
 lists of hyena experts, Mamba and gated linear attention follow its rules, since it does not print them); Park et al.,
 "Can Mamba Learn How to Learn?", 2024 (MambaFormer); Press et al., "Improving Transformer Models by Reordering their
-Sublayers", 2020 (the sandwich).
+Sublayers", 2020 (the sandwich); Peng et al., "RWKV-7 Goose with Expressive Dynamic State Evolution", 2025; Kimi Team,
+"Kimi Linear: An Expressive, Efficient Attention Architecture", 2025 (its list; the MLPs are dense ones, and attention
+keeps all of its keys and values, where the paper has experts and a compressed cache).
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ from manticore.stacks.configuration import StackConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """A layer list, with options where they are not the layers' defaults."""
+    """A layer list, with options and sharing where they are not the layers' defaults."""
 
-    layers: tuple[str | tuple[str, dict[str, Any]], ...]
+    layers: tuple[str | tuple[str, dict[str, Any]] | tuple[str, dict[str, Any], dict[str, Any]], ...]
 
 
 TRANSFORMER = Preset(("mh-attention", "swiglu") * 2)
@@ -37,6 +39,16 @@ MH_GLA = Preset(("mh-gated-linear-attention", "swiglu") * 2)
 MAMBAFORMER = Preset(("mamba", *(("mh-attention", {"rotary": False}), "mamba") * 2))
 # mixers of tokens below, of channels above, and both in turns between them: k = 1 of two of each
 SANDWICH_TRANSFORMER = Preset(("mh-attention", "mh-attention", "swiglu", "swiglu"))
+RWKV7 = Preset(
+    (
+        "rwkv7-time-mixer",
+        "rwkv7-channel-mixer",
+        ("rwkv7-time-mixer", {}, {"features_of": 0, "features": ["values"]}),
+        "rwkv7-channel-mixer",
+    )
+)
+# three layers of it for one of attention without positions
+KIMI_LINEAR = Preset((*("kimi-delta-attention", "swiglu") * 3, ("mh-attention", {"rotary": False}), "swiglu"))
 
 
 def preset_config(name: str, **settings: Any) -> StackConfig:

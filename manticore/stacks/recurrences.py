@@ -5,6 +5,8 @@
                     with a bonus u (RWKV):                   o_t = (S_{t-1} + diag(u) k_t v_t^T)^T q_t
     delta rule      S_t = a_t S_{t-1} + k_t u_t^T            o_t = S_t^T q_t
                     u_t = b_t (v_t - a_t S_{t-1}^T k_t)
+    with channel decay
+    and low rank    S_t = diag(w_t) S_{t-1} + k_t v_t^T + b_t u_t^T   o_t = S_t^T q_t   u_t = S_{t-1}^T a_t
 
 With logarithms of the decays summed inside a chunk every factor is exp(difference) <= 1, so nothing overflows however
 fast a state decays. In the delta rule the u_t of a chunk solve a triangular system (the WY form of Yang et al.,
@@ -163,6 +165,102 @@ def delta_rule_flops(tokens: int, heads: int, key_width: int, value_width: int) 
     products = size * size * (2 * key_width + value_width) + 3 * size * key_width * value_width
     solve = size * size * (key_width + value_width)
     return heads * chunks * (2 * products + solve)
+
+
+def channel_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    log_decay: Tensor,
+    b: Tensor | None = None,
+    state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Linear attention with one decay per key channel, which rewrites a part of its state at every step.
+
+    It reads along ``a`` what the state held, and writes that along ``b``: the diagonal plus a matrix of rank one of
+    RWKV-7 (Peng et al., 2025). Where b is k, the step writes k (v + u)^T, which Kimi delta attention does with
+    a = -diag(w) k and k times its beta (Kimi Team, 2025).
+
+    Args:
+        q: ``[B, H, T, K]``.
+        k: ``[B, H, T, K]``.
+        v: ``[B, H, T, V]``.
+        a: ``[B, H, T, K]``.
+        log_decay: ``[B, H, T, K]``, log w_t <= 0.
+        b: ``[B, H, T, K]``; None is k.
+        state: ``[B, H, K, V]`` before the first step; None is zeros.
+
+    Returns:
+        o ``[B, H, T, V]`` and the state after the last step.
+    """
+    tokens, value_width = q.shape[2], v.shape[-1]
+    size = min(CHANNEL_CHUNK, tokens)
+    q, k, v, a, log_decay = (_chunks(x, size) for x in (q, k, v, a, log_decay))
+    b = None if b is None else _chunks(b, size)
+    total = log_decay.cumsum(-2)
+    # a reads before the step's own decay; q reads after it, which is q w before it and the step's own part beside it
+    reach = total - log_decay
+    exponents = reach[..., :, None, :] - total[..., None, :, :]
+    earlier = exponents.new_ones(size, size, dtype=torch.bool).tril(-1)
+    decays = exponents.masked_fill(~earlier[..., None], float("-inf")).exp()
+    readers = torch.stack([a, q * log_decay.exp()], -1)
+
+    def scores(writer: Tensor) -> tuple[Tensor, Tensor]:
+        """What a and q see of what is written along ``writer``: ``[B, H, N, C, C]`` each."""
+        seen, read = ((decays * writer[..., None, :, :]) @ readers).unbind(-1)
+        return seen, read + torch.diag_embed((q * writer).sum(-1))
+
+    seen, read = scores(k)
+    from_start, to_end = reach.exp(), (total[..., -1:, :] - total).exp()
+    right, writer = v, k
+    out = added = None
+    if b is not None:
+        # v is known beforehand; what remains to solve for is u, which is written along b
+        right, out, added = seen @ v, read @ v, (k * to_end).mT @ v
+        seen, read = scores(b)
+        writer = b
+    solved = torch.linalg.solve_triangular(
+        -seen, torch.cat([right, a * from_start], -1), upper=False, unitriangular=True
+    )
+    fresh, taken = solved.split([value_width, solved.shape[-1] - value_width], -1)
+    before, updates, state = _rewritten(fresh, taken, (writer * to_end).mT, total[..., -1, :, None].exp(), added, state)
+    result = read @ updates + (q * total.exp()) @ before
+    return (result if out is None else result + out).flatten(2, 3)[:, :, :tokens], state
+
+
+def channel_delta_rule_flops(
+    tokens: int, heads: int, key_width: int, value_width: int, *, two_writers: bool = False
+) -> int:
+    """FLOPs of the products and the triangular solve of :func:`channel_delta_rule`, with a ``b`` or without one."""
+    size, chunks = _sizes(tokens, CHANNEL_CHUNK)
+    inside = size * size * (2 * key_width + value_width)
+    products = inside + 3 * size * key_width * value_width
+    if two_writers:
+        products += inside + size * size * value_width + size * key_width * value_width
+    solve = size * size * (key_width + value_width)
+    return heads * chunks * (2 * products + solve)
+
+
+def _rewritten(
+    fresh: Tensor, taken: Tensor, keys: Tensor, kept: Tensor, added: Tensor | None, state: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """States before every chunk ``[B, H, N, K, V]``, what each writes ``[B, H, N, C, V]``, the state after the last."""
+    batch, heads = fresh.shape[:2]
+    first = fresh.new_zeros(batch, heads, keys.shape[-2], fresh.shape[-1]) if state is None else state
+    current = first.flatten(0, 1)
+    # products of three dimensions and a sum are one operation each, and there are two in every turn of the loop
+    turns = [x.flatten(0, 1).unbind(1) for x in (fresh, taken, keys, kept)]
+    also = [None] * fresh.shape[2] if added is None else added.flatten(0, 1).unbind(1)
+    before, updates = [], []
+    for fresh_n, taken_n, keys_n, kept_n, added_n in zip(*turns, also):
+        update = torch.baddbmm(fresh_n, taken_n, current)
+        before.append(current)
+        updates.append(update)
+        left = kept_n * current if added_n is None else torch.addcmul(added_n, kept_n, current)
+        current = torch.baddbmm(left, keys_n, update)
+    stacked = (torch.stack(x, 1).unflatten(0, (batch, heads)) for x in (before, updates))
+    return *stacked, current.unflatten(0, (batch, heads))
 
 
 def _sizes(tokens: int, chunk: int) -> tuple[int, int]:

@@ -27,12 +27,13 @@ from manticore.stacks.recurrences import channel_decay, channel_decay_flops
 _MIXES = {"w": 1.0, "k": 1.0, "v": 1.0, "r": 0.5, "g": 0.5}
 
 
-def _before(hidden: Tensor, step: Step) -> Tensor:
+def token_before(hidden: Tensor, step: Step) -> Tensor:
     """``[B, T, D]``: the token before each token, zeros before the first."""
     return step.window(hidden.mT, 1)[..., :-1].mT
 
 
-def _ramp(width: int, like: Tensor) -> Tensor:
+def ramp(width: int, like: Tensor) -> Tensor:
+    """``[D]``: 0 to almost 1 over the channels, on the device of ``like``."""
     return torch.arange(width, dtype=torch.float32, device=like.device) / width
 
 
@@ -105,14 +106,14 @@ class RWKV5TimeMixer(_TimeMixer):
 
     def forward(self, hidden: Tensor, step: Step) -> Tensor:
         hidden = step.silence(hidden)
-        before = _before(hidden, step)
+        before = token_before(hidden, step)
         inputs = {name: before + (hidden - before) * mix for name, mix in self.mixes.items()}
         return self._run(inputs, self.decay.expand_as(hidden), step)
 
     def reset_extra_parameters(self) -> None:
         super().reset_extra_parameters()
         for name, mix in self.mixes.items():
-            init.copy_(mix, (_ramp(len(mix), mix) ** _MIXES[name]).to(mix.dtype))
+            init.copy_(mix, (ramp(len(mix), mix) ** _MIXES[name]).to(mix.dtype))
 
 
 class RWKV6TimeMixer(_TimeMixer):
@@ -146,7 +147,7 @@ class RWKV6TimeMixer(_TimeMixer):
 
     def forward(self, hidden: Tensor, step: Step) -> Tensor:
         hidden = step.silence(hidden)
-        change = _before(hidden, step) - hidden
+        change = token_before(hidden, step) - hidden
         # [B, T, 5, rank] @ [5, rank, D]
         low = torch.tanh((hidden + change * self.base_mix) @ self.mix_down).unflatten(-1, (len(_MIXES), -1))
         shifts = torch.einsum("btmr,mrd->mbtd", low, self.mix_up)
@@ -162,10 +163,10 @@ class RWKV6TimeMixer(_TimeMixer):
 
     def reset_extra_parameters(self) -> None:
         super().reset_extra_parameters()
-        ramp = _ramp(len(self.base_mix), self.base_mix)
-        init.copy_(self.base_mix, (1 - ramp).to(self.base_mix.dtype))
+        share = ramp(len(self.base_mix), self.base_mix)
+        init.copy_(self.base_mix, (1 - share).to(self.base_mix.dtype))
         # here the mixes say how much of the token before to take
-        start = torch.stack([1 - ramp**power for power in _MIXES.values()])
+        start = torch.stack([1 - share**power for power in _MIXES.values()])
         init.copy_(self.mixes, start.to(self.mixes.dtype))
         for weight in (self.mix_down, self.mix_up, self.decay_down, self.decay_up):
             init.uniform_(weight, -1e-4, 1e-4)
@@ -190,7 +191,7 @@ class RWKVChannelMixer(Mixer):
 
     def forward(self, hidden: Tensor, step: Step) -> Tensor:
         hidden = step.silence(hidden)
-        before = _before(hidden, step)
+        before = token_before(hidden, step)
         change = hidden - before
         units = F.relu(self.key(before + change * self.key_mix)).square()
         return self.receptance(before + change * self.receptance_mix).sigmoid() * self.value(units)
@@ -200,4 +201,4 @@ class RWKVChannelMixer(Mixer):
 
     def reset_extra_parameters(self) -> None:
         for mix in (self.key_mix, self.receptance_mix):
-            init.copy_(mix, _ramp(len(mix), mix).to(mix.dtype))
+            init.copy_(mix, ramp(len(mix), mix).to(mix.dtype))

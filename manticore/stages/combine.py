@@ -148,6 +148,8 @@ class CombineRecord(Record):
     projector: str = ""
     boundaries: tuple[tuple[int, ...], ...] = ()
     """Per component N+1 layer indices: block n holds layers ``boundaries[k][n]`` to ``boundaries[k][n+1] - 1``."""
+    feature_spaces: tuple[int, ...] = ()
+    """Per component the first one that shares its feature space; empty where all are apart."""
     tokenizer: str = ""
     """The component whose tokenizer was kept, where they differ."""
     reembedded: tuple[Reembedded | None, ...] = ()
@@ -243,6 +245,8 @@ class Combine(Stage):
             combined["texts"] = weighed_texts(hybrid, run.task)
         if config.reembedded is not None:
             combined |= {"tokenizer": section.tokenizer, "reembedded": config.reembedded}
+        if config.feature_spaces is not None:
+            combined["feature_spaces"] = config.feature_spaces
         combined = CombineRecord.written(boundaries=config.boundaries, **combined)
         sizes = " + ".join(f"{record['parameters']:,}" for record in components)
         task = TaskInfo.of(run.task, recipe.task.options, test_examples=recipe.finetune.test_examples)

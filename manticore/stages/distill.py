@@ -94,12 +94,13 @@ class Distill(Stage):
 
     def _compared(self, costing: Costing, path: list[int]) -> list[tuple[int, int]]:
         """Where a path's blocks are compared with those of the components that the teacher holds."""
-        from manticore.hybrid.path import behind_hand_overs
+        from manticore.hybrid.path import behind_projectors
 
         teacher, names = self.settings(costing.recipe).teacher, [source.name for source in costing.sources]
+        spaces = costing.skeleton.hybrid.config.spaces
         if costing.shape.mixing == "gated" or teacher not in (SUPERNET, *names):
             return []
-        return [(k, n) for k, n in behind_hand_overs(path) if teacher in (SUPERNET, names[k])]
+        return [(k, n) for k, n in behind_projectors(path, spaces) if teacher in (SUPERNET, names[k])]
 
     def _teacher(self, costing: Costing, student: Case) -> tuple[float, float]:
         """FLOPs and bytes of the teacher's logits for a micro-batch; of a model from elsewhere as of the supernet."""

@@ -280,10 +280,12 @@ def _collect(
     flops_per_pack = 0.0
     for batch in packs.batches(batch_size, hybrid.device):
         with counted(not flops_per_pack) as count:
-            features = boundary_features(hybrid, sums.keys, batch)
-            sums.update(features, batch.attention_mask)
-            if errors is not None:
-                errors.update(features, batch.attention_mask)
+            # components of one feature space have nothing between them
+            if pairs:
+                features = boundary_features(hybrid, sums.keys, batch)
+                sums.update(features, batch.attention_mask)
+                if errors is not None:
+                    errors.update(features, batch.attention_mask)
         flops_per_pack = flops_per_pack or count() / len(batch)
         clock.tick()
     return sums, round(flops_per_pack * len(packs))

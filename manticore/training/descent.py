@@ -72,6 +72,8 @@ def _descend(
     hybrid: ManticoreForCausalLM, packs: Packs, steps: int, lr: float, batch_size: int, seed: int, clock: Clock
 ) -> int:
     parameters = list(hybrid.mixing.projectors.requires_grad_(True).parameters())
+    if not parameters:
+        raise ManticoreError("align: steps have no effect, since the hybrid has no projectors. Fix: steps=0")
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     flops_per_step = 0

@@ -21,7 +21,7 @@ from manticore.components.runner import Runner
 from manticore.components.token_matching import same_tokenizer
 from manticore.errors import ManticoreError
 from manticore.flops import counted_flops
-from manticore.hybrid.path import behind_hand_overs
+from manticore.hybrid.path import behind_projectors
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.kernels.mamba import fast_scan
 from manticore.modes import kept_modes
@@ -169,7 +169,7 @@ class Teacher:
     def counterparts(self, student: PreTrainedModel) -> tuple[list[Counterpart], str]:
         """Where blocks of the student can be compared with those of the components that they came from.
 
-        Behind the first hand-over, since before it there is nothing new: at boundaries whose component the teacher has.
+        Behind the first projector, since before it nothing trains: at boundaries whose component the teacher has.
 
         Returns:
             One entry per component, and, where there is none, why.
@@ -180,9 +180,9 @@ class Teacher:
         path = config.path
         if path is None:
             return [], "the student is a supernet, whose blocks hold several components"
-        spaces = behind_hand_overs(path)
+        spaces = behind_projectors(path, config.spaces)
         if not spaces or not len(student.mixing.projectors):
-            return [], f"the student's path {path} has no projector, so nothing in it is new"
+            return [], f"the student's path {path} has no projector, which is all that this phase trains"
         found, why = [], ""
         for k in sorted({k for k, _ in spaces}):
             model, reason = self._counterpart(student, k)

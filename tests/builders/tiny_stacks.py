@@ -26,6 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mh-gated-linear-attention": {"num_heads": 4, "gate_rank": 4},
     "delta-net": {"num_heads": 4},
     "gated-delta-net": {"num_heads": 4},
+    "kimi-delta-attention": {"num_heads": 4, "gate_rank": 3},
     "hyena": {"inner_factor": 2, "proj_groups": 2},
     "mh-hyena": {"num_groups": 4, "proj_groups": 2},
     "hyena-experts": {"num_experts": 4, "expert_width": 4, "filter_order": 3},
@@ -34,6 +35,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rwkv6-time-mixer": {"num_heads": 4, "mix_rank": 3, "decay_rank": 4},
     "rwkv5-channel-mixer": {"inner_width": 24},
     "rwkv6-channel-mixer": {"inner_width": 24},
+    "rwkv7-time-mixer": {"num_heads": 4, "decay_rank": 3, "rate_rank": 4, "value_rank": 2, "gate_rank": 5},
+    "rwkv7-channel-mixer": {"inner_width": 24},
     "moe-mlp": {"num_experts": 4, "expert_width": 4},
 }
 

@@ -100,6 +100,22 @@ def delta_net(m: Any, x: Tensor) -> Tensor:
     return m.out_proj(out * F.silu(m.gate_proj(x)) if m.gated else out)
 
 
+def kimi_delta_attention(m: Any, x: Tensor) -> Tensor:
+    q, k, v = (_by_head(y, m) for y in F.silu(_short(m.conv, m.qkv_proj(x))).chunk(3, -1))
+    q, k = q / q.norm(dim=-1, keepdim=True), k / k.norm(dim=-1, keepdim=True)
+    beta = torch.sigmoid(m.beta_proj(x))
+    time_step = _by_head(F.softplus(m.decay_up(m.decay_down(x)) + m.decay_bias), m)
+    kept = torch.exp(-m.log_rate.exp()[:, None] * time_step)
+    state, outputs = x.new_zeros(m.num_heads, m.head_dim, m.head_dim), []
+    for t in range(len(x)):
+        state = kept[t][:, :, None] * state
+        held = torch.einsum("hkv,hk->hv", state, k[t])
+        state = state + k[t][:, :, None] * (beta[t][:, None] * (v[t] - held))[:, None]
+        outputs.append(torch.einsum("hkv,hk->hv", state, q[t]) / math.sqrt(m.head_dim))
+    gate = torch.sigmoid(x @ m.gate_down.weight.T @ m.gate_up.weight.T + m.gate_up.bias)
+    return m.out_proj(_rms(torch.stack(outputs), m.norm).flatten(1) * gate)
+
+
 def _filter(filters: Any, t: int) -> Tensor:
     """One value per channel."""
     x = filters.table[t]
@@ -211,6 +227,38 @@ def rwkv6_time_mixer(m: Any, x: Tensor) -> Tensor:
     return _rwkv(m, inputs, m.decay + torch.tanh(inputs["w"] @ m.decay_down) @ m.decay_up)
 
 
+def rwkv7_time_mixer(m: Any, x: Tensor, first: Tensor | None = None) -> Tensor:
+    """``first``: the values of the lowest time mixer, ``[T, D]``; None where this one is the lowest."""
+    r, w, k, v, a, g = (x + (_before(x) - x) * mix for mix in m.mixes)
+    log_decay = -math.exp(-0.5) * torch.sigmoid(m.decay.bias + torch.tanh(w @ m.decay.down) @ m.decay.up)
+    rate = torch.sigmoid(m.rate.bias + a @ m.rate.down @ m.rate.up)
+    gate = torch.sigmoid(g @ m.gate.down) @ m.gate.up
+    value = m.value(v)
+    if first is not None:
+        share = torch.sigmoid(m.value_share.bias + v @ m.value_share.down @ m.value_share.up)
+        value = value + (first - value) * share
+    key = m.key(k)
+    removal = _by_head(key * m.removal_scale, m)
+    removal = removal / removal.norm(dim=-1, keepdim=True)
+    key = key * (1 + (rate - 1) * m.rate_scale)
+    r, key, value, rate, decay = (_by_head(y, m) for y in (m.receptance(r), key, value, rate, log_decay.exp()))
+    state, outputs = x.new_zeros(m.num_heads, m.head_dim, m.head_dim), []
+    for t in range(len(x)):
+        held = torch.einsum("hkv,hk->hv", state, removal[t])
+        state = decay[t][:, :, None] * state - (removal[t] * rate[t])[:, :, None] * held[:, None]
+        state = state + key[t][:, :, None] * value[t][:, None]
+        outputs.append(torch.einsum("hkv,hk->hv", state, r[t]))
+    heads = torch.stack(outputs)
+    centred = heads - heads.mean(-1, keepdim=True)
+    normed = (centred / (centred.square().mean(-1, keepdim=True) + 1e-5 * m.head_dim).sqrt()).flatten(1)
+    own = (r * m.bonus * key).sum(-1, keepdim=True) * value
+    return m.out_proj((normed * m.norm.weight + m.norm.bias + own.flatten(1)) * gate)
+
+
+def rwkv7_channel_mixer(m: Any, x: Tensor) -> Tensor:
+    return m.value(torch.relu(m.key(x + (_before(x) - x) * m.key_mix)) ** 2)
+
+
 def rwkv_channel_mixer(m: Any, x: Tensor) -> Tensor:
     def mixed(mix: Tensor) -> Tensor:
         return x * mix + _before(x) * (1 - mix)
@@ -250,6 +298,7 @@ TWINS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "mh-gated-linear-attention": gated_linear_attention,
     "delta-net": delta_net,
     "gated-delta-net": delta_net,
+    "kimi-delta-attention": kimi_delta_attention,
     "hyena": hyena,
     "mh-hyena": mh_hyena,
     "hyena-experts": hyena_experts,
@@ -260,6 +309,8 @@ TWINS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "rwkv6-time-mixer": rwkv6_time_mixer,
     "rwkv5-channel-mixer": rwkv_channel_mixer,
     "rwkv6-channel-mixer": rwkv_channel_mixer,
+    "rwkv7-time-mixer": rwkv7_time_mixer,
+    "rwkv7-channel-mixer": rwkv7_channel_mixer,
     "mlp": mlp,
     "swiglu": swiglu,
     "moe-mlp": moe_mlp,

@@ -51,6 +51,7 @@ STATES = {
     "mh-gated-linear-attention": 8 * 16 * 16,
     "delta-net": 8 * 16 * 16,
     "gated-delta-net": 8 * 16 * 16,
+    "kimi-delta-attention": 8 * 16 * 16,
     "hyena": 512 * 4,
     "mh-hyena": 8 * 16 * 16 * 2,
     "hyena-experts": 8 * 16 * 16,
@@ -59,6 +60,7 @@ STATES = {
     "mamba-2": 256 * 4,
     "rwkv5-time-mixer": 8 * 16 * 16,
     "rwkv6-time-mixer": 8 * 16 * 16,
+    "rwkv7-time-mixer": 8 * 16 * 16,
 }
 """At width 128 after 64 tokens; the others have none."""
 
@@ -110,13 +112,17 @@ def test_a_model_gives_its_layers_what_the_definition_needs(name: str) -> None:
 
 def test_sequences_of_several_chunks_compute_the_definition() -> None:
     x = torch.randn(1, 90, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    for name in ("mh-linear-attention", "mh-gated-linear-attention", "gated-delta-net", "mamba-2", "rwkv6-time-mixer"):
+    recurrences = ("mh-linear-attention", "mh-gated-linear-attention", "gated-delta-net", "mamba-2", "rwkv6-time-mixer")
+    for name in (*recurrences, "kimi-delta-attention", "rwkv7-time-mixer"):
         mixer = tiny_mixer(name)
         with torch.no_grad():
             torch.testing.assert_close(run(mixer, x)[0], TWINS[name](mixer, x[0]), rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["mh-gated-linear-attention", "rwkv6-time-mixer", "gated-delta-net", "mamba-2"])
+@pytest.mark.parametrize(
+    "name",
+    ["mh-gated-linear-attention", "rwkv6-time-mixer", "gated-delta-net", "kimi-delta-attention", "mamba-2"],
+)
 def test_states_that_forget_at_once_stay_finite_in_single_precision(name: str) -> None:
     mixer = tiny_mixer(name).float()
     with torch.no_grad():

@@ -90,6 +90,35 @@ def test_shared_weights_are_one_and_shared_keys_are_the_lower_layers() -> None:
     assert not hasattr(layers[3].mixer, "k_proj")
 
 
+def test_upper_layers_of_rwkv7_draw_their_values_towards_the_lowest_ones() -> None:
+    """The first layer's values, also where they come through a layer that has drawn its own towards them."""
+    options = {"num_heads": 4, "decay_rank": 3, "rate_rank": 4, "value_rank": 2, "gate_rank": 5}
+    sharing = [["rwkv7-time-mixer", options, {"features_of": below, "features": ["values"]}] for below in (0, 2)]
+    model = tiny_stack(["rwkv7-time-mixer", options], "rwkv7-channel-mixer", *sharing)
+    ids = tokens(1, 21)
+    layers: Any = model.model.layers
+    twin = TWINS["rwkv7-time-mixer"]
+    with torch.no_grad():
+        hidden = model.model.embed_tokens(ids[0])
+        inputs = layers[0].norm(hidden)
+        before = torch.cat([torch.zeros_like(inputs[:1]), inputs[:-1]])
+        first = layers[0].mixer.value(inputs + (before - inputs) * layers[0].mixer.mixes[3])
+        hidden = hidden + twin(layers[0].mixer, inputs)
+        hidden = hidden + TWINS["rwkv7-channel-mixer"](layers[1].mixer, layers[1].norm(hidden))
+        for layer in layers[2:]:
+            hidden = hidden + twin(layer.mixer, layer.norm(hidden), first)
+        expected = model.lm_head(model.model.norm(hidden))
+        whole = model(ids, use_cache=False).logits
+    torch.testing.assert_close(whole[0], expected, rtol=1e-9, atol=1e-11)
+    parts, cache = continued(model, ids, [0, 7, 8, 9, 21])
+    torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-11)
+    assert 2 * held(cache) == cache_bytes(model.config, 21)
+    # every layer has its own state, and a map of low rank more where it takes values
+    sizes = layer_sizes(model.config, 21)
+    assert [size.state for size in sizes] == [64, 0, 64, 64]
+    assert sizes[2].parameters - sizes[0].parameters == 2 * 16 * 2 + 16
+
+
 def _attended(maker: Any, q: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """The twin of attention with given queries, before its last map."""
 
@@ -150,9 +179,10 @@ def test_what_is_shared_is_saved_once_and_loads_shared(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed_gradients_of_shared_layers_are_the_plain_ones(reentrant: bool) -> None:
+    values = [R, ["rwkv7-time-mixer", HEADS, {"features_of": len(SHARED), "features": ["values"]}]]
     gradients = []
     for checkpoint in (False, True):
-        model = tiny_stack(*SHARED).train()
+        model = tiny_stack(*SHARED, *values, "kimi-delta-attention").train()
         if checkpoint:
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         model(tokens(2, 12), labels=tokens(2, 12)).loss.backward()
@@ -169,6 +199,8 @@ def _refused(*layers: Any) -> str:
 
 
 A: list[Any] = ["mh-attention", HEADS]
+R: list[Any] = ["rwkv7-time-mixer", HEADS]
+VALUES: dict[str, Any] = {"features_of": 0, "features": ["values"]}
 
 
 @pytest.mark.parametrize(
@@ -191,6 +223,8 @@ A: list[Any] = ["mh-attention", HEADS]
         ([["mh-attention", {"num_heads": 2}], [*A, {"features_of": 0, **KV}]], "its heads have width 8 (expected 4)"),
         ([["mh-attention", {**HEADS, "rotary": False}], [*A, {"features_of": 0, **KV}]], "its window or rotations are"),
         ([A, [*A, {"features_of": 0, **KV}], [*A, {"weights_of": 1}]], "layers[1] has no weights for its keys and val"),
+        ([R, ["rwkv7-time-mixer", HEADS, {"weights_of": 0, **VALUES}]], "layers[0] has no weights to take values with"),
+        (["mamba", ["rwkv7-time-mixer", HEADS, VALUES]], "recurrence of 32 x 4 (expected an RWKV-7 time mixer)"),
     ],
 )  # fmt: skip
 def test_sharing_that_cannot_be_is_refused_by_position(layers: list[Any], words: str) -> None:

@@ -181,6 +181,37 @@ def test_rwkv_starts_as_the_lowest_layer_of_its_authors(name: str) -> None:
         assert float(weight.std()) == pytest.approx(1e-4 / 3**0.5, rel=0.1)
 
 
+def test_rwkv7_starts_as_the_lowest_layer_of_its_authors() -> None:
+    torch.manual_seed(0)
+    width, heads = 128, 8
+    upper = ["rwkv7-time-mixer", {}, {"features_of": 0, "features": ["values"]}]
+    model = StackForCausalLM(StackConfig(layers=["rwkv7-time-mixer", upper], hidden_size=width))
+    mixer: Any = model.model.layers[1].mixer
+    head = width // heads
+    slope = torch.arange(width) / (width - 1)
+    inside = torch.arange(width) % head * 2 / (head - 1) - 1
+    zigzag = inside.sign() * inside**2
+    torch.testing.assert_close(mixer.decay.bias, -6 + 6 * slope + 0.5 + 2.5 * zigzag)
+    torch.testing.assert_close(mixer.rate.bias, -0.19 + 0.3 * zigzag + 0.4 * (slope - 0.5))
+    torch.testing.assert_close(mixer.value_share.bias, 0.73 - 0.4 * (slope - 0.5))
+    torch.testing.assert_close(mixer.removal_scale, 0.71 - 0.1 * (slope - 0.5))
+    powers = torch.tensor([0.2, 0.9, 0.7, 0.7, 0.9, 0.2])
+    torch.testing.assert_close(mixer.mixes, 1 - (torch.arange(width) / width) ** powers[:, None])
+    for low_rank in (mixer.decay, mixer.rate, mixer.gate, mixer.value_share):
+        assert not bool(low_rank.down.any())
+        torch.testing.assert_close(low_rank.up @ low_rank.up.T, 0.01 * torch.eye(len(low_rank.up)))
+
+
+def test_kimi_delta_attention_starts_with_rates_and_time_steps_of_its_range() -> None:
+    torch.manual_seed(0)
+    mixer: Any = StackForCausalLM(StackConfig(layers=["kimi-delta-attention"])).model.layers[0].mixer
+    rates, steps = mixer.log_rate.detach().exp(), torch.nn.functional.softplus(mixer.decay_bias.detach())
+    assert 1 <= float(rates.min()) <= float(rates.max()) <= 16
+    assert 0.000999 <= float(steps.min()) <= float(steps.max()) <= 0.1001
+    # spread over the whole range, evenly on a logarithmic scale
+    assert float(steps.log10().mean()) == pytest.approx(-2, abs=0.2)
+
+
 def test_a_trainer_step_reaches_every_weight(tmp_path: Path) -> None:
     model = tiny_stack(*MIXED).float().train()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

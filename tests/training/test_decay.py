@@ -59,6 +59,7 @@ def test_of_a_stack_the_maps_decay_and_nothing_that_sets_a_recurrence_or_a_scale
         "mamba": {"A_log"},
         "rwkv5-time-mixer": {"bonus"},
         "rwkv6-time-mixer": {"bonus", "mixes", "mix_down", "mix_up", "decay_down", "decay_up"},
+        "rwkv7-time-mixer": {"bonus", "mixes", "down", "up"},
     }
     hyena = {"table", "weight"} if "hyena" in layer or "gconv-2" in layer else set()
     assert tables == ({"A_log"} if "rec-" in layer else allowed.get(layer, hyena)), layer
