@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import copy
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from manticore.components.loading import check_family
 from manticore.errors import ManticoreError
 from manticore.making import refuse_misfits
-from manticore.option_types import Count, TwinMixers, Wanted, literals
+from manticore.option_types import Count, LayerIndices, TwinMixers
 
 _SAVED = "load a config.json that save_pretrained wrote"
 _SOFTMAX = ("full_attention", "sliding_attention")
-
-LayerIndices = Annotated[
-    list[Annotated[int, Field(ge=0)]],
-    Field(min_length=1),
-    Wanted("indices of layers, at least one", "for instance layers=[3, 7, 11]"),
-]
 
 
 class TwinConfig(PreTrainedConfig):
@@ -173,11 +166,6 @@ class TwinConfig(PreTrainedConfig):
             self.window = window
         if getattr(self.parent, "sliding_window", None) is not None:
             self.parent.sliding_window = window
-
-
-def mixer_names() -> list[str]:
-    """The names of all mixers."""
-    return literals(TwinMixers)
 
 
 def _kinds_of(parent: PreTrainedConfig) -> list[str]:

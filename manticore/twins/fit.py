@@ -20,15 +20,14 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from manticore.components.masters import held_in_float32
 from manticore.components.runner import Runner
 from manticore.errors import ManticoreError
-from manticore.tasks.beginning import Bos
-from manticore.tasks.corpus import Text
 from manticore.training.calibration import Packs, calibration_packs
 from manticore.training.descent import Clock, Progress, drawn
+from manticore.twin_settings import Twin
 from manticore.twins.attention_maps import find_attention, hidden_of
 from manticore.twins.mixers import PADDING, TwinMixer
 from manticore.twins.modeling import HandsOn, TwinForCausalLM
@@ -61,19 +60,10 @@ class TwinFit:
 def fit_twin(
     twin: TwinForCausalLM,
     parent: PreTrainedModel,
-    text: Text,
+    settings: Twin,
     *,
-    tokens: int = 262144,
-    length: int = 512,
-    batch_size: int = 4,
-    lr: float = 1e-3,
-    holdout: float = 0.05,
-    bos: Bos = "auto",
-    text_column: str | None = None,
     seed: int = 0,
-    tokenizer: PreTrainedTokenizerBase | None = None,
     checkpoint: str | Path | None = None,
-    save_steps: int = 50,
     progress: Progress | None = None,
 ) -> TwinFit:
     """Teach a twin's mixers, in place, what the attention did that they stand for; each sequence is read once.
@@ -81,19 +71,10 @@ def fit_twin(
     Args:
         twin: what :func:`manticore.twin` made.
         parent: the parent that it was made of, which stays as it is.
-        text: as :func:`manticore.align` takes it.
-        tokens: of calibration text, held-out ones included.
-        length: T, tokens of a sequence.
-        batch_size: B, sequences per step.
-        lr: the first learning rate; it falls linearly to zero.
-        holdout: share of the text that errors are measured on, and that nothing is fitted to.
-        bos: whether sequences begin with the tokenizer's BOS token.
-        text_column: the column that holds the documents, where there are columns.
+        settings: the text, and how it is read.
         seed: decides which text is taken, and in which order.
-        tokenizer: by default the twin's own.
         checkpoint: a file for what a stopped fit goes on from, to the same numbers; None keeps none. It is removed in
             the end.
-        save_steps: how often that is written.
         progress: called after each batch.
 
     Raises:
@@ -102,27 +83,34 @@ def fit_twin(
     """
     started = time.perf_counter()
     _check_parent(twin, parent)
+    assert settings.text is not None
     fitted, heldout = calibration_packs(
-        text,
-        text_column=text_column,
-        tokens=tokens,
-        holdout=holdout,
-        length=length,
-        bos=bos,
+        settings.text,
+        text_column=settings.text_column,
+        tokens=settings.tokens,
+        holdout=settings.holdout,
+        length=settings.length,
+        bos=settings.bos,
         seed=seed,
-        tokenizer=tokenizer if tokenizer is not None else twin.tokenizer,
+        tokenizer=twin.tokenizer,
     )
+    batch_size, lr = settings.batch_size, settings.lr
     steps, per_pass = -(-len(fitted) // batch_size), -(-len(heldout) // batch_size)
     clock = Clock(progress, steps + 2 * per_pass)
     mixers = nn.ModuleDict({str(index): mixer for index, mixer in twin.mixers.items()})
     trained = [(parameter, parameter.requires_grad) for parameter in twin.parameters()]
     twin.requires_grad_(False)
+    table: Any = parent.get_input_embeddings()
     key = {"twin": twin.config.to_json_string(), "seed": seed, "lr": lr, "batch_size": batch_size}
     try:
         with held_in_float32(mixers), _beside(parent, twin) as layers:
             mixers.requires_grad_(True)
             optimizer = torch.optim.AdamW(mixers.parameters(), lr=lr, weight_decay=0.0)
-            stopped = None if checkpoint is None else StoppedFit(Path(checkpoint), key, fitted.input_ids)
+            stopped = (
+                None
+                if checkpoint is None
+                else StoppedFit(Path(checkpoint), key, [fitted.input_ids, table.weight.detach()])
+            )
             found = None if stopped is None else stopped.load(mixers, optimizer)
             begun, before = found or (0, _errors(parent, layers, heldout, batch_size, clock))
             clock.step = per_pass + begun
@@ -134,7 +122,7 @@ def fit_twin(
                 error = _step(parent, layers, batch, optimizer)
                 if not math.isfinite(error):
                     raise ManticoreError(f"twin: the error is {error} in step {step + 1}. Fix: a smaller lr")
-                if stopped is not None and (step + 1) % save_steps == 0:
+                if stopped is not None and (step + 1) % settings.save_steps == 0:
                     stopped.keep(step + 1, before, mixers, optimizer)
                 clock.tick(error=error)
             after = _errors(parent, layers, heldout, batch_size, clock)

@@ -9,12 +9,13 @@ Shapes: B batch, T tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import copy
+import os
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 from transformers.masking_utils import create_sliding_window_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -65,7 +66,16 @@ class TwinForCausalLM(AdapterGuard, OwnCacheGenerationMixin):
         for index in config.layers or ():
             exchange(layers[index], index, config)
         self.parent.base_model.register_forward_pre_hook(HandsOn(config.window), with_kwargs=True)
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.fitted: Any = None
+        """How far its mixers are from the parent's attention, a :class:`~manticore.twins.fit.TwinFit`; not saved."""
         self.post_init()
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
+        """Save weights, configuration and, where it has one in memory, the parent's tokenizer."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
 
     @property
     def base_model(self) -> nn.Module:  # type: ignore[override]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -24,13 +25,14 @@ class StoppedFit:
 
     Args:
         path: the file.
-        key: what the fit depends on, beside its text.
-        input_ids: its text.
+        key: what the fit depends on, beside tensors.
+        tensors: its text, and what tells its parent from others.
     """
 
-    def __init__(self, path: Path, key: Mapping[str, Any], input_ids: Tensor) -> None:
-        digest = hashlib.sha256(input_ids.cpu().numpy().tobytes())
-        digest.update(json.dumps(key, sort_keys=True).encode())
+    def __init__(self, path: Path, key: Mapping[str, Any], tensors: Sequence[Tensor]) -> None:
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
+        for tensor in tensors:
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
         self.path, self.key = path, digest.hexdigest()
 
     def keep(self, step: int, before: Mapping[int, float], mixers: nn.Module, optimizer: Optimizer) -> None:

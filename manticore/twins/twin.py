@@ -9,58 +9,61 @@ import copy
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from manticore.components.loading import load_component, load_tokenizer
 from manticore.components.runner import Runner
 from manticore.components.selfcheck import refusing_crashes
 from manticore.errors import ManticoreError
-from manticore.making import refuse_misfits
-from manticore.option_types import Count, TwinMixers
+from manticore.keywords import takes
 from manticore.seeding import derive_seed
+from manticore.training.descent import Progress
+from manticore.twin_settings import Twin
 from manticore.twins.attention_maps import attention_of, check_reading, find_attention, run_random
-from manticore.twins.configuration import LayerIndices, TwinConfig
+from manticore.twins.configuration import TwinConfig
+from manticore.twins.fit import fit_twin
 from manticore.twins.modeling import TwinForCausalLM
 
 _WINDOW = 256
 
 
+@takes(Twin, by_position=("mixer",))
 def twin(
     parent: str | Path | PreTrainedModel,
-    mixer: TwinMixers = "gated-delta-net",
+    settings: Twin,
     *,
-    layers: LayerIndices | None = None,
-    rotary: bool | None = None,
-    window: Count | None = None,
     dtype: torch.dtype | str | None = None,
     seed: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    checkpoint: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> TwinForCausalLM:
     """A twin of a parent: its MLPs, norms, embeddings and head, and fresh token mixers in place of its attention.
 
     The mixers start from the parent's maps of queries, keys, values and outputs, and keep its groups of heads: one
-    state for each head of keys and values. :func:`~manticore.twins.fit.fit_twin` then teaches them what attention did.
+    state for each head of keys and values. With ``text`` they learn, layer by layer, to give what the attention gives
+    that they stand for.
 
     Args:
         parent: folder, hub id or model in memory, which stays as it is.
-        mixer: ``"gated-delta-net"``, ``"mamba-2"``, ``"linear-attention"`` (all with a state that does not grow) or
-            ``"sliding-attention"`` (the parent's own attention in a window).
-        layers: which of the parent's layers get it; None is all that have softmax attention. The others keep theirs.
-        rotary: whether mixers rotate queries and keys by their positions. None: sliding attention does where the parent
-            does, the others do not.
-        window: tokens that sliding attention sees, the current one included; None is the parent's own window, or 256.
+        settings: the options below in one object, which single ones change.
         dtype: precision of the weights; None keeps the parent's.
-        seed: of what attention has no counterpart for.
+        seed: of what attention has no counterpart for, and of the text.
+        tokenizer: of the text; by default the parent's.
+        checkpoint: a file for what a stopped fit goes on from, to the same numbers; None keeps none. It is removed in
+            the end.
+        progress: called after each batch.
 
     Returns:
-        The twin in evaluation mode. It is a causal language model of transformers: saved, loaded by
-        ``AutoModelForCausalLM``, generated with, and a component of :func:`manticore.combine`.
+        The twin in evaluation mode; ``twin.fitted`` says how far its mixers are from the parent's attention. It is a
+        causal language model of transformers: saved, loaded by ``AutoModelForCausalLM``, generated with, and a
+        component of :func:`manticore.combine`.
 
     Raises:
         ManticoreError: an unknown mixer, layers that there are not, a parent without softmax attention or with one that
-            is more than queries, keys and values, rotations that it does not have, two windows.
+            is more than queries, keys and values, rotations that it does not have, two windows, unusable text.
     """
-    asked = {"mixer": mixer, "layers": layers, "window": window, "rotary": rotary, "seed": seed}
-    refuse_misfits("twin", twin, asked)
+    mixer, layers, rotary, window = settings.mixer, settings.layers, settings.rotary, settings.window
     model = load_component(parent, dtype=dtype)
     if isinstance(model, TwinForCausalLM):
         raise ManticoreError("twin: the parent is a twin itself. Fix: give the parent that it was made of")
@@ -101,7 +104,10 @@ def twin(
     made.config.name_or_path = name
     if generation is not None:
         made.generation_config = generation
-    made.tokenizer = load_tokenizer(parent)
+    made.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(parent)
     with refusing_crashes(made):
         run_random(made.eval(), 2)
+    if settings.text is not None:
+        given = load_component(parent, dtype=dtype)
+        made.fitted = fit_twin(made, given, settings, seed=seed, checkpoint=checkpoint, progress=progress)
     return made

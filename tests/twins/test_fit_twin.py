@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 import manticore
 from benchmarks.tiny_families import VOCABULARY, tiny_model
 from manticore.errors import ManticoreError
+from manticore.twin_settings import Twin
 from manticore.twins.fit import fit_twin
 
 
@@ -38,10 +39,11 @@ OPTIONS: dict[str, Any] = {"tokens": 640, "batch_size": 4, "lr": 3e-3, "holdout"
 
 @pytest.mark.parametrize("mixer", ["gated-delta-net", "mamba-2", "linear-attention"])
 def test_errors_fall_and_only_mixers_change(mixer: Any, parent: PreTrainedModel, text: Dataset) -> None:
-    twin = manticore.twin(parent, mixer, layers=[1, 2])
-    before = {name: tensor.clone() for name, tensor in twin.state_dict().items()}
+    start = manticore.twin(parent, mixer, layers=[1, 2])
+    before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
     theirs = {name: tensor.clone() for name, tensor in parent.state_dict().items()}
-    report = fit_twin(twin, parent, text, **OPTIONS)
+    twin = manticore.twin(parent, mixer, layers=[1, 2], text=text, **OPTIONS)
+    report = twin.fitted
     assert sorted(report.after) == [1, 2]
     for index in (1, 2):
         assert report.after[index] < 0.95 * report.before[index]
@@ -51,36 +53,32 @@ def test_errors_fall_and_only_mixers_change(mixer: Any, parent: PreTrainedModel,
     assert all(".self_attn." in name and name.split(".")[3] in ("1", "2") for name in changed)
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in parent.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in twin.parameters())
-    assert not any(module._forward_hooks for module in parent.modules())
 
 
 def test_a_window_of_the_whole_text_has_no_error_to_begin_with(parent: PreTrainedModel, text: Dataset) -> None:
-    twin = manticore.twin(parent, "sliding-attention", window=16)
-    report = fit_twin(twin, parent, text, **{**OPTIONS, "tokens": 64})
-    assert all(error < 1e-10 for error in report.before.values())
-    short = manticore.twin(parent, "sliding-attention", window=2)
-    assert all(error > 0.01 for error in fit_twin(short, parent, text, **{**OPTIONS, "tokens": 64}).before.values())
+    options = {**OPTIONS, "text": text, "tokens": 64}
+    whole = manticore.twin(parent, "sliding-attention", window=16, **options)
+    assert all(error < 1e-10 for error in whole.fitted.before.values())
+    short = manticore.twin(parent, "sliding-attention", window=2, **options)
+    assert all(error > 0.01 for error in short.fitted.before.values())
 
 
 def test_a_stopped_fit_goes_on_to_the_same_numbers(parent: PreTrainedModel, text: Dataset, tmp_path: Path) -> None:
     place = tmp_path / "fit.safetensors"
-    options = {**OPTIONS, "checkpoint": place, "save_steps": 2}
-    whole = manticore.twin(parent, layers=[1])
-    expected = fit_twin(whole, parent, text, **OPTIONS)
+    options = {**OPTIONS, "text": text, "layers": [1], "save_steps": 2}
+    whole = manticore.twin(parent, **options)
 
     def stop(step: int, steps: int, figures: Any) -> None:
         if step == 6:
             raise KeyboardInterrupt
 
-    twin = manticore.twin(parent, layers=[1])
     with pytest.raises(KeyboardInterrupt):
-        fit_twin(twin, parent, text, **options, progress=stop)
+        manticore.twin(parent, **options, checkpoint=place, progress=stop)
     steps: list[int] = []
-    again = manticore.twin(parent, layers=[1])
-    report = fit_twin(again, parent, text, **options, progress=lambda step, *_: steps.append(step))
+    again = manticore.twin(parent, **options, checkpoint=place, progress=lambda step, *_: steps.append(step))
     # one batch of held-out text, four steps that were kept; not from the beginning
     assert steps[0] == 6
-    assert (report.before, report.after) == (expected.before, expected.after)
+    assert (again.fitted.before, again.fitted.after) == (whole.fitted.before, whole.fitted.after)
     for one, other in zip(again.parameters(), whole.parameters()):
         assert torch.equal(one, other)
     assert not place.exists()
@@ -95,13 +93,14 @@ def test_checkpoints_of_another_fit_and_damaged_ones_are_refused(
         if step == 3:
             raise KeyboardInterrupt
 
-    options = {**OPTIONS, "checkpoint": place, "save_steps": 1}
+    options = {**OPTIONS, "text": text, "layers": [1], "save_steps": 1, "checkpoint": place}
     with pytest.raises(KeyboardInterrupt):
-        fit_twin(manticore.twin(parent, layers=[1]), parent, text, **options, progress=stop)
+        manticore.twin(parent, **options, progress=stop)
     with pytest.raises(ManticoreError, match="of a fit with other settings"):
-        fit_twin(manticore.twin(parent, layers=[1]), parent, text, **{**options, "lr": 1e-4})
+        manticore.twin(parent, **{**options, "lr": 1e-4})
     place.write_bytes(place.read_bytes()[:200])
     with pytest.raises(ManticoreError, match="is damaged"):
-        fit_twin(manticore.twin(parent, layers=[1]), parent, text, **options)
+        manticore.twin(parent, **options)
+    other = tiny_model("llama", seed=2)
     with pytest.raises(ManticoreError, match="not the parent"):
-        fit_twin(manticore.twin(parent, layers=[1]), tiny_model("llama", seed=2), text)
+        fit_twin(manticore.twin(parent, layers=[1]), other, Twin(text="stdlib"))
