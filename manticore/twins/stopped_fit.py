@@ -32,7 +32,7 @@ class StoppedFit:
     def __init__(self, path: Path, key: Mapping[str, Any], tensors: Sequence[Tensor]) -> None:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
         for tensor in tensors:
-            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         self.path, self.key = path, digest.hexdigest()
 
     def keep(self, step: int, before: Mapping[int, float], mixers: nn.Module, optimizer: Optimizer) -> None:

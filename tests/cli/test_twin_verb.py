@@ -53,7 +53,7 @@ def test_it_fits_saves_the_tokenizer_and_suggests_what_runs(desk: Path, monkeypa
     twin = AutoModelForCausalLM.from_pretrained("twin")
     assert twin.config.layers == [1, 2]
     assert Path("twin", "tokenizer.json").exists()
-    assert not list((desk / "cache" / "twins").iterdir())
+    assert not list((desk / "cache").rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize(
