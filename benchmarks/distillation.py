@@ -87,7 +87,9 @@ class Bench:
         if which not in self._teachers:
             if which == "interpolation":
                 case = self.setting.case
-                start = manticore.combine(parents(case, self.seed), num_blocks=case.blocks, output="bayes")
+                start = manticore.combine(
+                    parents(case, self.seed), num_blocks=case.blocks, output="bayes", forgetting=0.0
+                )
             else:
                 start = self.supernet if which == "supernet" else self.parents[int(which[-1])]
             self._teachers[which] = self._trained(which, start) if self.setting.trained_teacher else start

@@ -189,7 +189,7 @@ def measure(texts: dict[str, str], arguments: argparse.Namespace, console: Conso
         sources={name: {"text": text, "share": 0.5} for name, text in texts.items()},
     )
     alone = {name: load_component(path).eval() for name, path in paths.items()}
-    given: dict[str, Any] = {"num_blocks": 1, "output": "bayes"}
+    given: dict[str, Any] = {"num_blocks": 1, "output": "bayes", "forgetting": 0.0}
     whole = manticore.combine(list(paths.values()), **given)
     hybrid = manticore.combine(list(paths.values()), drop_below=BELOW, drop_after=PROMPT, **given).eval()
     scores = {

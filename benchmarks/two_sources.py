@@ -18,7 +18,7 @@ import hashlib
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from contextual_mixing import CONTEXTUAL
 from measure import RESULTS, write_json
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from transformers import PreTrainedModel
 
 import manticore
@@ -37,6 +36,7 @@ from manticore.experiments.intervals import mean_interval
 from manticore.experiments.models import averaged
 from manticore.settings import Compare
 from manticore.tasks import metrics
+from manticore.tasks.answers import Answer, line_ending
 from manticore.tasks.corpus import read_corpus
 from manticore.tasks.task import Task, load_task
 from manticore.training.budget import flops_per_step
@@ -61,8 +61,6 @@ LONGER = (*MARKS, 200)
 """Budgets in steps of the GPT-Neo; the longest for G/M and those rows alone that do not need more than the parents."""
 RATES = [3e-4, 1e-3, 3e-3]
 EXAMPLES = 192
-ENDING = 3
-"""Tokens of a line that a model is to write: of eight, none of these models gets any line right."""
 FORGETTING = (0.0, 0.003, 0.01, 0.03, 0.1)
 
 
@@ -124,7 +122,9 @@ class Models:
 
     def interpolated(self, output: str, folders: Sequence[Path] | None = None, **options: Any) -> PreTrainedModel:
         """The parents side by side, nothing crossing between them."""
-        return averaged(folders or self.parents, self.task(), seed=self.case.seed, output=output, **options)
+        forgetting = {"forgetting": 0.0} if output == "bayes" else {}
+        given = {**forgetting, **options}
+        return averaged(folders or self.parents, self.task(), seed=self.case.seed, output=output, **given)
 
     @functools.cache  # noqa: B019
     def aligned(self, mixing: str, output: str = "logits") -> tuple[Path, int]:
@@ -313,30 +313,20 @@ def lines(models: Models) -> dict[str, Any]:
     for index, source in enumerate(SOURCES):
         data = task.data["test"][:]
         chosen = (data[metrics.SOURCES][:, 0] == index).nonzero().flatten()[:EXAMPLES]
-        prompts = list(endings(data["input_ids"][chosen], ends))
+        prompts = [answer for ids in data["input_ids"][chosen] for answer in line_ending(ids, ends)]
         for name, model in made.items():
-            hits = [_ends_alike(model.eval(), tokenizer, *each, ends) for each in prompts]
+            hits = [_ends_alike(model.eval(), tokenizer, each) for each in prompts]
             found.setdefault(name, {})[source] = {"share": statistics.fmean(hits), "lines": len(hits)}
     return found
 
 
-def endings(examples: Any, ends: Tensor) -> Iterator[tuple[Tensor, list[int]]]:
-    """Of each text the tokens of its last whole line but the last two or three, and those that end the line."""
-    for ids in examples:
-        stops = ends[ids].nonzero().flatten().tolist()
-        for before, stop in zip(reversed(stops[:-1]), reversed(stops[1:])):
-            rest = min(ENDING, (stop - before) // 2)
-            if before >= 32 and rest >= 2:
-                yield ids[None, : stop - rest + 1], ids[stop - rest + 1 : stop + 1].tolist()
-                break
-
-
-def _ends_alike(model: Any, tokenizer: Any, prompt: Tensor, truth: list[int], ends: Tensor) -> bool:
+def _ends_alike(model: Any, tokenizer: Any, answer: Answer) -> bool:
+    prompt = answer.prompt[None]
     written = model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=len(truth), do_sample=False,
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=len(answer.tokens), do_sample=False,
         pad_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
-    return bool(written[0, prompt.shape[1] :].tolist() == truth)
+    return bool(written[0, prompt.shape[1] :].tolist() == answer.tokens)
 
 
 def show(figures: Mapping[str, Any], console: Console) -> None:

@@ -86,7 +86,7 @@ def combine(
     boundaries: Sequence[Sequence[int]] | None = None,
     mixing: str | None = None,
     output: str = 'logits',
-    forgetting: float = 0.0,
+    forgetting: float | None = None,
     drop_below: float | None = None,
     drop_after: int = 32,
     released: bool = False,
@@ -175,6 +175,7 @@ def design(
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
+    reuse: str | Path | StudyResult | None = None,
     cpu: bool = False,
     progress: bool | Progress = False,
 ) -> StudyResult: ...

@@ -5,7 +5,7 @@ Imports neither torch nor transformers.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
@@ -197,6 +197,11 @@ class Design(TextRead):
     """Name of the study in that database; left out, one that follows from what is searched."""
 
     unkeyed = frozenset({"workers", "storage", "study_name", "baselines", "text", "text_column", "max_bytes", "tokens"})
+    judging: ClassVar = frozenset(
+        {"space_options", "objectives", "max", "min", "workload", "method", "method_options"}
+        | {"trials", "stop", "stop_after"}
+    )
+    """Options that no training depends on; the space, which options make, stands for itself."""
 
     @property
     def goals(self) -> list[tuple[str, bool]]:

@@ -111,6 +111,10 @@ class Pretrain(Reading):
     unkeyed = frozenset({"text_column", "max_bytes", "tokenizer_texts", "vocab_size", "bos"})
 
 
+FORGETTING = 0.01
+"""What output bayes forgets where nothing is given: texts that change inside lose far less, others nearly nothing."""
+
+
 class Combine(Settings):
     """Put the components side by side, block by block, into one hybrid."""
 
@@ -125,9 +129,9 @@ class Combine(Settings):
     output: Output = "logits"
     """How the components' predictions become one: weighted logits, probabilities, probabilities weighted by the
     likelihood of the text so far (bayes), or by a linear gate on the features of each token."""
-    forgetting: Forgetting = 0.0
-    """With output bayes: the share of the weights that goes back to the output weights after each token, for texts that
-    change their source inside."""
+    forgetting: Forgetting | None = None
+    """With output bayes: the share of the weights that goes back to the output weights after each token, so that a text
+    may change its source inside; left out, 0.01, and 0 with drop_below."""
     drop_below: Drop | None = None
     """With output bayes, routed at R = I: a component whose weight falls below this stops reading that sequence, for
     good; at least one stays. Below 1 / components; left out, none is dropped, and none while a model trains."""
@@ -163,6 +167,10 @@ class Combine(Settings):
         if self.mixing is None:
             # not a value that was given: other settings may change the output
             self.__dict__["mixing"] = "routed" if self.output == "bayes" else "translated"
+        if self.forgetting is None:
+            # what is dropped cannot come back
+            forgets = self.output == "bayes" and self.drop_below is None
+            self.__dict__["forgetting"] = FORGETTING if forgets else 0.0
         if self.forgetting and self.output != "bayes":
             text = f"only with output bayes, got output {self.output!r}. Fix: output: bayes, or leave it out"
             raise wrong(text, at="forgetting")

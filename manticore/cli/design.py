@@ -12,13 +12,11 @@ from manticore.cli.faults import exit_code_of
 from manticore.cli.recipes import Overrides
 from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say
 from manticore.errors import ManticoreError
-from manticore.file_names import STUDY
+from manticore.file_names import RECIPE, STUDY
 from manticore.paths import expanded
 from manticore.schema.loading import load_design
 from manticore.writing import refuse_existing, write_text
 
-RECIPE = "recipe.yaml"
-"""The recipe as it was given, in the folder of a study."""
 _PARENT = "designs"
 
 
@@ -32,6 +30,12 @@ def design(
         str | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the study. [default: designs/NAME]")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a study that was begun before.")] = False,
+    reuse: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Folder of another study whose trainings are taken over where they are the same."
+        ),
+    ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU where an accelerator is present.")] = False,
 ) -> None:
     """Search for architectures, each trained from scratch: a front of designs, their folders, and a page.
@@ -49,7 +53,8 @@ def design(
     what = f"at most {trials} designs out of {section.space}{learns}, by {section.method}"
     say(f"design: {loaded.source}: {what}: {goals}")
     say(f"folder: {place}")
-    again = ["manticore", "design", recipe, *(overrides or []), "-o", place, *(["--cpu"] if cpu else []), "--resume"]
+    again = ["manticore", "design", recipe, *(overrides or []), "-o", place, *(["--reuse", reuse] if reuse else [])]
+    again += [*(["--cpu"] if cpu else []), "--resume"]
     quiet_libraries()
     from manticore.report.design_page import next_command, write_page
     from manticore.report.design_record import read_study
@@ -64,6 +69,7 @@ def design(
                 seed=loaded.recipe.seed,
                 out=folder,
                 resume=resume,
+                reuse=reuse,
                 cpu=cpu,
                 progress=progress,
             )

@@ -18,7 +18,7 @@ from manticore.schema.document import read_value
 from manticore.schema.validation import findings
 from manticore.settings import Settings
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of a model or a hybrid.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder, GGUF file or hub id of a model or a hybrid.")]
 Out = Annotated[str, typer.Option("--out", "-o", help="Folder to write; must not exist yet.", metavar="DIR")]
 Task = Annotated[str, typer.Option("--task", "-t", help="Name of the task; see `manticore ls tasks`.")]
 TaskOptions = Annotated[

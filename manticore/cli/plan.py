@@ -104,7 +104,7 @@ def _plan_study(
 
     found = plan_study(recipe, flops_per_second=flops_per_second, measure=measure)
     seeds = "" if found.repeats == 1 else f", {found.repeats} trainings each"
-    say(f"{found.name}: {found.trials} designs of at most {count(found.designs)}{seeds}, {found.baselines} baselines")
+    say(f"{found.name}: at most {found.trials} of {count(found.designs)} designs{seeds}, {found.baselines} baselines")
     say(f"  each reads {found.tokens:,} tokens of text" if found.tokens else "  none is trained on text")
     for what, (least, median, most), shown in (
         ("parameters of a design", found.parameters, count),

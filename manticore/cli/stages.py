@@ -14,7 +14,7 @@ from manticore.cli.faults import exit_code_of
 from manticore.cli.launching import Processes, start_processes
 from manticore.cli.parameters import Model, Out, Seed, Task, TaskOptions, takes
 from manticore.cli.task_options import check_options, checked_task
-from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say, say_metrics
+from manticore.cli.terminal import console, done, progress_bar, quiet_libraries, say, say_metrics, say_quantization
 from manticore.cli.unfinished import Resume, refuse_begun, unfinished, unfinished_by_several
 from manticore.errors import ManticoreError
 from manticore.file_names import RESULTS, SCHEMA_VERSION
@@ -72,7 +72,7 @@ def pretrain(
 
 @takes(Combine)
 def combine(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Folders or hub ids, two or more.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Folders, GGUF files or hub ids, two or more.")],
     out: Out,
     seed: Seed = 0,
     task: Annotated[
@@ -180,6 +180,7 @@ def search(
     model = load_hybrid(hybrid, supernet=True)
     loaded = load_task(task, tokenizer=model.tokenizer, seed=seed, **chosen)
     say_replaced(hybrid, model, model.tokenizer, loaded)
+    say_quantization(hybrid, model)
     place = unfinished_by_several(out, _SEARCHED) if several else unfinished(out, resume)
     with place as (kept, folder):
         with progress_bar("search") as progress:
@@ -268,6 +269,7 @@ def finetune(
     loaded, tokenizer = load_model(model)
     problem = load_task(task, tokenizer=tokenizer, seed=seed, **chosen)
     say_replaced(model, loaded, tokenizer, problem)
+    say_quantization(model, loaded)
     with unfinished(out, resume) as (kept, folder):
         with progress_bar("finetune") as progress:
             result = manticore.finetune(

@@ -53,6 +53,14 @@ def done(path: str | Path, next_command: str) -> None:
     say(f"next: {next_command}")
 
 
+def say_quantization(name: str, model: Any) -> None:
+    """What a model's scores are of, where its weights came quantised; nothing of others."""
+    from manticore.components.checkpoint_folder import dequantized, quantization_of
+
+    if (kind := quantization_of(model)) is not None:
+        say(dequantized(name, kind))
+
+
 def quiet_libraries() -> None:
     """Keep the libraries' own bars and advice out of the output; warnings of this package still appear."""
     import huggingface_hub

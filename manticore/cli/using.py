@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from manticore.cli.parameters import Model, Seed, Task, TaskOptions
 from manticore.cli.task_options import checked_task
-from manticore.cli.terminal import done, quiet_libraries, say, say_metrics, say_text
+from manticore.cli.terminal import done, quiet_libraries, say, say_metrics, say_quantization, say_text
 from manticore.errors import ManticoreError
 from manticore.paths import expanded
 from manticore.writing import refuse_existing, write_json
+
+if TYPE_CHECKING:
+    from manticore.tasks.task import Task as LoadedTask
+
+_LONGEST = 1 << 20
+"""Tokens of a prompt."""
 
 
 def evaluate(
@@ -22,36 +29,107 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     batch_size: Annotated[int, typer.Option(help="Examples per forward pass.", min=1)] = 64,
     max_examples: Annotated[int | None, typer.Option(help="Score only the first ones.", min=1)] = None,
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Score what it writes too: exact match, recall by length, speed.")
+    ] = False,
+    lengths: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,…", help="With --generate: tokens of prompts. Default: 128,256,512,1024,2048,4096."),
+    ] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", help="JSON file to write; must not exist yet.")] = None,
 ) -> None:
-    """Score a model or a hybrid on a task.
+    """Score a model or a hybrid on a task, by likelihood, and if asked for by what it writes.
 
     Example: manticore evaluate tuned --task text
+
+    Example: manticore evaluate tuned --task text --generate --lengths 128,512
     """
     if out is not None:
         refuse_existing(out)
-    chosen = checked_task(task, task_option)
+    chosen, prompts = checked_task(task, task_option), _lengths(lengths, generate)
     say(f"evaluate: {model} on {task}, {split}")
     import manticore
+    from manticore.components.checkpoint_folder import quantization_of
     from manticore.stages.commands import finetune_command, task_words
     from manticore.tasks.task import load_task
     from manticore.training.saved_models import load_model
 
     quiet_libraries()
     loaded, tokenizer = load_model(model)
+    say_quantization(model, loaded)
     problem = load_task(task, tokenizer=tokenizer, **chosen)
     metrics = manticore.evaluate(loaded, problem, split=split, batch_size=batch_size, max_examples=max_examples)
     scored = min(len(problem.data[split]), max_examples or len(problem.data[split]))
     say(f"{scored:,} of the {len(problem.data[split]):,} examples of {split}:")
     say_metrics(metrics)
+    record: dict[str, Any] = {"model": model, "task": task, "split": split, "examples": scored, "metrics": metrics}
+    if (kind := quantization_of(loaded)) is not None:
+        record["dequantized_from"] = kind
+    if generate:
+        record["generated"] = _say_generated(loaded, problem, tokenizer, split, max_examples, prompts, task, chosen)
     again = finetune_command(model, Path(model).name, task_words(task, chosen))
     if out is None:
         say(f"next: {again}")
     else:
         file = expanded(out)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"model": model, "task": task, "split": split, "examples": scored, "metrics": metrics})
+        write_json(file, record)
         done(out, again)
+
+
+def _lengths(given: str | None, generate: bool) -> list[int] | None:
+    if given is None:
+        return None
+    if not generate:
+        raise ManticoreError("--lengths is for what a model writes. Fix: add --generate")
+    try:
+        lengths = [int(part) for part in given.split(",")]
+    except ValueError:
+        lengths = []
+    if not lengths or not all(1 < length <= _LONGEST for length in lengths):
+        raise ManticoreError(
+            f"--lengths: wrong value (got {given!r}, expected whole numbers from 2 to {_LONGEST:,}). Fix: 128,512"
+        )
+    return sorted(set(lengths))
+
+
+def _say_generated(
+    model: Any,
+    problem: LoadedTask,
+    tokenizer: Any,
+    split: str,
+    max_examples: int | None,
+    lengths: list[int] | None,
+    task: str,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    from manticore.experiments.generating import EXAMPLES, LENGTHS, generated
+    from manticore.quantities import memory
+    from manticore.schema.options import options_of
+    from manticore.tasks.task import load_task
+
+    by_length = "seq_len" in (options_of("task", task) or {})
+    found = generated(
+        model,
+        problem,
+        tokenizer,
+        split=split,
+        examples=min(max_examples or EXAMPLES, EXAMPLES),
+        lengths=lengths or LENGTHS,
+        longer=(lambda length: load_task(task, **{**options, "seq_len": length})) if by_length else None,
+        say=say,
+    )
+    say(f"exact match {found.exact_match:.3f} of {found.examples} answers, written greedily")
+    for recall in found.recall:
+        say(f"recall at {recall.length:,} tokens: {recall.share:.3f} of {recall.examples}")
+    for speed in found.speed:
+        say(
+            f"after {speed.context:,} tokens: first token {speed.first_token_ms:,.0f} ms, then "
+            f"{speed.tokens_per_second:,.1f} tokens/s, cache {memory(speed.cache_bytes)}"
+        )
+    for sample in found.samples:
+        say(f"after {sample.prompt[-80:]!r} it writes {sample.written!r}, and should {sample.expected!r}")
+    return found.to_dict()
 
 
 def generate(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from manticore.components.quiet import quiet_loading
-from manticore.errors import ManticoreError, in_brief
+from manticore.errors import ManticoreError, NotFiniteError, in_brief
 
 _INITIALISE = "_initialize_missing_keys"
 """The method with which transformers initialises what no file held, after all files are read."""
@@ -118,6 +118,20 @@ def in_precision(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     if model.can_generate():
         loaded.generation_config = copy.deepcopy(model.generation_config)
     return loaded.train(model.training)
+
+
+def refuse_not_finite(model: nn.Module, where: str) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Raises:
+        NotFiniteError: some are; it names the first tensor that has any.
+    """
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise NotFiniteError(
+                f"{where}: {name} holds NaN or infinity. "
+                "Fix: give an intact checkpoint; where a training left it so, train again with a lower lr"
+            )
 
 
 def note_separate_head(model: PreTrainedModel) -> None:

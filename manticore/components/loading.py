@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -17,13 +16,19 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from manticore.components.checkpoint_folder import TOKENIZER_FILES, architecture_problem, family_problem, unknown_family
 from manticore.components.extra_outputs import ask_for_no_more, configurations
-from manticore.components.loaded_weights import in_precision, keeping_loaded_weights, note_separate_head
+from manticore.components.gguf_files import checkpoint_folder
+from manticore.components.loaded_weights import (
+    in_precision,
+    keeping_loaded_weights,
+    note_separate_head,
+    refuse_not_finite,
+)
 from manticore.components.positions import token_embeddings
 from manticore.components.quiet import quiet_loading
 from manticore.components.rebuilding import copied
 from manticore.components.sources import file_of, nearest_folder, refuse_missing_folder, refuse_unreadable, unreachable
 from manticore.components.weight_files import check_files, refuse_absurd_depth
-from manticore.errors import ManticoreError, NotFiniteError, about, in_brief, told
+from manticore.errors import ManticoreError, about, in_brief, told
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +68,7 @@ def load_component(
             f"a {type(source).__name__} is not a component (expected a folder, a hub id or a PreTrainedModel). "
             "Fix: merge adapters into their model first"
         )
-    name = str(source)
+    name = checkpoint_folder(str(source), revision=revision)
     config = load_config(name, revision=revision)
     # families of this package have no name among transformers' own; a classifier of theirs may lie there
     problem = architecture_problem(config.architectures, {kind.__name__ for kind in _causal_classes(config)})
@@ -132,26 +137,13 @@ def load_weights(
     return model.eval()
 
 
-def refuse_not_finite(model: nn.Module, where: str) -> None:
-    """Refuse weights that are NaN or infinite.
-
-    Raises:
-        NotFiniteError: some are; it names the first tensor that has any.
-    """
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise NotFiniteError(
-                f"{where}: {name} holds NaN or infinity. "
-                "Fix: give an intact checkpoint; where a training left it so, train again with a lower lr"
-            )
-
-
 def load_config(name: str, *, revision: str | None = None) -> PreTrainedConfig:
     """The configuration of a checkpoint, checked to be a causal LM that this package can take apart.
 
     Raises:
         ManticoreError: no such checkpoint, remote code, no causal LM, a refused family.
     """
+    name = checkpoint_folder(name, revision=revision)
     path = Path(name)
     if path.exists() and not (path / "config.json").is_file():
         fix = (
@@ -227,7 +219,7 @@ def load_tokenizer(
     """
     if isinstance(source, PreTrainedModel):
         return None
-    name = str(source)
+    name = checkpoint_folder(str(source), revision=revision, local_files_only=bool(where.get("local_files_only")))
     refuse_unreadable(name)
     if not any(file_of(name, file, revision=revision, **where) for file in TOKENIZER_FILES):
         return None

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from manticore.components.checkpoint_folder import dequantized
 from manticore.errors import ManticoreError
 from manticore.experiments.budgets import Budget, budgets_of
 from manticore.experiments.comparison_runs import ComparisonRuns
@@ -30,6 +31,7 @@ from manticore.experiments.models import (
     own_tasks,
     plain_models,
     pretrained_with,
+    quantization,
     reads_text,
     source_digest,
 )
@@ -203,6 +205,7 @@ def compare(
         UntrainedRow(name, **runs.untrained(name)) for name in (*parents, *larger, *(added if reads_text(task) else ()))
     ]
     notes += [pretrained_with(name, source, parents) for name, source in larger.items()]
+    notes += [dequantized(name, kind) for name, each in (parents | larger).items() if (kind := quantization(each))]
     return Comparison(
         task.name, task.primary_metric, task.higher_is_better, budgets, rows, untrained, list(filter(None, notes))
     )

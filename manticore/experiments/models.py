@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from manticore import quantities
+from manticore.components.checkpoint_folder import quantization_of
 from manticore.components.loading import load_config, load_tokenizer, own_tokenizer
 from manticore.components.rebuilding import copied
 from manticore.components.token_matching import same_tokenizer
@@ -260,6 +261,11 @@ def _is_hybrid(source: PreTrainedModel | str | Path) -> bool:
     if isinstance(source, str | Path):
         return isinstance(load_config(str(source)), ManticoreConfig)
     return isinstance(source.config, ManticoreConfig)
+
+
+def quantization(source: PreTrainedModel | str | Path) -> str | None:
+    """What quantisation a model's weights came out of."""
+    return quantization_of(load_config(str(source)) if isinstance(source, str | Path) else source)
 
 
 def source_digest(source: Source) -> str | None:

@@ -13,6 +13,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from manticore.boundaries import wrong_end, wrong_rows
 from manticore.components.generation_settings import generation_settings
+from manticore.components.gguf_files import checkpoint_folder
 from manticore.components.loaded_weights import in_precision
 from manticore.components.loading import load_component, load_config, load_tokenizer
 from manticore.components.quiet import quiet_loading
@@ -121,6 +122,7 @@ def combine(
                 rehearse(component)
             one_token = [continues_by_one_token_only(runner, seed=seed) for runner in runners]
     assert settings.mixing is not None
+    assert settings.forgetting is not None
     if released:
         for name, component in zip(names, components):
             tie_heads(name, component)
@@ -142,7 +144,7 @@ def combine(
         projector_options=settings.projector_options,
         layer_outputs=[runner.tuple_sizes for runner in runners],
         one_token_at_a_time=one_token,
-        parents=[origin(_source(model), revision) for model, revision in zip(models, pinned)],
+        parents=[_origin(model, revision) for model, revision in zip(models, pinned)],
         vocab_size=vocabulary.size,
         tokenizer_component=vocabulary.owner,
         reembedded=vocabulary.reembedded,
@@ -166,6 +168,14 @@ def combine(
 
 def _source(model: str | Path | PreTrainedModel) -> str:
     return str(model.config.name_or_path) if isinstance(model, PreTrainedModel) else str(model)
+
+
+def _origin(model: str | Path | PreTrainedModel, revision: str | None) -> dict[str, Any]:
+    source = _source(model)
+    folder = checkpoint_folder(source, revision=revision) if source else source
+    # what was given says more than the name of a folder in the cache
+    given = {} if folder == source else {"source": Path(source).name}
+    return {**origin(folder, revision), **given}
 
 
 def _name(model: str | Path | PreTrainedModel, k: int) -> str:

@@ -13,6 +13,7 @@ Shapes: B batch, T tokens, V vocabulary, K components in use, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -170,18 +171,32 @@ def posteriors(scores: Tensor, counts: Tensor, start: Tensor, prior: Tensor, for
 def _shared(steps: Tensor, counts: Tensor, start: Tensor, prior: Tensor, forgetting: float) -> Tensor:
     """With forgetting each token is a matrix ``((1 - f) I + f prior 1ᵀ) diag(likelihood)`` on the weights.
 
-    Their products up to each token come from ⌈log2 T⌉ rounds, in logarithms.
+    Spans of about √T tokens: the product of each span's matrices leads to the weights before the next one, and from
+    these all spans go on token by token, side by side. All in logarithms.
     """
-    share = torch.tensor(forgetting, device=start.device)
-    identity = torch.eye(len(prior), device=start.device).log()
-    dealt = torch.logaddexp(identity + torch.log1p(-share), (prior + share.log())[:, None])
-    products = torch.where(counts[..., None, None], dealt + steps[..., None, :], identity)
-    tokens, reach = products.shape[1], 1
-    while reach < tokens:
-        joined = _product(products[:, reach:], products[:, :-reach])
-        products = torch.cat([products[:, :reach], joined], 1)
-        reach *= 2
-    return (products + start[:, None, None, :]).logsumexp(-1).log_softmax(-1)
+    tokens = steps.shape[1]
+    span = 1 << (tokens.bit_length() // 2)
+    kept, share = math.log1p(-forgetting), prior + math.log(forgetting)
+    missing = -tokens % span
+    steps = functional.pad(steps, (0, 0, 0, missing)).unflatten(1, (-1, span))
+    counts = functional.pad(counts, (0, missing)).unflatten(1, (-1, span))[..., None]
+
+    # finite zeros: sums of none but infinite ones have no gradient
+    identity = torch.full((len(prior), len(prior)), LEAST, device=prior.device).fill_diagonal_(0.0)
+    dealt = torch.logaddexp(identity + kept, share[:, None])
+    # what the last span leads to is not asked for
+    product = torch.where(counts[:, :-1, ..., None], dealt + steps[:, :-1, ..., None, :], identity)
+    while product.shape[2] > 1:
+        product = _product(product[:, :, 1::2], product[:, :, ::2])
+    before = [start]
+    for matrix in product[:, :, 0].unbind(1):
+        before.append((matrix + before[-1][:, None]).logsumexp(-1).log_softmax(-1))
+
+    weights, found = torch.stack(before, 1), []
+    for step, real in zip(steps.unbind(2), counts.unbind(2)):
+        weights = torch.where(real, torch.logaddexp((weights + step).log_softmax(-1) + kept, share), weights)
+        found.append(weights)
+    return torch.stack(found, 2).flatten(1, 2)[:, :tokens]
 
 
 def _product(after: Tensor, before: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ def shape_of(recipe: Recipe, sources: Sequence[Source]) -> Shape:
         dtype = found.pop() if len(found) == 1 else torch.float32
     options = dict(combine.projector_options)
     assert combine.mixing is not None
+    assert combine.forgetting is not None
     how = combine.mixing, combine.released, combine.projector, options, dtype, combine.output, combine.forgetting
     return Shape(combine.num_blocks, *how, boundaries=combine.boundaries)
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from manticore.design_settings import Design as Settings
 from manticore.schema.designs import DesignRecipe
+from manticore.search.designs.data import tokenizer_of
 from manticore.search.designs.design import asking_of, example_of, made_space, scores_of
+from manticore.search.designs.evolution import most_trials
 from manticore.search.designs.measures import training_flops
 from manticore.search.designs.study import baselines
 from manticore.search.designs.training import DesignTraining, Made
@@ -20,9 +22,7 @@ from manticore.stacks.sizes import layer_parameters
 from manticore.tasks.mad.protocol import choose_protocol, tier_settings
 
 _SAMPLED = 32
-"""Designs drawn at random that stand for those of the search."""
-_VOCABULARY = 258
-"""Of bytes."""
+"""Designs drawn at random that stand for those of the search; a space of no more is counted whole."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class StudyPlan:
     designs: int
     """Of the space, at most."""
     trials: int
+    """Designs that are trained, at most."""
     baselines: int
     repeats: int
     tokens: int
@@ -68,16 +69,22 @@ def plan_study(recipe: DesignRecipe, *, flops_per_second: float | None = None, m
     # a method that cannot go on says so at its first batch
     next(asking_of(settings, scores_of(settings, space), recipe.seed))
     draws = random.Random(derive_seed(recipe.seed, "design plan"))
-    drawn = [space.repaired(tuple(map(draws.choice, space.values)), draws) for _ in range(_SAMPLED)]
-
+    if space.size <= _SAMPLED:
+        drawn = list(space.designs())
+    else:
+        drawn = [space.repaired(tuple(map(draws.choice, space.values)), draws) for _ in range(_SAMPLED)]
     makes = [partial(space.config, design) for design in drawn]
     hand_made = list(baselines(example_of(space)).values()) if settings.baselines else []
-    costs = sorted(_flops(settings, make) for make in makes)
-    sizes = sorted(layer_parameters(make(vocab_size=_VOCABULARY, positions=settings.length)) for make in makes)
+    makes.sort(key=lambda make: _flops(settings, make))
+    costs = [_flops(settings, make) for make in makes]
+    # layers have the same parameters with any vocabulary
+    sizes = sorted(layer_parameters(make(vocab_size=16, positions=settings.length)) for make in makes)
     trials = min(settings.trials, space.size)
+    if settings.method == "evolution":
+        trials = most_trials(trials, **settings.method_options)
     whole = trials * statistics.mean(costs) + sum(_flops(settings, make) for make in hand_made)
     if measure is not None:
-        flops_per_second = _measured(settings, makes[costs.index(costs[_SAMPLED // 2])], measure, recipe.seed)
+        flops_per_second = _measured(settings, makes[len(makes) // 2], measure, recipe.seed)
     seconds = None if flops_per_second is None else whole / (flops_per_second * settings.workers)
     tokens = 0 if settings.text is None else settings.training_steps * settings.batch_size * settings.length
     return StudyPlan(
@@ -94,7 +101,7 @@ def _flops(settings: Settings, make: Made) -> int:
     """Of all trainings of a design."""
     one = 0
     if settings.text is not None:
-        config = make(vocab_size=_VOCABULARY, positions=settings.length)
+        config = make(vocab_size=len(tokenizer_of(settings.tokenizer)), positions=settings.length)
         one += settings.training_steps * settings.batch_size * training_flops(config, settings.length)
     if settings.mad_tasks:
         protocol = choose_protocol("published", tier=settings.mad_tier, selection="validation")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from manticore.components.gguf_files import checkpoint_folder
 from manticore.components.loading import load_config, load_tokenizer
 from manticore.components.sources import file_of
 from manticore.errors import ManticoreError, in_brief
@@ -64,9 +66,9 @@ def _find(component: Component, made: dict[str, Pretrain]) -> Source:
         texts = ", ".join(sorted(set(entry.tokenizer_texts or [entry.text])))
         trained = f"trained on {texts}, {entry.vocab_size} tokens"
         return Source(component.name, config, "pretrained by the recipe", None, trained)
-    path = expanded(text)
-    if path.exists():
-        return Source(component.name, load_config(str(path)), str(path), str(path))
+    read = checkpoint_folder(str(expanded(text)), revision=component.revision, local_files_only=True)
+    if Path(read).exists():
+        return Source(component.name, load_config(read), str(expanded(text)), read)
     cached = None
     if not text.startswith((".", "/", "~")):
         here: dict[str, Any] = {"local_files_only": True, "_raise_exceptions_for_gated_repo": False}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from manticore import quantities
+from manticore.components.checkpoint_folder import dequantized
 from manticore.report import spending
 from manticore.report.candidates import search_warnings
 from manticore.report.naming import model_name
@@ -29,6 +30,11 @@ def warnings(results: Results) -> list[str]:
                 f"{quantities.shorten(combine.tokenizer, 60)} ({matched.coverage:.0%} of the tokens "
                 "matched exactly or by role); on text its scores are those of the re-embedded model."
             )
+    for component in results.components:
+        said = dequantized(component.name, component.dequantized_from) if component.dequantized_from else ""
+        # a comparison says so of the models that it has
+        if said and said not in (compare.notes if compare else ()):
+            found.append(quantities.shorten(said, 200))
     found += search_warnings(results)
     found += one_hot_warning(results)
     found += rounding_notes(results)

@@ -227,7 +227,13 @@ def _chip(look: Look) -> dict[str, Any]:
 def _costs(study: Study) -> list[tuple[str, str, str]]:
     """What was trained, its FLOPs and its time."""
     found = []
-    parts: list[tuple[str, Sequence[Trained]]] = [("designs", study.trials), ("baselines", study.baselines)]
+    everything: list[Trained] = [*study.trials, *study.baselines]
+    taken_over = [entry for entry in everything if entry.taken_over]
+    parts: list[tuple[str, Sequence[Trained]]] = [
+        ("designs", study.trials),
+        ("baselines", study.baselines),
+        ("of these by another study, taken over", taken_over),
+    ]
     for what, entries in parts:
         flops = [entry.flops for entry in entries if entry.flops is not None]
         seconds = [entry.seconds for entry in entries if entry.seconds is not None]

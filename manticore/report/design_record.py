@@ -62,7 +62,7 @@ class Trained:
     layers: tuple[Layer, ...] = ()
     measures: dict[str, float | None] = field(default_factory=dict)
     repeats: tuple[dict[str, float | None], ...] = ()
-    """The measures of each training seed, where there were several."""
+    """What each training gave, one mapping per seed."""
     curve: tuple[tuple[float | None, ...], ...] = ()
     """Pairs of tokens and held-out loss."""
     flops: float | None = None
@@ -72,6 +72,8 @@ class Trained:
     """Why it has no scores."""
     stopped: int | None = None
     """The tokens after which it was stopped early."""
+    taken_over: bool = False
+    """Whether another study has trained it."""
     folder: str = ""
     """Where it was saved, inside the study's folder."""
 
@@ -106,9 +108,6 @@ class Trial(Trained):
     generation: int | None = None
     batch: int | None = None
     parents: tuple[str, ...] = ()
-    repaired: bool = False
-    """Whether it was no legal design as it was bred."""
-    elite: bool = False
     made: int = 0
     """Children that were bred until it was found,"""
     invalid: int = 0
@@ -120,16 +119,6 @@ class Trial(Trained):
 @dataclass(frozen=True)
 class Baseline(Trained):
     name: str = ""
-
-
-@dataclass(frozen=True)
-class Offspring:
-    """What a generation brought forth."""
-
-    made: int = 0
-    invalid: int = 0
-    """Those that had to be repaired."""
-    duplicates: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,10 +141,8 @@ class Study:
     """Populations, or batches, as spelled designs."""
     front: tuple[str, ...] = ()
     baselines: tuple[Baseline, ...] = ()
-    offspring: tuple[Offspring, ...] = ()
     flops: float | None = None
-    """Of all trainings, baselines included."""
-    seconds: float | None = None
+    """Of all its own trainings, baselines included."""
     unfinished: bool = False
 
     @cached_property

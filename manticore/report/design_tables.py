@@ -10,7 +10,7 @@ from manticore import quantities
 from manticore.experiments.motifs import LinkKind, Motifs, Run, motifs
 from manticore.report.design_growth import best_group
 from manticore.report.design_noise import seeds
-from manticore.report.design_record import Baseline, Offspring, Study, Trained, Trial
+from manticore.report.design_record import Baseline, Study, Trained, Trial
 from manticore.report.measure_words import in_order, said
 
 MOST_ROWS = 24
@@ -96,9 +96,8 @@ def failures(study: Study) -> list[tuple[str, int, str]]:
 
 def invalid_offspring(study: Study) -> str:
     """The share of offspring that was no design before it was repaired, in a sentence; empty where nothing was bred."""
-    counted: Sequence[Offspring | Trial] = study.offspring or study.trials
-    made, invalid = sum(each.made for each in counted), sum(each.invalid for each in counted)
-    doubles = sum(each.duplicates for each in counted)
+    made, invalid = sum(each.made for each in study.trials), sum(each.invalid for each in study.trials)
+    doubles = sum(each.duplicates for each in study.trials)
     if not made:
         return ""
     again = f" {doubles:,} were known already, and scored once." if doubles else ""

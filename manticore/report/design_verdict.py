@@ -188,7 +188,9 @@ def _spent(study: Study, best: Trial | None) -> str:
     if study.spent is None:
         return ""
     times = f", {study.spent / best.flops:.0f} times the training of its best design" if best and best.flops else ""
-    return f" The search cost {quantities.flops(study.spent)}{times}."
+    taken_over = sum(trial.flops or 0 for trial in study.trials if trial.taken_over)
+    before = f", of which another study had spent {quantities.flops(taken_over)}" if taken_over else ""
+    return f" The search cost {quantities.flops(study.spent)}{times}{before}."
 
 
 def _listed(parts: Sequence[str]) -> str:

@@ -45,7 +45,7 @@ _WORDS = {
     "state_bytes": Words("of fixed size", quantities.memory, exact=True, price="state"),
     "prefill_ms": Words("measured", _milliseconds, price="prefill time"),
     "decode_ms": Words("measured, per token", _milliseconds, price="decode time"),
-    "peak_bytes": Words("measured", quantities.memory, price="peak memory"),
+    "peak_bytes": Words("in reading", quantities.memory, exact=True, price="peak memory"),
 }
 _OF_A_TASK = Words("of the task", quantities.score)
 _UNKNOWN = Words("", _number)

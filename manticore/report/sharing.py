@@ -84,6 +84,7 @@ def folder_record(folder: Path, config: ManticoreConfig) -> dict[str, Any]:
                 "layers": component.num_hidden_layers,
                 "width": component.hidden_size,
                 "license": parent.get("license"),
+                "dequantized_from": getattr(component, "dequantized_from", None),
             }
             for parent, component in zip(parents, config.components)
         ],

@@ -30,7 +30,7 @@ from typing import Any
 import yaml
 
 from manticore.errors import ManticoreError
-from manticore.file_names import ENVIRONMENT, RESOLVED, RESULTS, SCHEMA_VERSION
+from manticore.file_names import ENVIRONMENT, RECIPE, RESOLVED, RESULTS, SCHEMA_VERSION
 from manticore.paths import expanded, refuse_links_out
 from manticore.reading import damaged, read_object
 from manticore.runs.environment import environment
@@ -118,7 +118,7 @@ def create_run(loaded: LoadedRecipe, out: str | None = None) -> RunFolder:
             f"Fix: `manticore resume {quote(out)}` goes on with it, or choose another name"
         )
     with new_folder(out) as folder:
-        write_text(folder / "recipe.yaml", loaded.text)
+        write_text(folder / RECIPE, loaded.text)
         write_text(folder / RESOLVED, resolved)
     return RunFolder(expanded(out), recipe)
 

@@ -96,10 +96,10 @@ def refuse_another(before: Mapping[str, Any], now: Mapping[str, Any], where: str
 
 
 def say_changed(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
-    """Warn where threads or scan are not what they were; what was not noted is passed over."""
+    """Warn where threads, scan or torch are not what they were; what was not noted is passed over."""
     said = [
         f"{name} {before[name]}, now {now[name]}"
-        for name in ("threads", "scan")
+        for name in ("threads", "scan", "torch")
         if before.get(name) is not None and before[name] != now.get(name)
     ]
     if said:

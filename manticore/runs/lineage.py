@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from manticore.cache import content_key, file_digest
+from manticore.components.gguf_files import checkpoint_folder
 from manticore.components.sources import model_folder, stated_license
 from manticore.tasks.metrics import SOURCES
 
@@ -29,7 +30,8 @@ def model_lineage(
     source: str, revision: str | None = None, digest_of: Callable[[Path], str] = file_digest
 ) -> dict[str, Any]:
     """Files of a checkpoint with their sha256, one digest over all, the licence its card states, the hub's commit."""
-    folder = model_folder(source, revision)
+    read = checkpoint_folder(source, revision=revision)
+    folder = model_folder(read, revision)
     files: dict[str, str] = {}
     if folder is not None:
         names = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
@@ -37,8 +39,8 @@ def model_lineage(
     whole = hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in files.items()).encode())
     return {
         "source": source,
-        "commit": folder.name if folder is not None and not Path(source).is_dir() else None,
-        "license": stated_license(source, revision) if folder is not None else None,
+        "commit": folder.name if folder is not None and not Path(read).is_dir() else None,
+        "license": stated_license(read, revision) if folder is not None else None,
         "files": files,
         "sha256": whole.hexdigest() if files else None,
     }

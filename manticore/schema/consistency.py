@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from manticore.boundaries import wrong_end, wrong_rows
+from manticore.components.checkpoint_folder import gguf_file
 from manticore.errors import ManticoreError
 from manticore.making import Told
 from manticore.option_types import TaskOption
@@ -204,6 +205,8 @@ def _model(path: Path, source: str, names: list[str]) -> Iterator[Finding]:
     """
     try:
         folder = expanded(source)
+        if gguf_file(str(folder)) is not None:
+            return
     except ManticoreError as error:
         yield path, str(error)
         return
@@ -215,7 +218,7 @@ def _model(path: Path, source: str, names: list[str]) -> Iterator[Finding]:
             )
         return
     if folder.exists():
-        yield path, f"{source} is a file (expected the folder of a model)"
+        yield path, f"{source} is a file (expected the folder of a model, or a GGUF file)"
         return
     if source.startswith((".", "~", "/")):
         yield path, f"no folder {source}. Fix: give an existing folder or a hub id"

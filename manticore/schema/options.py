@@ -52,8 +52,7 @@ def options_of(kind: str, name: str) -> dict[str, Option] | None:
             source = inspect.getsource(inspect.getmodule(target) or target)
         except (OSError, TypeError):
             return None
-    # spaces of designs are given nothing but their options
-    return _read(ast.parse(source), attribute, positional=kind == "space")
+    return _read(ast.parse(source), attribute)
 
 
 def reads_tokenizer(task: str) -> bool:
@@ -109,7 +108,7 @@ def _has_argument(kind: str, name: str, argument: str) -> bool:
     return False
 
 
-def _read(tree: ast.Module, attribute: str, *, positional: bool = False) -> dict[str, Option] | None:
+def _read(tree: ast.Module, attribute: str) -> dict[str, Option] | None:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == attribute:
             return _arguments(node, ast.get_docstring(node) or "", tree)
@@ -118,28 +117,21 @@ def _read(tree: ast.Module, attribute: str, *, positional: bool = False) -> dict
             if "__init__" in methods:
                 init = methods["__init__"]
                 doc = (ast.get_docstring(node) or "") + "\n" + (ast.get_docstring(init) or "")
-                return _arguments(init, doc, tree, positional=positional)
+                return _arguments(init, doc, tree)
             for base in node.bases:
-                if isinstance(base, ast.Name) and (found := _read(tree, base.id, positional=positional)) is not None:
+                if isinstance(base, ast.Name) and (found := _read(tree, base.id)) is not None:
                     return found
     return None
 
 
-def _arguments(
-    function: ast.FunctionDef, doc: str, module: ast.Module, *, positional: bool = False
-) -> dict[str, Option] | None:
+def _arguments(function: ast.FunctionDef, doc: str, module: ast.Module) -> dict[str, Option] | None:
     arguments, options = function.args, {}
     shared = next((each for each in function.decorator_list if _name(each) == "sharing"), None)
     if isinstance(shared, ast.Call):
         options = _read(module, _name(shared.args[0])) or {}
     elif arguments.kwarg is not None:
         return None
-    listed: list[tuple[ast.arg, ast.expr | None]] = [*zip(arguments.kwonlyargs, arguments.kw_defaults)]
-    if positional:
-        required = len(arguments.args) - len(arguments.defaults)
-        defaults = [*[None] * required, *arguments.defaults]
-        listed = [pair for pair in zip(arguments.args, defaults) if pair[0].arg != "self"] + listed
-    for argument, default in listed:
+    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults):
         written = argument.annotation and ast.unparse(argument.annotation)
         type_ = argument.annotation and _type(_WrittenOut(module).visit(argument.annotation))
         options[argument.arg] = Option(
@@ -149,7 +141,7 @@ def _arguments(
             ast.unparse(_value(default, module)) if default is not None else "required",
             _help(argument.arg, doc),
         )
-    own = [argument.arg for argument, _ in listed]
+    own = [argument.arg for argument in arguments.kwonlyargs]
     return {name: options[name] for name in dict.fromkeys([*own, *options])}
 
 

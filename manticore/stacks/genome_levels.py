@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from manticore.stacks.genome_integers import Genome
-from manticore.stacks.liv.codes import CODES, OperatorCode
+from manticore.stacks.liv.codes import CODES, REPEATS, STATES, OperatorCode
 
 _DIFFERENTIAL = "diff-"
 
@@ -54,10 +54,8 @@ _KERNEL = FeatureGroup("K", token_mixing=3, channel_mixing=1)
 FEATURIZERS: dict[int, tuple[FeatureGroup, ...]] = {
     1: _PLAIN,
     2: tuple(group._replace(token_mixing=3, sparsity=2) for group in _PLAIN),
-    3: _repeated(4),
-    4: _repeated(2),
-    5: _recurrent(16),
-    6: _recurrent(2),
+    **{featurizer: _repeated(times) for featurizer, times in REPEATS.items()},
+    **{featurizer: _recurrent(states) for featurizer, states in STATES.items()},
     7: (*_PLAIN, _KERNEL._replace(sparsity=2)),
     8: (*_PLAIN, _KERNEL),
     9: (FeatureGroup("C"), FeatureGroup("V")),

@@ -46,6 +46,8 @@ class ComponentRecord(Record):
     width: int | None = None
     license: str | None = None
     sha256: str | None = None
+    dequantized_from: str | None = None
+    """The quantisation that its weights came out of."""
 
     @classmethod
     def of(cls, component: Component, model: PreTrainedModel, lineage: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,6 +62,7 @@ class ComponentRecord(Record):
             width=model.config.hidden_size,
             license=lineage["license"],
             sha256=lineage["sha256"],
+            dequantized_from=getattr(model.config, "dequantized_from", None),
         )
 
 

@@ -7,7 +7,6 @@ they alone know: fields and sizes of a family, an experiment tracker, a length t
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from functools import cache
 from os.path import expanduser
@@ -20,12 +19,16 @@ from manticore.components.checkpoint_folder import (
     REFUSED_FAMILIES,
     causal_families,
     first_number,
+    gguf_file,
     has_tokenizer,
     raw_configuration,
+    refuse_gguf_family,
     refuse_no_weights,
 )
+from manticore.components.gguf_header import Header, read_header
 from manticore.errors import ManticoreError
 from manticore.file_names import RESULTS, SEARCHED
+from manticore.machine import machine_memory
 from manticore.paths import expanded
 from manticore.registry import did_you_mean
 from manticore.schema.consistency import Finding, uneven
@@ -35,6 +38,7 @@ from manticore.tasks.text_sources import find_text
 
 _HEAD_WIDTH = 32
 _LEAST_POSITIONS = 1024
+_IN_GGUF = {LAYERS[0]: "block_count", POSITIONS[0]: "context_length"}
 
 
 def missing_prerequisites(sections: Mapping[str, Any]) -> Iterator[Finding]:
@@ -53,7 +57,7 @@ def missing_prerequisites(sections: Mapping[str, Any]) -> Iterator[Finding]:
             found[index] = _Component(component.name, made[component.source])
             continue
         try:
-            found[index] = _Component(component.name, None, _folder(component.source))
+            found[index] = _Component(component.name, None, component.source)
         except ManticoreError as error:
             yield ("components", index, "source"), _without(component.source, error)
     for index, entry in enumerate(pretrain):
@@ -110,11 +114,15 @@ def _searched(section: str, source: str | None) -> Iterator[Finding]:
 
 
 class _Component:
-    """What is known of a component: the entry that makes it, or its folder; neither, for an id on the hub."""
+    """What is known of a component: the entry that makes it, its folder, or its GGUF; nothing of an id on the hub."""
 
-    def __init__(self, name: str, entry: Any, folder: FilePath | None = None) -> None:
-        self.name, self.entry, self.folder = name, entry, folder
-        self.raw = {} if folder is None else raw_configuration(folder)
+    def __init__(self, name: str, entry: Any, source: str = "") -> None:
+        self.name, self.entry = name, entry
+        self.header = _header(source)
+        self.folder = _folder(source) if self.header is None else None
+        self.raw: Mapping[str, Any] = {} if self.folder is None else raw_configuration(self.folder)
+        if self.header is not None:
+            self.raw = {name: self.header.of_family(key) for name, key in _IN_GGUF.items()}
 
     @property
     def positions(self) -> int | None:
@@ -133,7 +141,23 @@ class _Component:
     @property
     def has_tokenizer(self) -> bool | None:
         """None where that is not known."""
+        if self.header is not None:
+            return bool(self.header.fields.get("tokenizer.ggml.tokens"))
         return True if self.entry is not None else None if self.folder is None else has_tokenizer(self.folder)
+
+
+def _header(source: str) -> Header | None:
+    """What a component's GGUF says of itself; None where it is something else.
+
+    Raises:
+        ManticoreError: it is damaged, or of a family that transformers does not read.
+    """
+    path = gguf_file(expanduser(source))
+    if path is None:
+        return None
+    header = read_header(path, source)
+    refuse_gguf_family(header.architecture, source)
+    return header
 
 
 def _folder(source: str) -> FilePath | None:
@@ -152,7 +176,7 @@ def _folder(source: str) -> FilePath | None:
 
 def _without(source: str, error: ManticoreError) -> str:
     """An error without the name that its line begins with anyway."""
-    return str(error).removeprefix(f"{FilePath(expanduser(source))}: ")
+    return str(error).removeprefix(f"{source}: ").removeprefix(f"{FilePath(expanduser(source))}: ")
 
 
 def _pretrained(path: Path, entry: Any) -> Iterator[Finding]:
@@ -199,16 +223,6 @@ def _memory(path: Path, entry: Any) -> Iterator[Finding]:
         )
 
 
-def machine_memory() -> int | None:
-    """Bytes of this machine's memory; None where that is unknown, or where an accelerator has some of its own."""
-    if any(FilePath(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dri", "/dev/accel")):
-        return None
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
 def _plain(width: int) -> bool:
     """Whether heads of an even width share it, so that every family can have it."""
     heads = max(1, width // _HEAD_WIDTH)
@@ -217,7 +231,15 @@ def _plain(width: int) -> bool:
 
 def _given_tokenizer(path: Path, source: str) -> Iterator[Finding]:
     folder = FilePath(expanduser(source))
-    if folder.is_dir():
+    try:
+        header = _header(source)
+    except ManticoreError as error:
+        yield path, _without(source, error)
+        return
+    if header is not None:
+        if not header.fields.get("tokenizer.ggml.tokens"):
+            yield path, f"no tokenizer in {source}. Fix: give its folder, or train"
+    elif folder.is_dir():
         if not has_tokenizer(folder):
             yield path, f"no tokenizer in {source}. Fix: give its folder, or train"
     elif folder.exists() or source.startswith((".", "~", "/")) or source.count("/") > 1:

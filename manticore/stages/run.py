@@ -59,6 +59,7 @@ class Run:
 
     def read(self) -> dict[str, str | None]:
         """Digests of what stages read from outside: components' files, the task's data, the text to align on."""
+        from manticore.components.checkpoint_folder import gguf_file
         from manticore.hybrid.found import found_by
         from manticore.runs.lineage import model_lineage
         from manticore.tasks.text_sources import find_text
@@ -70,7 +71,7 @@ class Run:
             files = find_text(self.recipe.align.text).files
             read["data, text to align on"] = content_key([self.digests.of(file) for file in files])
         taught = self.recipe.distill
-        if taught is not None and Path(taught.teacher).is_dir():
+        if taught is not None and (Path(taught.teacher).is_dir() or gguf_file(taught.teacher) is not None):
             read["weights of the teacher"] = model_lineage(taught.teacher, None, self.digests.of)["sha256"]
         for section in (self.recipe.search, self.recipe.discretize):
             if section is not None and section.weights_from is not None:

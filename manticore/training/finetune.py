@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from manticore.components.loading import refuse_not_finite
+from manticore.components.loaded_weights import refuse_not_finite
 from manticore.errors import ManticoreError
 from manticore.keywords import takes
 from manticore.settings import Evaluate, Finetune

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from manticore.components.loading import own_tokenizer, refuse_not_finite
+from manticore.components.loaded_weights import refuse_not_finite
+from manticore.components.loading import own_tokenizer
 from manticore.components.runner import Runner
 from manticore.components.token_matching import same_tokenizer
 from manticore.errors import ManticoreError

@@ -40,6 +40,25 @@ def test_weights_are_those_of_the_recursion(tokens: int, forgetting: float) -> N
     torch.testing.assert_close(found.exp().double(), expected, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("forgetting", [0.0, 0.01, 0.5])
+@pytest.mark.parametrize("tokens", [1, 2, 37])
+def test_the_prior_learns_as_the_recursion_says(tokens: int, forgetting: float) -> None:
+    values = scores(tokens)
+    counts = torch.ones(2, tokens, dtype=torch.bool)
+    # padding on the left of one text, and the first token, which nobody predicts
+    counts[:, 0] = counts[0, : tokens // 2] = False
+    towards = torch.rand(2, tokens, 3, generator=torch.Generator().manual_seed(2))
+    gradients = []
+    for follow in (posteriors, one_by_one):
+        free = PRIOR.log().requires_grad_()
+        prior = free.log_softmax(-1)
+        found = follow(values, counts, prior.expand(2, -1), prior, forgetting)
+        weights = found.exp() if follow is posteriors else found
+        (gradient,) = torch.autograd.grad((weights * towards).sum(), free)
+        gradients.append(gradient.double())
+    torch.testing.assert_close(*gradients, atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("forgetting", [0.0, 0.02])
 def test_pieces_give_the_weights_of_the_whole(forgetting: float) -> None:
     values, counts = scores(50), torch.ones(2, 50, dtype=torch.bool)

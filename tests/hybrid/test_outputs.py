@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hybrids import Build, random_weights
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import manticore
 from manticore.components.cache_argument import cache_in
 from manticore.errors import ManticoreError
 from manticore.hybrid import likelihoods
@@ -102,13 +105,26 @@ def test_a_text_costs_at_most_the_best_component_and_its_share_of_the_prior(
 ) -> None:
     ids = torch.randint(3, 97, (3, 40), generator=torch.Generator().manual_seed(seed))
     prior = random_weights(2, seed=seed)
-    hybrid = build("routed", output="bayes", models=pair)
-    hybrid.mixing.weights.copy_(prior)
-    together = losses(hybrid(ids).logits, ids).sum(1)
     alone = torch.stack([losses(parent(ids).logits, ids).sum(1) - prior[k].log() for k, parent in enumerate(pair)])
-    assert bool((together <= alone.amin(0) + 1e-4).all())
-    # in fact the text has the weighted mean of the components' probabilities
-    torch.testing.assert_close(together, -(-alone).logsumexp(0), atol=1e-4, rtol=0)
+    for forgetting in (0.0, 0.01, 0.3):
+        hybrid = build("routed", output="bayes", models=pair, forgetting=forgetting)
+        hybrid.mixing.weights.copy_(prior)
+        together = losses(hybrid(ids).logits, ids).sum(1)
+        # each token but the first costs what is dealt anew before it, at most
+        assert bool((together <= alone.amin(0) - (ids.shape[1] - 1) * math.log1p(-forgetting) + 1e-4).all())
+        if not forgetting:
+            # in fact the text has the weighted mean of the components' probabilities
+            torch.testing.assert_close(together, -(-alone).logsumexp(0), atol=1e-4, rtol=0)
+
+
+def test_it_forgets_unless_components_are_dropped_or_told_not_to(pair: list) -> None:
+    def forgetting(**given: Any) -> float:
+        return manticore.combine(pair, num_blocks=1, check=False, **given).config.forgetting
+
+    assert forgetting(output="bayes") == 0.01
+    assert forgetting(output="bayes", drop_below=0.1) == 0
+    assert forgetting(output="bayes", forgetting=0.0) == 0
+    assert forgetting(output="gate") == forgetting() == 0
 
 
 @pytest.mark.parametrize("output", JOINED)

@@ -110,7 +110,7 @@ def test_configurations_with_an_impossible_output_are_refused(build: Build, pair
     hybrid = made(build, pair, "bayes")
     good = hybrid.config.to_dict()
     for changes, message in (
-        ({"output": "baies"}, "unknown output 'baies'"),
+        ({"output": "baies", "forgetting": 0.0}, "unknown output 'baies'"),
         ({"forgetting": 1.5}, "forgetting is 1.5"),
         ({"output": "gate", "forgetting": 0.5}, "expected with bayes only"),
         ({"path": [0, 0, 0]}, "one component predicts alone"),

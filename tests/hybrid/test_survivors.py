@@ -49,7 +49,7 @@ def made(name: str, seed: int) -> Any:
 @functools.cache
 def built(names: tuple[str, ...]) -> ManticoreForCausalLM:
     models = [made(name, seed) for seed, name in enumerate(names)]
-    return manticore.combine(models, num_blocks=2, output="bayes", check=len(set(names)) < 3).eval()
+    return manticore.combine(models, num_blocks=2, output="bayes", forgetting=0.0, check=len(set(names)) < 3).eval()
 
 
 def hybrid_of(*names: str, drop_below: float | None = 0.05, drop_after: int = 6) -> ManticoreForCausalLM:

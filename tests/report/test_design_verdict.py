@@ -112,16 +112,28 @@ def test_what_is_counted_has_no_noise():
 def test_every_measure_has_words_of_its_own():
     for measure, maximise in DIRECTIONS.items():
         assert words(measure).note
-        assert sum((words(measure).exact, words(measure).trained)) == (measure not in (*TIMED, "peak_bytes"))
+        assert sum((words(measure).exact, words(measure).trained)) == (measure not in TIMED)
         assert not (maximise and words(measure).price)
 
 
-def test_a_time_is_of_one_machine():
-    record = build_study(("decode_ms",), generations=1)
+def _all_better_than_before(measure):
+    record = build_study((measure,), generations=1)
     for place, entry in enumerate([*record["baselines"], *record["trials"]]):
-        entry["measures"] = {"decode_ms": 9.0 - 0.5 * place}
+        entry["measures"] = {measure: 9.0 - 0.5 * place}
     record["front"] = [record["trials"][-1]["design"]]
-    study = parse_study(record)
+    return parse_study(record)
+
+
+@pytest.mark.parametrize("measure", [name for name in DIRECTIONS if words(name).exact])
+def test_what_is_counted_is_the_same_on_every_machine(measure):
+    study = _all_better_than_before(measure)
+    assert verdict(study).standing is Standing.BETTER
+    assert "machine" not in verdict(study).sentence
+    assert not any("machine" in caution or "luck" in caution for caution in cautions(study))
+
+
+def test_a_time_is_of_one_machine():
+    study = _all_better_than_before("decode_ms")
     assert "seed" not in verdict(study).sentence
     assert "measured on one machine" in verdict(study).sentence
     assert not any("luck" in caution for caution in cautions(study))

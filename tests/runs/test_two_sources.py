@@ -91,7 +91,8 @@ def test_what_it_leaves_behind_interpolates_and_keeps_the_bound(run: tuple[RunFo
             ).view(len(rows["input_ids"]), -1).mean(1)  # fmt: skip
     best = torch.minimum(losses[0], losses[1])
     length = rows["input_ids"].shape[1] - 1
-    assert bool((losses["hybrid"] <= best + math.log(2) / length + 1e-5).all())
+    bound = best + math.log(2) / length - math.log1p(-model.config.forgetting)
+    assert bool((losses["hybrid"] <= bound + 1e-5).all())
 
 
 def test_it_is_planned_and_checked_in_its_own_size() -> None:

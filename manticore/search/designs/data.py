@@ -48,19 +48,15 @@ def text_task(settings: TextRead) -> tuple[Task, PreTrainedTokenizerBase]:
 def _text_task(
     source: Any, column: str | None, max_bytes: int | None, tokenizer: str, length: int, data_seed: int
 ) -> tuple[Task, PreTrainedTokenizerBase]:
+    known = tokenizer_of(tokenizer)
     if tokenizer == BYTES:
         documents = read_corpus(source, text_column=column, max_bytes=max_bytes)
-        known = byte_tokenizer()
         packs = {
             name: Dataset.from_dict(cut(byte_stream(part, known, length, name), length, None))
             for name, part in split_documents(documents, data_seed=data_seed).items()
         }
         task = task_of_packs(packs, known, length)
     else:
-        loaded = load_tokenizer(tokenizer)
-        if loaded is None:
-            raise ManticoreError(f"design: no tokenizer in {tokenizer}. Fix: give its folder, or tokenizer='bytes'")
-        known = loaded
         task = text(known, source=source, text_column=column, max_bytes=max_bytes, length=length, data_seed=data_seed)
     held_out = task.data["validation"].with_format("numpy")[:]
     # so that the first examples are a sample of all documents
@@ -71,6 +67,18 @@ def _text_task(
 
 
 _named_text_task = lru_cache(maxsize=4)(_text_task)
+
+
+def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that the option ``tokenizer`` names.
+
+    Raises:
+        ManticoreError: there is none.
+    """
+    found = byte_tokenizer() if name == BYTES else load_tokenizer(name)
+    if found is None:
+        raise ManticoreError(f"design: no tokenizer in {name}. Fix: give its folder, or tokenizer='bytes'")
+    return found
 
 
 @lru_cache(maxsize=1)

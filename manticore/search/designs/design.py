@@ -19,15 +19,16 @@ from manticore.file_names import STUDY as RECORD
 from manticore.keywords import takes
 from manticore.paths import expanded
 from manticore.processes import process_count
+from manticore.runs.ledger import write_record
 from manticore.runs.lineage import task_inputs
 from manticore.search.designs.result import StudyResult, result_of
+from manticore.search.designs.reuse import TRAINING, earlier_trainings, training_key
 from manticore.search.designs.scores import Goal, Scores
 from manticore.search.designs.space import DesignSpace
 from manticore.search.designs.study import STUDY, DesignStudy, baselines
 from manticore.search.designs.training import DesignTraining
 from manticore.search.storage import Connection
 from manticore.training.callbacks import Progress
-from manticore.writing import write_json
 
 if TYPE_CHECKING:
     from manticore.stacks.configuration import StackConfig
@@ -43,6 +44,7 @@ def design(
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
+    reuse: str | Path | StudyResult | None = None,
     cpu: bool = False,
     progress: bool | Progress = False,
 ) -> StudyResult:
@@ -58,12 +60,14 @@ def design(
         seed: of first weights, of the order of the data and of all draws of the method.
         out: folder for ``study.json``, ``designs/`` and the trials; None writes nothing.
         resume: go on with the trials in ``out``, if there are some.
+        reuse: another study, or its folder, that has trained designs of the same space in the same way: those that both
+            ask for are not trained again, whatever they are judged by; the results are the same.
         cpu: stay on the CPU where an accelerator is present.
         progress: True for a bar on the terminal, or a function of (trials, trials at most, row).
 
     Raises:
         ManticoreError: impossible options, more trials than designs, the storage of another study, text that cannot be
-            read, or no design that trains.
+            read, no design that trains, or a study to reuse whose trainings are others.
     """
     registry.resolve("design", settings.method)
     space = made_space(settings)
@@ -74,7 +78,8 @@ def design(
             f"design: {folder} holds a study already. Fix: resume it (resume=True), or choose another out"
         )
     with TemporaryDirectory(prefix="manticore-study-") as kept:
-        return _run(settings, space, name, seed, folder, Path(kept), resume=resume, cpu=cpu, progress=progress)
+        place = Path(kept)
+        return _run(settings, space, name, seed, folder, place, resume=resume, reuse=reuse, cpu=cpu, progress=progress)
 
 
 def made_space(settings: DesignSettings) -> DesignSpace:
@@ -161,6 +166,7 @@ def _run(
     kept: Path,
     *,
     resume: bool,
+    reuse: str | Path | StudyResult | None,
     cpu: bool,
     progress: bool | Progress,
 ) -> StudyResult:
@@ -174,8 +180,18 @@ def _run(
     if settings.text is not None:
         task, tokenizer = training.text
         inputs = task_inputs(task)
+    chosen = settings.key(
+        space=space.key,
+        objectives=list(settings.objectives),
+        seed=seed,
+        steps=settings.training_steps,
+        workload=settings.workload,
+    )
+    trained_by = training_key(chosen, inputs, device=training.device)
+    if reuse is not None:
+        training.earlier = earlier_trainings(reuse, trained_by)
     method = {"name": settings.method, **settings.method_options}
-    about = {"name": name, "method": method, "seed": seed}
+    about = {"name": name, "method": method, "seed": seed, TRAINING: trained_by}
     alone = folder is None and settings.workers == 1
     database = STUDY if settings.storage is None and not alone else settings.study_name
     place = kept if folder is None else folder
@@ -184,7 +200,7 @@ def _run(
     def so_far(*, unfinished: bool = True) -> StudyResult:
         found = result_of(study, training, makes, about=about, unfinished=unfinished, tokenizer=tokenizer)
         if folder is not None and found.trials and unfinished:
-            write_json(folder / RECORD, found.record)
+            write_record(folder / RECORD, found.record)
         elif folder is not None:
             found.save(folder)
         return found
@@ -200,13 +216,7 @@ def _run(
             directions=["maximize" if goal.maximise else "minimize" for goal in scores.goals],
         ),
         place,
-        settings=settings.key(
-            space=space.key,
-            objectives=list(settings.objectives),
-            seed=seed,
-            steps=settings.training_steps,
-            workload=settings.workload,
-        ),
+        settings=chosen,
         inputs=inputs,
         joins=resume or settings.storage is not None,
         workers=settings.workers,

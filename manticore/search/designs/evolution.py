@@ -30,6 +30,9 @@ from manticore.seeding import derive_seed
 
 _FEWEST = 4
 """Designs of a generation, unless fewer are asked for."""
+GENERATIONS = 18
+ELITES = 2
+"""As STAR has them."""
 _OFFSPRING = 20
 """Children that are made before a known one is replaced by a design drawn at random."""
 
@@ -41,8 +44,8 @@ def evolution(
     trials: int,
     *,
     population: Pair | None = None,
-    generations: Count = 18,
-    elites: Amount = 2,
+    generations: Count = GENERATIONS,
+    elites: Amount = ELITES,
     tournament: Count = 3,
     points: Count = 2,
     mutation: Share = 0.1,
@@ -71,7 +74,7 @@ def evolution(
     """
     space = scores.space
     refuse_too_many(trials, space)
-    population = max(_FEWEST, min(16, trials // 3)) if population is None else population
+    population = population_of(trials, population)
     if elites >= population:
         raise ManticoreError(
             f"evolution: {elites} elites in a population of {population}. Fix: elites={min(2, population - 1)}"
@@ -103,6 +106,19 @@ def evolution(
         for design in batch[:elites]:
             scores.notes[design]["elite"] = True
         yield batch
+
+
+def population_of(trials: int, population: int | None) -> int:
+    """Designs of a generation, by default as said of :func:`evolution`."""
+    return max(_FEWEST, min(16, trials // 3)) if population is None else population
+
+
+def most_trials(
+    trials: int, *, population: int | None = None, generations: int = GENERATIONS, elites: int = ELITES, **_: Any
+) -> int:
+    """The most designs that :func:`evolution` asks for with such options: its generations may end it before."""
+    size = population_of(trials, population)
+    return min(trials, size + generations * (size - elites))
 
 
 def offspring(notes: Iterable[dict[str, Any]]) -> list[dict[str, int]]:

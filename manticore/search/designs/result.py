@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manticore.file_names import STUDY
-from manticore.search.designs.evolution import offspring
+from manticore.runs.ledger import write_record
+from manticore.search.designs.reuse import BASELINE, rows_by_name
 from manticore.search.designs.scores import Scores
 from manticore.search.designs.study import DesignStudy
 from manticore.search.designs.training import DesignTraining, Made, Trained
 from manticore.stacks.configuration import StackConfig
-from manticore.writing import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,12 +51,13 @@ class DesignTrial:
         return {
             "layers": list(self.config.layers or []),
             "measures": dict(self.measures),
-            "repeats": trained.repeats if len(trained.repeats) > 1 else [],
+            "repeats": trained.repeats,
             "curve": trained.curve,
             "flops": trained.flops,
             "seconds": trained.seconds,
             "failed": self.failed,
             "stopped": trained.stopped,
+            "taken_over": trained.taken_over,
         }
 
 
@@ -83,7 +84,7 @@ class StudyResult:
 
     @property
     def flops(self) -> int:
-        """Of all trainings."""
+        """Of all trainings, those that were taken over from another study left out."""
         return int(self.record["flops"])
 
     def save(self, out: str | Path) -> None:
@@ -94,10 +95,9 @@ class StudyResult:
         """
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
-        rows = {trial["design"]: trial for trial in self.record["trials"]}
-        rows |= {f"baseline {row['name']}": row for row in self.record["baselines"]}
+        rows = rows_by_name(self.record)
         kept = [(trial, trial.name) for trial in self.front]
-        kept += [(each, f"baseline {each.name}") for each in self.baselines if each.failed is None]
+        kept += [(each, f"{BASELINE}{each.name}") for each in self.baselines if each.failed is None]
         for rank, (trial, key) in enumerate(kept, 1):
             plain = key.replace(" ", "-")
             name = plain if _PLAIN_NAME.fullmatch(plain) else f"front-{rank}"
@@ -105,7 +105,7 @@ class StudyResult:
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder / DESIGNS / name)
             rows[key]["folder"] = f"{DESIGNS}/{name}"
-        write_json(folder / STUDY, self.record)
+        write_record(folder / STUDY, self.record)
 
 
 def result_of(
@@ -123,7 +123,7 @@ def result_of(
         study: that has run.
         training: of its designs.
         makes: baseline → its configuration.
-        about: what the record says beside trials: name, method, seed.
+        about: what the record says beside trials: name, method, seed, what trainings depend on.
         unfinished: the method would have asked on.
         tokenizer: of the text, which designs are saved with.
     """
@@ -160,12 +160,11 @@ def result_of(
         "generations": [[spelled(design) for design in batch if design in trials] for batch in study.batches],
         "front": [trial.name for trial in front],
         "baselines": [{"name": trial.name, **trial.to_dict()} for trial in hand_made],
-        "flops": sum(trained.flops for trained in spent),
+        "flops": sum(trained.flops for trained in spent if not trained.taken_over),
+        "flops_taken_over": sum(trained.flops for trained in spent if trained.taken_over),
         "seconds": sum(trained.seconds for trained in spent),
         "unfinished": unfinished,
     }
-    if any("made" in notes for notes in scores.notes.values()):
-        record["offspring"] = offspring(scores.notes.values())
     return StudyResult(list(trials.values()), front, hand_made, record, tokenizer)
 
 

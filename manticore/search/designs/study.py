@@ -19,6 +19,7 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from manticore.cache import content_key
 from manticore.design_settings import Stopping
 from manticore.search.designs.method import Asking, Batch
+from manticore.search.designs.reuse import BASELINE
 from manticore.search.designs.scores import Scores
 from manticore.search.designs.space import Design
 from manticore.search.designs.training import POINTS, DesignTraining, Failed, Made, Trained
@@ -133,7 +134,7 @@ class DesignStudy:
                     self.batches.append(list(batch))
                     self._score(batch)
                     after()
-                names = {f"baseline {name}": name for name in baselines}
+                names = {f"{BASELINE}{name}": name for name in baselines}
                 self._queue.answer({key: self._baseline(name, baselines[name]) for key, name in names.items()})
                 for key, name in names.items():
                     answer = self._answers[key]
@@ -192,7 +193,7 @@ class DesignStudy:
 
     def _baseline(self, name: str, make: Made) -> Job:
         def work() -> Done:
-            return self._done(lambda: self.training.of_config(make, f"baseline {name}"), {_NAME: name})
+            return self._done(lambda: self.training.of_config(make, f"{BASELINE}{name}"), {_NAME: name})
 
         return Job(work, f"baseline-{name}")
 

@@ -45,6 +45,7 @@ from manticore.training.trainer import TaskTrainer, training_arguments, with_len
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from manticore.search.designs.reuse import Earlier
     from manticore.search.designs.space import Design, DesignSpace
     from manticore.tasks.task import Task
 
@@ -79,6 +80,8 @@ class Trained:
     """Of everything."""
     stopped: int | None = None
     """Tokens after which a poor design was stopped; its measures are those of that moment."""
+    taken_over: bool = False
+    """Whether another study has trained it: the FLOPs were spent there."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -123,6 +126,8 @@ class DesignTraining:
 
     def __init__(self, settings: DesignSettings, *, seed: int = 0, cpu: bool = False) -> None:
         self.settings, self.seed, self.cpu = settings, seed, cpu
+        self.earlier: Mapping[str, Earlier] = {}
+        """Name → a training of another study, which is taken over where it is this one's."""
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def prepare(self) -> None:
@@ -171,28 +176,20 @@ class DesignTraining:
         Raises:
             Failed: it diverged, there is not enough memory for it, or it cannot be built.
         """
-        begun = time.perf_counter()
-        found = Trained()
-        on_cpu, threads = self.cpu or not torch.accelerator.is_available(), torch.get_num_threads()
-        if on_cpu:
+        begun, threads = time.perf_counter(), torch.get_num_threads()
+        if self.device == "cpu":
             # sums over several threads differ in their last bits, and workers beside each other have one
             torch.set_num_threads(1)
         try:
-            found.measures.update(costs(self.config(make, tokens=self.settings.at.tokens), self.settings.at))
-            curves = []
-            for repeat in range(self.settings.repeats):
-                values: dict[str, float] = {}
-                if self.settings.text is not None:
-                    curves.append(self._on_text(make, name, repeat, most or {}, found, values))
-                if self.settings.mad_tasks:
-                    values |= self._on_mad(make, name, repeat, found)
-                found.repeats.append(values)
-            found.curve = [[points[0][0], fmean(loss for _, loss in points)] for points in zip(*curves)]
-            for measure in found.repeats[0]:
-                found.measures[measure] = fmean(values[measure] for values in found.repeats)
+            config = self.config(make, tokens=self.settings.at.tokens)
+            counted = costs(config, self.settings.at)
+            earlier = self.earlier.get(name)
+            taken_over = earlier and earlier.taken_over(config, most or {})
+            found = taken_over or self._trained(make, name, most or {})
+            means = {each: fmean(values[each] for values in found.repeats) for each in found.repeats[0]}
+            found.measures = {**counted, **means}
             timed = [measure for measure in self.settings.wanted if measure not in found.measures]
             if timed:
-                config = self.config(make, tokens=self.settings.at.tokens)
                 found.measures |= measured(self._built(config, name, 0), timed, self.settings.at)
         except NotFiniteError as error:
             raise Failed(f"diverged: {in_brief(error)}") from error
@@ -207,6 +204,25 @@ class DesignTraining:
         finally:
             torch.set_num_threads(threads)
         found.seconds = time.perf_counter() - begun
+        return found
+
+    @property
+    def device(self) -> str:
+        """The kind of device that trains."""
+        accelerator = None if self.cpu else torch.accelerator.current_accelerator(check_available=True)
+        return "cpu" if accelerator is None else accelerator.type
+
+    def _trained(self, make: Made, name: str, most: Mapping[int, float]) -> Trained:
+        """What all trainings of a design find out."""
+        found, curves = Trained(), []
+        for repeat in range(self.settings.repeats):
+            values: dict[str, float] = {}
+            if self.settings.text is not None:
+                curves.append(self._on_text(make, name, repeat, most, found, values))
+            if self.settings.mad_tasks:
+                values |= self._on_mad(make, name, repeat, found)
+            found.repeats.append(values)
+        found.curve = [[points[0][0], fmean(loss for _, loss in points)] for points in zip(*curves)]
         return found
 
     def config(self, make: Made, *, tokens: int = 0) -> StackConfig:
@@ -267,7 +283,7 @@ class DesignTraining:
 
     def _on_mad(self, make: Made, name: str, repeat: int, found: Trained) -> dict[str, float]:
         protocol, data = self._mad()
-        device = torch.device("cpu" if self.cpu else torch.accelerator.current_accelerator() or "cpu")
+        device = torch.device(self.device)
         runs: list[Run] = []
         for setting, arrays in data.items():
             positions, vocabulary = int(setting.options["seq_len"]), int(setting.options["vocab_size"])

@@ -46,6 +46,11 @@ CODES: dict[str, str] = {
 }
 """Name → code of classes 1 to 9."""
 
+REPEATS = {3: 4, 4: 2}
+"""Featurizer → how often keys and values are repeated."""
+STATES = {5: 16, 6: 2}
+"""Featurizer → states of each channel of its recurrence."""
+
 POOL: tuple[str, ...] = (*CODES, *(f"diff-{name}" for name in CODES if name != "gmemless"))
 """The classes in the order of STAR's ids: ``POOL[id - 1]``."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from manticore.making import sharing
 from manticore.option_types import Count, Positive
-from manticore.stacks.liv.codes import CODES, OperatorCode
+from manticore.stacks.liv.codes import CODES, REPEATS, STATES, OperatorCode
 from manticore.stacks.liv.differential import Differential
 from manticore.stacks.liv.gated import (
     ChannelGate,
@@ -24,9 +24,6 @@ from manticore.stacks.liv.gated import (
 from manticore.stacks.liv.low_rank import LinearOperator, PointwiseOperator, SoftmaxOperator, default_heads
 from manticore.stacks.mamba import Mamba, Mamba2
 from manticore.stacks.mixer import Mixer
-
-_REPEATS = {3: 4, 4: 2}
-_STATES = {5: 16, 6: 2}
 
 
 def _heads(
@@ -79,7 +76,7 @@ def liv(
     if read.token_mixing == 2:
         options: dict[str, Any] = {
             "num_heads": heads,
-            "repeat": _REPEATS.get(read.featurizer, 1),
+            "repeat": REPEATS.get(read.featurizer, 1),
             "kernel_size": kernel_size if read.featurizer == 2 else None,
         }
         if read.nonlinearity == 1 and read.sparsity == 1:
@@ -91,7 +88,7 @@ def liv(
             return SoftmaxOperator(width, **options)
         return PointwiseOperator(width, nonlinearity=read.nonlinearity, **options)
     if read.token_mixing == 4:
-        states = _STATES[read.featurizer]
+        states = STATES[read.featurizer]
         if read.channel_mixing == 1:
             return Mamba(width, positions, expand=expand, state_size=states)
         return Mamba2(width, positions, expand=expand, state_size=states, num_heads=heads)

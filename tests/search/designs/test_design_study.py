@@ -10,6 +10,7 @@ from tiny_designs import QUICK, SPACE, untimed, written_text
 
 import manticore
 from manticore.errors import ManticoreError
+from manticore.runs.ledger import read_record
 from manticore.search.designs import training
 from manticore.search.designs.layer_lists import LayerListSpace
 from manticore.search.designs.study import most_losses
@@ -54,7 +55,7 @@ def test_a_study_ends_with_a_front_of_designs_that_load(done):
 
 def test_the_record_holds_everything(done):
     result, out, _ = done
-    record = json.loads((out / "study.json").read_text())
+    record = read_record(out / "study.json", "")
     assert record == json.loads(json.dumps(result.record))
     assert record["objectives"] == [
         {"measure": "loss", "maximise": False},
@@ -62,6 +63,7 @@ def test_the_record_holds_everything(done):
     ]
     assert [trial["generation"] for trial in record["trials"]][:4] == [0] * 4
     assert {name for batch in record["generations"] for name in batch} == {t["design"] for t in record["trials"]}
+    assert all(len(row["repeats"]) == 1 and not row["taken_over"] for row in record["trials"])
     measures = {"loss", "bits_per_byte", "parameters", "flops", "cache_bytes", "state_bytes"}
     assert all(trial["measures"].keys() == measures for trial in [*record["trials"], *record["baselines"]])
     assert record["flops"] == sum(each["flops"] for each in [*record["trials"], *record["baselines"]])
