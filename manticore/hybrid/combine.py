@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from manticore.boundaries import wrong_end, wrong_rows
+from manticore.branches import Branch
 from manticore.components.generation_settings import generation_settings
 from manticore.components.gguf_files import checkpoint_folder
 from manticore.components.loaded_weights import in_precision
@@ -23,7 +24,7 @@ from manticore.components.sources import origin
 from manticore.errors import ManticoreError
 from manticore.hybrid import feature_spaces
 from manticore.hybrid.configuration import ManticoreConfig
-from manticore.hybrid.fresh import Branch, fresh_branch
+from manticore.hybrid.fresh import fresh_branch
 from manticore.hybrid.modeling import ManticoreForCausalLM, build
 from manticore.hybrid.rehearsal import rehearse
 from manticore.hybrid.released import check_released, fresh_tables, released_vocabulary, tie_heads

@@ -20,7 +20,7 @@ from manticore.components.loading import check_family
 from manticore.components.positions import context_length
 from manticore.components.state_cache import EmptyLayer
 from manticore.errors import ManticoreError, in_brief
-from manticore.hybrid.feature_spaces import wrong_spaces
+from manticore.hybrid.feature_spaces import is_marked, wrong_spaces
 from manticore.making import refuse_misfits
 from manticore.option_types import Count, Drop, Edges, Forgetting, Wanted
 
@@ -358,6 +358,13 @@ class ManticoreConfig(PreTrainedConfig):
     def spaces(self) -> list[int]:
         """Per component its feature space, called by the first component that is in it."""
         return list(range(self.num_components)) if self.feature_spaces is None else list(self.feature_spaces)
+
+    @property
+    def fresh(self) -> frozenset[int]:
+        """The components made beside another one that is here: what stays in them is no parent by itself."""
+        spaces = self.spaces
+        made = {k for k in range(self.num_components) if is_marked(self.components[k]) and spaces.count(spaces[k]) > 1}
+        return frozenset(made) if len(made) < self.num_components else frozenset()
 
     def _even_boundaries(self) -> list[list[int]]:
         return [cut(config.num_hidden_layers, self.num_blocks) for config in self.components]

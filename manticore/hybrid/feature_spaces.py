@@ -25,6 +25,11 @@ def mark(config: PreTrainedConfig) -> None:
     setattr(config, MARK, True)
 
 
+def is_marked(config: Any) -> bool:
+    """Whether a component was made beside a parent."""
+    return getattr(config, MARK, False) is True
+
+
 def spaces_of(configs: Sequence[Any], one_table: Callable[[int, int], bool]) -> list[int] | None:
     """Per component the first one that shares its feature space; None where all are apart.
 
@@ -34,13 +39,13 @@ def spaces_of(configs: Sequence[Any], one_table: Callable[[int, int], bool]) -> 
     """
     spaces: list[int] = []
     for k, config in enumerate(configs):
-        made = getattr(config, MARK, False) is True
+        made = is_marked(config)
         spaces.append(
             next(
                 (
                     spaces[j]
                     for j in range(k)
-                    if (made or getattr(configs[j], MARK, False) is True)
+                    if (made or is_marked(configs[j]))
                     and (config.hidden_size, config.vocab_size) == (configs[j].hidden_size, configs[j].vocab_size)
                     and one_table(j, k)
                 ),

@@ -10,20 +10,22 @@ Shapes: D width, N blocks.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from manticore import registry
 from manticore.boundaries import cut, wrong_end
+from manticore.branches import PREFIX
 from manticore.components.loading import load_component
 from manticore.components.positions import context_length
 from manticore.components.runner import Runner
@@ -37,7 +39,6 @@ from manticore.stacks.linear_attention import GatedLinearAttention, LinearAttent
 from manticore.stacks.mixer import Mixer
 from manticore.stacks.modeling import StackForCausalLM
 
-PREFIX = "fresh:"
 _LINEAR = (LinearAttention, GatedLinearAttention, DeltaNet)
 """Primitives that have attention's maps, and a state where attention has a softmax."""
 
@@ -83,22 +84,8 @@ def fresh_branch(
             f"fresh_branch: boundaries {edges} (expected {num_blocks + 1} rising layer indices from 0 on). "
             "Fix: the parent's row of what combine is given"
         )
-    if isinstance(layers, str) or not layers:
-        raise ManticoreError("fresh_branch: layers is no list of layers. Fix: such as ['mh-gated-linear-attention']")
+    config, entries = _configured(model, runner.width, layers, num_blocks)
     tables, last = _tables(model, runner.width), _last_norm(model, runner.width)
-    entries = [_with_heads(LayerEntry.read(each, i), model, runner.width) for i, each in enumerate(layers)]
-    ends = ("pad_token_id", "bos_token_id", "eos_token_id")
-    special: dict[str, Any] = {name: getattr(model.config, name, None) for name in ends}
-    config = StackConfig(
-        layers=[entry.written for _ in range(num_blocks) for entry in entries],
-        vocab_size=len(tables[0].weight),
-        hidden_size=runner.width,
-        norm="layer" if isinstance(last, nn.LayerNorm) else "rms",
-        head_bias=tables[1].bias is not None,
-        max_position_embeddings=context_length(model.config) or 1280,
-        tie_word_embeddings=tables[1].weight is tables[0].weight,
-        **special,
-    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "fresh"))
         branch = StackForCausalLM(config)
@@ -110,44 +97,46 @@ def fresh_branch(
         for n, (start, stop) in enumerate(pairwise(edges)):
             block = branch.model.layers[n * len(entries) : (n + 1) * len(entries)]
             _start(block, runner.layers[start:stop], runner.width)
-    mark(branch.config)
-    branch.config.name_or_path = PREFIX + "+".join(entry.name for entry in entries)
     return branch.eval()
 
 
-@dataclass(frozen=True)
-class Branch:
-    """A fresh branch as a component of :func:`manticore.combine` names it: ``fresh:LAYER``, ``fresh:LAYER+LAYER@1``."""
+def branch_config(parent: PreTrainedConfig, layers: Sequence[Any], num_blocks: int) -> StackConfig:
+    """The configuration of :func:`fresh_branch` beside a parent of which no weights are read.
 
-    layers: tuple[str, ...]
-    """What each block holds."""
-    of: int
-    """Index of the component that it stands beside."""
+    Raises:
+        ManticoreError: as there.
+    """
+    with torch.device("meta"), no_init_weights():
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(parent))
+    model.tie_weights()
+    config, _ = _configured(model, Runner(model, []).width, layers, num_blocks)
+    config.dtype = parent.dtype
+    return config
 
-    @classmethod
-    def read(cls, models: Sequence[Any]) -> dict[int, Branch]:
-        """The fresh ones among components, by their indices.
 
-        Args:
-            models: as combine is given them.
-
-        Raises:
-            ManticoreError: unknown layers, no parent, or one that there is not.
-        """
-        texts = {k: each for k, each in enumerate(models) if isinstance(each, str) and each.startswith(PREFIX)}
-        parents = [k for k in range(len(models)) if k not in texts]
-        found = {}
-        for k, text in texts.items():
-            names, sign, of = text.removeprefix(PREFIX).partition("@")
-            if not parents or (sign and of not in map(str, parents)):
-                expected = f"one of {parents}" if parents else "a checkpoint beside it"
-                raise ManticoreError(
-                    f"combine: {text} stands beside no parent (expected {expected}). Fix: such as {PREFIX}{names}@0"
-                )
-            for name in names.split("+"):
-                registry.resolve("layer", name)
-            found[k] = cls(tuple(names.split("+")), int(of) if sign else parents[0])
-        return found
+def _configured(
+    model: PreTrainedModel, width: int, layers: Sequence[Any], num_blocks: int
+) -> tuple[StackConfig, list[LayerEntry]]:
+    """A branch's configuration, and what each block of it holds."""
+    if isinstance(layers, str) or not layers:
+        raise ManticoreError("fresh_branch: layers is no list of layers. Fix: such as ['mh-gated-linear-attention']")
+    tables, last = _tables(model, width), _last_norm(model, width)
+    entries = [_with_heads(LayerEntry.read(each, i), model, width) for i, each in enumerate(layers)]
+    ends = ("pad_token_id", "bos_token_id", "eos_token_id")
+    special: dict[str, Any] = {name: getattr(model.config, name, None) for name in ends}
+    config = StackConfig(
+        layers=[entry.written for _ in range(num_blocks) for entry in entries],
+        vocab_size=len(tables[0].weight),
+        hidden_size=width,
+        norm="layer" if isinstance(last, nn.LayerNorm) else "rms",
+        head_bias=tables[1].bias is not None,
+        max_position_embeddings=context_length(model.config) or 1280,
+        tie_word_embeddings=tables[1].weight is tables[0].weight,
+        **special,
+    )
+    mark(config)
+    config.name_or_path = PREFIX + "+".join(entry.name for entry in entries)
+    return config, entries
 
 
 def _tables(model: PreTrainedModel, width: int) -> tuple[nn.Embedding, nn.Linear]:

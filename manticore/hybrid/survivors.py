@@ -44,6 +44,16 @@ _STRETCH = 32
 """Tokens read at a time, at least, while a sequence has more than one component left; then twice as many."""
 
 
+def first_stretch(tokens: int, decided: int) -> int:
+    """Up to where all components read a text that is decided after so many tokens at the earliest."""
+    return min(tokens, max(decided, _STRETCH))
+
+
+def next_stretch(read: int, tokens: int) -> int:
+    """Up to where a text is read next."""
+    return min(tokens, read + max(read, _STRETCH))
+
+
 @dataclass(frozen=True)
 class Survivors:
     """Which components still read each sequence."""
@@ -190,7 +200,7 @@ class _Reading:
             if not self._undecided().any():
                 stop = self.tokens
             self._read(start, stop)
-            start, stop = stop, min(self.tokens, stop + max(stop, _STRETCH))
+            start, stop = stop, next_stretch(stop, self.tokens)
         assert self.logits is not None
         if self.given is not None:
             self.given.posterior, self.given.survivors = self.posterior, self.survivors
@@ -209,7 +219,7 @@ class _Reading:
         missing = self.hybrid.config.drop_after - self.survivors.read
         short = (self.real.cumsum(1) < missing[:, None]).sum(1)
         reached = short[short < self.tokens]
-        return min(self.tokens, max(int(reached.max()) + 1, _STRETCH)) if len(reached) else self.tokens
+        return first_stretch(self.tokens, int(reached.max()) + 1) if len(reached) else self.tokens
 
     def _read(self, start: int, stop: int) -> None:
         """Read the columns from start to stop, and let everyone go who is dropped meanwhile."""

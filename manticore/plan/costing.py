@@ -19,7 +19,7 @@ from manticore.plan.fit import Fit, fit, way_out
 from manticore.plan.memory import ADAMW_TENSORS, Inventory
 from manticore.plan.paths import path_ends
 from manticore.plan.skeleton import Shape, Skeleton
-from manticore.plan.sources import Source, find_sources
+from manticore.plan.sources import Source, find_larger, find_sources
 from manticore.schema.recipe import SHARED, Recipe
 from manticore.settings import OneTraining
 from manticore.stages.stage import StagePlan
@@ -79,6 +79,22 @@ class Costing:
         task = recipe.task.model_copy(update={"options": {**recipe.task.options, **search.task_options}})
         recipe = recipe.model_copy(update={"finetune": tuning, "task": task})
         return Costing(recipe, devices=self.devices, memory=self.memory, accelerator=self.accelerator)
+
+    @cached_property
+    def larger(self) -> Case | None:
+        """Fine-tuning the larger single model that a comparison shows, if there is one."""
+        source = find_larger(self.recipe)
+        if source is None:
+            return None
+        dtype: Any = source.config.dtype or torch.float32
+        shape = Shape(1, "translated", False, "linear", {}, dtype)
+        skeleton = self.lay_out([source, source], shape, self.task.vocab_size)
+        tuning = self.recipe.finetune
+        return Cases(skeleton, self.mode, lora_rank=tuning.lora_rank).measure(
+            self.tuning, [0],
+            batch_size=tuning.batch_size * self.task.sequences, accumulation=tuning.accumulation,
+            length=self.task.length, mixture=False,
+        )  # fmt: skip
 
     def lay_out(self, sources: Sequence[Source], shape: Shape, vocab_size: int | None) -> Skeleton:
         """Components side by side, without data."""
@@ -141,7 +157,7 @@ class Costing:
         if given is not None:
             return dict.fromkeys(("cheapest", "costliest"), given)
         widths = [component.hidden_size for component in config.components]
-        cheapest, costliest = path_ends(self.tuned_path, config.boundaries, widths)
+        cheapest, costliest = path_ends(self.tuned_path, config.boundaries, widths, config.spaces)
         return {"cheapest": cheapest, "costliest": costliest}
 
     def tuned_path(self, path: Sequence[int]) -> Case:

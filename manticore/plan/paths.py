@@ -15,7 +15,7 @@ Path = list[int]
 
 
 def path_ends(
-    measure: Callable[[Path], Case], boundaries: Sequence[Sequence[int]], widths: Sequence[int]
+    measure: Callable[[Path], Case], boundaries: Sequence[Sequence[int]], widths: Sequence[int], spaces: Sequence[int]
 ) -> list[Path]:
     """The paths with the fewest and with the most FLOPs per step.
 
@@ -26,6 +26,7 @@ def path_ends(
         measure: gives the case of a path.
         boundaries: per component the first layer of each block, and the number of layers.
         widths: of the components.
+        spaces: per component its feature space; within one, nothing is paid for a hand-over.
     """
     components, blocks = range(len(widths)), len(boundaries[0]) - 1
     if len(widths) ** blocks <= _TRIED:
@@ -43,7 +44,7 @@ def path_ends(
     for better in (operator.lt, operator.gt):
         best: list[tuple[float, Path]] = [(costs[k][0], [k]) for k in components]
         for n in range(1, blocks):
-            best = [_next(best, k, costs[k][n], tokens, widths, better) for k in components]
+            best = [_next(best, k, costs[k][n], tokens, widths, spaces, better) for k in components]
         total = [(cost + ends[path[-1]], path) for cost, path in best]
         found.append((min if better is operator.lt else max)(total)[1])
     return found
@@ -55,12 +56,13 @@ def _next(
     cost: float,
     tokens: int,
     widths: Sequence[int],
+    spaces: Sequence[int],
     better: Callable[[float, float], bool],
 ) -> tuple[float, Path]:
     """The best way to end one block later in component `k`."""
     chosen: tuple[float, Path] | None = None
     for before, path in best:
-        hand_over = 0 if path[-1] == k else 6 * tokens * widths[path[-1]] * widths[k]
+        hand_over = 0 if spaces[path[-1]] == spaces[k] else 6 * tokens * widths[path[-1]] * widths[k]
         total = before + hand_over + cost
         if chosen is None or better(total, chosen[0]):
             chosen = total, [*path, k]

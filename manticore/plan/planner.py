@@ -11,6 +11,7 @@ import torch
 
 from manticore.errors import ManticoreError
 from manticore.plan.costing import Costing
+from manticore.plan.dropping import Dropping, dropping
 from manticore.plan.fit import Fit
 from manticore.plan.layer_cache import block_caches
 from manticore.plan.sources import tokenizer_verdict
@@ -65,6 +66,8 @@ class Plan:
     disk_bytes: float
     flops_per_second: float | None
     problems: list[str]
+    dropping: Dropping | None = None
+    """Of a hybrid whose components stop reading texts that they are unlikely to have written."""
 
     @property
     def flops(self) -> float:
@@ -161,7 +164,18 @@ def plan(
         disk_bytes=costing.disk_bytes,
         flops_per_second=flops_per_second,
         problems=costing.problems,
+        dropping=_dropping(costing, caches),
     )
+
+
+def _dropping(costing: Costing, caches: list[list[tuple[int, int]]]) -> Dropping | None:
+    combine = costing.recipe.combine
+    # a path's one component predicts alone
+    if combine.drop_below is None or costing.paths:
+        return None
+    names = [source.name for source in costing.sources]
+    how = {"below": combine.drop_below, "after": combine.drop_after, "tokens": costing.task.length}
+    return dropping(costing.skeleton, costing.mode, names, caches, **how)  # type: ignore[arg-type]
 
 
 def _check_tokenizers(costing: Costing) -> str:

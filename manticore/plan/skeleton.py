@@ -26,6 +26,7 @@ from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.hybrid.path import PathMixing
 from manticore.hybrid.released import tie_heads
 from manticore.hybrid.routed import RoutedMixing
+from manticore.stacks.configuration import StackConfig
 from manticore.training.budget import copy_without_data, count_parameters
 from manticore.training.precision import Precision
 from manticore.training.trainable import set_trainable
@@ -174,7 +175,11 @@ def _tuple_sizes(component: PreTrainedModel, kinds: Sequence[int], mode: FakeTen
             if index not in distinct:
                 del layers[index]
         model.config = copy.deepcopy(model.config)
-        model.config.num_hidden_layers = len(distinct)
+        if isinstance(model.config, StackConfig):
+            # its depth is the length of its list
+            model.config.layers = [model.config.entries[index].written for index in distinct]
+        else:
+            model.config.num_hidden_layers = len(distinct)
         sizes = Runner(model).tuple_sizes
     return [sizes[distinct.index(kind)] for kind in kinds]
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from manticore.branches import Branch
 from manticore.components.gguf_files import checkpoint_folder
 from manticore.components.loading import load_config, load_tokenizer
 from manticore.components.sources import file_of
 from manticore.errors import ManticoreError, in_brief
+from manticore.hybrid.fresh import branch_config
 from manticore.paths import expanded
 from manticore.plan.known import KNOWN, known
 from manticore.registry import did_you_mean
@@ -46,9 +48,26 @@ def find_sources(recipe: Recipe) -> list[Source]:
         ManticoreError: a configuration that is not here, or that describes no possible model.
     """
     made = {entry.name: entry for entry in recipe.pretrain}
-    found = [_find(component, made) for component in recipe.components]
-    for source in found:
+    branches = Branch.read([component.source for component in recipe.components])
+    found = {k: _find(each, made) for k, each in enumerate(recipe.components) if k not in branches}
+    for source in found.values():
         _check_sizes(source)
+    for k, branch in branches.items():
+        parent, name = found[branch.of], recipe.components[k].name
+        config = branch_config(parent.config, branch.layers, recipe.combine.num_blocks)
+        found[k] = replace(parent, name=name, config=config, origin=f"fresh layers beside {parent.name}")
+    return [found[k] for k in range(len(recipe.components))]
+
+
+def find_larger(recipe: Recipe) -> Source | None:
+    """The larger single model that a comparison shows beside the others, if there is one."""
+    larger = None if recipe.compare is None else recipe.compare.larger
+    if larger is None:
+        return None
+    made = {entry.name: entry for entry in recipe.pretrain}
+    name, _, source = larger.rpartition("=") if larger not in made else ("", "", larger)
+    found = _find(Component(name=name or "larger", source=source), made)
+    _check_sizes(found)
     return found
 
 

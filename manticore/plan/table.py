@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from rich.table import Table
 from rich.text import Text
 
+from manticore.plan.dropping import Dropping
 from manticore.plan.fit import RESERVED
 from manticore.plan.planner import Plan
 from manticore.quantities import MISSING, count, duration, flops
@@ -75,9 +76,11 @@ def render_plan(plan: Plan) -> Iterator[Table | Text]:
         yield table
     caches = {c.name: (c.cache_bytes_per_token, c.state_bytes) for c in plan.components} | plan.cache
     cache = "\n             ".join(f"{_size(a)} per token + {_size(b)}: {name}" for name, (a, b) in caches.items())
+    drops = [] if plan.dropping is None else list(_dropping(plan.dropping, plan.flops_per_second))
     speed = f"{flops(plan.flops_per_second)}/s on each device" if plan.flops_per_second else ""
     lines = [
         f"cache        {cache}",
+        *drops,
         f"disk         {_size(plan.disk_bytes)} in the run folder at most",
         f"time         {duration(plan.seconds)} at {speed}" if speed else
         "time         give --flops-per-second, or --measure 3 to time steps here",
@@ -90,3 +93,16 @@ def render_plan(plan: Plan) -> Iterator[Table | Text]:
 
 def _path(path: list[int], names: list[str]) -> str:
     return names[path[0]] if len(set(path)) == 1 else " → ".join(names[k] for k in path)
+
+
+def _dropping(found: Dropping, flops_per_second: float | None) -> Iterator[str]:
+    """The bounds of per-sequence discretization, a line each."""
+    yield (
+        f"dropping     below {found.below:g} after {found.after} tokens, never while a model trains; of one sequence, "
+        f"to score {found.tokens:,} tokens, for the next one, and what is cached:"
+    )
+    readings = {"nothing dropped": found.nothing, **{f"{name} alone left": each for name, each in found.alone.items()}}
+    for what, each in readings.items():
+        speed = f" (at most {flops_per_second / each.token_flops:,.0f} tokens/s)" if flops_per_second else ""
+        cached = f"{_size(each.cache_bytes_per_token)} per token + {_size(each.state_bytes)}"
+        yield f"             {flops(each.flops)}, {flops(each.token_flops)}{speed}, {cached}: {what}"

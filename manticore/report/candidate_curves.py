@@ -87,13 +87,13 @@ def _is_trained(point: CurvePoint) -> bool:
 
 
 def _styles(results: Results, drawn: list[CandidateRecord]) -> list[_Style]:
-    others = [each for each in drawn if not each.chosen and not is_parent(each)]
+    others = [each for each in drawn if not each.chosen and not is_parent(results, each)]
     free = [colour for k, colour in enumerate(COMPONENTS) if k >= results.num_components]
     apart = len(others) <= min(_OWN_COLOURS, len(free) + 1)
     own = [_Style(colour, mark=mark) for colour, mark in zip([*free, MUTED], _MARKS)] if apart else []
     found = []
     for each in drawn:
-        if is_parent(each):
+        if is_parent(results, each):
             k = each.path[0]
             wide = 3.0 if each.chosen else 1.6
             dashes = "-" if each.chosen else component_dashes(k + 1)

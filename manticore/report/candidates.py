@@ -55,9 +55,9 @@ def last(candidate: CandidateRecord) -> CurvePoint | None:
     return max(candidate.points, key=lambda point: (point.mark, point.steps), default=None)
 
 
-def is_parent(candidate: CandidateRecord) -> bool:
-    """Whether it is one component throughout."""
-    return len(set(candidate.path)) == 1
+def is_parent(results: Results, candidate: CandidateRecord) -> bool:
+    """Whether it is one pretrained component throughout."""
+    return len(set(candidate.path)) == 1 and candidate.path[0] not in results.fresh
 
 
 def ranked(search: SearchRecord) -> list[CandidateRecord]:
@@ -89,7 +89,9 @@ def lines(results: Results, most: int) -> list[Line]:
     found = []
     for candidate in ranked(search)[:most]:
         end = last(candidate) or CurvePoint()
-        said = [word for word, holds in (("chosen", candidate.chosen), ("parent", is_parent(candidate))) if holds]
+        said = [
+            word for word, holds in (("chosen", candidate.chosen), ("parent", is_parent(results, candidate))) if holds
+        ]
         said += [f"failed: {quantities.shorten(candidate.failed, 120)}"] if candidate.failed else []
         found.append(
             Line(
@@ -176,8 +178,8 @@ def held_out(results: Results) -> str:
     if chosen is None or end is None or end.metric is None:
         return ""
     metric, where = quantities.shorten(metric_name(results), 30), f"after {end.mark}/{MARKS} of a unit of training"
-    rivals = list(_parents_at(search, end.mark))
-    if is_parent(chosen) or not rivals:
+    rivals = list(_parents_at(results, search, end.mark))
+    if is_parent(results, chosen) or not rivals:
         return f"On held-out data its {metric} was {quantities.score(end.metric)} {where}."
     score, parent = (max if search.higher_is_better else min)(rivals)
     lead = (end.metric - score) * (1 if search.higher_is_better else -1)
@@ -188,17 +190,22 @@ def held_out(results: Results) -> str:
     )
 
 
-def _parents_at(search: SearchRecord, mark: int) -> Iterator[tuple[float, tuple[int, ...]]]:
+def _parents_at(results: Results, search: SearchRecord, mark: int) -> Iterator[tuple[float, tuple[int, ...]]]:
     for candidate in search.candidates:
         for point in candidate.points:
-            if is_parent(candidate) and search.allows(candidate) and point.mark == mark and point.metric is not None:
+            if (
+                is_parent(results, candidate)
+                and search.allows(candidate)
+                and point.mark == mark
+                and point.metric is not None
+            ):
                 yield point.metric, candidate.path
 
 
 def barred(results: Results) -> set[str]:
     """Names of the parents that do not keep the limits of the search."""
     search, names = results.search or SearchRecord(), results.component_names
-    return {names[each.path[0]] for each in search.candidates if is_parent(each) and not search.allows(each)}
+    return {names[each.path[0]] for each in search.candidates if is_parent(results, each) and not search.allows(each)}
 
 
 def _number_of_paths(results: Results) -> str:

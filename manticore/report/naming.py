@@ -14,8 +14,8 @@ _EVERYTHING = "everything the hybrid cost"
 
 
 def alone(results: Results) -> str | None:
-    """The component that every block keeps, by name; None where several are kept or nothing is known."""
-    kept = set(results.path)
+    """The parent that every block keeps, by name; None where several are kept, a fresh one, or nothing is known."""
+    kept = set(results.path) if not set(results.path) <= set(results.fresh) else set()
     return quantities.shorten(results.component_names[kept.pop()], 40) if len(kept) == 1 else None
 
 

@@ -54,6 +54,11 @@ class Results:
         return max((-1, *self.path, *(k for path in self._looked_at for k in path))) + 1
 
     @property
+    def fresh(self) -> tuple[int, ...]:
+        """Components that are no parents, since they were made beside one."""
+        return self.combine.fresh if self.combine else ()
+
+    @property
     def num_blocks(self) -> int:
         if self.combine and self.combine.num_blocks:
             return self.combine.num_blocks

@@ -58,7 +58,7 @@ def _line(results: Results, search: SearchRecord, each: CandidateRecord, *, best
     said = {
         "largest mixture weights" if search.learned else "found": found,
         "best": best and not each.failed,
-        "parent": is_parent(each),
+        "parent": is_parent(results, each),
         f"failed: {quantities.shorten(each.failed, 120)}": bool(each.failed),
     }
     scores = (quantities.MISSING,) * 2 if each.failed else (quantities.score(end.loss), quantities.score(end.metric))

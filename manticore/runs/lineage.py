@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from manticore.branches import is_branch
 from manticore.cache import content_key, file_digest
 from manticore.components.gguf_files import checkpoint_folder
 from manticore.components.sources import model_folder, stated_license
@@ -30,8 +31,9 @@ def model_lineage(
     source: str, revision: str | None = None, digest_of: Callable[[Path], str] = file_digest
 ) -> dict[str, Any]:
     """Files of a checkpoint with their sha256, one digest over all, the licence its card states, the hub's commit."""
-    read = checkpoint_folder(source, revision=revision)
-    folder = model_folder(read, revision)
+    fresh = is_branch(source)
+    read = source if fresh else checkpoint_folder(source, revision=revision)
+    folder = None if fresh else model_folder(read, revision)
     files: dict[str, str] = {}
     if folder is not None:
         names = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from manticore.boundaries import wrong_end, wrong_rows
+from manticore.branches import PREFIX, Branch, is_branch
 from manticore.components.checkpoint_folder import gguf_file
 from manticore.errors import ManticoreError
 from manticore.making import Told
@@ -47,8 +48,9 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
     yield from _twice("pretrain", [entry.name for entry in pretrain])
     yield from _twice("components", [entry.name for entry in components])
     made = [entry.name for entry in pretrain]
+    parents = [index for index, component in enumerate(components) if not is_branch(component.source)]
     for index, component in enumerate(components):
-        yield from _source(index, component, made)
+        yield from _source(index, component, made, parents)
     larger = sections["compare"].larger if sections.get("compare") is not None else None
     if larger is not None and larger not in made:
         yield from _model(("compare", "larger"), larger.rpartition("=")[2], made)
@@ -86,7 +88,8 @@ def inconsistencies(sections: dict[str, Any]) -> Iterator[Finding]:
             if search.task_options:
                 yield from mixture(("search", "task_options"), sections["task"].name, whole)
     if sections.get("distill") is not None:
-        yield from _teacher(sections, [component.name for component in components])
+        # what nobody has trained teaches nothing
+        yield from _teacher(sections, [each.name for each in components if not is_branch(each.source)])
     if sections.get("discretize", True) is None and sections.get("search") is not None:
         yield ("discretize",), "a search looks for what to keep. Fix: search: null, for a hybrid that stays soft"
     elif sections.get("discretize") is not None and "combine" in sections and components:
@@ -185,12 +188,20 @@ def _teacher(sections: dict[str, Any], components: list[str]) -> Iterator[Findin
         )
 
 
-def _source(index: int, component: Any, pretrained: list[str]) -> Iterator[Finding]:
+def _source(index: int, component: Any, pretrained: list[str], parents: list[int]) -> Iterator[Finding]:
     path: Path = ("components", index, "source")
     source = component.source
     if source in pretrained:
         if component.revision is not None:
             yield ("components", index, "revision"), f"{source!r} is pretrained here, it has no revisions"
+        return
+    if is_branch(source):
+        if component.revision is not None:
+            yield ("components", index, "revision"), f"{source!r} is made here, it has no revisions"
+        try:
+            Branch.named(source, parents)
+        except ManticoreError as error:
+            yield path, str(error).removeprefix("combine: ")
         return
     yield from _model(path, source, pretrained)
 
@@ -240,6 +251,8 @@ def _depths(combine: Any, pretrain: list[Any], components: list[Any]) -> Iterato
     depth = {entry.name: entry.layers for entry in pretrain}
     for k, component in enumerate(components):
         layers = depth.get(component.source)
+        if is_branch(component.source):
+            layers = num_blocks * len(component.source.removeprefix(PREFIX).split("+"))
         if layers is None:
             continue
         if boundaries is not None:

@@ -76,7 +76,7 @@ def beam(
     width = max(2, MOST_SCORED // (2 * space.num_blocks * (space.num_components - 1)))
     listed = space.listed or []
     # flips alone may lead from no parent to what may be chosen
-    held = [*space.parents, *listed[:: max(1, len(listed) // width)]]
+    held = [*space.alone, *listed[:: max(1, len(listed) // width)]]
     for path in held:
         look(path)
     while left > 0:

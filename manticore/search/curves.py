@@ -125,7 +125,7 @@ class Curves:
         """
         order = sorted(paths, key=lambda path: (-self.score(path, mark), self.loss(path, mark), path))
         top = order[0]
-        parents = [path for path in order if len(set(path)) == 1]
+        parents = [path for path in order if path in self.space.parents]
         if not parents or top in parents or not math.isfinite(self.loss(parents[0], mark)):
             return top
         lead = self.loss(parents[0], mark) - self.loss(top, mark)

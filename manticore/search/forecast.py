@@ -78,7 +78,7 @@ class Prices:
         space = asked.space
         sampler = Sampler(space, asked.sampling, self.seed, self.weights)
         training = sum(map(self.step, sampled(sampler, self.step, asked.units * self.unit)))
-        dearest = max(map(self.shared_forward, space.parents))
+        dearest = max(map(self.shared_forward, space.alone))
         examples = compared_examples(self.examples, training, min(space.size, MOST_SCORED), dearest)
         return training + examples * sum(map(self.shared_forward, compared))
 

@@ -113,7 +113,7 @@ class Objective:
     @property
     def space(self) -> Space:
         config = self.supernet.config
-        return Space(config.num_blocks, config.num_components)
+        return Space(config.num_blocks, config.num_components, fresh=config.fresh)
 
     @cached_property
     def inputs(self) -> Mapping[str, str]:
@@ -123,7 +123,7 @@ class Objective:
     @cached_property
     def marks(self) -> list[int]:
         """Where candidates are scored: every twelfth of a unit, or fewer where scoring would cost too much."""
-        return spacing(max(self._evaluation_flops(self.model(path)) for path in self.space.parents), self.unit)
+        return spacing(max(self._evaluation_flops(self.model(path)) for path in self.space.alone), self.unit)
 
     @property
     def costliest_step(self) -> int:

@@ -36,7 +36,12 @@ def race(curves: Curves, seed: int, *, gap: float = GAP) -> Search:
 
 
 def among(paths: Sequence[Path], curves: Curves, *, gap: float = GAP) -> Search:
-    """The race of some paths, two or more."""
+    """The race of some paths; a single one trains to the end."""
+    if len(paths) == 1:
+        # the only finalist of a search with one parent
+        mark = curves.marks[-1]
+        yield [(path, mark) for path in paths]
+        return Choice(paths[0], mark, f"nothing else was to be trained, {mark}/{MARKS} of a unit")
     for mark in curves.marks:
         yield [(path, mark) for path in paths]
         allowed = [path for path in paths if curves.space.may_choose(path)]

@@ -83,7 +83,8 @@ def resolve(search: SearchResult | str | Folder, limits: Mapping[str, float]) ->
             found = Point(p["mark"], p["steps"], p["flops"], 0, p["loss"], p["metric"])
             points.setdefault(tuple(each["path"]), {})[found.mark] = found
     blocks, components = len(record["path"]), len(next(iter(table.costs.values())).presence)
-    space = constrained(Space(blocks, components), table, wanted, [f"component {k}" for k in range(components)])
+    every = Space(blocks, components, fresh=frozenset(record.get("fresh", ())))
+    space = constrained(every, table, wanted, [f"component {k}" for k in range(components)])
     curves = Curves(space, record["higher_is_better"], range(1, MARKS + 1), points)
     trained = [path for path in points if space.may_choose(path)]
     if not trained:

@@ -104,7 +104,7 @@ class SearchResult:
             return f"{found} has the largest mixture weights; {self._one_hot(names)}"
         ours, sign = chosen.points[-1], 1 if self.higher_is_better else -1
         after = f"after {ours.mark}/{MARKS} of a unit, on held-out data"
-        if len(set(self.path)) == 1:
+        if self._is_parent(self.path):
             scored = f"{self.metric} {ours.metric:.3f} {after}"
             which = "was looked at and keeps the limits" if self.limits else "was looked at"
             return f"{found} alone is as good as any path that {which}: take it ({scored})"
@@ -112,7 +112,7 @@ class SearchResult:
             (point.metric * sign, each.path[0])
             for each in self.candidates
             for point in each.points
-            if len(set(each.path)) == 1 and point.mark == ours.mark and self._allows(each.path)
+            if self._is_parent(each.path) and point.mark == ours.mark and self._allows(each.path)
         ]
         if not rivals:
             beside = "keeps the limits" if self.limits else "was trained beside it"
@@ -135,6 +135,14 @@ class SearchResult:
         score = f"{self.metric} {end.metric:.3f}{own}"
         return f"{among} {path_text(best, names)} {best} scores best on held-out data ({score})"
 
+    def _is_parent(self, path: Sequence[int]) -> bool:
+        return len(set(path)) == 1 and path[0] not in self._fresh
+
+    @property
+    def _fresh(self) -> frozenset[int]:
+        """Components that are no parents."""
+        return frozenset() if self.model is None else self.model.config.fresh
+
     def _allows(self, path: Sequence[int]) -> bool:
         return self.costs is None or self.costs.keeps(tuple(path), self.limits)
 
@@ -149,4 +157,6 @@ class SearchResult:
             costs = {"costs": self.costs.to_dict(), "limits": dict(self.limits)}
             for candidate in listed["candidates"]:
                 candidate["costs"] = self.costs.of(tuple(candidate["path"]))
+        if self._fresh:
+            found["fresh"] = sorted(self._fresh)
         return {**found, **costs, **listed, "weights": self.weights.tolist()}

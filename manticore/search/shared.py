@@ -182,7 +182,7 @@ class _Sharing:
         costs = PathCosts(
             lambda path: flops_per_step(follow(supernet, path), 1, objective.task.length, backward=False), additive=True
         )
-        one = max(map(costs, space.parents))
+        one = max(map(costs, space.alone))
         most = min(objective.examples, len(objective.task.data["validation"]))
         examples = compared_examples(most, afforded, min(space.size, MOST_SCORED), one)
 

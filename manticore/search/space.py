@@ -42,6 +42,9 @@ class Space:
     allowed: Allowed | None = None
     """The paths that may be chosen; None: all. Parents are always among what a search looks at."""
 
+    fresh: frozenset[int] = frozenset()
+    """Components whose own paths are no parents, since they were made beside one."""
+
     @property
     def size(self) -> int:
         """How many paths may be chosen; at most so many, where they are too many to list."""
@@ -61,7 +64,12 @@ class Space:
 
     @property
     def parents(self) -> list[Path]:
-        """The paths that are one component throughout."""
+        """The paths that are one pretrained component throughout."""
+        return [path for path in self.alone if path[0] not in self.fresh]
+
+    @property
+    def alone(self) -> list[Path]:
+        """The paths that are one component throughout, among them the dearest of all but for projectors."""
         return [(k,) * self.num_blocks for k in range(self.num_components)]
 
     def paths(self) -> list[Path]:
@@ -78,7 +86,8 @@ class Space:
             )
         every = itertools.product(range(self.num_components), repeat=self.num_blocks)
         found = [path for path in every if self.allowed is None or path in self.allowed]
-        return sorted(found, key=lambda path: (len(set(path)) > 1, path))
+        parents = set(self.parents)
+        return sorted(found, key=lambda path: (path not in parents, path))
 
     def may_choose(self, path: Path) -> bool:
         """Whether a path may be what the search finds."""

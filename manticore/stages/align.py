@@ -80,9 +80,11 @@ class Align(Stage):
         if task.vocab_size is not None and section.text != "task":
             skeleton = costing.lay_out(costing.sources, costing.shape, None)
         batch = {"batch_size": min(section.batch_size, fitted), "length": length}
-        cases, case = costing.without_mixture(skeleton, "projectors", None, dtype=None, **batch)
         config = skeleton.hybrid.config
         translations = [t for t in skeleton.hybrid.mixing.translations() if t.source != t.target]
+        # components of one feature space have nothing between them that could train
+        trainable = "projectors" if translations else "frozen"
+        cases, case = costing.without_mixture(skeleton, trainable, None, dtype=None, **batch)
         spaces = {space for t in translations for space in (t.source, t.target)}
         heldout = packs - fitted
         flops = costing.alone_flops(case, spaces) * packs
@@ -99,7 +101,7 @@ class Align(Stage):
         costing.save_model(costing.tuned["supernet"].held)
         yield costing.judged(
             self.name, f"{fitted * length:,} tokens", peak, "a smaller align.batch_size",
-            trained=case.held.trained, flops=flops,
+            trained=case.held.trained if translations else 0, flops=flops,
         )  # fmt: skip
 
     def work(self, run: Run, folder: Path) -> Outcome:

@@ -151,6 +151,8 @@ class CombineRecord(Record):
     projector: str = ""
     boundaries: tuple[tuple[int, ...], ...] = ()
     """Per component N+1 layer indices: block n holds layers ``boundaries[k][n]`` to ``boundaries[k][n+1] - 1``."""
+    fresh: tuple[int, ...] = ()
+    """Components that were made beside another one: no parents."""
     feature_spaces: tuple[int, ...] = ()
     """Per component the first one that shares its feature space; empty where all are apart."""
     tokenizer: str = ""
@@ -249,7 +251,7 @@ class Combine(Stage):
         if config.reembedded is not None:
             combined |= {"tokenizer": section.tokenizer, "reembedded": config.reembedded}
         if config.feature_spaces is not None:
-            combined["feature_spaces"] = config.feature_spaces
+            combined |= {"feature_spaces": config.feature_spaces, "fresh": sorted(config.fresh)}
         combined = CombineRecord.written(boundaries=config.boundaries, **combined)
         sizes = " + ".join(f"{record['parameters']:,}" for record in components)
         task = TaskInfo.of(run.task, recipe.task.options, test_examples=recipe.finetune.test_examples)

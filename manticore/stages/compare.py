@@ -165,7 +165,7 @@ class Compare(Stage):
         section, tuning = self.settings(costing.recipe), costing.recipe.finetune
         flops = {stage.name: stage.flops for stage in costing.stages}
         budget, spent = flops["finetune"], sum(flops.get(stage, 0) for stage in ("align", "search", "distill"))
-        parents = len(costing.sources)
+        parents = len(costing.sources) - len(costing.skeleton.hybrid.config.fresh)
         added = _ensembles(costing.recipe, of_text=costing.task.vocab_size is None) if parents > 1 else ()
         # a search over candidates leaves no mixture weights, and so nothing soft
         search = costing.recipe.search
@@ -184,18 +184,24 @@ class Compare(Stage):
             )
             for number, before in ((plain, 0), (own, int(spent)))
         )  # fmt: skip
-        found = costing.fit(costing.tuning, dearest)
-        costing.fits[self.name] = [found]
-        costing.save_checkpoints(dearest.held)
         subject = "the soft supernet" if soft else "the hybrid" if stays else "the costliest path"
-        verdict = "fits" if found.fits is not None else f"does not fit ({subject}): finetune's ways out"
-        if found.fits is None:
-            costing.problems.append(f"compare: {subject} does not fit: compare=null, or other settings of finetune")
+        entrants = {subject: dearest}
+        if costing.larger is not None:
+            entrants["the larger model"] = costing.larger
+        found = {name: costing.fit(costing.tuning, case) for name, case in entrants.items()}
+        costing.fits[self.name] = list(found.values())
+        costing.save_checkpoints(max((case.held for case in entrants.values()), key=lambda held: held.trained_bytes))
+        without = [name for name, fit in found.items() if fit.fits is None]
+        verdict = f"does not fit ({' and '.join(without)}): finetune's ways out" if without else "fits"
+        for name in without:
+            way = "compare=null" if name == subject else "compare.larger=null"
+            costing.problems.append(f"compare: {name} does not fit: {way}, or other settings of finetune")
+        trained = [case.held.trained for name, case in costing.tuned.items() if soft or name != "supernet"]
+        trained += [case.held.trained for case in entrants.values()]
         yield StagePlan(
             self.name, _amount(plain + own, rates, seeds, len(section.budgets or [1]), tuning.schedule),
-            max(case.held.trained for name, case in costing.tuned.items() if soft or name != "supernet"),
-            dearest.flops * dearest.accumulation, None,
-            trainings, found.smaller, verdict,
+            max(trained), max(case.flops * case.accumulation for case in entrants.values()), None,
+            trainings, max(fit.smaller for fit in found.values()), verdict,
         )  # fmt: skip
 
     def work(self, run: Run, folder: Path) -> Outcome:
@@ -214,7 +220,7 @@ class Compare(Stage):
             models[HYBRID] = run.soft
         elif not run.by_candidates:
             models[SUPERNET] = run.soft
-        if len(set(path)) > 1:
+        if len(set(path)) > 1 or set(path) & set(run.fresh):
             # else it is a parent, which stands in the table already
             models[HYBRID] = lambda seed: run.student(path, seed)
         comparison = manticore.compare(
@@ -296,15 +302,18 @@ def _parents(run: Run, outputs: Sequence[str]) -> dict[str, Any]:
 
     models: dict[str, Any] = {
         component.name: str(model_folder(source, component.revision) or source)
-        for component, source in zip(run.recipe.components, run.sources)
+        for k, (component, source) in enumerate(zip(run.recipe.components, run.sources))
+        # what was made beside a parent is none
+        if k not in run.fresh
     }
     if run.tokenizer_component is None or run.task.vocab_size is not None:
         return models
     hybrid = ManticoreForCausalLM.from_pretrained(run.path / "combine" / MODEL)
     if hybrid.config.reembedded is None:
         return models
-    components = [hybrid.component(k) for k in range(len(models))]
-    for name, component, matched in zip(models, components, hybrid.config.reembedded):
+    parents = [k for k in range(hybrid.config.num_components) if k not in run.fresh]
+    components = [hybrid.component(k) for k in parents]
+    for name, component, matched in zip(models, components, [hybrid.config.reembedded[k] for k in parents]):
         if matched is not None:
             models[name] = component
     join = partial(averaged, components, run.task, tokenizer=hybrid.tokenizer)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import manticore
+from manticore import quantities
 from manticore.file_names import MODEL
 from manticore.runs.stages import Outcome
 from manticore.schema.recipe import Recipe
@@ -82,15 +83,41 @@ class Distill(Stage):
             flops[BLOCKS] = joined.accumulation * (joined.flops - less + alone)
         if section.phases != BLOCKS:
             flops[LOGITS] = student.accumulation * (student.flops + answering)
-        steps = phase_steps(section, {name: round(cost) for name, cost in flops.items()}) if flops else {}
+        once, kept = 0.0, ""
+        if section.keep_answers and LOGITS in flops:
+            once, kept = self._kept_answers(costing, answering / student.micro_batch)
+            if once:
+                flops[LOGITS] = student.accumulation * student.flops
+        prices = {name: round(cost) for name, cost in flops.items()}
+        steps = phase_steps(section, prices, round(once)) if flops else {}
         costing.save_model(student.held)
         costing.save_checkpoints(student.held)
         yield costing.judged(
-            self.name, f"costliest path, teacher {section.teacher}", student.peak(costing.devices) + peak,
+            self.name, f"costliest path, teacher {section.teacher}{kept}", student.peak(costing.devices) + peak,
             "a smaller distill.batch_size, or a larger distill.accumulation",
             trained=student.held.trained, step_flops=max(flops.values(), default=None), steps=sum(steps.values()),
-            flops=sum(count * flops[name] for name, count in steps.items()),
+            flops=once + sum(count * flops[name] for name, count in steps.items()),
         )  # fmt: skip
+
+    @staticmethod
+    def _kept_answers(costing: Costing, answering: float) -> tuple[float, str]:
+        """FLOPs of the answers that are kept, and a clause on their bytes.
+
+        Where the number of training examples depends on the text, they are said for each, and FLOPs are those of
+        answers in every step: the most that it can be.
+
+        Args:
+            costing: whose disk they go to.
+            answering: FLOPs of one example.
+        """
+        from manticore.training.answers import ANSWER_BYTES
+
+        task, rows = costing.task, costing.skeleton.hybrid.config.vocab_size
+        each, examples = ANSWER_BYTES * task.length * rows, task.train_examples
+        if examples is None:
+            return 0.0, f", its answers {quantities.memory(each)} for each training example: not counted on the disk"
+        costing.disk_bytes += each * examples
+        return answering * examples, f", its answers {quantities.memory(each * examples)} on the disk"
 
     def _compared(self, costing: Costing, path: list[int]) -> list[tuple[int, int]]:
         """Where a path's blocks are compared with those of the components that the teacher holds."""
@@ -118,7 +145,8 @@ class Distill(Stage):
         from manticore.training.saved_models import load_hybrid
 
         section, student = self.settings(run.recipe), load_hybrid(run.path / "discretize" / MODEL)
-        if len(set(run.results_of("discretize")["path"])) == 1:
+        kept = set(run.results_of("discretize")["path"])
+        if len(kept) == 1 and not kept & set(run.fresh):
             # its row in the comparison is that of the parent, which nobody has taught
             run.save(student, folder)
             return Outcome(

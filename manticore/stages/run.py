@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import manticore
 from manticore import settings
+from manticore.branches import Branch
 from manticore.cache import content_key
 from manticore.file_names import MODEL
 from manticore.runs.ledger import Digests
@@ -111,6 +112,8 @@ class Run:
         from manticore.tasks.task import load_task
 
         owner = self.tokenizer_component or 0
+        if (branch := Branch.read(self.sources).get(owner)) is not None:
+            owner = branch.of
         tokenizer = load_tokenizer(self.sources[owner], revision=self.recipe.components[owner].revision)
         choice = self.recipe.task
         return load_task(choice.name, tokenizer=tokenizer, seed=self.recipe.seed, **{**choice.options, **options})
@@ -217,6 +220,12 @@ class Run:
     def results_of(self, stage: str) -> dict[str, Any]:
         """What a stage that is done has put into the results; empty if the recipe leaves it out."""
         found: dict[str, Any] = results_of(self.path / stage).get(stage, {})
+        return found
+
+    @property
+    def fresh(self) -> list[int]:
+        """Components that are no parents, since they were made beside one."""
+        found: list[int] = self.results_of("combine").get("fresh", [])
         return found
 
     def path_text(self, path: list[int]) -> str:

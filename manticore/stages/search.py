@@ -192,7 +192,6 @@ def _scoring_of_one_hot_paths(costing: Costing, section: sections.Search, traini
     from manticore.plan.cases import Setting
     from manticore.search.differentiable.one_hot import compared, one_hot_paths
     from manticore.search.path_costs import PathCosts
-    from manticore.search.space import Space
 
     plain, task = Setting("all", False, False, section.dtype), costing.task
     costs = PathCosts(
@@ -201,10 +200,16 @@ def _scoring_of_one_hot_paths(costing: Costing, section: sections.Search, traini
         ),
         additive=True,
     )
-    space = Space(costing.shape.num_blocks, len(costing.sources))
-    examples = compared(space, _held_out(section, task), training, max(map(costs, space.parents)))
+    space = _space(costing)
+    examples = compared(space, _held_out(section, task), training, max(map(costs, space.alone)))
     paths = one_hot_paths(space, tuple(costing.paths["costliest"]))
     return len(paths), examples * sum(map(costs, [*space.parents, *paths]))
+
+
+def _space(costing: Costing) -> Space:
+    from manticore.search.space import Space
+
+    return Space(costing.shape.num_blocks, len(costing.sources), fresh=costing.skeleton.hybrid.config.fresh)
 
 
 def _held_out(section: sections.Search, task: TaskShape) -> int:
@@ -218,12 +223,11 @@ def _cost_of_candidates(costing: Costing, section: sections.Search) -> Iterator[
     from manticore.registry import resolve
     from manticore.search.forecast import forecast
     from manticore.search.objective import spacing
-    from manticore.search.space import Space
 
     case = costing.tuned["costliest"]
-    space = Space(costing.shape.num_blocks, len(costing.sources))
+    space = _space(costing)
     prices = candidate_prices(costing, section, space)
-    scoring = prices.examples * max(map(prices.forward, space.parents))
+    scoring = prices.examples * max(map(prices.forward, space.alone))
     least, most = forecast(
         resolve("search", section.method), space, spacing(scoring, prices.unit), prices.seed, **section.method_options()
     )

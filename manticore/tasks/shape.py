@@ -28,6 +28,8 @@ class TaskShape:
     """Documents of an example, each of that length."""
     validation_examples: int | None = None
     """None where that depends on the text."""
+    train_examples: int | None = None
+    """None where that depends on the text."""
     classes: bool = False
     """Whether an example belongs to a class, and no position has a target of its own."""
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from manticore.tasks.task import Task
     from manticore.training.teacher import Teacher
 
-_BYTES = 4
+ANSWER_BYTES = 4
+"""Of an answer to one token, per entry of the vocabulary."""
 _SPARED = 0.1
 """Share of the disk's free room that is left alone."""
 
@@ -58,7 +59,7 @@ class Answers:
         ):
             path = entry.find()
             if path is None:
-                _refuse_no_room(folder, _BYTES * shape[0] * shape[1] * shape[2])
+                _refuse_no_room(folder, ANSWER_BYTES * shape[0] * shape[1] * shape[2])
                 with entry.aside() as aside:
                     with aside.open("wb") as file:
                         for batch in rows:

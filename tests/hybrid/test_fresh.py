@@ -154,8 +154,13 @@ def test_one_search_covers_pretrained_and_fresh_blocks() -> None:
     unit = 12 * flops_per_step(manticore.discretize(hybrid, [0, 0]), 8, recall().length)
     raced = manticore.search(hybrid, recall(), method="race", finetune_flops=unit, **how)
     assert {tuple(each.path) for each in raced.candidates} == {(0, 0), (0, 1), (1, 0), (1, 1)}
-    learned = manticore.search(hybrid, recall(), method="darts", steps=1, mixture_lr=0.1, **how)
-    assert bool(((learned.weights - 0.5).abs() > 1e-4).all())
+    for method in ("darts", "dash", "gaea"):
+        learned = manticore.search(hybrid, recall(), method=method, steps=1, mixture_lr=0.1, **how)
+        assert bool(((learned.weights - 0.5).abs() > 1e-4).all()) or method == "dash"
+        # the branch by itself is a small stack that nobody has trained: no parent, whose score before the search counts
+        before = [each.path for each in learned.shared if each.points[0].steps == 0]
+        assert before == [[0, 0]]
+        assert sorted(each.path for each in learned.shared) == [[0, 0], [0, 1], [1, 0], [1, 1]]
 
 
 @pytest.mark.parametrize(

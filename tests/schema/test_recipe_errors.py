@@ -220,9 +220,14 @@ def test_what_is_no_recipe_is_one_line(text: str | bytes, expected: str, tmp_pat
             MINIMAL.replace("org/b", "./nowhere"), "mine.yaml:4: components[1].source: no folder ./nowhere", id="folder"
         ),
         pytest.param(
-            MINIMAL.replace("org/b", '"fresh:swiglu"'),
-            "mine.yaml:4: components[1].source: neither a folder nor a hub id (got 'fresh:swiglu'",
-            id="fresh branch by name",
+            MINIMAL.replace("org/b", '"fresh:swiglu@1"'),
+            "mine.yaml:4: components[1].source: fresh:swiglu@1 stands beside no parent (expected one of [0])",
+            id="fresh branch of nothing",
+        ),
+        pytest.param(
+            MINIMAL.replace("org/b", '"fresh:swigluu"'),
+            "mine.yaml:4: components[1].source: unknown layer 'swigluu'. Did you mean 'swiglu'",
+            id="fresh branch of unknown layers",
         ),
         pytest.param(
             MINIMAL + "discretize: {path: [0, 1]}\n",

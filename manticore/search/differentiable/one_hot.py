@@ -46,10 +46,11 @@ def compared(space: Space, most: int, training: float, forward: float) -> int:
         training: FLOPs.
         forward: FLOPs of one example along the dearest path.
     """
+    parents = len(space.parents)
     near = 1 + space.num_blocks * (space.num_components - 1)
-    after = space.size if space.size <= MOST_LISTED else space.num_components + near
+    after = space.size if space.size <= MOST_LISTED else parents + near
     # parents before the search too
-    return compared_examples(most, training, after + space.num_components, forward)
+    return compared_examples(most, training, after + parents, forward)
 
 
 class OneHot:
@@ -67,8 +68,9 @@ class OneHot:
         self, hybrid: ManticorePreTrainedModel, task: Task, *, batch_size: int, most: int, training: float
     ) -> None:
         self._hybrid, self._task, self._batch_size = hybrid, task, batch_size
-        self.space = Space(hybrid.config.num_blocks, hybrid.config.num_components)
-        dearest = max(map(self._costs(), self.space.parents))
+        config = hybrid.config
+        self.space = Space(config.num_blocks, config.num_components, fresh=config.fresh)
+        dearest = max(map(self._costs(), self.space.alone))
         self.examples = compared(self.space, min(most, len(task.data["validation"])), training, dearest)
 
     def _costs(self) -> PathCosts:

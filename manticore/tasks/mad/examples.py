@@ -225,4 +225,6 @@ def shape(name: str, options: Mapping[str, Any]) -> TaskShape:
     kind = name.removeprefix("mad/")
     inputs, _ = generate(kind, num_train_examples=2, num_test_examples=1, cache=False, **settings)["train"]
     tests, held_out = int(options["num_test_examples"]), int(options["num_validation_examples"])
-    return TaskShape(name, int(settings["vocab_size"]), inputs.shape[1], tests, validation_examples=held_out)
+    sizes = int(settings["vocab_size"]), inputs.shape[1], tests
+    trained = int(options["num_train_examples"])
+    return TaskShape(name, *sizes, validation_examples=held_out, train_examples=trained)
