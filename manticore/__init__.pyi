@@ -267,14 +267,14 @@ def finetune(
 ) -> FinetuneResult: ...
 
 def pretrain(
-    family: str,
+    family: str | Path,
     settings: Pretrain | None = None,
     *,
     text: Text = 'stdlib',
     text_column: str | None = None,
     bos: Literal['auto', 'always', 'never'] = 'auto',
-    layers: int = ...,
-    width: int = ...,
+    layers: int | None = None,
+    width: int | None = None,
     config: Mapping[str, Any] | None = None,
     max_bytes: int | None = None,
     tokenizer: str | Path | PreTrainedTokenizerBase = 'train',
