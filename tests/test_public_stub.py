@@ -7,7 +7,7 @@ import public_stub
 import pytest
 
 import manticore
-from manticore import settings
+from manticore import settings, twin_settings
 from manticore.keywords import takes
 from manticore.schema import sections
 
@@ -19,6 +19,7 @@ TAKING = {
     "finetune": settings.Finetune,
     "pretrain": settings.Pretrain,
     "search": settings.Search,
+    "twin": twin_settings.Twin,
 }
 BY_HAND = 10
 """The most parameters of a public function that are written in its own file."""
