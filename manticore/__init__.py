@@ -28,6 +28,8 @@ _PUBLIC = {
     "StackForPairClassification": "manticore.stacks.classification",
     "StackForSequenceClassification": "manticore.stacks.classification",
     "StackForTokenClassification": "manticore.stacks.classification",
+    "TwinConfig": "manticore.twins.configuration",
+    "TwinForCausalLM": "manticore.twins.modeling",
     "align": "manticore.training.alignment",
     "combine": "manticore.hybrid.combine",
     "compare": "manticore.experiments.compare",
@@ -42,6 +44,7 @@ _PUBLIC = {
     "pretrain": "manticore.training.pretrain",
     "search": "manticore.search.search",
     "share": "manticore.report.sharing",
+    "twin": "manticore.twins.twin",
 }
 
 __all__ = sorted(_PUBLIC)

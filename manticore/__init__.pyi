@@ -44,6 +44,10 @@ from manticore.training.begun import Begun
 from manticore.training.callbacks import Progress
 from manticore.training.distill import DistillResult
 from manticore.training.finetune import FinetuneResult
+from manticore.twin_settings import Twin
+from manticore.twins.configuration import TwinConfig as TwinConfig
+from manticore.twins.modeling import TwinForCausalLM
+from manticore.twins.modeling import TwinForCausalLM as TwinForCausalLM
 from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -263,14 +267,14 @@ def finetune(
 ) -> FinetuneResult: ...
 
 def pretrain(
-    family: str,
+    family: str | Path,
     settings: Pretrain | None = None,
     *,
     text: Text = 'stdlib',
     text_column: str | None = None,
     bos: Literal['auto', 'always', 'never'] = 'auto',
-    layers: int = ...,
-    width: int = ...,
+    layers: int | None = None,
+    width: int | None = None,
     config: Mapping[str, Any] | None = None,
     max_bytes: int | None = None,
     tokenizer: str | Path | PreTrainedTokenizerBase = 'train',
@@ -346,3 +350,27 @@ def search(
     progress: bool | Progress = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> SearchResult: ...
+
+def twin(
+    parent: str | Path | PreTrainedModel,
+    mixer: Literal['gated-delta-net', 'mamba-2', 'linear-attention', 'sliding-attention'] = 'gated-delta-net',
+    settings: Twin | None = None,
+    *,
+    layers: Sequence[int] | None = None,
+    rotary: bool | None = None,
+    window: int | None = None,
+    text: Text | None = None,
+    text_column: str | None = None,
+    bos: Literal['auto', 'always', 'never'] = 'auto',
+    tokens: int = 262144,
+    holdout: float = 0.05,
+    length: int = 512,
+    batch_size: int = 4,
+    lr: float = 0.001,
+    save_steps: int = 50,
+    dtype: torch.dtype | str | None = None,
+    seed: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    checkpoint: str | Path | None = None,
+    progress: Progress | None = None,
+) -> TwinForCausalLM: ...

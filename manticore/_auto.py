@@ -1,4 +1,4 @@
-"""Makes hybrids and stacks known to transformers' ``Auto`` classes without importing transformers first.
+"""Makes hybrids, stacks and twins known to transformers' ``Auto`` classes without importing transformers first.
 
 ``import manticore`` must make ``AutoModelForCausalLM.from_pretrained("hybrid")`` work, and ``manticore --help``
 (which imports this package) must answer without the seconds that torch and transformers take. So transformers is told
@@ -18,7 +18,11 @@ from types import ModuleType
 from typing import Any
 
 _TRIGGER = "transformers.models.auto.configuration_auto"
-CONFIGURATIONS = {"manticore": "ManticoreConfig", "manticore_stack": "StackConfig"}
+CONFIGURATIONS = {
+    "manticore": "ManticoreConfig",
+    "manticore_stack": "StackConfig",
+    "manticore_twin": "TwinConfig",
+}
 """Model type → configuration class."""
 
 
@@ -65,6 +69,17 @@ def register_stack() -> None:
     AutoModelForCausalLM.register(StackConfig, StackForCausalLM, exist_ok=True)
     AutoModelForSequenceClassification.register(StackConfig, StackForSequenceClassification, exist_ok=True)
     AutoModelForTokenClassification.register(StackConfig, StackForTokenClassification, exist_ok=True)
+
+
+def register_twin() -> None:
+    """Register configuration and model classes of twins; a second call changes nothing."""
+    from transformers import AutoModelForCausalLM
+
+    from manticore.twins.configuration import TwinConfig
+    from manticore.twins.modeling import TwinForCausalLM
+
+    _register_configuration(TwinConfig)
+    AutoModelForCausalLM.register(TwinConfig, TwinForCausalLM, exist_ok=True)
 
 
 def _register_configuration(kind: Any) -> None:

@@ -319,6 +319,13 @@ def _sources(values: Any) -> Any:
 
 Sources = Annotated[dict[str, Any], BeforeValidator(_sources), Wanted("sources by name", _SOURCES)]
 """Named texts with the share that each has of the tokens."""
+TwinMixers = Literal["gated-delta-net", "mamba-2", "linear-attention", "sliding-attention"]
+"""What can stand where a parent's attention stood; the first is the default."""
+LayerIndices = Annotated[
+    list[Annotated[int, Field(ge=0)]],
+    Field(min_length=1),
+    Wanted("indices of layers, at least one", "for instance 3,7,11"),
+]
 Trackers = Annotated[
     list[Text],
     BeforeValidator(lambda names: [names] if isinstance(names, str) else names),

@@ -212,6 +212,9 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
         "lra/pathfinder32": ("lra.tasks:pathfinder32", "LRA: whether a dashed path joins two discs, 32 x 32 pixels"),
         "lra/pathfinder128": ("lra.tasks:pathfinder128", "LRA: Path-X, the same on 128 x 128"),
         "listops-short": ("lra.tasks:listops_short", "ListOps with short trees, for small models; not LRA"),
+        "spam-assassin": ("lra.tasks:spam_assassin", "whether a mail is spam, byte by byte; like LRA's Text, not LRA"),
+        "fashion-mnist": ("lra.tasks:fashion_mnist", "Fashion-MNIST, pixel by pixel; like LRA's Image, not LRA"),
+        "idx-images": ("lra.tasks:idx_images", "images of a folder in MNIST's format, pixel by pixel; not LRA"),
         "digits-64": ("lra.tasks:digits_64", "handwritten digits, 64 pixels; a proxy for LRA's Image"),
         "text": ("text:text", "next-token prediction on a file, a folder, a datasets id, or several of them"),
     },
@@ -230,7 +233,14 @@ _HOMES = {
     "task": "tasks",
 }
 """Kind → the folder of its modules."""
-_SHAPES = {"mad": "manticore.tasks.mad.examples:shape", "lra": "manticore.tasks.lra.examples:shape"}
+_SHAPES = {
+    "mad": "manticore.tasks.mad.examples:shape",
+    "lra": "manticore.tasks.lra.examples:shape",
+    "spam-assassin": "manticore.tasks.lra.mails:shape",
+    "fashion-mnist": "manticore.tasks.lra.idx:shape",
+    "idx-images": "manticore.tasks.lra.idx:shape",
+}
+"""Task, or the part of its name before a slash → what says its sizes."""
 
 _ENTRIES: dict[str, dict[str, Entry]] = {
     kind: {

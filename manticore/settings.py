@@ -71,10 +71,10 @@ class Reading(Settings):
 class Pretrain(Reading):
     """A small model pretrained on the spot, kept in the cache and used as a component."""
 
-    layers: Depth
-    """Depth."""
-    width: Size
-    """Width of the hidden states."""
+    layers: Depth | None = None
+    """Depth, of a family."""
+    width: Size | None = None
+    """Width of the hidden states, of a family."""
     config: Options = {}
     """Further fields of the family's configuration; the rest is scaled to the width."""
     max_bytes: Count | None = None

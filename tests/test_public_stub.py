@@ -7,7 +7,9 @@ import public_stub
 import pytest
 
 import manticore
-from manticore import settings
+from manticore import settings, twin_settings
+from manticore.keywords import takes
+from manticore.schema import sections
 
 TAKING = {
     "align": settings.Align,
@@ -17,6 +19,7 @@ TAKING = {
     "finetune": settings.Finetune,
     "pretrain": settings.Pretrain,
     "search": settings.Search,
+    "twin": twin_settings.Twin,
 }
 BY_HAND = 10
 """The most parameters of a public function that are written in its own file."""
@@ -52,10 +55,17 @@ def test_the_stub_has_every_public_name_and_option():
 def test_an_unknown_keyword_is_named_as_python_names_it():
     with pytest.raises(TypeError, match=r"^finetune\(\) got an unexpected keyword argument 'stepz'$"):
         manticore.finetune(None, "text", stepz=3)
+
+
+def test_options_that_are_missing_are_named_as_python_names_them():
+    @takes(sections.Pretrain)
+    def pretrain(settings):
+        return settings
+
     with pytest.raises(
         TypeError, match=r"^pretrain\(\) missing 2 required keyword-only arguments: 'layers' and 'width'"
     ):
-        manticore.pretrain("gpt_neo")
+        pretrain(name="a", family="gpt_neo")
 
 
 def test_settings_of_another_kind_are_refused():

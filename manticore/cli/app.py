@@ -12,7 +12,21 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from manticore import __version__
-from manticore.cli import design, doctor, fetching, mad, plan, recipes, runs, scaling, sharing, stages, teaching, using
+from manticore.cli import (
+    design,
+    doctor,
+    fetching,
+    mad,
+    plan,
+    recipes,
+    runs,
+    scaling,
+    sharing,
+    stages,
+    teaching,
+    twins,
+    using,
+)
 from manticore.cli.faults import end_tidily_on_sigterm, reported, usage_reported
 from manticore.cli.launching import refuse_unshared
 from manticore.processes import end_with_launcher, leave, process_count
@@ -79,6 +93,7 @@ _VERBS: dict[str, tuple[Callable[..., None], ...]] = {
     "Stages, one at a time": (
         fetching.fetch,
         stages.pretrain,
+        twins.twin,
         stages.combine,
         stages.align,
         stages.search,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,13 +92,10 @@ def scale(
         f"{count(layer_parameters(small))} at width {small.hidden_size}), a cache of "
         f"{memory(cache_bytes(large, tokens))} after {tokens:,} tokens in bfloat16"
     )
-    # in double quotes, which the shell's single ones leave alone
-    where = json.dumps(str(expanded(out)), ensure_ascii=False)
-    code = (
-        "import manticore; "
-        f"model = manticore.StackForCausalLM(manticore.StackConfig.from_pretrained({where}, vocab_size=32000))"
+    done(
+        f"{out}/config.json",
+        shlex.join(["manticore", "pretrain", f"./{out}" if "/" not in out else out, "-o", f"{out}-trained"]),
     )
-    done(f"{out}/config.json", shlex.join(["python", "-i", "-c", code]))
 
 
 def _told(found: list[tuple[str, int]]) -> str:
@@ -126,9 +122,10 @@ def _read(design: str, letters: Mapping[str, Any]) -> StackConfig:
     from manticore.components.sources import nearest_folder
     from manticore.search.designs.layer_lists import runs_written_out
     from manticore.stacks.configuration import StackConfig
+    from manticore.stacks.saved import saved_stack
 
     if design and expanded(design).exists():
-        return _saved(design)
+        return saved_stack(design)
     if not design.isalnum() or not design.isascii():
         fix = nearest_folder(design) or "Fix: give the folder of a stack, or letters such as AAMMMM"
         raise ManticoreError(f"{design}: no such folder, and no list of layers. {fix}")
@@ -142,15 +139,3 @@ def _read(design: str, letters: Mapping[str, Any]) -> StackConfig:
             )
         layers.append(letters[letter])
     return StackConfig(layers=layers)
-
-
-def _saved(folder: str) -> StackConfig:
-    from manticore.reading import read_object
-    from manticore.stacks.configuration import StackConfig
-
-    kind = StackConfig.model_type
-    held = read_object(expanded(folder) / "config.json", "give the folder of a stack, or letters such as AAMMMM")
-    if held is None or held.get("model_type") != kind:
-        what = "no config.json" if held is None else f"a {held.get('model_type')} (expected a stack, {kind})"
-        raise ManticoreError(f"{folder}: {what}. Fix: give the folder of a stack or of a design")
-    return StackConfig.from_pretrained(expanded(folder))

@@ -36,7 +36,14 @@ _SEARCHED = "search"
 
 @takes(Pretrain)
 def pretrain(
-    family: Annotated[str, typer.Argument(metavar="FAMILY", help="A model_type of transformers: gpt_neo, mamba, …")],
+    family: Annotated[
+        str,
+        typer.Argument(
+            metavar="FAMILY|FOLDER",
+            help="A model_type of transformers: gpt_neo, mamba, …; or the folder of a stack, trained from its first "
+            "weights.",
+        ),
+    ],
     out: Out,
     cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU where an accelerator is present.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped one, as it does anyway.")] = False,
@@ -46,9 +53,12 @@ def pretrain(
     """Train a small causal language model from scratch on a text; a killed one goes on from its last checkpoint.
 
     Example: manticore pretrain gpt_neo --layers 4 --width 64 --text notes.jsonl -o gpt
+
+    Example: manticore pretrain study/designs/MAAM --text notes.jsonl -o grown
     """
     refuse_existing(out)
-    say(f"pretrain: {family} of {settings['layers']} layers, width {settings['width']} on {settings['text']}")
+    sizes = "" if settings["layers"] is None else f" of {settings['layers']} layers, width {settings['width']}"
+    say(f"pretrain: {family}{sizes} on {settings['text']}")
     import manticore
     from manticore.stages.pretrain import Pretrain
     from manticore.training.pretrain import read_record

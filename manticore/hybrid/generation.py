@@ -37,6 +37,8 @@ _KNOWN_STEPS = {
 
 
 def _unknown_steps(model: PreTrainedModel) -> str | None:
+    # a twin takes the steps of its parent's family
+    model = getattr(model, "parent", model)
     if model.config.model_type in _KNOWN_STEPS:
         return None
     kind = type(model)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from manticore import settings
 from manticore._moved import names_of
-from manticore.option_types import Name, Rates, TaskName, TaskOptions, Text
+from manticore.option_types import Depth, Name, Rates, Size, TaskName, TaskOptions, Text
 from manticore.settings import Comparing, Settings
 
 __getattr__ = names_of(__name__, settings.__name__)
@@ -43,6 +43,11 @@ class _Made(Settings):
 
 class Pretrain(settings.Pretrain, _Made):
     __doc__ = settings.Pretrain.__doc__
+
+    layers: Depth
+    """Depth."""
+    width: Size
+    """Width of the hidden states."""
 
     unkeyed = settings.Pretrain.unkeyed | {"name"}
 

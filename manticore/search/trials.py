@@ -69,7 +69,7 @@ class Job:
     """Raises :class:`JobFailed` where there is no answer."""
     alone: str
     """What only one worker at a time may be at."""
-    params: Mapping[str, int] = field(default_factory=dict)
+    params: Mapping[str, str | int] = field(default_factory=dict)
     """Of the trial, as dashboards show them."""
     ranges: Mapping[str, BaseDistribution] = field(default_factory=dict)
 

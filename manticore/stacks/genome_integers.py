@@ -19,7 +19,7 @@ STRATEGIES = ((1, 2), (1, 2, 3))
 """Of featurizer groups and of feature groups."""
 _GROUPS = 9
 """That a genome may name whatever its depth."""
-_FIELDS = ("class", "featurizer group", "featurizer strategy", "feature group", "feature strategy")
+FIELDS = ("class", "featurizer group", "featurizer strategy", "feature group", "feature strategy")
 _EXAMPLE = "Fix: for instance 21211-31112-21221-32112"
 
 
@@ -89,7 +89,7 @@ class Genome:
             for field, value in enumerate(liv):
                 if (expected := _refusal(field, value, len(self.livs))) is not None:
                     raise ManticoreError(
-                        f"genome: LIV {index + 1}, integer {field + 1} ({_FIELDS[field]}) is {value} "
+                        f"genome: LIV {index + 1}, integer {field + 1} ({FIELDS[field]}) is {value} "
                         f"(expected {expected}). Fix: one of these"
                     )
 
@@ -138,9 +138,9 @@ def _read_five(index: int, five: str) -> Liv:
         raise ManticoreError(
             f"genome: LIV {index + 1}, integer {wrong + 1} is {numbers[wrong][:20]!r} (expected a number). {_EXAMPLE}"
         )
-    if len(numbers) != len(_FIELDS):
+    if len(numbers) != len(FIELDS):
         dots = ", with dots where one has several digits" if "." not in five else ""
         raise ManticoreError(
-            f"genome: LIV {index + 1} has {len(numbers)} integers (expected {len(_FIELDS)}{dots}). {_EXAMPLE}"
+            f"genome: LIV {index + 1} has {len(numbers)} integers (expected {len(FIELDS)}{dots}). {_EXAMPLE}"
         )
     return Liv(*map(int, numbers))

@@ -12,10 +12,15 @@ With logarithms of the decays summed inside a chunk every factor is exp(differen
 fast a state decays. In the delta rule the u_t of a chunk solve a triangular system (the WY form of Yang et al.,
 "Parallelizing Linear Transformers with the Delta Rule", 2024).
 
-Shapes: B batch, H heads, T tokens, N chunks, C tokens of a chunk, K key width, V value width.
+Scalar decays and the delta rule take several queries per state, as grouped attention has them: R query heads read the
+state of one head of keys and values. They lie behind one another in a chunk, as R * C rows.
+
+Shapes: B batch, H heads, T tokens, N chunks, C tokens of a chunk, K key width, V value width, R queries per state.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -32,32 +37,34 @@ def scalar_decay(
     """Linear attention with at most one decay per head and step.
 
     Args:
-        q: ``[B, H, T, K]``.
+        q: ``[B, R * H, T, K]``, the R that read one state behind one another.
         k: ``[B, H, T, K]``.
         v: ``[B, H, T, V]``.
         log_decay: ``[B, H, T]``, log a_t <= 0; None is no decay.
         state: ``[B, H, K, V]`` before the first step; None is zeros.
 
     Returns:
-        o ``[B, H, T, V]`` and the state after the last step.
+        o ``[B, R * H, T, V]`` and the state after the last step.
     """
-    tokens = q.shape[2]
+    tokens, queries = q.shape[2], q.shape[1] // k.shape[1]
     size = min(SCALAR_CHUNK, tokens)
-    q, k, v = (_chunks(x, size) for x in (q, k, v))
+    q, k, v = (_rows_of_chunks(q, queries, size), _chunks(k, size), _chunks(v, size))
     scores = q @ k.mT
     if log_decay is None:
         before, state = _carry(k.mT @ v, None, state)
-        out = scores.tril() @ v + q @ before
+        out = _each_query(scores, queries, torch.tril) @ v + q @ before
     else:
         total = _chunks(log_decay, size).cumsum(-1)
         to_end = (total[..., -1:] - total).exp()
         before, state = _carry((k * to_end[..., None]).mT @ v, total[..., -1, None, None].exp(), state)
-        out = (scores * _decays(total)) @ v + (q * total[..., None].exp()) @ before
-    return out.flatten(2, 3)[:, :, :tokens], state
+        decays, reached = _decays(total)[..., None, :, :], total[..., None, :, None].exp()
+        scores = _each_query(scores, queries, lambda each: each * decays)
+        out = scores @ v + _each_query(q, queries, lambda each: each * reached) @ before
+    return _out_of_rows(out, queries, tokens), state
 
 
 def scalar_decay_flops(tokens: int, heads: int, key_width: int, value_width: int) -> int:
-    """FLOPs of the products of :func:`scalar_decay`."""
+    """FLOPs of the products of :func:`scalar_decay`, with a state for each query."""
     size, chunks = _sizes(tokens, SCALAR_CHUNK)
     inside = size * size * (key_width + value_width)
     return 2 * heads * chunks * (inside + 2 * size * key_width * value_width)
@@ -114,7 +121,7 @@ def delta_rule(
     """The (gated) delta rule: what a key held is replaced by the step's value, as far as ``beta`` says.
 
     Args:
-        q: ``[B, H, T, K]``.
+        q: ``[B, R * H, T, K]``, the R that read one state behind one another.
         k: ``[B, H, T, K]``, of length 1.
         v: ``[B, H, T, V]``.
         beta: ``[B, H, T]``, 0 … 1.
@@ -122,12 +129,13 @@ def delta_rule(
         state: ``[B, H, K, V]`` before the first step; None is zeros.
 
     Returns:
-        o ``[B, H, T, V]`` and the state after the last step.
+        o ``[B, R * H, T, V]`` and the state after the last step.
     """
-    tokens, value_width = q.shape[2], v.shape[-1]
+    tokens, value_width, queries = q.shape[2], v.shape[-1], q.shape[1] // k.shape[1]
     size = min(DELTA_CHUNK, tokens)
     log_decay = torch.zeros_like(beta) if log_decay is None else log_decay
-    q, k, v, beta, log_decay = (_chunks(x, size) for x in (q, k, v, beta, log_decay))
+    q = _rows_of_chunks(q, queries, size)
+    k, v, beta, log_decay = (_chunks(x, size) for x in (k, v, beta, log_decay))
     total = log_decay.cumsum(-1)
     from_start = total[..., None].exp()
     decays = _decays(total)
@@ -136,23 +144,23 @@ def delta_rule(
     right = torch.cat([v, k * from_start], -1) * beta[..., None]
     solved = torch.linalg.solve_triangular(overlap.tril(-1), right, upper=False, unitriangular=True)
     fresh, taken = solved[..., :value_width], solved[..., value_width:]
-    scores = (q @ k.mT) * decays
-    queries = q * from_start
+    scores = _each_query(q @ k.mT, queries, lambda each: each * decays[..., None, :, :])
+    reading = _each_query(q, queries, lambda each: each * from_start[..., None, :, :])
     keys = (k * (total[..., -1:] - total).exp()[..., None]).mT
     kept = total[..., -1, None, None].exp()
     if state is None:
         state = q.new_zeros(*q.shape[:2], q.shape[-1], value_width)
     outputs = []
-    chunks = (x.unbind(2) for x in (fresh, taken, queries, scores, kept, keys))
-    for fresh_n, taken_n, queries_n, scores_n, kept_n, keys_n in zip(*chunks):
+    chunks = (x.unbind(2) for x in (fresh, taken, reading, scores, kept, keys))
+    for fresh_n, taken_n, reading_n, scores_n, kept_n, keys_n in zip(*chunks):
         update = fresh_n - taken_n @ state
-        outputs.append(queries_n @ state + scores_n @ update)
+        outputs.append(reading_n @ state + scores_n @ update)
         state = kept_n * state + keys_n @ update
-    return torch.cat(outputs, 2)[:, :, :tokens], state
+    return _out_of_rows(torch.stack(outputs, 2), queries, tokens), state
 
 
 def delta_rule_flops(tokens: int, heads: int, key_width: int, value_width: int) -> int:
-    """FLOPs of the products and the triangular solve of :func:`delta_rule`."""
+    """FLOPs of the products and the triangular solve of :func:`delta_rule`, with a state for each query."""
     size, chunks = _sizes(tokens, DELTA_CHUNK)
     products = size * size * (2 * key_width + value_width) + 3 * size * key_width * value_width
     solve = size * size * (key_width + value_width)
@@ -259,6 +267,21 @@ def _sizes(tokens: int, chunk: int) -> tuple[int, int]:
     """Tokens of a chunk and how many chunks there are."""
     size = min(chunk, tokens)
     return size, -(-tokens // size)
+
+
+def _rows_of_chunks(q: Tensor, queries: int, size: int) -> Tensor:
+    """``[B, R * H, T, K]`` → ``[B, H, N, R * C, K]``: in a chunk the queries of one head after the other."""
+    return _chunks(q, size).unflatten(1, (-1, queries)).transpose(2, 3).flatten(3, 4)
+
+
+def _each_query(x: Tensor, queries: int, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """``change`` of ``[…, R, C, ·]``, for what lies as ``[…, R * C, ·]``."""
+    return change(x.unflatten(-2, (queries, -1))).flatten(-3, -2)
+
+
+def _out_of_rows(out: Tensor, queries: int, tokens: int) -> Tensor:
+    """``[B, H, N, R * C, V]`` → ``[B, R * H, T, V]``, without what filled the last chunk up."""
+    return out.unflatten(3, (queries, -1)).transpose(2, 3).flatten(1, 2).flatten(2, 3)[:, :, :tokens]
 
 
 def _chunks(x: Tensor, size: int) -> Tensor:

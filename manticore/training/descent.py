@@ -77,7 +77,7 @@ def _descend(
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     flops_per_step = 0
-    for step, batch in enumerate(_drawn(packs, steps, batch_size, seed)):
+    for step, batch in enumerate(drawn(packs, steps, batch_size, seed, "align steps")):
         with counted(step == 0) as count:
             loss = _cross_entropy(hybrid, batch.to(hybrid.device), reduction="mean")
             if not loss.requires_grad:
@@ -96,13 +96,13 @@ def _descend(
     return flops_per_step * steps
 
 
-def _drawn(packs: Packs, steps: int, batch_size: int, seed: int) -> Iterator[Packs]:
+def drawn(packs: Packs, steps: int, batch_size: int, seed: int, purpose: str) -> Iterator[Packs]:
     """A batch per step: every pack once before any comes again."""
     order = torch.empty(0, dtype=torch.long)
     epoch = 0
     for _ in range(steps):
         while len(order) < min(batch_size, len(packs)):
-            generator = torch.Generator().manual_seed(derive_seed(seed, "align steps", epoch))
+            generator = torch.Generator().manual_seed(derive_seed(seed, purpose, epoch))
             order = torch.cat([order, torch.randperm(len(packs), generator=generator)])
             epoch += 1
         yield packs.select(order[:batch_size])

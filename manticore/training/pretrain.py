@@ -33,6 +33,7 @@ from manticore.option_types import Bos
 from manticore.paths import expanded
 from manticore.seeding import derive_seed
 from manticore.settings import Finetune, Pretrain
+from manticore.stacks.configuration import StackConfig
 from manticore.tasks.beginning import beginning
 from manticore.tasks.corpus import Text, corpus_digest, read_corpus
 from manticore.tasks.task import Task
@@ -40,7 +41,7 @@ from manticore.tasks.text import packed_task, split_documents
 from manticore.tasks.text_sources import find_text
 from manticore.training.callbacks import Progress
 from manticore.training.finetune import finetune
-from manticore.training.shapes import build, small_config
+from manticore.training.shapes import build, shape_of
 from manticore.training.tokenizers import train_tokenizer
 from manticore.writing import new_folder
 
@@ -53,11 +54,15 @@ RECORD = "pretraining.json"
 """Lies beside the model: what determined it, and how it does on held-out text."""
 
 _SCORED_PACKS = 32
+_NOT_OF_A_STACK = frozenset(
+    {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "architectures", "dtype"}
+)
+"""Fields of a stack's configuration that training replaces."""
 
 
 @takes(Pretrain)
 def pretrain(
-    family: str,
+    family: str | Path,
     settings: Pretrain,
     *,
     index: int = 0,
@@ -73,7 +78,9 @@ def pretrain(
     is repeatable: models with the same text and size share theirs. ``tokenizer`` may also be one in memory.
 
     Args:
-        family: a ``model_type`` of transformers, for instance ``"gpt_neo"`` or ``"mamba"``.
+        family: a ``model_type`` of transformers, for instance ``"gpt_neo"`` or ``"mamba"``; or the folder of a stack's
+            configuration, as ``manticore design`` and ``manticore scale`` write it: sizes are its own, no weights are
+            read.
         settings: the options below in one object, which single ones change.
         index: which of several models with this seed it is: each has first weights of its own. In a recipe the place
             among the entries of ``pretrain``.
@@ -83,17 +90,12 @@ def pretrain(
         progress: True for a bar on the terminal, or a function of (step, steps, row).
 
     Raises:
-        ManticoreError: a family that is not a causal LM, a shape it cannot have, bad text, ``out`` exists.
+        ManticoreError: a family that is not a causal LM, a folder that holds no stack, a shape it cannot have, bad
+            text, ``out`` exists.
     """
     wanted: Any = settings.tokenizer
     given = None if isinstance(wanted, str) and wanted == TRAIN else _loaded_tokenizer(wanted)
-    shape = small_config(
-        family,
-        layers=settings.layers,
-        width=settings.width,
-        positions=settings.length,
-        options=settings.config,
-    )
+    shape = shape_of(family, settings)
     read: dict[str, Any] = {"text_column": settings.text_column, "max_bytes": settings.max_bytes}
     documents = read_corpus(settings.text, **read)
     learned_on = None
@@ -106,6 +108,9 @@ def pretrain(
         tokenizer=_tokenizer_key(settings.vocab_size, learned_on) if given is None else _fingerprint(given),
         index=index,
     )
+    if isinstance(shape, StackConfig):
+        # whatever folder it lies in; the vocabulary is the tokenizer's
+        record["stack"] = {name: value for name, value in shape.to_diff_dict().items() if name not in _NOT_OF_A_STACK}
     bos = settings.bos
     if bos == "always" if given is None else beginning(given, bos, stage="pretrain") is not None:
         # absent where there is none: what was pretrained before there was a choice stays valid

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from manticore.components.loading import check_family
 from manticore.errors import ManticoreError, in_brief
+from manticore.paths import expanded
 from manticore.registry import did_you_mean
+from manticore.settings import Pretrain
+from manticore.stacks.saved import saved_stack
 
 _HEAD_WIDTH = 32
 
@@ -65,18 +69,50 @@ def small_config(
     return shape
 
 
+def shape_of(family: str | Path, settings: Pretrain) -> PreTrainedConfig:
+    """The configuration that settings make of a family, or that of a stack in a folder.
+
+    Raises:
+        ManticoreError: as :func:`small_config`; sizes that are missing for a family, or beside a stack, which has its
+            own.
+    """
+    family, given = str(family), {"layers": settings.layers, "width": settings.width}
+    is_family = any(spelling in CONFIG_MAPPING for spelling in _spellings(family))
+    if not is_family and expanded(family).is_dir():
+        stack = saved_stack(family, "pretrain: ")
+        sizes = [name for name, value in {**given, "config": settings.config or None}.items() if value is not None]
+        if sizes:
+            raise ManticoreError(
+                f"pretrain: {sizes[0]} beside {family}, whose configuration has it. Fix: leave it out, or change "
+                "that configuration"
+            )
+        stack.max_position_embeddings = max(stack.max_position_embeddings, settings.length)
+        return stack
+    family = _known(family)
+    if settings.layers is None or settings.width is None:
+        lacks = " and ".join(name for name, value in given.items() if value is None)
+        raise ManticoreError(f"pretrain: {family} needs {lacks}. Fix: for instance layers=4 and width=64")
+    return small_config(
+        family, layers=settings.layers, width=settings.width, positions=settings.length, options=settings.config
+    )
+
+
 def build(shape: PreTrainedConfig) -> PreTrainedModel:
     """A model of this configuration with fresh weights in float32."""
     return AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
 
 
 def _known(family: str) -> str:
-    for spelling in (family, family.replace("-", "_")):
+    for spelling in _spellings(family):
         if spelling in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and spelling in CONFIG_MAPPING:
             return spelling
     hint = _near(family, list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
-    hint = hint or ". Fix: a model_type of transformers, such as gpt_neo or mamba"
+    hint = hint or ". Fix: a model_type of transformers, such as gpt_neo or mamba, or the folder of a stack"
     raise ManticoreError(f"pretrain: family {family!r} is not a causal language model of transformers{hint}")
+
+
+def _spellings(family: str) -> tuple[str, str]:
+    return family, family.replace("-", "_")
 
 
 def _near(word: str, choices: list[str]) -> str:

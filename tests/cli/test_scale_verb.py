@@ -53,10 +53,16 @@ def test_a_folder_is_scaled_and_the_next_command_runs(tmp_path: Path, monkeypatc
     assert config.layers[0] == ["mamba", {"state_size": 8}]
     assert layer_parameters(config) >= 60_000
     words = shlex.split(result.output.splitlines()[-1].removeprefix("next: "))
-    assert words[:3] == ["python", "-i", "-c"]
-    made: dict[str, Any] = {}
-    exec(words[3].replace("32000", "64"), made)
-    assert made["model"].config.layers == config.layers
+    assert words == ["manticore", "pretrain", "./it's large", "-o", "it's large-trained"]
+    monkeypatch.setenv("MANTICORE_CACHE", "cache")
+    Path("words.txt").write_text("\n".join(f"the {n} of {n + 1}" for n in range(400)))
+    quick = ["--text", "words.txt", "--vocab-size", "260", "--steps", "1", "--batch-size", "2", "--length", "8"]
+    trained = CliRunner().invoke(app, [*words[1:], *quick])
+    assert trained.exit_code == 0, trained.output
+    model = manticore.StackForCausalLM.from_pretrained("it's large-trained")
+    assert (model.config.layers, model.config.vocab_size) == (config.layers, 260)
+    next_ = shlex.split(trained.output.splitlines()[-1].removeprefix("next: manticore "))
+    assert CliRunner().invoke(app, next_).exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def made_space(settings: DesignSettings) -> DesignSpace:
     if not isinstance(wanted, str):
         if settings.space_options:
             raise ManticoreError("design: space_options beside a space that is made already. Fix: leave them out")
-        missing = [each for each in ("key", "values", "spelled", "config") if not hasattr(wanted, each)]
+        missing = [each for each in ("key", "values", "labels", "spelled", "config") if not hasattr(wanted, each)]
         if missing:
             raise ManticoreError(f"design: space is {wanted!r:.60} (expected a space of designs). Fix: space='layers'")
         space: DesignSpace = wanted

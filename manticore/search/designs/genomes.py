@@ -23,7 +23,7 @@ from manticore.search.designs.space import Design
 from manticore.stacks.catalogue import measured
 from manticore.stacks.configuration import OfNames, StackConfig
 from manticore.stacks.genome import repair, to_config
-from manticore.stacks.genome_integers import NORMS, RESIDUALS, STRATEGIES, Genome, Liv
+from manticore.stacks.genome_integers import FIELDS, NORMS, RESIDUALS, STRATEGIES, Genome, Liv
 from manticore.stacks.genome_links import Links, canonical, distinct_strategies, misfits, numbered
 from manticore.stacks.liv.codes import POOL, is_operator
 
@@ -100,6 +100,18 @@ class GenomeSpace:
         absent = [0] if self.least < self.livs else []
         five = ([*absent, *self.operators], groups, STRATEGIES[0], groups, STRATEGIES[1])
         return [range(len(self.norms)), range(len(self.residuals)), *five * self.livs]
+
+    @cached_property
+    def labels(self) -> Sequence[tuple[str, Sequence[str | int]]]:
+        """``norm``, ``residual``, then of every LIV its class by name, and groups and strategies of what it shares."""
+        classes, *others = self.values[_HEADER : _HEADER + _FIVE]
+        named = ["none" if operator == 0 else Liv(operator).name for operator in classes]
+        if len(set(named)) < len(named):
+            # operators beside the pool are all called liv
+            named = ["none" if operator == 0 else str(operator) for operator in classes]
+        five = [*zip(FIELDS, [named, *others])]
+        livs = [(f"LIV {n:02} {name}", each) for n in range(1, self.livs + 1) for name, each in five]
+        return [("norm", self.norms), ("residual", self.residuals), *livs]
 
     @cached_property
     def size(self) -> int:

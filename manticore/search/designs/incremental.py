@@ -137,6 +137,11 @@ class _Gap:
         return self._space.values[: self._layers]
 
     @property
+    def labels(self) -> Sequence[tuple[str, Sequence[str | int]]]:
+        """Those of the gap's layers."""
+        return self._space.labels[len(self._below) : len(self._below) + self._layers]
+
+    @property
     def size(self) -> int:
         """Z^n."""
         return len(self._space.primitives) ** self._layers

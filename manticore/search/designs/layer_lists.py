@@ -115,6 +115,12 @@ class LayerListSpace:
         return [range(len(self.primitives))] * self.layers
 
     @property
+    def labels(self) -> Sequence[tuple[str, Sequence[str | int]]]:
+        """``layer 01``, from the bottom, and the primitives' letters."""
+        letters = [each.letter for each in self.primitives]
+        return [(f"layer {n:02}", letters) for n in range(1, self.layers + 1)]
+
+    @property
     def size(self) -> int:
         """Z^n."""
         return len(self.primitives) ** self.layers

@@ -25,6 +25,10 @@ class DesignSpace(Protocol):
         """The values that each position may take, whatever the others are."""
 
     @property
+    def labels(self) -> Sequence[tuple[str, Sequence[str | int]]]:
+        """Of every position its name, and what its values are called, in their order: for dashboards."""
+
+    @property
     def size(self) -> int:
         """How many designs there are; where some combinations mean the same, at most so many."""
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path as Folder
 from typing import Any
 
-from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from manticore.cache import content_key
 from manticore.design_settings import Stopping
@@ -180,16 +180,17 @@ class DesignStudy:
             self._told()
 
     def _job(self, name: str, design: Design, most: Mapping[int, float]) -> Job:
-        positions = {f"position {n:03}": value for n, value in enumerate(design)}
-        ranges: dict[str, BaseDistribution] = {
-            position: IntDistribution(min(legal), max(legal))
-            for position, legal in zip(positions, self.scores.space.values)
-        }
+        space = self.scores.space
+        params: dict[str, str | int] = {}
+        ranges: dict[str, BaseDistribution] = {}
+        for (label, called), legal, value in zip(space.labels, space.values, design):
+            params[label] = called[list(legal).index(value)]
+            ranges[label] = CategoricalDistribution(list(called))
 
         def work() -> Done:
             return self._done(lambda: self.training.of(self.scores.space, design, most=most), {_DESIGN: name})
 
-        return Job(work, f"design-{content_key(name)}", positions, ranges)
+        return Job(work, f"design-{content_key(name)}", params, ranges)
 
     def _baseline(self, name: str, make: Made) -> Job:
         def work() -> Done:

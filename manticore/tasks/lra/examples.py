@@ -6,37 +6,27 @@ the test split. Nothing is padded: ids that begin at 1 leave 0 free for it, pixe
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
-from tqdm.auto import tqdm
+from datasets import DatasetDict
 
-from manticore.cache import file_digest
 from manticore.errors import ManticoreError, told
 from manticore.making import checked
 from manticore.option_types import Amount, Count
 from manticore.paths import expanded
 from manticore.tasks.lra import images, listops, pathfinder, text
 from manticore.tasks.lra.pathfinder import Level, Side
+from manticore.tasks.lra.splits import SPLITS, Rows, Source, files_digest, last_tenth_held_out, load_splits
 from manticore.tasks.shape import TaskShape
-from manticore.tasks.stored_rows import stored_rows
 
-logger = logging.getLogger(__name__)
-
-SPLITS = ("train", "validation", "test")
 PIECE = 1000
 """Generated images of one file in the cache: what is done survives a kill, and the first images serve any number."""
 HUB_IDS = {"text": "stanfordnlp/imdb", "image": "uoft-cs/cifar10"}
-
-Rows = Iterable[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -63,20 +53,6 @@ ARENAS: dict[str, Arena] = {
     "pathfinder32": Arena(images.VOCABULARY, 32**2, 2, (160_000, 20_000, 20_000), "uint8"),
     "pathfinder128": Arena(images.VOCABULARY, 128**2, 2, (160_000, 20_000, 20_000), "uint8"),
 }
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where the rows of the splits come from."""
-
-    origin: Any
-    """What they depend on, as JSON can hold it."""
-    rows: Mapping[str, Callable[..., Rows]]
-    """Split → the function that makes its rows, one after the other; in pieces: those from ``start`` on."""
-    endless: bool = False
-    """Generated: the rows never end."""
-    piece: int | None = None
-    """Rows of a file in the cache, where making them takes so long that what is done must survive a kill."""
 
 
 @checked("lra/{name}")
@@ -112,56 +88,19 @@ def load(
     """
     if name not in ARENAS:
         raise ManticoreError(f"lra: unknown task {name!r} (expected one of {', '.join(ARENAS)}). Fix: choose one")
-    wanted = dict(zip(SPLITS, (num_train, num_validation, num_test)))
     source = _source(name, None if data_dir is None else expanded(data_dir), seed, level)
     arena = ARENAS[name]
-    features = Features(
-        {column: List(Value(arena.dtype)) for column in ("input_ids", "input_ids_2")[: arena.sequences]}
+    return load_splits(
+        f"lra/{name}",
+        source,
+        dict(zip(SPLITS, (num_train, num_validation, num_test))),
+        dict(zip(SPLITS, arena.counts)),
+        arena.dtype,
+        arena.sequences,
     )
-    features["label"] = Value("int64")
-    data = DatasetDict()
-    for split, published in zip(SPLITS, arena.counts):
-        count = wanted[split]
-        limit = published if count is None and source.endless else count
-        data[split] = _stored(name, split, source, limit, features)
-        if count is not None and len(data[split]) < count:
-            raise ManticoreError(
-                f"lra/{name}: {split} has too few examples (got {len(data[split])}, expected {count}). "
-                f"Fix: num_{split}={len(data[split])}, or leave it out for all"
-            )
-        if len(data[split]) == 0:
-            raise ManticoreError(f"lra/{name}: {split} is empty. Fix: give the files whole")
-        if count is None and len(data[split]) != published:
-            logger.warning("lra/%s: %s has %d examples, published are %d", name, split, len(data[split]), published)
-    return data
 
 
-def _stored(name: str, split: str, source: _Source, limit: int | None, features: Features) -> Dataset:
-    """The first ``limit`` rows of a split from the cache, made where it does not hold them."""
-    content = {"format": 1, "origin": source.origin, "split": split}
-    make = source.rows[split]
-    if source.piece is None or limit is None:
-        content["limit"] = limit
-        return stored_rows("lra", f"{name}-{split}", content, features, partial(_first, make, limit))
-    pieces = []
-    # what takes less than two seconds shows no bar
-    with tqdm(total=limit, desc=f"{name} {split}", unit="image", delay=2) as bar:
-        for start in range(0, limit, source.piece):
-            count = min(source.piece, limit - start)
-            content |= {"start": start, "limit": count}
-            rows = partial(_counted, partial(make, start), count, bar)
-            pieces.append(stored_rows("lra", f"{name}-{split}", content, features, rows))
-            bar.update(start + count - bar.n)
-    return concatenate_datasets(pieces)
-
-
-def _counted(rows: Callable[[], Rows], limit: int, bar: tqdm) -> Rows:
-    for row in islice(rows(), limit):
-        yield row
-        bar.update()
-
-
-def _source(name: str, data_dir: Path | None, seed: int, level: Level) -> _Source:
+def _source(name: str, data_dir: Path | None, seed: int, level: Level) -> Source:
     if data_dir is None and name == "listops":
         return _generated_listops(seed)
     if data_dir is None and name.startswith("pathfinder"):
@@ -183,70 +122,63 @@ def _source(name: str, data_dir: Path | None, seed: int, level: Level) -> _Sourc
     return _pathfinder_files(name, data_dir, level)
 
 
-def _generated_listops(seed: int) -> _Source:
+def _generated_listops(seed: int) -> Source:
     rows = {split: partial(_generated_rows, split, seed) for split in SPLITS}
-    return _Source({"generator": "listops", "seed": seed}, rows, endless=True)
+    return Source({"generator": "listops", "seed": seed}, rows, endless=True)
 
 
-def _generated_pathfinder(name: str, seed: int, level: Level) -> _Source:
+def _generated_pathfinder(name: str, seed: int, level: Level) -> Source:
     side = int(name.removeprefix("pathfinder"))
     rows = {split: partial(_generated_pictures, split, side, level, seed) for split in SPLITS}  # type: ignore[arg-type]
     origin = {"generator": "pathfinder", "version": 1, "side": side, "level": level, "seed": seed}
-    return _Source(origin, rows, endless=True, piece=PIECE)
+    return Source(origin, rows, endless=True, piece=PIECE)
 
 
-def _listops_files(data_dir: Path) -> _Source:
+def _listops_files(data_dir: Path) -> Source:
     files = {split: f"basic_{part}.tsv" for split, part in zip(SPLITS, ("train", "val", "test"))}
     folder = _locate("listops", data_dir, "listops-1000", list(files.values()))
 
     paths = {split: folder / file for split, file in files.items()}
-    return _Source(_digest(paths.values()), {split: partial(_listops_rows, path) for split, path in paths.items()})
+    return Source(files_digest(paths.values()), {split: partial(_listops_rows, path) for split, path in paths.items()})
 
 
-def _retrieval_files(data_dir: Path) -> _Source:
+def _retrieval_files(data_dir: Path) -> Source:
     files = {split: f"new_aan_pairs.{part}.tsv" for split, part in zip(SPLITS, ("train", "eval", "test"))}
     folder = _locate("retrieval", data_dir, "tsv_data", list(files.values()))
 
     paths = {split: folder / file for split, file in files.items()}
     rows = {split: partial(text.retrieval_rows, path) for split, path in paths.items()}
-    return _Source(_digest(paths.values()), rows)
+    return Source(files_digest(paths.values()), rows)
 
 
-def _text_files(data_dir: Path) -> _Source:
+def _text_files(data_dir: Path) -> Source:
     folder = _locate("text", data_dir, "aclImdb", ["train", "test"])
     reviews = {split: text.review_folder(folder, split) for split in ("train", "test")}
     return _text_source(reviews["train"], reviews["test"])
 
 
-def _text_source(train: list[text.Review], test: list[text.Review]) -> _Source:
+def _text_source(train: list[text.Review], test: list[text.Review]) -> Source:
     splits = text.review_splits(train, test)
     rows = {split: partial(text.review_rows, reviews) for split, reviews in splits.items()}
-    return _Source(text.digest(splits), rows)
+    return Source(text.digest(splits), rows)
 
 
-def _image_files(data_dir: Path) -> _Source:
+def _image_files(data_dir: Path) -> Source:
     files = images.CIFAR_BATCHES
     folder = _locate("image", data_dir, "cifar-10-batches-bin", [*files["train"], *files["test"]])
     train, test = ([folder / file for file in files[split]] for split in ("train", "test"))
     count = sum(path.stat().st_size for path in train) // images.RECORD_BYTES
     rows = {split: partial(images.cifar_rows, paths) for split, paths in (("train", train), ("test", test))}
-    return _image_source(_digest([*train, *test]), rows["train"], count, rows["test"])
+    return _image_source(files_digest([*train, *test]), rows["train"], count, rows["test"])
 
 
-def _image_source(origin: Any, train: Callable[[], Rows], count: int, test: Callable[[], Rows]) -> _Source:
+def _image_source(origin: Any, train: Callable[[], Rows], count: int, test: Callable[[], Rows]) -> Source:
     """The last tenth of the training images is the validation split."""
-    boundary = count - count // 10
-    return _Source(
-        {"images": origin, "grey": images.GREY_RULE},
-        {
-            "train": lambda: islice(train(), boundary),
-            "validation": lambda: islice(train(), boundary, None),
-            "test": test,
-        },
-    )
+    rows = {**last_tenth_held_out(train, count), "test": test}
+    return Source({"images": origin, "grey": images.GREY_RULE}, rows)
 
 
-def _pathfinder_files(name: str, data_dir: Path, level: Level) -> _Source:
+def _pathfinder_files(name: str, data_dir: Path, level: Level) -> Source:
     below = images.LEVELS[level]
     folder = _locate(name, data_dir, name, [f"{below}/metadata"]) / below
     side = int(name.removeprefix("pathfinder"))
@@ -254,10 +186,10 @@ def _pathfinder_files(name: str, data_dir: Path, level: Level) -> _Source:
     splits = images.pathfinder_splits(pictures)
     rows = {split: partial(images.picture_rows, splits[split], side) for split in SPLITS}
     labels = "".join(str(picture.label) for picture in pictures)
-    return _Source({"labels": labels, "images": _digest(picture.path for picture in pictures)}, rows)
+    return Source({"labels": labels, "images": files_digest(picture.path for picture in pictures)}, rows)
 
 
-def _hub_source(name: str) -> _Source:
+def _hub_source(name: str) -> Source:
     identifier = HUB_IDS[name]
     where = f"lra/{name} {identifier}"
     fix = f"go online, or pass data_dir, the folder {'aclImdb' if name == 'text' else 'cifar-10-batches-bin'}"
@@ -293,10 +225,6 @@ def _columns(examples: Iterable[listops.Example]) -> Rows:
     return ({"input_ids": ids, "label": label} for ids, label in examples)
 
 
-def _first(rows: Callable[[], Rows], limit: int | None) -> Rows:
-    return islice(rows(), limit)
-
-
 def _locate(name: str, data_dir: Path, below: str, needed: list[str]) -> Path:
     """The folder that holds all that is needed: the inner one of the release first, whose Path-X is the sound copy."""
     folders = [data_dir / "lra_release" / "lra_release" / below, data_dir / "lra_release" / below, data_dir / below]
@@ -309,19 +237,6 @@ def _locate(name: str, data_dir: Path, below: str, needed: list[str]) -> Path:
         f"lra/{name} {found}: has no {missing} (expected {below}/{missing} below data_dir, or {missing} in it). "
         f"Fix: pass as data_dir the folder that holds {below}"
     )
-
-
-def _digest(paths: Iterable[Path]) -> str:
-    """What tells one state of the files from another: sizes and times can stay the same where a content has changed.
-
-    Raises:
-        ManticoreError: one cannot be read.
-    """
-    whole = hashlib.sha256()
-    for path in paths:
-        with told("lra", f"{path} cannot be read", "give files that you may read", OSError):
-            whole.update(f"{path.name} {file_digest(path)} ".encode(errors="surrogateescape"))
-    return whole.hexdigest()
 
 
 def shape(name: str, options: Mapping[str, Any]) -> TaskShape:

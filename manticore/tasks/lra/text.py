@@ -30,9 +30,9 @@ Row = dict[str, Any]
 Review = tuple[bytes, int]
 
 
-def encode(document: bytes) -> np.ndarray:
+def encode(document: bytes, length: int = LENGTH) -> np.ndarray:
     """Ids of the first bytes."""
-    return np.frombuffer(document[:LENGTH], np.uint8).astype(np.uint16) + 1
+    return np.frombuffer(document[:length], np.uint8).astype(np.uint16) + 1
 
 
 def review_folder(folder: Path, split: str) -> list[Review]:
@@ -74,11 +74,16 @@ def review_splits(train: list[Review], test: list[Review]) -> dict[str, list[Rev
     Sources come sorted by label. Here they are sorted by hash, and the last training reviews are held out, so equal
     reviews stay together and every source gives the same splits.
     """
-    ordered = _by_hash(train)
-    boundary = len(ordered) - round(len(ordered) * HELD_OUT)
+    kept, held_out = last_held_out(by_hash(train))
+    return {"train": kept, "validation": held_out, "test": by_hash(test)}
+
+
+def last_held_out(ordered: list[Review], count: int | None = None) -> tuple[list[Review], list[Review]]:
+    """All but the last ``count`` documents (None: a tenth) and those, equal ones together on the second side."""
+    boundary = len(ordered) - (round(len(ordered) * HELD_OUT) if count is None else count)
     while 0 < boundary < len(ordered) and ordered[boundary][0] == ordered[boundary - 1][0]:
         boundary -= 1
-    return {"train": ordered[:boundary], "validation": ordered[boundary:], "test": _by_hash(test)}
+    return ordered[:boundary], ordered[boundary:]
 
 
 def digest(splits: dict[str, list[Review]]) -> str:
@@ -118,5 +123,6 @@ def retrieval_rows(path: Path) -> Iterator[Row]:
             yield {"input_ids": encode(fields[3]), "input_ids_2": encode(fields[4]), "label": label}
 
 
-def _by_hash(reviews: list[Review]) -> list[Review]:
+def by_hash(reviews: list[Review]) -> list[Review]:
+    """In an order that depends on their content alone."""
     return sorted(reviews, key=lambda review: (hashlib.sha256(review[0]).digest(), review[1]))

@@ -79,7 +79,16 @@ def test_trials_in_the_storage_are_designs_with_their_values(done):
     assert rows.keys() == {trial.name for trial in result.trials}
     for trial in result.trials:
         assert rows[trial.name].values == [trial.measures["loss"], trial.measures["parameters"]]
-        assert tuple(rows[trial.name].params.values()) == LayerListSpace(**SPACE).read(trial.name)
+        letters = dict(zip(("layer 01", "layer 02", "layer 03"), trial.name))
+        assert rows[trial.name].params == letters
+        assert all(rows[trial.name].user_attrs[name] == value for name, value in trial.measures.items())
+    # what a dashboard makes its tables and figures of
+    frame = study.trials_dataframe()
+    assert {"values_loss", "values_parameters", "params_layer 01", "user_attrs_loss", "state"} <= set(frame.columns)
+    best = {trial.user_attrs.get("design") for trial in study.best_trials} - {None}
+    assert best <= {trial.name for trial in result.front}
+    assert best
+    assert {trial.state.name for trial in study.trials} == {"COMPLETE"}
 
 
 def test_a_study_that_broke_off_resumes_to_the_same_record(done, text, tmp_path, monkeypatch):

@@ -160,3 +160,13 @@ def test_spaces_that_cannot_be_are_refused(options: dict[str, object], said: str
         GenomeSpace(**options)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_integers_have_readable_names_and_values():
+    labels = SPACE.labels
+    assert [len(called) for _, called in labels] == [len(legal) for legal in SPACE.values]
+    assert len({name for name, _ in labels}) == len(labels)
+    assert labels[:3] == [("norm", ("rms", "layer")), ("residual", SPACE.residuals), ("LIV 01 class", labels[2][1])]
+    assert labels[2][1][:2] == ["none", "sa-1"]
+    others = GenomeSpace(livs=1, width=16, classes=["12113", "12123"]).labels
+    assert others[2] == ("LIV 01 class", ["12113", "12123"])
