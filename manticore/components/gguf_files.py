@@ -173,7 +173,7 @@ def _unread(header: Header, family: str) -> list[str]:
     """Fields of the family that transformers' reader leaves out and that sizes do not show."""
     from transformers.integrations import GGUF_CONFIG_MAPPING
 
-    read = GGUF_CONFIG_MAPPING.get(header.architecture, GGUF_CONFIG_MAPPING.get(family))
+    read: Any = GGUF_CONFIG_MAPPING.get(header.architecture, GGUF_CONFIG_MAPPING.get(family))
     own = [key.removeprefix(f"{header.architecture}.") for key in header.fields if key.startswith(header.architecture)]
     # of the families that are read in another way it is not told
     return [key for key in own if read is not None and key not in read and key not in _SHOWN_BY_SIZES]
