@@ -91,7 +91,7 @@ def shape_of(family: str | Path, settings: Pretrain) -> PreTrainedConfig:
     family = _known(family)
     if settings.layers is None or settings.width is None:
         lacks = " and ".join(name for name, value in given.items() if value is None)
-        raise ManticoreError(f"pretrain: {family} needs {lacks}. Fix: for instance layers=4 and width=64")
+        raise ManticoreError(f"pretrain: {family} needs {lacks}. Fix: give both, such as 4 and 64")
     return small_config(
         family, layers=settings.layers, width=settings.width, positions=settings.length, options=settings.config
     )

@@ -66,7 +66,10 @@ def test_a_stopped_one_says_how_to_go_on(desk: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["pretrain", "gpt_neo", "--width", "32", "-o", "new"], "--layers: missing. Fix: add --layers"),
+        (
+            ["pretrain", "gpt_neo", "--width", "32", "-o", "new"],
+            "gpt_neo needs layers. Fix: give both, such as 4 and 64",
+        ),
         (["pretrain", "gpt_neoo", *TINY, "-o", "new"], "family 'gpt_neoo' is not a causal language model"),
         (["pretrain", "gpt_neo", *TINY, "--text", "my text.jsonl", "-o", "new"], "2 columns of text and none called"),
         (["pretrain", "gpt_neo", *TINY, "-o", "my text.jsonl"], "exists already"),
