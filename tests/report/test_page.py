@@ -8,10 +8,12 @@ import re
 import pytest
 from html_pages import Page, assert_loads_nothing
 from run_records import HOSTILE_NAMES, build_record, write_record
+from search_records import race_won_by_a_hybrid
 
 from manticore.errors import ManticoreError
 from manticore.report import write_report
-from manticore.report.figures import FIGURE_NAMES
+from manticore.report.figures import FIGURE_NAMES, draw_figures
+from manticore.report.results import parse_results
 
 
 def _page(folder) -> Page:
@@ -24,6 +26,21 @@ def test_writes_the_page_and_its_figures(run_folder):
         f"{n}.svg" for n in FIGURE_NAMES if n not in ("candidates", "text")
     )
     assert not [p for p in run_folder.rglob("*") if p.name.startswith(".")]
+
+
+def test_every_figure_that_a_run_has_is_on_its_page(tmp_path):
+    of_text = build_record()
+    piece = {"tokens": ["def", " f"], "weights": [[0.5, 0.5], [0.9, 0.1]]}
+    of_text["combine"] |= {"output": "bayes", "texts": [piece]}
+    drawn = set()
+    for name, record in {"of text": of_text, "of paths": race_won_by_a_hybrid()}.items():
+        folder = write_record(tmp_path / name, record)
+        words = _page(folder).words()
+        drawings = draw_figures(parse_results(record))
+        drawn |= drawings.keys()
+        assert not [each.title for each in drawings.values() if each.title not in words]
+        assert {path.stem for path in (folder / "figures").iterdir()} == drawings.keys()
+    assert drawn == set(FIGURE_NAMES)
 
 
 def test_page_has_the_numbers_of_the_record(run_folder, record):
