@@ -29,8 +29,7 @@ from rich.table import Table
 import manticore
 from manticore.experiments.landscapes import Landscape, mean_truth, regret, replay
 from manticore.registry import resolve
-from manticore.search.curves import MARKS
-from manticore.search.objective import spacing
+from manticore.search.curves import MARKS, spacing
 from manticore.search.race import LATE
 from manticore.search.space import Path
 

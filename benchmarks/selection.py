@@ -32,8 +32,8 @@ from manticore.components.loading import load_tokenizer
 from manticore.experiments.intervals import mean_interval
 from manticore.experiments.landscapes import Landscape, TestedObjective, mean_truth, regret, replay
 from manticore.registry import resolve
-from manticore.search.curves import MARKS, Curves
-from manticore.search.objective import held_out, spacing, unit_flops
+from manticore.search.curves import MARKS, Curves, spacing
+from manticore.search.objective import held_out, unit_flops
 from manticore.search.space import Path as Choice
 from manticore.search.space import spelled
 from manticore.settings import Finetune

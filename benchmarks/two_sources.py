@@ -40,7 +40,7 @@ from manticore.tasks.answers import Answer, line_ending
 from manticore.tasks.corpus import read_corpus
 from manticore.tasks.task import Task, load_task
 from manticore.training.budget import flops_per_step
-from manticore.training.finetune import evaluate
+from manticore.training.evaluate import evaluate
 from manticore.training.pretrain import pretrain
 
 FILE = "two_sources"

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 
 from manticore.components.loading import load_tokenizer
 from manticore.tasks.task import load_task
-from manticore.training.finetune import evaluate, finetune
+from manticore.training.evaluate import evaluate
+from manticore.training.finetune import finetune
 
 RULES: dict[str, Callable[[int], int]] = {
     "none": lambda steps: 0,

@@ -36,7 +36,7 @@ _PUBLIC = {
     "design": "manticore.search.designs.design",
     "discretize": "manticore.hybrid.discretize",
     "distill": "manticore.training.distill",
-    "evaluate": "manticore.training.finetune",
+    "evaluate": "manticore.training.evaluate",
     "finetune": "manticore.training.finetune",
     "fits": "manticore.experiments",
     "lora_table": "manticore.hybrid.lora",

@@ -57,13 +57,12 @@ def plan(
         _plan_study(names[0], overrides, flops_per_second, measure, json)
         return
     loaded = _load(names, overrides)
-    from manticore.plan.fit import parse_bytes
-
-    memory = parse_bytes(device_memory) if device_memory is not None else None
     quiet_libraries()
+    from manticore.plan.fit import parse_bytes
     from manticore.plan.planner import plan as make_plan
     from manticore.plan.table import render_plan
 
+    memory = parse_bytes(device_memory) if device_memory is not None else None
     # imports leave many objects that every collection would look at again
     gc.freeze()
     room = float(memory if memory is not None else _own_memory())

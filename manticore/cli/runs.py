@@ -110,12 +110,12 @@ def _forget_if_nothing_is_done(path: Path, error: ManticoreError, recipe: str, o
 
 
 def _go(folder: RunFolder) -> None:
+    quiet_libraries()
     from manticore.report import render_comparison, render_summary
     from manticore.stages import stages_of
     from manticore.stages.pipeline import execute
 
     say(f"folder: {folder.path}")
-    quiet_libraries()
     reporter = RunReporter([stage.name for stage in stages_of(folder.recipe)])
     try:
         results = execute(folder, reporter)

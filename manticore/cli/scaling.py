@@ -76,10 +76,10 @@ def scale(
     options = _layer_options(layer_option or [])
     letters = {**_LETTERS, **pairs(layer or [], "--layer")}
     say(f"scale: {design}, {how}, to {count(wanted)} parameters")
+    quiet_libraries()
     from manticore.stacks.scaling import runs, scaled
     from manticore.stacks.sizes import cache_bytes, layer_parameters
 
-    quiet_libraries()
     small = _read(design, letters)
     large = scaled(small, wanted, how, width=width, layer_options=options)  # type: ignore[arg-type]
     with new_folder(out) as folder:

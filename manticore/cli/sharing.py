@@ -17,9 +17,9 @@ def share(folder: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of
     Example: manticore share tuned
     """
     say(f"share: {folder}")
+    quiet_libraries()
     from manticore.report.sharing import share as share_folder
 
-    quiet_libraries()
     written = share_folder(folder)
     say(f"added {', '.join(written)}")
     done(folder, f"hf upload YOUR-NAME/{quote(Path(folder).resolve().name)} {quote(folder)}")

@@ -59,11 +59,11 @@ def pretrain(
     refuse_existing(out)
     sizes = "" if settings["layers"] is None else f" of {settings['layers']} layers, width {settings['width']}"
     say(f"pretrain: {family}{sizes} on {settings['text']}")
+    quiet_libraries()
     import manticore
     from manticore.stages.pretrain import Pretrain
     from manticore.training.pretrain import read_record
 
-    quiet_libraries()
     try:
         with progress_bar("pretrain") as progress:
             folder = manticore.pretrain(family, **settings, out=out, cpu=cpu, progress=progress)
@@ -101,13 +101,13 @@ def combine(
     check_options("--projector-option", "projector", settings["projector"], settings["projector_options"])
     mixing = Combine(**settings).mixing
     say(f"combine: {' + '.join(models)}, {settings['num_blocks']} blocks, {mixing}, output {settings['output']}")
+    quiet_libraries()
     import manticore
     from manticore.hybrid.vocabularies import matched_tokens
     from manticore.stages.combine import Combine as Stage
     from manticore.stages.commands import task_words
     from manticore.tasks.task import load_task
 
-    quiet_libraries()
     vocab_size = load_task(task, seed=seed, **chosen).vocab_size if task and chosen is not None else None
     hybrid = manticore.combine(models, vocab_size=vocab_size, seed=seed, **settings)
     with new_folder(out) as folder:
@@ -128,11 +128,11 @@ def align(hybrid: Hybrid, out: Out, seed: Seed = 0, *, settings: dict[str, Any])
     """
     refuse_existing(out)
     say(f"align: {hybrid} on {settings['tokens']:,} tokens of {settings['text']}")
+    quiet_libraries()
     import manticore
     from manticore.stages.align import Align, AlignRecord, left_as_it_was
     from manticore.training.saved_models import load_hybrid
 
-    quiet_libraries()
     model: Any = load_hybrid(hybrid, supernet=True)
     with progress_bar("align") as progress:
         report = manticore.align(model, seed=seed, progress=progress, **settings)
@@ -178,6 +178,7 @@ def search(
     chosen = checked_task(task, task_option)
     start_processes(processes)
     say(f"search: {settings['method']} on {task} in {hybrid}")
+    quiet_libraries()
     import manticore
     from manticore.search.objective import CANDIDATES
     from manticore.stages.commands import task_words
@@ -186,7 +187,6 @@ def search(
     from manticore.training.begun import BEGUN
     from manticore.training.saved_models import load_hybrid
 
-    quiet_libraries()
     model = load_hybrid(hybrid, supernet=True)
     loaded = load_task(task, tokenizer=model.tokenizer, seed=seed, **chosen)
     say_replaced(hybrid, model, model.tokenizer, loaded)
@@ -222,13 +222,13 @@ def discretize(hybrid: Hybrid, out: Out, *, settings: dict[str, Any]) -> None:
     elsewhere = settings.pop("weights_from")
     said = settings["path"] or ("its best path" if elsewhere is None else f"what was found in {elsewhere}")
     say(f"discretize: {hybrid} to {said}")
+    quiet_libraries()
     import manticore
     from manticore.hybrid.found import path_found
     from manticore.stages.discretize import Discretize
     from manticore.training.begun import BEGUN, begun_beside
     from manticore.training.saved_models import load_hybrid
 
-    quiet_libraries()
     found: Any = load_hybrid(hybrid)
     if elsewhere is not None:
         settings["path"] = path_found(elsewhere, found.config)
@@ -264,6 +264,7 @@ def finetune(
     chosen = checked_task(task, task_option)
     start_processes(processes)
     say(f"finetune: {model} on {task}")
+    quiet_libraries()
     import manticore
     from manticore.report.results import as_results
     from manticore.report.rounding import rounding_notes
@@ -275,7 +276,6 @@ def finetune(
     from manticore.training.saved_models import load_model
     from manticore.training.sharding import save_model
 
-    quiet_libraries()
     loaded, tokenizer = load_model(model)
     problem = load_task(task, tokenizer=tokenizer, seed=seed, **chosen)
     say_replaced(model, loaded, tokenizer, problem)
@@ -324,6 +324,7 @@ def compare(
     refuse_begun(out, resume)
     chosen = checked_task(task, task_option)
     say(f"compare: {', '.join(models)} on {task}")
+    quiet_libraries()
     import manticore
     from manticore.experiments.models import named
     from manticore.report import render_comparison
@@ -338,7 +339,6 @@ def compare(
     from manticore.training.begun import BEGUN
     from manticore.training.saved_models import load_model
 
-    quiet_libraries()
     sources = {name: str(source) for name, source in named(models).items()}
     loaded = {name: load_model(source) for name, source in sources.items()}
     own = next((tokenizer for _, tokenizer in loaded.values() if tokenizer is not None), None)

@@ -41,6 +41,7 @@ def distill(
     chosen = checked_task(task, task_option)
     start_processes(processes)
     say(f"distill: {student} learns from {teacher} on {task}")
+    quiet_libraries()
     import manticore
     from manticore.stages.combine import TaskInfo
     from manticore.stages.commands import task_words
@@ -49,7 +50,6 @@ def distill(
     from manticore.training.saved_models import load_model
     from manticore.training.sharding import save_model
 
-    quiet_libraries()
     loaded, tokenizer = load_model(student)
     problem = load_task(task, tokenizer=tokenizer, seed=seed, **chosen)
     say_replaced(student, loaded, tokenizer, problem)

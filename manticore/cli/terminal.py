@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -62,7 +63,11 @@ def say_quantization(name: str, model: Any) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own bars and advice out of the output; warnings of this package still appear."""
+    """Import what models need, and keep the libraries' own bars and advice out of the output.
+
+    To be called before a verb imports anything of models. Warnings of this package still appear.
+    """
+    _import_libraries()
     import huggingface_hub
     import transformers
 
@@ -78,6 +83,20 @@ def quiet_libraries() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(OneLineFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING if is_first() else logging.ERROR, handlers=[handler])
+
+
+def _import_libraries() -> None:
+    if "transformers.modeling_utils" in sys.modules:
+        return
+    # hundreds of thousands of objects that stay: looking for garbage among them, now and later, is a tenth of the time
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        import transformers.modeling_utils  # noqa: F401
+    finally:
+        gc.freeze()
+        if collects:
+            gc.enable()
 
 
 @contextmanager

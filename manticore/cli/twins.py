@@ -36,10 +36,10 @@ def twin(
         "as it starts" if settings["text"] is None else f"fitted on {settings['tokens']:,} tokens of {settings['text']}"
     )
     say(f"twin: {parent} with {settings['mixer']} in {where}, {fitted}")
+    quiet_libraries()
     import manticore
     from manticore.cache import cache_folder, content_key
 
-    quiet_libraries()
     checkpoint = cache_folder("twins") / f"{content_key({**settings, 'parent': parent, 'seed': seed})}.safetensors"
     try:
         with progress_bar("twin") as progress:

@@ -48,13 +48,13 @@ def evaluate(
         refuse_existing(out)
     chosen, prompts = checked_task(task, task_option), _lengths(lengths, generate)
     say(f"evaluate: {model} on {task}, {split}")
+    quiet_libraries()
     import manticore
     from manticore.components.checkpoint_folder import quantization_of
     from manticore.stages.commands import finetune_command, task_words
     from manticore.tasks.task import load_task
     from manticore.training.saved_models import load_model
 
-    quiet_libraries()
     loaded, tokenizer = load_model(model)
     say_quantization(model, loaded)
     problem = load_task(task, tokenizer=tokenizer, **chosen)
@@ -143,6 +143,7 @@ def generate(
 
     Example: manticore generate tuned "import os"
     """
+    quiet_libraries()
     from transformers import set_seed
 
     from manticore.stages.commands import evaluate_command, noted_task, words_for
@@ -150,7 +151,6 @@ def generate(
     from manticore.training.prepare import check_tokens, positions
     from manticore.training.saved_models import load_model
 
-    quiet_libraries()
     loaded, tokenizer = load_model(model)
     if not loaded.can_generate():
         raise ManticoreError(f"{model}: a {type(loaded).__name__} writes no text. Fix: give a causal language model")

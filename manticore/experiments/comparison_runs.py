@@ -22,7 +22,8 @@ from manticore.search.objective import AT_THE_END
 from manticore.settings import Compare, Finetune
 from manticore.training.budget import cache_cost, count_parameters, flops_per_step, flops_per_token_forward
 from manticore.training.classifiers import suits
-from manticore.training.finetune import evaluate, finetune
+from manticore.training.evaluate import evaluate
+from manticore.training.finetune import finetune
 from manticore.training.prepare import check_backbone, check_length, check_vocabulary, fit_to_task
 from manticore.training.trainable import set_trainable
 from manticore.training.trainer import default_warmup

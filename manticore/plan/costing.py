@@ -53,15 +53,22 @@ class Costing:
         devices: how many share the work.
         memory: bytes of each that tensors may have.
         accelerator: whether the devices are accelerators that compute in bfloat16.
+        beside: another recipe of the same components, joined in the same way, laid out before.
     """
 
-    def __init__(self, recipe: Recipe, *, devices: int, memory: float, accelerator: bool) -> None:
+    def __init__(
+        self, recipe: Recipe, *, devices: int, memory: float, accelerator: bool, beside: Costing | None = None
+    ) -> None:
         self.recipe, self.devices, self.memory, self.accelerator = recipe, devices, memory, accelerator
-        self.sources = find_sources(recipe)
+        self.sources = find_sources(recipe) if beside is None else beside.sources
         self.task = task_shape(recipe.task)
         self.shape = shape_of(recipe, self.sources)
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.skeleton = self.lay_out(self.sources, self.shape, self.task.vocab_size)
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True) if beside is None else beside.mode
+        self._tuple_sizes: dict[str, list[int]] = {} if beside is None else beside._tuple_sizes
+        if beside is not None and beside.task.vocab_size == self.task.vocab_size:
+            self.skeleton = beside.skeleton
+        else:
+            self.skeleton = self.lay_out(self.sources, self.shape, self.task.vocab_size)
         self.cases = Cases(self.skeleton, self.mode, lora_rank=recipe.finetune.lora_rank)
         self.problems: list[str] = []
         self.stages: list[StagePlan] = []
@@ -78,7 +85,7 @@ class Costing:
         tuning = recipe.finetune.model_copy(update={name: getattr(search, name) for name in SHARED})
         task = recipe.task.model_copy(update={"options": {**recipe.task.options, **search.task_options}})
         recipe = recipe.model_copy(update={"finetune": tuning, "task": task})
-        return Costing(recipe, devices=self.devices, memory=self.memory, accelerator=self.accelerator)
+        return Costing(recipe, devices=self.devices, memory=self.memory, accelerator=self.accelerator, beside=self)
 
     @cached_property
     def larger(self) -> Case | None:
@@ -99,7 +106,7 @@ class Costing:
     def lay_out(self, sources: Sequence[Source], shape: Shape, vocab_size: int | None) -> Skeleton:
         """Components side by side, without data."""
         names, configs = [source.name for source in sources], [source.config for source in sources]
-        return Skeleton(names, configs, shape, vocab_size, self.mode)
+        return Skeleton(names, configs, shape, vocab_size, self.mode, self._tuple_sizes)
 
     def setting(self, section: OneTraining) -> Setting:
         """How a section trains."""

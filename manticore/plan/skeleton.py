@@ -59,6 +59,7 @@ class Skeleton:
         shape: how they are joined.
         vocab_size: rows of fresh embeddings and heads; None keeps the components' own.
         mode: of tensors without data.
+        tuple_sizes: what other skeletons have measured of layers, by configuration; this one adds to it.
 
     Raises:
         ManticoreError: a configuration that its family cannot have, or more blocks than layers.
@@ -71,14 +72,16 @@ class Skeleton:
         shape: Shape,
         vocab_size: int | None,
         mode: FakeTensorMode,
+        tuple_sizes: dict[str, list[int]] | None = None,
     ) -> None:
+        measured = {} if tuple_sizes is None else tuple_sizes
         self.fresh_vocabulary = vocab_size is not None
         self.own_parameters: list[int] = []
         """Of each component as it is published."""
         self.kinds: list[list[int]] = []
         """Per component and layer the index of the layer that stands for it."""
         components: list[PreTrainedModel] = []
-        tuple_sizes = []
+        layer_outputs = []
         for name, config in zip(names, configs):
             check_family(config, name)
             try:
@@ -87,7 +90,10 @@ class Skeleton:
                 component.tie_weights()
                 parameters = count_parameters(component).total
                 kinds = share_layers(Runner(component, []).layers)
-                tuple_sizes.append(_tuple_sizes(component, kinds, mode))
+                described = config.to_json_string(use_diff=False)
+                if described not in measured:
+                    measured[described] = _tuple_sizes(component, kinds, mode)
+                layer_outputs.append(measured[described])
             except ManticoreError:
                 raise
             except BUILD_ERRORS as error:
@@ -113,7 +119,7 @@ class Skeleton:
             released=shape.released,
             projector=shape.projector,
             projector_options=shape.projector_options or None,
-            layer_outputs=tuple_sizes,
+            layer_outputs=layer_outputs,
             vocab_size=min(c.config.vocab_size for c in components),
             dtype=shape.dtype,
             **configurations,

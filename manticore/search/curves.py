@@ -17,6 +17,21 @@ from manticore.search.space import Path, Space
 
 MARKS = 12
 """Marks per unit."""
+EVALUATION_SHARE = 0.1
+"""Scoring may cost this share of the training between two marks; else there are fewer marks."""
+_SPACINGS = (1, 2, 4)
+
+
+def spacing(scoring: float, unit: float) -> list[int]:
+    """The marks of a unit: as dense as scoring costs at most a tenth of the training between two of them.
+
+    Args:
+        scoring: FLOPs of scoring a candidate once.
+        unit: FLOPs of a unit.
+    """
+    afforded = [gap for gap in _SPACINGS if scoring <= EVALUATION_SHARE * unit * gap / MARKS]
+    gap = afforded[0] if afforded else _SPACINGS[-1]
+    return list(range(gap, MARKS + 1, gap))
 
 
 def steps_at(mark: int, unit: int, step: int) -> int:

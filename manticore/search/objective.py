@@ -24,7 +24,7 @@ from manticore.hybrid.discretize import discretize
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.runs.ledger import RunLog
 from manticore.runs.lineage import training_inputs, weights_digest
-from manticore.search.curves import MARKS, Point, steps_at
+from manticore.search.curves import MARKS, Point, spacing, steps_at
 from manticore.search.space import Path, Space, spelled
 from manticore.settings import Finetune, OneTraining
 from manticore.training.begun import UNIT
@@ -46,9 +46,6 @@ CURVE = "curve.jsonl"
 """A candidate's points."""
 DIGITS = 5
 """Decimals that losses of examples are kept with."""
-EVALUATION_SHARE = 0.1
-"""Scoring may cost this share of the training between two marks; else there are fewer marks."""
-_SPACINGS = (1, 2, 4)
 
 
 CANDIDATES = "candidates"
@@ -57,18 +54,6 @@ CANDIDATES = "candidates"
 def place(search: Folder, path: Sequence[int]) -> Folder:
     """The checkpoints of a candidate, in the folder of a search."""
     return search / CANDIDATES / spelled(tuple(path)) / CHECKPOINTS
-
-
-def spacing(scoring: float, unit: float) -> list[int]:
-    """The marks of a unit: as dense as scoring costs at most a tenth of the training between two of them.
-
-    Args:
-        scoring: FLOPs of scoring a candidate once.
-        unit: FLOPs of a unit.
-    """
-    afforded = [gap for gap in _SPACINGS if scoring <= EVALUATION_SHARE * unit * gap / MARKS]
-    gap = afforded[0] if afforded else _SPACINGS[-1]
-    return list(range(gap, MARKS + 1, gap))
 
 
 class Failed(Exception):

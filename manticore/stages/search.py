@@ -221,8 +221,8 @@ def _cost_of_candidates(costing: Costing, section: sections.Search) -> Iterator[
     """As many units as the method may need; each candidate takes the memory of one path, and is kept on the disk."""
     whole, costing = costing, costing.of_candidates()
     from manticore.registry import resolve
+    from manticore.search.curves import spacing
     from manticore.search.forecast import forecast
-    from manticore.search.objective import spacing
 
     case = costing.tuned["costliest"]
     space = _space(costing)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from datasets import DatasetDict
 
 from manticore import registry
 from manticore.errors import ManticoreError
@@ -16,6 +15,7 @@ from manticore.making import make
 from manticore.tasks.metrics import MetricState
 
 if TYPE_CHECKING:
+    from datasets import DatasetDict
     from transformers import PreTrainedTokenizerBase
 
 Backbone = Literal["causal", "autoencoder"]

@@ -27,7 +27,8 @@ from manticore.tasks.text import LENGTH
 from manticore.training.answers import Answers
 from manticore.training.budget import flops_per_step, measured_without_data, steps_within
 from manticore.training.callbacks import Progress
-from manticore.training.finetune import evaluate, loaded_student
+from manticore.training.evaluate import evaluate
+from manticore.training.finetune import loaded_student
 from manticore.training.imitation import BlocksTrainer, LogitsTrainer, variances, with_states
 from manticore.training.opening import as_trained, opened
 from manticore.training.precision import Precision

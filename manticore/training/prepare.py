@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-import pyarrow.compute as pc
 from torch import nn
 
 from manticore.components.loading import own_tokenizer
@@ -115,6 +114,8 @@ def check_vocabulary(model: PreTrainedModel, task: Task, *, stage: str) -> None:
     """
     if task.vocab_size is not None:
         return
+    import pyarrow.compute as pc
+
     columns = ("input_ids", "input_ids_2")[: task.documents]
     largest = 0
     for rows in task.data.values():
@@ -134,6 +135,8 @@ def check_targets(model: PreTrainedModel, task: Task, *, stage: str) -> None:
     follows = isinstance(model, ManticorePreTrainedModel) and model.output.follows_text
     if not follows or task.num_classes is not None:
         return
+    import pyarrow.compute as pc
+
     for split, rows in task.data.items():
         for batch in rows.select_columns(["input_ids", "targets"]).with_format("arrow").iter(_ROWS_AT_ONCE):
             ids, targets = (pc.list_flatten(batch[name]).to_numpy() for name in ("input_ids", "targets"))

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from manticore.errors import ManticoreError
@@ -61,6 +60,8 @@ def configure(plugin: Any, model: PreTrainedModel, stage: str) -> None:
             f"{stage}: fsdp_cpu_ram_efficient_loading hands only parameters from process to process, neither buffers "
             "nor mixture weights. Fix: fsdp_cpu_ram_efficient_loading: false"
         )
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ManticoreError(
             f"{stage}: low-rank updates cannot be merged into sharded weights. "

@@ -16,7 +16,8 @@ from manticore.experiments.models import add_ensembles, build, named, plain_mode
 from manticore.hybrid.combine import combine
 from manticore.hybrid.discretize import discretize
 from manticore.training.budget import count_parameters, flops_per_step
-from manticore.training.finetune import evaluate, finetune
+from manticore.training.evaluate import evaluate
+from manticore.training.finetune import finetune
 
 BATCH = 8
 

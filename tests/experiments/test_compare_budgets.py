@@ -13,7 +13,8 @@ from manticore.errors import ManticoreError
 from manticore.experiments import comparison_runs
 from manticore.experiments.budgets import budgets_of, most_flops
 from manticore.report.results import parse_results
-from manticore.training.finetune import evaluate, finetune
+from manticore.training.evaluate import evaluate
+from manticore.training.finetune import finetune
 
 UNIT = 8_000_000
 SHARES = [0, 0.3, 1]

@@ -5,7 +5,7 @@ import torch
 
 from manticore.errors import ManticoreError
 from manticore.hybrid.combine import combine
-from manticore.training.finetune import evaluate
+from manticore.training.evaluate import evaluate
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

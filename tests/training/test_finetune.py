@@ -17,7 +17,8 @@ from manticore.hybrid.discretize import discretize
 from manticore.kernels.mamba import use_selective_scan
 from manticore.training.batches import Collator
 from manticore.training.budget import flops_per_step
-from manticore.training.finetune import evaluate, finetune
+from manticore.training.evaluate import evaluate
+from manticore.training.finetune import finetune
 from manticore.training.prepare import positions
 from manticore.training.trainer import default_warmup
 

@@ -18,7 +18,8 @@ from manticore.experiments.mad.training import train_runs
 from manticore.hybrid.discretize import discretize
 from manticore.tasks.mad.protocol import Hyper, Protocol
 from manticore.training.checkpoints import checkpoints
-from manticore.training.finetune import evaluate, finetune
+from manticore.training.evaluate import evaluate
+from manticore.training.finetune import finetune
 from manticore.training.precision import Precision
 
 QUICK = {"steps": 6, "batch_size": 8, "lr": 1e-3, "warmup_steps": 0, "cpu": True}

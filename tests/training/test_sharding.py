@@ -18,7 +18,8 @@ from manticore.errors import ManticoreError
 from manticore.hybrid.discretize import discretize
 from manticore.processes import is_first, wait_for_all
 from manticore.search.search import search
-from manticore.training.finetune import evaluate, finetune
+from manticore.training.evaluate import evaluate
+from manticore.training.finetune import finetune
 from manticore.training.sharding import configure, is_sharded, save_model
 
 WEIGHTS = [[0.25, 0.75], [0.5, 0.5]]

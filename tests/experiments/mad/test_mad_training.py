@@ -12,7 +12,7 @@ from manticore.experiments.mad.training import train_runs
 from manticore.tasks.mad.examples import generate, generate_validation
 from manticore.tasks.mad.protocol import PROTOCOLS, Hyper
 from manticore.tasks.mad.tasks import in_context_recall
-from manticore.training.finetune import evaluate
+from manticore.training.evaluate import evaluate
 from tests.conftest import gpt_neo
 
 OPTIONS = {"vocab_size": 8, "seq_len": 12}

@@ -10,7 +10,8 @@ from manticore.tasks.mad.examples import KINDS, generate
 from manticore.tasks.mad.tasks import in_context_recall, noisy_in_context_recall
 from manticore.tasks.metrics import IGNORE
 from manticore.tasks.task import load_task
-from manticore.training.finetune import evaluate, finetune
+from manticore.training.evaluate import evaluate
+from manticore.training.finetune import finetune
 from tests.conftest import gpt_neo
 
 SMALL = {"num_train_examples": 40, "num_test_examples": 10}
