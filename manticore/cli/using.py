@@ -144,7 +144,8 @@ def generate(
     Example: manticore generate tuned "import os"
     """
     quiet_libraries()
-    from transformers import set_seed
+    quiet_libraries()
+    import torch
 
     from manticore.stages.commands import evaluate_command, noted_task, words_for
     from manticore.stages.finetune import Finetune
@@ -167,7 +168,7 @@ def generate(
             f"generate: prompt and new tokens make {total}, but {model} has {limit} positions. "
             "Fix: a shorter prompt, or a smaller --max-new-tokens"
         )
-    set_seed(seed)
+    torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     tokens = loaded.generate(  # type: ignore[operator]
         input_ids=encoded.input_ids, attention_mask=encoded.attention_mask, max_new_tokens=max_new_tokens, **sampling

@@ -54,7 +54,7 @@ def words_for(model: PreTrainedModel, **given: Any) -> str:
         model: what is to read them.
         given: options of the task.
     """
-    from manticore.tasks.text import LENGTH
+    from manticore.tasks.text_sources import LENGTH
     from manticore.training.prepare import positions
 
     limit = positions(model)

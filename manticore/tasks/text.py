@@ -29,10 +29,8 @@ from manticore.tasks.metrics import SourceMetrics, TextMetrics, TokenMetrics
 from manticore.tasks.mixture import mixed_packs, read_sources
 from manticore.tasks.stream import cut, token_stream
 from manticore.tasks.task import Task
-from manticore.tasks.text_sources import STDLIB, beside_sources
+from manticore.tasks.text_sources import LENGTH, STDLIB, beside_sources
 
-LENGTH = 256
-"""Tokens per example, where nothing else is asked for."""
 HOLDOUT = 0.05
 """Share of the text that goes to validation, and as much again to test."""
 SPLITS = ("train", "validation", "test")

@@ -17,6 +17,8 @@ from typing import Any
 from manticore.errors import ManticoreError
 from manticore.paths import expanded
 
+LENGTH = 256
+"""Tokens of an example of text, where nothing else is asked for."""
 STDLIB = "stdlib"
 DOCSTRINGS = "docstrings"
 BUILTIN = {

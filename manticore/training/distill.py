@@ -23,7 +23,7 @@ from manticore.modes import kept_modes
 from manticore.runs.lineage import training_inputs
 from manticore.settings import Distill
 from manticore.tasks.task import Task, load_task
-from manticore.tasks.text import LENGTH
+from manticore.tasks.text_sources import LENGTH
 from manticore.training.answers import Answers
 from manticore.training.budget import flops_per_step, measured_without_data, steps_within
 from manticore.training.callbacks import Progress
