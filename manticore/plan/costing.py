@@ -60,11 +60,12 @@ class Costing:
         self, recipe: Recipe, *, devices: int, memory: float, accelerator: bool, beside: Costing | None = None
     ) -> None:
         self.recipe, self.devices, self.memory, self.accelerator = recipe, devices, memory, accelerator
-        self.sources = find_sources(recipe) if beside is None else beside.sources
+        self.sources: list[Source] = find_sources(recipe) if beside is None else beside.sources
         self.task = task_shape(recipe.task)
         self.shape = shape_of(recipe, self.sources)
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True) if beside is None else beside.mode
+        self.mode: FakeTensorMode = FakeTensorMode(allow_non_fake_inputs=True) if beside is None else beside.mode
         self._tuple_sizes: dict[str, list[int]] = {} if beside is None else beside._tuple_sizes
+        self.skeleton: Skeleton
         if beside is not None and beside.task.vocab_size == self.task.vocab_size:
             self.skeleton = beside.skeleton
         else:
