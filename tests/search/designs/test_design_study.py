@@ -155,7 +155,7 @@ def test_poor_designs_are_stopped_by_what_finished_batches_say():
         ({"space_options": {**SPACE, "depth": 3}}, "space 'layers' has no option 'depth'"),
         ({"space_options": {**SPACE, "layers": 0}}, "layers is 0"),
         ({"space_options": {**SPACE, "primitives": ["atention"]}}, "Did you mean 'attention'"),
-        ({"method": "evolve"}, "unknown design 'evolve'"),
+        ({"method": "evolve"}, "unknown design method 'evolve'"),
         ({"method_options": {"size": 3}}, "method 'evolution' has no option 'size'"),
         ({"method": "random", "method_options": {}, "trials": 9}, "designs"),
         ({"storage": "sqlite:///x.db"}, "a storage needs an out"),
