@@ -219,7 +219,7 @@ class DesignStudy:
 
 
 def baselines(config: StackConfig) -> dict[str, Made]:
-    """Hand-made stacks of a design's depth and width.
+    """Hand-made stacks of a design's depth and width, each once: some are the same below four layers.
 
     Transformer++ has attention and SwiGLU in turns, striped Mamba one attention in four layers and SwiGLU behind it,
     the sandwich attention below and SwiGLU above, MambaFormer Mamba below and between attention without positions.
@@ -248,7 +248,9 @@ def baselines(config: StackConfig) -> dict[str, Made]:
         return make
 
     like = {name: getattr(config, name) for name in ("hidden_size", "norm", "norm_eps", "head_bias", "linear_init")}
-    return {name: making(entries) for name, entries in layers.items()}
+    names = list(layers)
+    once = [name for index, name in enumerate(names) if layers[name] not in map(layers.get, names[:index])]
+    return {name: making(layers[name]) for name in once}
 
 
 def _striped(pattern: Sequence[Any], depth: int) -> list[Any]:
