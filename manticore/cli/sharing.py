@@ -44,9 +44,8 @@ def export(
     quiet_libraries()
     loaded = load_hybrid(hybrid)
     written = manticore.export(loaded, out)
-    say(
-        f"{written.architecture}, {written.num_layers} layers; logits as the hybrid's to within {written.difference:.2g}"
-    )
+    what = f"{written.architecture}, {written.num_layers} layers"
+    say(f"{what}; logits as the hybrid's to within {written.difference:.2g}")
     if not written.tokenizer:
         say("the hybrid has no tokenizer, so none lies beside it")
     done(out, evaluate_command(out, noted_task(Path(hybrid) / Finetune.note, as_text=True) or words_for(loaded)))
