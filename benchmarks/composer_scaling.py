@@ -30,6 +30,7 @@ from manticore.design_settings import Design as DesignSettings
 from manticore.errors import ManticoreError
 from manticore.experiments.fits.ranks import rank_correlation
 from manticore.option_types import Workload
+from manticore.search.designs.data import BYTE_VOCABULARY
 from manticore.search.designs.layer_lists import runs_written_out
 from manticore.search.designs.measures import measured
 from manticore.search.designs.training import DesignTraining, Failed
@@ -120,10 +121,10 @@ def losses(names: Mapping[str, StackConfig], sizes: list[int], seeds: int) -> di
 def speeds(names: Mapping[str, StackConfig], times: int) -> dict[str, dict[str, float]]:
     """Tokens per CPU second of a training step on 32 sequences of 32 bytes, and of decoding after 512 tokens."""
     models = {
-        name: StackForCausalLM(StackConfig.from_dict({**larger(small, times).to_dict(), "vocab_size": 258}))
+        name: StackForCausalLM(StackConfig.from_dict({**larger(small, times).to_dict(), "vocab_size": BYTE_VOCABULARY}))
         for name, small in names.items()
     }
-    batch = torch.randint(258, (32, 32))
+    batch = torch.randint(BYTE_VOCABULARY, (32, 32))
 
     def step(model: StackForCausalLM) -> None:
         model.train()

@@ -37,6 +37,7 @@ _PUBLIC = {
     "discretize": "manticore.hybrid.discretize",
     "distill": "manticore.training.distill",
     "evaluate": "manticore.training.evaluate",
+    "export": "manticore.hybrid.export",
     "finetune": "manticore.training.finetune",
     "fits": "manticore.experiments",
     "lora_table": "manticore.hybrid.lora",

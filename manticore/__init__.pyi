@@ -14,6 +14,7 @@ from manticore.hybrid.classification import ManticoreForSequenceClassification a
 from manticore.hybrid.classification import ManticoreForTokenClassification as ManticoreForTokenClassification
 from manticore.hybrid.configuration import ManticoreConfig as ManticoreConfig
 from manticore.hybrid.discretize import discretize as discretize
+from manticore.hybrid.export import export as export
 from manticore.hybrid.lora import lora_table as lora_table
 from manticore.hybrid.lora import lora_targets as lora_targets
 from manticore.hybrid.modeling import ManticoreForCausalLM

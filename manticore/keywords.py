@@ -141,8 +141,7 @@ def _said(kind: type[Settings], options: Mapping[str, Any], details: ErrorDetail
     wanted = marker(field, Wanted)
     if wanted is None:
         return f"{stage}: {name} is {reprlib.repr(value)} (expected {shown_type(field)}). Fix: give one"
-    expected = f" (expected {wanted.expected})" if wanted.expected else ""
-    return f"{stage}: {name} is {reprlib.repr(value)}{expected}. Fix: {wanted.fix}"
+    return f"{stage}: {name} is {reprlib.repr(value)} (expected {wanted.expected}). Fix: {wanted.fix}"
 
 
 def _choice(name: str, field: FieldInfo, value: Any) -> str:

@@ -135,7 +135,7 @@ def refuse_misfits(where: str, function: Callable[..., Any], values: Mapping[str
         if (expected := misfit(annotations[name], values[name])) is not None:
             if isinstance(expected, Told):
                 way, text = expected.found[0]
-                raise ManticoreError(f"{where}: {'.'.join((name, *way))}: {text}")
+                raise ManticoreError(f"{where}: {'.'.join(map(str, (name, *way)))}: {text}")
             fix = "" if "Fix" in expected or expected.endswith("?") else f". Fix: change {name}"
             raise ManticoreError(f"{where}: {name} is {in_brief(repr(values[name]))} (expected {expected}{fix}")
 
@@ -143,13 +143,13 @@ def refuse_misfits(where: str, function: Callable[..., Any], values: Mapping[str
 class Told(str):
     """What is wrong with an option that holds others, where it is no single value that could be expected."""
 
-    def __new__(cls, found: Sequence[tuple[tuple[str, ...], str]]) -> Told:
+    def __new__(cls, found: Sequence[tuple[tuple[str | int, ...], str]]) -> Told:
         """From ways into the option, each with a sentence about what is there."""
         told = super().__new__(cls, found[0][1])
         told.found = found
         return told
 
-    found: Sequence[tuple[tuple[str, ...], str]]
+    found: Sequence[tuple[tuple[str | int, ...], str]]
 
 
 def misfit(annotation: Any, value: Any) -> str | None:

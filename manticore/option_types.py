@@ -176,7 +176,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Forgetting = Annotated[
     float, Field(ge=0, lt=1, allow_inf_nan=False), Wanted("a share", "give 0 (nothing is forgotten) to below 1")
 ]
-Share = Annotated[float, Field(gt=0, lt=1), Wanted("", "give a share between 0 and 1")]
+Share = Annotated[float, Field(gt=0, lt=1), Wanted("above 0, below 1", "for instance 0.1")]
 Drop = Annotated[
     float, Field(gt=0, lt=1), Wanted("above 0, below 1 / components", "for instance 0.01, or leave it out")
 ]
@@ -319,6 +319,32 @@ def _sources(values: Any) -> Any:
 
 Sources = Annotated[dict[str, Any], BeforeValidator(_sources), Wanted("sources by name", _SOURCES)]
 """Named texts with the share that each has of the tokens."""
+_PRIMITIVES = "[mh-attention, [mamba, {state_size: 16}]], or the same with letters: {M: swiglu}"
+
+
+def _primitive_problems(values: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """What is wrong with layers that lists are made of: the way to it, and a sentence."""
+    listed = enumerate(values) if isinstance(values, list) else ()
+    given: Any = list(values.items() if isinstance(values, Mapping) else listed)
+    if not given:
+        yield (), f"{values!r:.60} are no primitives. Fix: {_PRIMITIVES}"
+    for key, entry in given:
+        name, options = (*entry, {})[:2] if isinstance(entry, list) and 0 < len(entry) < 3 else (entry, {})
+        if not isinstance(name, str) or not isinstance(options, Mapping):
+            expected = "expected a name, or a pair of a name and its options"
+            yield (key,), f"{entry!r:.60} is no primitive ({expected}). Fix: {_PRIMITIVES}"
+        elif (refused := registry.refusal("layer", name)) is not None:
+            yield (key,), refused
+
+
+def _primitives(values: Any) -> Any:
+    if found := list(_primitive_problems(values)):
+        raise PydanticCustomError("wrong", "{text}", {"text": found[0][1], "found": found})
+    return values
+
+
+Primitives = Annotated[list | dict[str, Any], BeforeValidator(_primitives), Wanted("layers", _PRIMITIVES)]
+"""Layers by name, each alone or in a pair with its options; or letters, each with such."""
 TwinMixers = Literal["gated-delta-net", "mamba-2", "linear-attention", "sliding-attention"]
 """What can stand where a parent's attention stood; the first is the default."""
 LayerIndices = Annotated[

@@ -233,6 +233,8 @@ _HOMES = {
     "task": "tasks",
 }
 """Kind → the folder of its modules."""
+_SPOKEN = {"design": "design method", "search": "search method"}
+"""Kind → what messages call one of it, where that is more than its name."""
 _SHAPES = {
     "mad": "manticore.tasks.mad.examples:shape",
     "lra": "manticore.tasks.lra.examples:shape",
@@ -303,7 +305,7 @@ def refusal(kind: str, name: str) -> str | None:
     if rivals:
         return None
     hint = next((f" (the plug-in {each} has no kind, {', '.join(KINDS)})" for each in misnamed() if name in each), "")
-    return f"unknown {kind} {name!r}{hint}{did_you_mean(name, list(entries(kind)))}"
+    return f"unknown {_SPOKEN.get(kind, kind)} {name!r}{hint}{did_you_mean(name, list(entries(kind)))}"
 
 
 def resolve(kind: str, name: str) -> Any:

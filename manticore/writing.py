@@ -88,7 +88,25 @@ def refuse_existing(out: str | Path) -> Path:
     path = expanded(out)
     if path.exists() or path.is_symlink():
         raise ManticoreError(f"--out {out}: exists already, nothing was changed. Fix: choose another name or remove it")
-    nearest = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    _refuse_place(out, path.absolute().parent)
+    return path
+
+
+def usable_folder(out: str | Path) -> Path:
+    """The path of a folder to go on in, which is made where it does not exist yet.
+
+    Raises:
+        ManticoreError: a part of the path is a file, or may not be written.
+    """
+    path = expanded(out)
+    _refuse_place(out, path)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _refuse_place(out: str | Path, place: Path) -> None:
+    """Raises ManticoreError where nothing can be made in a folder, or in the nearest one above it that exists."""
+    nearest = next(each for each in (place.absolute(), *place.absolute().parents) if os.path.lexists(each))
     if not nearest.is_dir():
         raise ManticoreError(f"--out {out}: {nearest} is a file, not a folder. Fix: choose a place inside a folder")
     # tried, not asked: root may write everywhere, and yet nothing can be made in /proc
@@ -97,7 +115,6 @@ def refuse_existing(out: str | Path) -> Path:
     except OSError as error:
         why = error.strerror or error
         raise ManticoreError(f"--out {out}: {nearest} may not be written ({why}). Fix: choose another place") from error
-    return path
 
 
 @contextmanager

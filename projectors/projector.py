@@ -6,6 +6,7 @@ of leading dimensions, usually ``[B, T]``.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from transformers import initialization
 
 Init = Literal["identity", "zero", "default"]
+
+_IDENTITY = 1e-9
+"""Less than any step of training in half precision moves a number of the size of 1; more than float64 rounds off."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,18 @@ class Projector(nn.Module, ABC):
     def reset_identity(self) -> None:
         """Become the map that pads with zeros or cuts, whatever was there before."""
         self._write(self.initial_values("identity"))
+
+    @torch.no_grad()
+    def is_identity(self) -> bool:
+        """Whether it hands every feature on as it is, by the numbers that it holds."""
+        if self.d_in != self.d_out:
+            return False
+        # in float64 nothing is lost by taking the identity apart and putting it together again, as two layers do
+        exact = copy.deepcopy(self).cpu().double()
+        drawn = torch.randn(8, self.d_in, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        basis = torch.eye(self.d_in, dtype=torch.float64)
+        probes = torch.cat([torch.zeros_like(drawn[:1]), basis, -3 * basis, drawn])
+        return bool((exact(probes) - probes).abs().max() < _IDENTITY)
 
     def extra_repr(self) -> str:
         return f"{self.d_in} -> {self.d_out}, init={self.init}"

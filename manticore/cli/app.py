@@ -104,6 +104,7 @@ _VERBS: dict[str, tuple[Callable[..., None], ...]] = {
         stages.compare,
         using.generate,
         sharing.share,
+        sharing.export,
     ),
     "Stacks from scratch": (design.design, scaling.scale),
     "Benchmarks": (mad.mad,),

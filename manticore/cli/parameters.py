@@ -137,7 +137,7 @@ def _checked(settings: type[Settings], given: dict[str, Any]) -> dict[str, Any]:
     return {name: getattr(model, name) for name in fields}
 
 
-def pairs(texts: list[str], flag: str) -> dict[str, Any]:
+def pairs(texts: list[str], flag: str, example: str = "seq_len=64") -> dict[str, Any]:
     """``["rank=8"]`` → ``{"rank": 8}``.
 
     Raises:
@@ -147,7 +147,7 @@ def pairs(texts: list[str], flag: str) -> dict[str, Any]:
     for text in texts:
         key, sign, value = text.partition("=")
         if not sign or not key:
-            raise ManticoreError(f"{flag}: wrong value (got {text!r}, expected KEY=VALUE). Fix: write seq_len=64")
+            raise ManticoreError(f"{flag}: wrong value (got {text!r}, expected KEY=VALUE). Fix: write {example}")
         found[key] = _value(value, flag)
     return found
 

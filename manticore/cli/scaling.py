@@ -74,13 +74,15 @@ def scale(
     if how not in _WAYS:
         raise ManticoreError(f"--how: got {how!r} (expected {' or '.join(_WAYS)}). Fix: --how stack")
     options = _layer_options(layer_option or [])
-    letters = {**_LETTERS, **pairs(layer or [], "--layer")}
+    given = pairs(layer or [], "--layer", "A=mamba")
+    if (wrong := next((each for each in given if len(each) != 1 or not each.isalpha()), None)) is not None:
+        raise ManticoreError(f"--layer: {wrong!r} is no letter (expected LETTER=LAYER). Fix: for instance A=mamba")
     say(f"scale: {design}, {how}, to {count(wanted)} parameters")
     quiet_libraries()
     from manticore.stacks.scaling import runs, scaled
     from manticore.stacks.sizes import cache_bytes, layer_parameters
 
-    small = _read(design, letters)
+    small = _read(design, given)
     large = scaled(small, wanted, how, width=width, layer_options=options)  # type: ignore[arg-type]
     with new_folder(out) as folder:
         large.save_pretrained(folder)
@@ -107,7 +109,7 @@ def _told(found: list[tuple[str, int]]) -> str:
 def _layer_options(given: list[str]) -> dict[str, dict[str, Any]]:
     """``swiglu.inner_width=8192`` → options by names of layers."""
     found: dict[str, dict[str, Any]] = {}
-    for key, value in pairs(given, "--layer-option").items():
+    for key, value in pairs(given, "--layer-option", "swiglu.inner_width=8192").items():
         name, dot, option = key.partition(".")
         if not dot or not option:
             raise ManticoreError(
@@ -117,25 +119,30 @@ def _layer_options(given: list[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _read(design: str, letters: Mapping[str, Any]) -> StackConfig:
-    """The stack of a folder, or of letters, which has no width of its own yet."""
+def _read(design: str, given: Mapping[str, Any]) -> StackConfig:
+    """The stack of a folder, or of letters, of which some are given, which has no width of its own yet."""
     from manticore.components.sources import nearest_folder
     from manticore.search.designs.layer_lists import runs_written_out
     from manticore.stacks.configuration import StackConfig
     from manticore.stacks.saved import saved_stack
 
     if design and expanded(design).exists():
+        if given:
+            raise ManticoreError(f"--layer: {design} is a folder, whose layers have names. Fix: leave it out")
         return saved_stack(design)
     if not design.isalnum() or not design.isascii():
-        fix = nearest_folder(design) or "Fix: give the folder of a stack, or letters such as AAMMMM"
+        fix = (nearest_folder(design) if design else "") or "Fix: give the folder of a stack, or letters such as AAMMMM"
         raise ManticoreError(f"{design}: no such folder, and no list of layers. {fix}")
-    layers = []
+    layers, letters = [], {**_LETTERS, **given}
     for position, letter in enumerate(runs_written_out(design), 1):
         if letter not in letters:
             known = ", ".join(f"{each} {name}" for each, name in letters.items())
             raise ManticoreError(
                 f"{design}: no such folder, and as a list of layers it has {letter!r} at position {position} "
-                f"(expected one of {known}). Fix: one of these, or --layer {letter[:1]}=LAYER"
+                f"(expected one of {known}). Fix: one of these, or "
+                + (f"--layer {letter}=LAYER" if letter.isalpha() else "numbers before their letters, 2A4M")
             )
         layers.append(letters[letter])
+    if not layers:
+        raise ManticoreError(f"{design}: no such folder, and a list of no layers. Fix: letters such as AAMMMM or 2A4M")
     return StackConfig(layers=layers)

@@ -215,11 +215,12 @@ def load_tokenizer(
         where: what else says where files are (``subfolder``, ``cache_dir``, ``token``, ``local_files_only``).
 
     Raises:
-        ManticoreError: its files cannot be read.
+        ManticoreError: its files cannot be read, or a path leads nowhere.
     """
     if isinstance(source, PreTrainedModel):
         return None
     name = checkpoint_folder(str(source), revision=revision, local_files_only=bool(where.get("local_files_only")))
+    refuse_missing_folder(name)
     refuse_unreadable(name)
     if not any(file_of(name, file, revision=revision, **where) for file in TOKENIZER_FILES):
         return None

@@ -153,6 +153,11 @@ class ComponentGenerationMixin(OwnCacheGenerationMixin):
         finally:
             self._generation_config = kept
 
+    def generation_in_use(self) -> GenerationConfig | None:
+        """A copy of what ``generate`` goes by now: at the vertex of one component that one's settings."""
+        with self._as_its_component():
+            return copy.deepcopy(self._generation_config)
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Write on; see transformers for the arguments.
 

@@ -100,7 +100,7 @@ def invalid_offspring(study: Study) -> str:
     doubles = sum(each.duplicates for each in study.trials)
     if not made:
         return ""
-    again = f" {doubles:,} were known already, and scored once." if doubles else ""
+    again = f" {doubles:,} {'was' if doubles == 1 else 'were'} known already, and scored once." if doubles else ""
     share = f"{invalid:,} of {made:,} offspring ({invalid / made:.0%})"
     return f"{share} were no legal designs and had to be repaired.{again}"
 

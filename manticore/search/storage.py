@@ -24,7 +24,7 @@ from manticore.errors import ManticoreError, in_brief
 from manticore.printing import without_passwords
 from manticore.processes import own_mark
 from manticore.runs.ledger import CONDITIONS, INPUTS, SETTINGS, digest_of, key, refuse_another
-from manticore.writing import write_text
+from manticore.writing import usable_folder, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class Connection:
             self.name = f"{self.stage}-{digest_of({SETTINGS: now[SETTINGS], INPUTS: now[INPUTS]})[:12]}"
         with self.trouble():
             if self._folder is not None:
-                self._folder.mkdir(parents=True, exist_ok=True)
+                usable_folder(self._folder)
             _refuse_foreign(self._url, self.stage)
             study, made = self._made_or_found()
             if not made and not joins and study.get_trials(deepcopy=False):
@@ -204,7 +204,14 @@ class Connection:
         return self._storage
 
     def _recognise(self, study: optuna.Study, now: Mapping[str, Any], made: bool) -> None:
-        """Write the key into a new study; refuse a found one with another."""
+        """Write the key into a new study; refuse a found one with another, or that cannot be read."""
+        try:
+            study.get_trials(deepcopy=False)
+        except ValueError as error:
+            raise ManticoreError(
+                f"{self.stage}: {self.shown}: a trial of {self.name!r} is damaged ({in_brief(error, 100)}). "
+                "Fix: put it back, or choose another place"
+            ) from error
         described = {} if made else _described(study)
         if not described:
             if not made and study.get_trials(deepcopy=False):
@@ -220,7 +227,8 @@ class Connection:
         before = described[_KEY]
         if not isinstance(before, dict) or not all(isinstance(before.get(n), dict) for n in (SETTINGS, INPUTS)):
             raise ManticoreError(f"{where} is damaged. Fix: another name or place")
-        refuse_another({CONDITIONS: {}, **before}, now, where, "choose another name, or another place")
+        taken_over = ", whose --reuse takes over what was trained here" if self.stage == "design" else ""
+        refuse_another({CONDITIONS: {}, **before}, now, where, f"choose another name, or another place{taken_over}")
         if described.get(_TOKEN) != _token(self._folder, new=False):
             raise ManticoreError(
                 f"{where} has its candidates in another folder than {self._folder}. "

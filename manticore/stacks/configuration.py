@@ -39,7 +39,7 @@ Residual = Literal["pre", "post", "output"]
 
 OfNames = Annotated[
     Mapping[str, Mapping[str, Any]],
-    Wanted("options by layer names", "layer_options={'mamba': {'state_size': 16}}"),
+    Wanted("options by layer names", "for instance {'mamba': {'state_size': 16}}"),
 ]
 
 

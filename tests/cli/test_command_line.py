@@ -139,7 +139,7 @@ def test_cp_copies_a_recipe_and_overwrites_nothing(tmp_path: Path) -> None:
         (["search", "h", "-t", "mad/recal", "-o", "x"], "--task: unknown task 'mad/recal'"),
         (
             ["search", "h", "-t", "text", "-o", "x", "--method", "drats"],
-            "--method: unknown search 'drats'. Did you mean",
+            "--method: unknown search method 'drats'. Did you mean",
         ),
         (["search", "h", "-t", "text", "-o", "x", "--lr", "0"], "--lr: wrong value (got 0.0, expected > 0)"),
         (["search", "h", "-t", "text", "-o", "x", "--task-option", "lenth=3"], "--task-option lenth: unknown option"),

@@ -244,7 +244,12 @@ def test_tables_are_read_from_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"resamples": 5}, "resamples is 5"), ({"inside": 1.0}, "inside is 1"), ({"tolerance": -1.0}, "tolerance is -1")],
+    [
+        ({"resamples": 5}, "resamples is 5"),
+        ({"inside": 1.0}, "inside is 1"),
+        ({"tolerance": -1.0}, r"tolerance is -1.0 \(expected from 0 to below 1\). Fix: 0.05"),
+        ({"tolerance": "x"}, "tolerance is 'x'"),
+    ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ManticoreError, match=said):
@@ -253,3 +258,18 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], said: s
 
 def test_it_is_public() -> None:
     assert manticore.fits.isoflops is isoflops
+
+
+@pytest.mark.parametrize("flops", [0, -1, "x", float("nan"), float("inf")])
+def test_a_budget_that_is_none_has_no_best_size(flops: Any) -> None:
+    table = isoflops(runs())
+    (exponents, *_) = table.exponents.values()
+    for ask in (exponents.best, lambda flops: table.best_loss(table.minima[0].architecture, flops)):
+        with pytest.raises(ManticoreError, match=r"flops is .* \(expected a positive number\)"):
+            ask(flops)
+
+
+@pytest.mark.parametrize("source", [None, 3, {"runs": []}])
+def test_what_is_no_table_is_refused_in_one_line(source: Any) -> None:
+    with pytest.raises(ManticoreError, match=r"runs: a .* \(expected a file, or rows\)"):
+        isoflops(source)

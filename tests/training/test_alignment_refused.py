@@ -14,7 +14,7 @@ from manticore.errors import ManticoreError
     [
         ({"tokens": 0}, "tokens is 0"),
         ({"tokens": 2.5}, "tokens is 2.5"),
-        ({"holdout": 0.0}, "holdout is 0.0. Fix: give a share between 0 and 1"),
+        ({"holdout": 0.0}, r"holdout is 0.0 \(expected above 0, below 1\). Fix: for instance 0.1"),
         ({"holdout": 1.0}, "holdout is 1.0"),
         ({"ridge": -1.0}, "ridge is -1.0"),
         ({"ridge": float("nan")}, "ridge is nan"),

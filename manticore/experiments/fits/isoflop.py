@@ -14,15 +14,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
+from pydantic import Field
 
 from manticore.errors import ManticoreError
 from manticore.experiments.fits.bootstrap import Estimate, check_bootstrap, estimate
 from manticore.experiments.fits.ledger import Run, read_runs
+from manticore.making import checked
+from manticore.option_types import Flops, Wanted
 
 _COEFFICIENTS = 3
+_Tolerance = Annotated[float, Field(ge=0, lt=1), Wanted("from 0 to below 1", "0.05")]
 Edge = Literal["below the smallest", "above the largest", "nowhere"]
 
 
@@ -63,8 +67,13 @@ class Exponents:
     budgets: tuple[float, ...]
     """FLOPs of the budgets that it was fitted to."""
 
-    def best(self, flops: float) -> tuple[float, float]:
-        """Parameters and tokens that are best with so many FLOPs."""
+    @checked("isoflops: best")
+    def best(self, flops: Flops) -> tuple[float, float]:
+        """Parameters and tokens that are best with so many FLOPs.
+
+        Raises:
+            ManticoreError: no positive number.
+        """
         return self.size_factor * flops**self.size.value, self.data_factor * flops**self.data.value
 
 
@@ -82,7 +91,8 @@ class IsoFlops:
     exponents: dict[str, Exponents]
     notes: list[str] = field(default_factory=list)
 
-    def best_loss(self, architecture: str, flops: float | None = None) -> float:
+    @checked("isoflops: best_loss")
+    def best_loss(self, architecture: str, flops: Flops | None = None) -> float:
         """The compute-optimal loss of an architecture at a budget; of its largest where none is given.
 
         Raises:
@@ -103,10 +113,11 @@ class IsoFlops:
         return asdict(self)
 
 
+@checked("isoflops")
 def isoflops(
     runs: str | Path | Iterable[Mapping[str, Any] | Run],
     *,
-    tolerance: float = 0.05,
+    tolerance: _Tolerance = 0.05,
     resamples: int = 1000,
     inside: float = 0.95,
     seed: int = 0,
@@ -124,8 +135,6 @@ def isoflops(
         ManticoreError: a row of the table is wrong, or a curve has fewer than three sizes.
     """
     check_bootstrap("isoflops", resamples, inside)
-    if not 0 <= tolerance < 1:
-        raise ManticoreError(f"isoflops: tolerance is {tolerance:g} (expected from 0 to below 1). Fix: 0.05")
     by_architecture: dict[str, list[Run]] = {}
     for run in read_runs(runs):
         by_architecture.setdefault(run.architecture, []).append(run)

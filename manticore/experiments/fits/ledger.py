@@ -10,6 +10,7 @@ from typing import Any
 
 from manticore.errors import ManticoreError, told
 from manticore.experiments.fits.bootstrap import finite
+from manticore.paths import expanded
 
 NUMBERS = ("flops", "parameters", "tokens", "loss")
 """What every run has to say of itself, all above zero."""
@@ -49,7 +50,9 @@ def read_runs(source: str | Path | Iterable[Mapping[str, Any] | Run]) -> list[Ru
             is named.
     """
     where = str(source) if isinstance(source, str | Path) else "runs"
-    rows = _rows(Path(source)) if isinstance(source, str | Path) else list(source)
+    if isinstance(source, Mapping) or not isinstance(source, str | Path | Iterable):
+        raise ManticoreError(f"runs: a {type(source).__name__} (expected a file, or rows). Fix: a list of objects")
+    rows = _rows(expanded(source)) if isinstance(source, str | Path) else list(source)
     if not rows:
         raise ManticoreError(f"{where}: holds no run. Fix: a row for each training")
     return [row if isinstance(row, Run) else _run(row, f"{where}, row {number}") for number, row in enumerate(rows, 1)]

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _SPECIAL = 2
 """Tokens of a new tokenizer that are no text."""
+BYTE_VOCABULARY = 256 + _SPECIAL
+"""Tokens of :func:`byte_tokenizer`: one for every byte, for the end of a text and for padding."""
 
 
 def text_task(settings: TextRead) -> tuple[Task, PreTrainedTokenizerBase]:
@@ -84,7 +86,7 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
 @lru_cache(maxsize=1)
 def byte_tokenizer() -> PreTrainedTokenizerBase:
     """A byte-level tokenizer without a merge: a token for every byte, for the end of a text and for padding."""
-    return train_tokenizer([END_OF_TEXT], 256 + _SPECIAL)
+    return train_tokenizer([END_OF_TEXT], BYTE_VOCABULARY)
 
 
 def byte_stream(documents: list[str], tokenizer: PreTrainedTokenizerBase, length: int, name: str) -> np.ndarray:

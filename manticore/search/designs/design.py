@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from manticore.paths import expanded
 from manticore.processes import process_count
 from manticore.runs.ledger import write_record
 from manticore.runs.lineage import task_inputs
+from manticore.search.designs.method import Batch
 from manticore.search.designs.result import StudyResult, result_of
 from manticore.search.designs.reuse import TRAINING, earlier_trainings, training_key
 from manticore.search.designs.scores import Goal, Scores
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from manticore.stacks.configuration import StackConfig
 
 __all__ = ["StudyResult", "design"]
+
+
+_SPACE = "the members of manticore.search.designs.space.DesignSpace"
 
 
 @takes(DesignSettings, by_position=("space", "objectives"))
@@ -92,21 +97,50 @@ def made_space(settings: DesignSettings) -> DesignSpace:
     if not isinstance(wanted, str):
         if settings.space_options:
             raise ManticoreError("design: space_options beside a space that is made already. Fix: leave them out")
-        missing = [each for each in ("key", "values", "labels", "spelled", "config") if not hasattr(wanted, each)]
-        if missing:
-            raise ManticoreError(f"design: space is {wanted!r:.60} (expected a space of designs). Fix: space='layers'")
+        if missing := _missing(wanted):
+            raise ManticoreError(
+                f"design: space is {wanted!r:.60}, which has no {missing} (expected a space of designs, {_SPACE}). "
+                "Fix: space='layers'"
+            )
         space: DesignSpace = wanted
         return space
-    return _called("space", wanted, settings.space_options)
+    space = _called("space", wanted, settings.space_options)
+    if missing := _missing(space):
+        raise registry.at_fault(
+            "space", wanted, f"makes a {type(space).__name__} without {missing} (expected {_SPACE})"
+        )
+    return space
 
 
-def asking_of(settings: DesignSettings, scores: Scores, seed: int) -> Any:
-    """The method's generator.
+def _missing(space: Any) -> str:
+    """The first member of a space of designs that a thing does not have; empty where it has all."""
+    # looked up without being computed: the size of a space may take its list
+    members = (name for name in vars(DesignSpace) if not name.startswith("_"))
+    return next((name for name in members if inspect.getattr_static(space, name, None) is None), "")
+
+
+def asking_of(settings: DesignSettings, scores: Scores, seed: int) -> Iterator[Batch]:
+    """The batches that the method asks for; the first one is drawn now.
 
     Raises:
-        ManticoreError: an option that the method does not have.
+        ManticoreError: an option that the method does not have, or what it refuses; later too, what it asks for is no
+            batch of designs.
     """
-    return _called("design", settings.method, settings.method_options, scores, seed, settings.trials)
+    asking = _called("design", settings.method, settings.method_options, scores, seed, settings.trials)
+    batches = _batches(settings.method, asking, scores.space)
+    # what a generator refuses it refuses at the first step
+    return chain(list(islice(batches, 1)), batches)
+
+
+def _batches(method: str, asking: Any, space: DesignSpace) -> Iterator[Batch]:
+    """What a method asks for, while it is that."""
+    with registry.blaming("design", method):
+        for batch in asking:
+            wrong = next((each for each in batch if not isinstance(each, tuple) or space.problem(each)), None)
+            if wrong is not None:
+                why = space.problem(wrong) if isinstance(wrong, tuple) else "expected a tuple of integers"
+                raise registry.at_fault("design", method, f"asks for {wrong!r:.60}, which is no design ({why})")
+            yield batch
 
 
 def scores_of(settings: DesignSettings, space: DesignSpace) -> Scores:

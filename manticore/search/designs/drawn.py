@@ -68,7 +68,7 @@ def refuse_too_many(trials: int, space: DesignSpace) -> None:
     """Raises ManticoreError where a space has not as many designs as trials are asked for."""
     if trials > space.size:
         raise ManticoreError(
-            f"design: {trials:,} trials, but the space has {space.size:,} designs. "
+            f"design: {trials:,} trials, but the space has {space.size:,} design{'s' if space.size > 1 else ''}. "
             f"Fix: trials={space.size} with method exhaustive, or a larger space"
         )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Annotated, Any
@@ -25,7 +26,7 @@ from manticore.stacks.configuration import OfNames, StackConfig
 from manticore.stacks.genome import repair, to_config
 from manticore.stacks.genome_integers import FIELDS, NORMS, RESIDUALS, STRATEGIES, Genome, Liv
 from manticore.stacks.genome_links import Links, canonical, distinct_strategies, misfits, numbered
-from manticore.stacks.liv.codes import POOL, is_operator
+from manticore.stacks.liv.codes import CODES, POOL, OperatorCode, is_operator
 
 _HEADER, _FIVE = 2, 5
 _ABSENT = Liv(0)
@@ -70,10 +71,13 @@ class GenomeSpace:
         self.operators = _distinct("classes", given, [_operator(each) for each in given])
         self.norms = _distinct("norms", norms, [_known("norms", each, NORMS) for each in norms])
         self.residuals = _distinct("residuals", residuals, [_known("residuals", each, RESIDUALS) for each in residuals])
+        _refuse_operators_of_classes(self.operators)
         self.options = {name: dict(each) for name, each in (options or {}).items()}
         names = [Liv(operator).name for operator in self.operators]
-        for name in self.options:
+        for name, each in self.options.items():
             _known("options", name, names)
+            if name == "liv" and "code" in each:
+                raise ManticoreError("genomes: options: liv: the code is the genome's to choose. Fix: leave it out")
         with about("genomes"):
             for operator in self.operators:
                 liv = Liv(operator)
@@ -237,13 +241,24 @@ def _operator(given: str | int) -> int:
         return given
     if is_operator(given):
         return int(given)
+    if re.fullmatch("[0-9]{5}", str(given)):
+        with about("genomes"):
+            OperatorCode.read(str(given))
     near = did_you_mean(given, [*POOL]) if isinstance(given, str) else f" (expected 1 to {len(POOL)})"
     raise ManticoreError(f"genomes: no class is called {given!r}{near}")
 
 
+def _refuse_operators_of_classes(operators: Sequence[int]) -> None:
+    """A class and its operator are one layer, which would be trained under two names."""
+    for operator in operators:
+        named = next((name for name, code in CODES.items() if code == str(operator)), None)
+        if named is not None and POOL.index(named) + 1 in operators:
+            raise ManticoreError(f"genomes: classes: {operator} is the operator of {named}. Fix: one of the two")
+
+
 def _known(what: str, given: Any, legal: Sequence[str]) -> str:
     if given not in legal:
-        raise ManticoreError(f"genomes: {what}: {given!r} is none{did_you_mean(str(given), list(legal))}")
+        raise ManticoreError(f"genomes: {what}: unknown {given!r}{did_you_mean(str(given), list(legal))}")
     return str(given)
 
 

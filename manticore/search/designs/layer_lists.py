@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import ascii_uppercase
-from typing import Any, TypeAlias
+from typing import Any
 
-from manticore import registry
 from manticore.components.weight_files import MOST_LAYERS
 from manticore.errors import ManticoreError
-from manticore.option_types import Count, Depth, Size
+from manticore.making import checked
+from manticore.option_types import Count, Depth, Primitives, Size
 from manticore.search.designs.space import Design
 from manticore.stacks.catalogue import measured
 from manticore.stacks.configuration import StackConfig
@@ -34,9 +34,6 @@ LETTERS = {
 """Layer → its letter where no other layer of the space has it: A and M as Composer writes them, S for state spaces."""
 
 _WIDTHS_TRIED = 256
-
-Given: TypeAlias = str | Sequence[Any]
-"""A layer: its name, or a pair of its name and its options."""
 
 
 @dataclass(frozen=True)
@@ -69,24 +66,19 @@ class LayerListSpace:
             width that a primitive cannot have.
     """
 
+    @checked("layer lists")
     def __init__(
         self,
         *,
-        primitives: Sequence[Given] | Mapping[str, Given],
+        primitives: Primitives,
         layers: Depth,
         width: Size = 64,
         grown_by: Count | None = None,
     ) -> None:
-        if not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:
-            raise ManticoreError(
-                f"layer lists: layers is {layers!r} (expected a whole number, 1 to {MOST_LAYERS:,}). Fix: layers=6"
-            )
-        if not isinstance(width, int) or width < 1:
-            raise ManticoreError(f"layer lists: width is {width!r} (expected a whole number from 1 on). Fix: width=64")
-        if grown_by is not None and (grown_by < 1 or layers % grown_by):
+        if grown_by is not None and layers % grown_by:
             raise ManticoreError(
                 f"layer lists: grown_by is {grown_by} (expected a divisor of the {layers} layers). "
-                f"Fix: grown_by={next(n for n in range(min(max(grown_by, 1), layers), 0, -1) if layers % n == 0)}"
+                f"Fix: grown_by={next(n for n in range(min(grown_by, layers), 0, -1) if layers % n == 0)}"
             )
         self.primitives = _primitives(primitives)
         self.layers, self.width, self.grown_by = layers, width, grown_by
@@ -243,19 +235,10 @@ def lettered(names: Sequence[str]) -> list[str]:
     return [found[index] for index in range(len(names))]
 
 
-def _primitives(given: Sequence[Given] | Mapping[str, Given]) -> list[Primitive]:
-    if not given or isinstance(given, str):
-        raise ManticoreError("layer lists: no primitives. Fix: for instance primitives=['mh-attention', 'swiglu']")
-    pairs = []
+def _primitives(given: Primitives) -> list[Primitive]:
+    pairs: list[tuple[str, dict[str, Any]]] = []
     for each in given.values() if isinstance(given, Mapping) else given:
-        name, options = (each, {}) if isinstance(each, str) else (*each, {})[:2] if len(each) else ("", {})
-        if not isinstance(name, str) or not isinstance(options, Mapping):
-            raise ManticoreError(
-                f"layer lists: {each!r} is no primitive (expected a name, or a pair of a name and its options). "
-                "Fix: for instance 'swiglu', or ['mamba', {'state_size': 16}]"
-            )
-        if (refused := registry.refusal("layer", name)) is not None:
-            raise ManticoreError(f"layer lists: {refused}")
+        name, options = (each, {}) if isinstance(each, str) else (*each, {})[:2]
         pairs.append((name, dict(options)))
     twice = next((name for index, (name, _) in enumerate(pairs) if pairs[index] in pairs[:index]), None)
     if twice is not None:

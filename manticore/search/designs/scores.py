@@ -49,7 +49,13 @@ class Scores:
 
     def excess(self, design: Design) -> tuple[float, ...]:
         """By how much each limit is exceeded, or missed from below, as a share of it; 0 or less is within."""
-        measures = self.found.get(design, {})
+        return self._excess(self.found.get(design, {}))
+
+    def keeps_limits(self, measures: Mapping[str, float]) -> bool:
+        """Whether what was measured is within all limits."""
+        return all(each <= 0 for each in self._excess(measures))
+
+    def _excess(self, measures: Mapping[str, float]) -> tuple[float, ...]:
         above = (measures.get(name, math.inf) / most - 1 for name, most in self.limits.items())
         below = (1 - measures.get(name, -math.inf) / least for name, least in self.least.items())
         return (*above, *below)
@@ -58,7 +64,7 @@ class Scores:
         """Whether a design has scores, was trained to the end, keeps all limits, and is whole: incremental methods
         score parts as well."""
         whole = len(design) == len(self.space.values) and design not in self.stopped
-        return whole and design in self.found and all(each <= 0 for each in self.excess(design))
+        return whole and design in self.found and self.keeps_limits(self.found[design])
 
     def front(self) -> list[Design]:
         """The designs within the limits than which no other is as good everywhere and better somewhere."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path as Folder
 from typing import Any
 
@@ -18,7 +18,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from manticore.cache import content_key
 from manticore.design_settings import Stopping
-from manticore.search.designs.method import Asking, Batch
+from manticore.errors import ManticoreError
+from manticore.search.designs.method import Batch
 from manticore.search.designs.reuse import BASELINE
 from manticore.search.designs.scores import Scores
 from manticore.search.designs.space import Design
@@ -104,7 +105,7 @@ class DesignStudy:
         self.configs: dict[Design, StackConfig] = {}
         """Of the designs that the record has shown."""
         self._connection = connection
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str, Trained | str] = {}
         with no_notices():
             study = connection.study(settings, inputs, joins=joins)
             study.set_metric_names([goal.measure for goal in scores.goals])
@@ -117,11 +118,11 @@ class DesignStudy:
         """Trials that have an answer, those of a batch that is not done yet included."""
         return len(self._answers)
 
-    def run(self, asking: Asking, baselines: Mapping[str, Made], after: Callable[[], object]) -> None:
+    def run(self, asking: Iterable[Batch], baselines: Mapping[str, Made], after: Callable[[], object]) -> None:
         """Answer a method's batches until it asks for no more, then train the baselines.
 
         Args:
-            asking: the method.
+            asking: what the method asks for.
             baselines: name → its configuration.
             after: called after every batch.
 
@@ -137,8 +138,7 @@ class DesignStudy:
                 names = {f"{BASELINE}{name}": name for name in baselines}
                 self._queue.answer({key: self._baseline(name, baselines[name]) for key, name in names.items()})
                 for key, name in names.items():
-                    answer = self._answers[key]
-                    self.baselines[name] = answer.failed or Trained.read(answer.noted[_TRAINED])
+                    self.baselines[name] = self._answers[key]
             finally:
                 self._queue.leave()
 
@@ -147,10 +147,11 @@ class DesignStudy:
         self._queue.tidy()
 
     def best_so_far(self) -> float | None:
-        """The best value of the first objective among the trials that have an answer."""
+        """The best value of the first objective among the designs within the limits that have an answer."""
         goal = self.scores.goals[0]
-        known = (answer.noted[_TRAINED] for answer in self._answers.values() if answer.failed is None)
-        values = [trained["measures"][goal.measure] for trained in known if trained["stopped"] is None]
+        designs = (answer for name, answer in self._answers.items() if not name.startswith(BASELINE))
+        whole = [answer.measures for answer in designs if isinstance(answer, Trained) and answer.stopped is None]
+        values = [measures[goal.measure] for measures in whole if self.scores.keeps_limits(measures)]
         return (max if goal.maximise else min)(values, default=None)
 
     def _score(self, batch: Batch) -> None:
@@ -163,21 +164,31 @@ class DesignStudy:
         self._queue.answer({name: self._job(name, design, most) for name, design in spelled.items()})
         # in the order in which they were asked for, whoever was first to answer
         for name, design in spelled.items():
-            answer = self._answers[name]
-            if answer.failed is not None:
-                self.scores.failed[design] = answer.failed
-                logger.warning("design: %s: %s; the study goes on without it", name, answer.failed)
+            trained = self._answers[name]
+            if isinstance(trained, str):
+                self.scores.failed[design] = trained
+                logger.warning("design: %s: %s; the study goes on without it", name, trained)
                 continue
-            trained = Trained.read(answer.noted[_TRAINED])
             self.trained[design] = trained
             self.scores.found[design] = trained.measures
             if trained.stopped is not None:
                 self.scores.stopped[design] = trained.stopped
 
     def _heard(self, name: str, answer: Answer, news: bool) -> None:
-        self._answers[name] = answer
+        self._answers[name] = self._read(name, answer.noted) if answer.failed is None else answer.failed
         if self._told is not None:
             self._told()
+
+    def _read(self, name: str, noted: Mapping[str, Any]) -> Trained:
+        try:
+            trained = Trained.read(noted[_TRAINED])
+            _ = [trained.measures[goal.measure] for goal in self.scores.goals]
+        except (KeyError, TypeError) as error:
+            raise ManticoreError(
+                f"design: {self._connection.shown}: the trial of {name} is damaged, or of another version of "
+                "Manticore. Fix: choose another place"
+            ) from error
+        return trained
 
     def _job(self, name: str, design: Design, most: Mapping[int, float]) -> Job:
         space = self.scores.space
@@ -208,7 +219,7 @@ class DesignStudy:
 
 
 def baselines(config: StackConfig) -> dict[str, Made]:
-    """Hand-made stacks of a design's depth and width.
+    """Hand-made stacks of a design's depth and width, each once: some are the same below four layers.
 
     Transformer++ has attention and SwiGLU in turns, striped Mamba one attention in four layers and SwiGLU behind it,
     the sandwich attention below and SwiGLU above, MambaFormer Mamba below and between attention without positions.
@@ -237,7 +248,9 @@ def baselines(config: StackConfig) -> dict[str, Made]:
         return make
 
     like = {name: getattr(config, name) for name in ("hidden_size", "norm", "norm_eps", "head_bias", "linear_init")}
-    return {name: making(entries) for name, entries in layers.items()}
+    names = list(layers)
+    once = [name for index, name in enumerate(names) if layers[name] not in map(layers.get, names[:index])]
+    return {name: making(layers[name]) for name in once}
 
 
 def _striped(pattern: Sequence[Any], depth: int) -> list[Any]:

@@ -56,7 +56,7 @@ def trained(monkeypatch):
 def test_another_study_by_other_objectives_ends_as_if_it_had_trained_everything(first, text, trained, tmp_path):
     out, done = first
     alone = manticore.design(**SECOND, text=text, cpu=True)
-    assert len(trained) == 6 + 4
+    assert len(trained) == 6 + 3
     trained.clear()
     again = manticore.design(**SECOND, text=text, cpu=True, reuse=out, out=tmp_path / "again")
     known = {trial.name for trial in done.trials}

@@ -13,7 +13,7 @@ from manticore.errors import ManticoreError
 from manticore.runs.ledger import read_record
 from manticore.search.designs import training
 from manticore.search.designs.layer_lists import LayerListSpace
-from manticore.search.designs.study import most_losses
+from manticore.search.designs.study import baselines, most_losses
 from manticore.stacks.configuration import StackConfig
 
 
@@ -49,7 +49,8 @@ def test_a_study_ends_with_a_front_of_designs_that_load(done):
         assert all(t.measures["parameters"] <= trial.measures["parameters"] for t in better)
     assert result.best.measures["loss"] == min(t.measures["loss"] for t in result.trials)
     names = [each.name for each in result.baselines]
-    assert names == ["transformer++", "striped-mamba", "sandwich", "mambaformer"]
+    # of three layers, the sandwich is Transformer++
+    assert names == ["transformer++", "striped-mamba", "mambaformer"]
     assert all(each.failed is None and each.config.num_hidden_layers == 3 for each in result.baselines)
 
 
@@ -138,6 +139,14 @@ def test_a_failed_design_is_marked_and_the_study_goes_on(text, monkeypatch):
     assert "AAA" not in [trial.name for trial in result.front]
 
 
+@pytest.mark.parametrize(("depth", "stacks"), [(1, 2), (3, 3), (4, 4), (6, 4)])
+def test_hand_made_stacks_are_distinct(depth, stacks):
+    made = baselines(StackConfig(layers=["mlp"] * depth, hidden_size=8))
+    layers = [make(vocab_size=4, positions=4).layers for make in made.values()]
+    assert len(layers) == stacks
+    assert all(each not in layers[:index] and len(each) == depth for index, each in enumerate(layers))
+
+
 def test_poor_designs_are_stopped_by_what_finished_batches_say():
     curves = [[[1, loss], [2, loss - 1], [3, loss - 2]] for loss in (4.0, 5.0, 6.0)]
     assert most_losses(curves, "median", 3) == {1: 5.0, 2: 4.0}
@@ -155,7 +164,7 @@ def test_poor_designs_are_stopped_by_what_finished_batches_say():
         ({"space_options": {**SPACE, "depth": 3}}, "space 'layers' has no option 'depth'"),
         ({"space_options": {**SPACE, "layers": 0}}, "layers is 0"),
         ({"space_options": {**SPACE, "primitives": ["atention"]}}, "Did you mean 'attention'"),
-        ({"method": "evolve"}, "unknown design 'evolve'"),
+        ({"method": "evolve"}, "unknown design method 'evolve'"),
         ({"method_options": {"size": 3}}, "method 'evolution' has no option 'size'"),
         ({"method": "random", "method_options": {}, "trials": 9}, "designs"),
         ({"storage": "sqlite:///x.db"}, "a storage needs an out"),

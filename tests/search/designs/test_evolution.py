@@ -117,7 +117,7 @@ def test_it_stops_where_no_design_is_left() -> None:
     ("options", "said"),
     [
         ({"trials": 17}, "17 trials, but the space has 16 designs"),
-        ({"mutation": 3}, r"evolution: mutation is 3 .* Fix: give a share between 0 and 1"),
+        ({"mutation": 3}, r"evolution: mutation is 3 .* Fix: for instance 0.1"),
         ({"population": "x"}, "evolution: population is 'x'"),
         ({"population": 2}, "evolution: 2 elites in a population of 2. Fix: elites=1"),
     ],

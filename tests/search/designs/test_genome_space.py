@@ -123,7 +123,7 @@ def test_evolution_of_genomes_mends_its_offspring_and_counts_them() -> None:
         ("11111-11111", "genome: 2 LIVs (expected 3). Fix"),
         ("11111-11111-91111", "LIV 3, integer 1 (class) is 9 (expected one of 1, 5 in this space)"),
         ("11111-11111-51211-", "LIV 4 has 0 integers"),
-        ("v1.layer.pre_11111-11111-11111", "norms: 'layer' is none"),
+        ("v1.layer.pre_11111-11111-11111", "norms: unknown 'layer'"),
         (
             "11211-51211-11111",
             "LIV 2 (rec-1) shares weights in featurizer group 1 with LIV 1 (sa-1), which is of",
@@ -144,15 +144,21 @@ def test_text_of_no_design_of_this_space_is_refused(text: str, said: str) -> Non
         ({"classes": ["sa-5"]}, "no class is called 'sa-5'. Did you mean 'sa-"),
         ({"classes": [18]}, "no class is called 18 (expected 1 to 17)"),
         ({"classes": ["sa-1", 1]}, "classes: 1 is given twice"),
-        ({"classes": ["99999"]}, "no class is called '99999'"),
-        ({"norms": ["batch"]}, "norms: 'batch' is none (expected one of rms, layer)"),
-        ({"options": {"mamba": {}}}, "options: 'mamba' is none"),
+        (
+            {"classes": ["99999"]},
+            "genomes: operator code '99999': position 2, token mixing, is '9' (expected 1 behind 9)",
+        ),
+        ({"norms": ["batch"]}, "norms: unknown 'batch' (expected one of rms, layer)"),
+        ({"options": {"mamba": {}}}, "options: unknown 'mamba'"),
         ({"options": {"sa-1": {"heads": 2}}}, "unknown option 'heads'"),
         ({"width": 10, "options": {"sa-1": {"num_heads": 4}}}, "heads do not divide width 10"),
         ({"livs": "x"}, "genomes: livs is 'x' (expected a whole number). Fix: give 1 to"),
         ({"classes": "sa-1"}, "genomes: classes is 'sa-1' (expected a list of classes). Fix: classes=['sa-1'"),
         ({"options": {"sa-1": 2}}, "genomes: options is {'sa-1': 2} (expected options by layer names)"),
         ({"least": 9}, "least is 9 (expected 1 to 8)"),
+        # a layer under two names would be trained twice
+        ({"classes": ["sa-1", "12123"]}, "classes: 12123 is the operator of sa-1"),
+        ({"classes": [12113], "options": {"liv": {"code": "12123"}}}, "options: liv: the code is the genome's"),
     ],
 )
 def test_spaces_that_cannot_be_are_refused(options: dict[str, object], said: str) -> None:

@@ -61,7 +61,7 @@ def test_a_round_of_failures_ends_the_search() -> None:
         (attention_and_swiglu(6), 12, {}, "the space does not grow .* Fix: give the layers of a round"),
         (SPACE, 2, {}, r"2 trials for 3 rounds \(expected one for each at least\)"),
         (SPACE, 12, {"sampler": "middle-incremental"}, "which has rounds itself"),
-        (SPACE, 12, {"sampler": "gpp"}, "unknown design 'gpp'"),
+        (SPACE, 12, {"sampler": "gpp"}, "unknown design method 'gpp'"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(space, trials, options, said) -> None:
