@@ -146,6 +146,7 @@ _SHIPPED: dict[str, dict[str, tuple[str, str]]] = {
         "race": ("race:race", "all paths train until one is clearly ahead on held-out data"),
         "blockwise": ("blockwise:blockwise", "parents, then one block after the other of the better one"),
         "oneshot": ("oneshot:oneshot", "shared weights name a few paths, which race each other and the parents"),
+        "swaps": ("swaps:swaps", "single blocks exchanged and scored untrained; the best sum within the limits"),
         "halving": ("baselines:halving", "the better half of all paths goes on, again and again"),
         "random": ("baselines:random_paths", "paths drawn at random, the fair baseline"),
         "exhaustive": ("baselines:exhaustive", "all paths, each for a whole unit"),

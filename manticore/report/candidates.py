@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from manticore import quantities
 from manticore.report.naming import path_words
 from manticore.report.results import Results
-from manticore.search.curves import MARKS
+from manticore.search.curves import MARKS, trained_for
 from manticore.stages.combine import TaskInfo
 from manticore.stages.search import CandidateRecord, CurvePoint, SearchRecord
 
@@ -146,7 +146,8 @@ def how_found(results: Results) -> list[str]:
     if search.task_options:
         options = ", ".join(f"{name}={value}" for name, value in search.task_options.items())
         on += f" and on a cheaper task of the same kind ({quantities.shorten(options, 80)})"
-    said = [f"{method} trained {looked}, {on}, scored them on held-out data{named}{why}."]
+    did = "trained" if any(end.mark for each in search.candidates if (end := last(each))) else "trained none, looked at"
+    said = [f"{method} {did} {looked}, {on}, scored them on held-out data{named}{why}."]
     *parts, total = spent(results)
     if search.unit_flops and search.unit_flops > 0:
         shares = ", ".join(f"{part.units} {part.what}" for part in parts if part.flops)
@@ -177,7 +178,7 @@ def held_out(results: Results) -> str:
     end = last(chosen) if chosen else None
     if chosen is None or end is None or end.metric is None:
         return ""
-    metric, where = quantities.shorten(metric_name(results), 30), f"after {end.mark}/{MARKS} of a unit of training"
+    metric, where = quantities.shorten(metric_name(results), 30), trained_for(end.mark)
     rivals = list(_parents_at(results, search, end.mark))
     if is_parent(results, chosen) or not rivals:
         return f"On held-out data its {metric} was {quantities.score(end.metric)} {where}."

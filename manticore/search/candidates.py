@@ -147,7 +147,7 @@ def _result(objective: Objective, curves: Curves, choice: Choice, kept: Temporar
         Candidate(list(path), list(curve.values()), curves.failed.get(path, ""), path == choice.path)
         for path, curve in curves.points.items()
     ]
-    if not checkpoints(place(objective.folder, choice.path)):
+    if choice.mark and not checkpoints(place(objective.folder, choice.path)):
         # thrown away as a loser of another method, or by a search that was killed at its end
         objective.advance(choice.path, choice.mark)
     model = objective.trained(choice.path)
@@ -156,7 +156,7 @@ def _result(objective: Objective, curves: Curves, choice: Choice, kept: Temporar
     steps = sum(point.steps for point in trained) + shared.steps
     space, batch = objective.space, objective.settings.batch_size
     # low-rank updates are part of the weights by now, and would be counted twice
-    goes_on = objective.settings.trainable != "lora"
+    goes_on = choice.mark > 0 and objective.settings.trainable != "lora"
     return SearchResult(
         model=model,
         weights=torch.nn.functional.one_hot(torch.tensor(choice.path), space.num_components).float(),
@@ -184,10 +184,13 @@ def _watching(
     """What is told after every evaluation: marks that candidates have trained to, of those that may be needed."""
     if not progress:
         return None
-    at_most = round(MARKS * forecast(method, curves.space, objective.marks, objective.seed, **options)[-1].units)
+    dearest = forecast(method, curves.space, objective.marks, objective.seed, **options)[-1]
+    shared = 0.0 if dearest.shared is None else dearest.shared.units
+    # a candidate that is looked at untrained counts as one mark
+    at_most = sum(max(1, marks[-1]) for marks in dearest.marks.values()) + round(MARKS * shared)
 
     def tell(what: str) -> None:
-        marks = sum(max(curve) for curve in curves.points.values() if curve)
+        marks = sum(max(1, *curve) for curve in curves.points.values() if curve)
         if curves.shared is not None:
             marks += round(MARKS * curves.shared.flops / objective.unit)
         leading = min((curve[max(curve)].loss for curve in curves.points.values() if curve), default=math.nan)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from manticore.errors import ManticoreError
 from manticore.search.costs import SLACK, Cost, CostTable
-from manticore.search.space import MOST_PATHS, Allowed, Path, Space, path_text
+from manticore.search.space import MOST_PATHS, Allowed, Path, Scores, Space, path_text
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,9 @@ class Within:
         """What it depends on, as JSON values."""
         return {"limits": dict(self.limits), **self.table.to_dict()}
 
-    def nearest(self, path: Path) -> Path:
-        """The allowed path that has the most blocks in common with a path."""
-        width = len(next(iter(self.table.costs.values())).presence)
-        found = best_by_table([[float(k == own) for k in range(width)] for own in path], self.table, self.limits)
+    def best(self, scores: Scores) -> Path:
+        """The allowed path with the largest sum of scores."""
+        found = best_by_table(scores, self.table, self.limits)
         assert found is not None
         return found
 
@@ -88,9 +87,7 @@ def nearest(space: Space, table: CostTable, limits: Mapping[str, float]) -> Path
     return min(paths, key=lambda path: (table.excess(path, limits), path))
 
 
-def best_by_table(
-    scores: Sequence[Sequence[float]], table: CostTable, limits: Mapping[str, float] | None = None
-) -> Path | None:
+def best_by_table(scores: Scores, table: CostTable, limits: Mapping[str, float] | None = None) -> Path | None:
     """The path with the largest sum of scores among those within all limits, exactly; None where there is none.
 
     Args:
@@ -114,7 +111,7 @@ class _Begun:
     path: Path
 
 
-def _frontier(scores: Sequence[Sequence[float]], table: CostTable, limits: Mapping[str, float]) -> list[_Begun]:
+def _frontier(scores: Scores, table: CostTable, limits: Mapping[str, float]) -> list[_Begun]:
     """All whole paths within limits that no other one is better than in score and every cost."""
     costs, bounds = [table.costs[name] for name in limits], [limit * SLACK for limit in limits.values()]
     blocks, components = len(scores), range(len(scores[0]))

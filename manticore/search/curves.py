@@ -37,12 +37,19 @@ def spacing(scoring: float, unit: float) -> list[int]:
 def steps_at(mark: int, unit: int, step: int) -> int:
     """Optimizer steps that a candidate has made at a mark: all have spent the same, so fast ones have made more.
 
+    At mark 0 it is untrained; at every other one it has made a step at least.
+
     Args:
         mark: in twelfths of a unit.
         unit: FLOPs of a unit.
         step: FLOPs of a step of the candidate.
     """
-    return max(1, mark * unit // (MARKS * step))
+    return max(1, mark * unit // (MARKS * step)) if mark else 0
+
+
+def trained_for(mark: int) -> str:
+    """How long a candidate has trained at a mark, in words."""
+    return f"after {mark}/{MARKS} of a unit of training" if mark else "untrained"
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,9 @@ class Objective:
 
         missing = [each for each in marks if log.get(str(each)) is None]
         try:
-            if missing:
+            if missing == [0]:
+                log.add("0", self._untrained(model).to_dict())
+            elif missing:
                 self._train(model, path, mark, missing, log, inputs)
         except Failed as failure:
             failure.points = points()
@@ -169,6 +171,14 @@ class Objective:
         """A candidate as it stands, on held-out data."""
         point = held_out(model, self.task, self.settings.batch_size, self.examples)
         return replace(point, mark=mark, spent=self._evaluation_flops(model))
+
+    def _untrained(self, model: ManticorePreTrainedModel) -> Point:
+        try:
+            return self.measure(model, 0)
+        except NotFiniteError as error:
+            raise Failed(f"untrained: {error}") from error
+        except torch.OutOfMemoryError as error:
+            raise Failed("out of memory") from error
 
     def _train(
         self,
@@ -211,11 +221,14 @@ class Objective:
             raise Failed("out of memory") from error
 
     def trained(self, path: Path) -> ManticorePreTrainedModel:
-        """A candidate with the weights of its last checkpoint, in the type that they are saved in."""
+        """A candidate with the weights of its last checkpoint, in the type that they are saved in; else untrained."""
+        kept = checkpoints(place(self.folder, path))
+        if not kept:
+            return discretize(self.supernet, path)
         model = self.model(path)
         current: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
         with torch.no_grad():
-            for name, tensor in load_file(checkpoints(place(self.folder, path))[-1] / TENSORS).items():
+            for name, tensor in load_file(kept[-1] / TENSORS).items():
                 current[name].copy_(tensor)
         if self.settings.trainable == "lora":
             merge_lora(model)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.search.costs import CostTable
-from manticore.search.curves import MARKS, Point
+from manticore.search.curves import Point, trained_for
 from manticore.search.space import path_text
 from manticore.training.begun import Begun
 
@@ -103,7 +103,7 @@ class SearchResult:
         if chosen is None:
             return f"{found} has the largest mixture weights; {self._one_hot(names)}"
         ours, sign = chosen.points[-1], 1 if self.higher_is_better else -1
-        after = f"after {ours.mark}/{MARKS} of a unit, on held-out data"
+        after = f"{trained_for(ours.mark)}, on held-out data"
         if self._is_parent(self.path):
             scored = f"{self.metric} {ours.metric:.3f} {after}"
             which = "was looked at and keeps the limits" if self.limits else "was looked at"
@@ -115,11 +115,12 @@ class SearchResult:
             if self._is_parent(each.path) and point.mark == ours.mark and self._allows(each.path)
         ]
         if not rivals:
-            beside = "keeps the limits" if self.limits else "was trained beside it"
+            beside = "keeps the limits" if self.limits else "was looked at beside it"
             return f"{found} was chosen; no parent {beside}"
         best, parent = max(rivals)
         lead = ours.metric * sign - best
-        return f"{found} is ahead of the best parent, {names[parent]}, by {lead:.3f} in {self.metric} {after}"
+        stands = f"{'ahead of' if lead >= 0 else 'behind'} the best parent, {names[parent]}, by {abs(lead):.3f}"
+        return f"{found} is {stands} in {self.metric} {after}"
 
     def _one_hot(self, names: Sequence[str]) -> str:
         """How the path found stands among the one-hot paths of the supernet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -13,6 +14,9 @@ from manticore.errors import ManticoreError
 Path = tuple[int, ...]
 """One component index per block."""
 
+Scores: TypeAlias = Sequence[Sequence[float]]
+"""``[N][K]``: of each component in each block."""
+
 MOST_PATHS = 1_000_000
 """More are not listed: no search could train a share of them worth the name."""
 
@@ -22,8 +26,8 @@ class Rule(Protocol):
 
     def __contains__(self, path: object) -> bool: ...
 
-    def nearest(self, path: Path) -> Path:
-        """The allowed path that has the most blocks in common with a path."""
+    def best(self, scores: Scores) -> Path:
+        """The allowed path with the largest sum of scores."""
 
     @property
     def key(self) -> object:
@@ -95,11 +99,19 @@ class Space:
 
     def nearest(self, path: Path) -> Path:
         """The path that may be chosen and has the most blocks in common with one that perhaps may not."""
-        if self.allowed is None or path in self.allowed:
-            return path
+        return path if self.may_choose(path) else self.best(self._in_common(path))
+
+    def best(self, scores: Scores) -> Path:
+        """The path that may be chosen with the largest sum of scores; of equals the first by its indices."""
+        if self.allowed is None:
+            return tuple(max(range(self.num_components), key=row.__getitem__) for row in scores)
         if isinstance(self.allowed, frozenset):
-            return min(self.allowed, key=lambda other: (sum(a != b for a, b in zip(path, other)), other))
-        return self.allowed.nearest(path)
+            return min(self.allowed, key=lambda path: (-math.fsum(row[k] for row, k in zip(scores, path)), path))
+        return self.allowed.best(scores)
+
+    def _in_common(self, path: Path) -> Scores:
+        """Scores by which a path has as many as it has blocks in common with this one."""
+        return [[float(k == own) for k in range(self.num_components)] for own in path]
 
     def flips(self, path: Path, blocks: tuple[int, ...]) -> Iterator[Path]:
         """The paths that have one other component in all of these blocks."""
