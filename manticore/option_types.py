@@ -217,7 +217,7 @@ Ensembles = Annotated[
     BeforeValidator(_ensembles),
     Wanted("outputs, or true or false", "for instance bayes"),
 ]
-Trainable = Literal["all", "frozen", "projectors", "lora"]
+Trainable = Literal["all", "frozen", "projectors", "mixers", "lora"]
 Schedule = Literal["constant", "linear", "cosine"]
 Sampling = Literal["uniform", "weighted", "layouts"]
 TrainingDtype = Literal["auto", "float32", "bfloat16"]

@@ -244,7 +244,8 @@ class Training(Settings):
     max_grad_norm: NotNegative = 1.0
     """Longer gradients are scaled down to this norm; 0: none are."""
     trainable: Trainable = "all"
-    """What trains: everything, only what the hybrid adds, projectors and heads, or LoRA."""
+    """What trains: everything; projectors and heads (frozen); projectors; projectors and the mixers that twins have in
+    place of attention; or LoRA."""
     lora_rank: Size = 8
     """Rank of the LoRA updates."""
     gradient_checkpointing: bool = False

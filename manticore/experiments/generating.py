@@ -96,6 +96,7 @@ def generated(
     split: str = "test",
     examples: int = EXAMPLES,
     lengths: Sequence[int] = LENGTHS,
+    hidden: int = NEEDLES,
     longer: Callable[[int], Task] | None = None,
     say: Callable[[str], None] = lambda what: None,
 ) -> Generated:
@@ -108,6 +109,7 @@ def generated(
         split: whose examples.
         examples: as many, at most.
         lengths: of prompts for recall and speed; those beyond the model's positions are left out.
+        hidden: texts with a key per length.
         longer: the task with examples of a length, for a task with a vocabulary of its own; None: recall at the task's
             own length alone. On text a key is hidden in the split's own text.
         say: is told what comes next.
@@ -132,7 +134,7 @@ def generated(
         recall: list[Recall] = []
         for length in within:
             say(f"recall at {length:,} tokens")
-            recall += _recall(model, task, split, tokenizer, length, longer)
+            recall += _recall(model, task, split, tokenizer, length, hidden, longer)
         speed = []
         for length in within:
             say(f"speed at {length:,} tokens")
@@ -205,11 +207,12 @@ def _recall(
     split: str,
     tokenizer: PreTrainedTokenizerBase | None,
     length: int,
+    count: int,
     longer: Callable[[int], Task] | None,
 ) -> Iterator[Recall]:
     if task.vocab_size is None and tokenizer is not None:
         filler = [token for row in task.data[split]["input_ids"][:NEEDLES] for token in row]
-        hidden = needles(tokenizer, filler, length, NEEDLES)
+        hidden = needles(tokenizer, filler, length, count)
         found = _write_all(model, [Answer(needle.prompt, [0] * _DIGITS) for needle in hidden])
         right = [_says(str(tokenizer.decode(ids)), needle.key) for ids, needle in zip(found, hidden)]
         yield Recall(length, statistics.fmean(right), len(right))

@@ -11,13 +11,13 @@ from torch import nn
 from manticore.components.adapters import remove_adapters
 from manticore.errors import ManticoreError
 from manticore.hybrid.lora import kept_runners, lora_targets
+from manticore.option_types import Trainable, literals
 from manticore.registry import did_you_mean
 from manticore.seeding import derive_seed
+from manticore.twins.mixers import TwinMixer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-TRAINABLE = ("all", "frozen", "projectors", "lora")
 
 _ADAPTER = "finetune"
 
@@ -35,6 +35,7 @@ def set_trainable(
     Args:
         model: a hybrid, or any causal LM of transformers.
         trainable: ``"all"``; ``"projectors"``: the projectors; ``"frozen"``: projectors and heads;
+            ``"mixers"``: projectors and the token mixers that twins have in place of attention;
             ``"lora"``: projectors and low-rank updates inside the decoder layers (see :func:`merge_lora`).
         fresh_vocabulary: embeddings and heads were made for the task, so they train in any case.
         lora_rank: rank of the updates.
@@ -43,8 +44,9 @@ def set_trainable(
     Raises:
         ManticoreError: unknown choice, or a model in which nothing can train that way.
     """
-    if trainable not in TRAINABLE:
-        raise ManticoreError(f"trainable: unknown choice {trainable!r}{did_you_mean(trainable, list(TRAINABLE))}")
+    known = literals(Trainable)
+    if trainable not in known:
+        raise ManticoreError(f"trainable: unknown choice {trainable!r}{did_you_mean(trainable, known)}")
     if getattr(model, "peft_config", None):
         raise ManticoreError(
             f"trainable: this {type(model).__name__} has adapters, which {trainable!r} would thaw or freeze too. "
@@ -70,12 +72,18 @@ def set_trainable(
             _unfreeze(runner.model.get_input_embeddings())
         if fresh_vocabulary or trainable == "frozen":
             _unfreeze(runner.model.get_output_embeddings())
+    if trainable == "mixers":
+        for module in model.modules():
+            if isinstance(module, TwinMixer):
+                module.requires_grad_(True)
     if trainable == "lora":
         add_lora(model, rank=lora_rank, seed=seed)
     if not any(parameter.requires_grad for parameter in model.parameters()):
+        nor = ", no mixers of a twin" if trainable == "mixers" else ""
         raise ManticoreError(
             f"trainable: {trainable!r} leaves nothing to train in this {type(model).__name__} "
-            "(it has no projectors and keeps its vocabulary). Fix: trainable='all', 'frozen' or 'lora'"
+            f"(it has no projectors{nor} and keeps its vocabulary). "
+            "Fix: trainable='all', 'frozen' or 'lora'"
         )
 
 

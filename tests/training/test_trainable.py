@@ -5,6 +5,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
+import manticore
 from manticore.errors import ManticoreError
 from manticore.hybrid.combine import combine
 from manticore.hybrid.discretize import discretize
@@ -80,9 +81,22 @@ def test_a_discretized_hybrid_trains_what_it_kept(hybrid):
     assert not any(".layers." in n or ".h." in n for n in names)
 
 
+def test_mixers_are_what_a_twin_has_in_place_of_attention():
+    parent = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES, **HEADS))
+    twin = manticore.twin(parent, layers=[1])
+    path = discretize(combine([parent, twin], num_blocks=2), [0, 1])
+    for model, layer in ((twin, "model.layers.1.self_attn."), (path, ".layers.1.self_attn.")):
+        set_trainable(model, "mixers")
+        fresh = {name for name, _ in model.named_parameters() if layer in name}
+        assert trained_names(model) == fresh
+        assert any("beta_proj" in name for name in fresh)
+
+
 def test_nothing_to_train_is_refused(gpt):
     with pytest.raises(ManticoreError, match=r"'projectors' leaves nothing to train.*Fix: trainable='all'"):
         set_trainable(gpt, "projectors")
+    with pytest.raises(ManticoreError, match=r"no projectors, no mixers of a twin and keeps its vocabulary"):
+        set_trainable(gpt, "mixers")
 
 
 def test_an_unknown_choice_is_refused_with_a_suggestion(gpt):
