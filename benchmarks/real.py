@@ -27,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,6 @@ from manticore.tasks.corpus import read_corpus
 from manticore.tasks.task import load_task
 from manticore.tasks.text import split_documents
 from manticore.training.saved_models import load_model
-from manticore.writing import write_json as write_record
 
 MIXERS = ("gated-delta-net", "linear-attention", "mamba-2", "sliding-attention")
 LENGTH = 2048
@@ -184,16 +184,16 @@ class Bench:
     def run(self, mixers: Sequence[str]) -> None:
         """All stages, then the table."""
         parent = self.parent()
-        self.scores("parent", lambda: load_model(str(parent)))
+        self.scores("parent", partial(load_model, str(parent)))
         for mixer in mixers:
             searched, distilled = self.twin_of(mixer)
             path = json.loads((searched / "search.json").read_text())["path"]
             layers = [index for index, component in enumerate(path) if component]
             self.found["chosen"][mixer] = layers
-            self.scores(f"{mixer}, chosen", lambda at=searched: load_model(str(at)), writes=False)
+            self.scores(f"{mixer}, chosen", partial(load_model, str(searched)), writes=False)
             for how, others in placements(len(layers)).items():
-                self.scores(f"{mixer}, {how}", lambda at=others: self._placed(mixer, at), writes=False)
-            self.scores(f"{mixer}, chosen and distilled", lambda at=distilled: load_model(str(at)))
+                self.scores(f"{mixer}, {how}", partial(self._placed, mixer, others), writes=False)
+            self.scores(f"{mixer}, chosen and distilled", partial(load_model, str(distilled)))
         self.keep()
         show(self.found)
 
