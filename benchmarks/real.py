@@ -143,7 +143,7 @@ class Bench:
             "--validation-examples", str(scale.swap_examples), "--batch-size", "4",
         )  # fmt: skip
         distilled = self.made(
-            f"distilled-{mixer}", "distill", str(searched), "--teacher", str(parent), *self.task(512),
+            f"distilled-{mixer}", "distill", str(searched), str(parent), *self.task(512),
             "--phases", "logits", "--trainable", "mixers", "--lr", "3e-4", "--steps", str(scale.distill_steps),
             "--batch-size", str(scale.distill_batch),
         )  # fmt: skip
@@ -190,10 +190,10 @@ class Bench:
             path = json.loads((searched / "search.json").read_text())["path"]
             layers = [index for index, component in enumerate(path) if component]
             self.found["chosen"][mixer] = layers
+            self.scores(f"{mixer}, chosen and distilled", partial(load_model, str(distilled)))
             self.scores(f"{mixer}, chosen", partial(load_model, str(searched)), writes=False)
             for how, others in placements(len(layers)).items():
                 self.scores(f"{mixer}, {how}", partial(self._placed, mixer, others), writes=False)
-            self.scores(f"{mixer}, chosen and distilled", partial(load_model, str(distilled)))
         self.keep()
         show(self.found)
 
