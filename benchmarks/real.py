@@ -57,8 +57,8 @@ BARS = {"bits_per_byte": 1.05, "points": 5}
 class Scale:
     """How much is read and scored."""
 
-    fit_tokens: int = 65_536
-    swap_examples: int = 8
+    fit_tokens: int = 32_768
+    swap_examples: int = 4
     distill_steps: int = 80
     distill_batch: int = 2
     texts: int = 12
@@ -129,7 +129,7 @@ class Bench:
         """The hybrid that was searched and the one that was distilled."""
         scale, parent = self.scale, self.parent()
         self.corpus()
-        fit = ["--text", str(self.place / "fit.jsonl"), "--tokens", str(scale.fit_tokens)]
+        fit = ["--text", str(self.place / "fit.jsonl"), "--tokens", str(scale.fit_tokens), "--batch-size", "1"]
         if mixer != "sliding-attention":
             # which starts as what it shall be
             twin = self.made(f"twin-{mixer}", "twin", str(parent), "--mixer", mixer, *fit)
