@@ -4,10 +4,11 @@ What a fresh recurrence hands to its output map has neither the scale nor the di
 started with the parent's map alone, mixers behind a norm are off by tens of times what attention gives. But the output
 is linear in that map: with n_t what it reads and y_t what attention gives,
 
-    W = argmin sum_t |W n_t - y_t|^2 + r |W|^2,    r = RIDGE * mean_i sum_t n_ti^2,
+    W = argmin sum_t |W n_t - y_t|^2 + r |W - P|^2,    r = RIDGE * mean_i sum_t n_ti^2,
 
-and sums over calibration tokens suffice. The scale goes into the norm before it, so that the map keeps the size of the
-parent's, to which learning rates are fit.
+P the parent's map, and sums over calibration tokens suffice. The scale goes into the norm before it, so that the map
+keeps the size of the parent's, to which learning rates are fit. A layer that held-out text speaks against keeps what it
+had.
 
 Shapes: B batch, T tokens, D width, I what the output map reads.
 """
@@ -37,6 +38,7 @@ class OutputFit:
         self._gram: Tensor | None = None
         self._cross: Tensor | None = None
         self._length = 0.0
+        self._before: dict[str, Tensor] = {}
         self._handle = mixer.o_proj.register_forward_pre_hook(self._look)
 
     def _look(self, _map: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -68,8 +70,9 @@ class OutputFit:
         gram, cross, out = self._gram, self._cross, self.mixer.o_proj
         if gram is None or cross is None or not self._length:
             return
-        width = out.in_features
         norm = getattr(self.mixer, "norm", None)
+        self._before = {name: value.clone() for name, value in self._changed().items()}
+        width = out.in_features
         if norm is not None:
             given = out.weight.double()
             scale = (self._length / float((given @ gram[:width, :width] * given).sum())) ** 0.5
@@ -81,7 +84,23 @@ class OutputFit:
         penalty = torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * strength
         # the intercept is free, but for what keeps the system solvable
         penalty[width:] *= 1e-6
+        cross[:width] += strength * out.weight.double().T
         solved = torch.linalg.solve(gram + penalty, cross).T
         out.weight.copy_(solved[:, :width])
         if out.bias is not None:
             out.bias.copy_(solved[:, width])
+
+    @torch.no_grad()
+    def withdraw(self) -> None:
+        """Take back what :meth:`set` has changed."""
+        for name, value in self._changed().items():
+            value.copy_(self._before[name])
+
+    def _changed(self) -> dict[str, Tensor]:
+        modules = {"o_proj": self.mixer.o_proj, "norm": getattr(self.mixer, "norm", None)}
+        return {
+            f"{name}.{own}": value
+            for name, module in modules.items()
+            if module is not None
+            for own, value in module.named_parameters()
+        }

@@ -115,7 +115,7 @@ def fit_twin(
             found = None if stopped is None else stopped.load(mixers, optimizer)
             if found is None:
                 before = _errors(parent, layers, heldout, batch_size, clock)
-                _start(parent, layers, fitted, batch_size)
+                _start(parent, layers, fitted, heldout, before, batch_size)
                 found = 0, before
             begun, before = found
             clock.step = per_pass + begun
@@ -200,22 +200,28 @@ def _run(parent: PreTrainedModel, layers: dict[int, _Layer], batch: Packs, *, le
     body(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
 
 
-def _start(parent: PreTrainedModel, layers: dict[int, _Layer], packs: Packs, batch_size: int) -> None:
+def _start(
+    parent: PreTrainedModel, layers: dict[int, _Layer], packs: Packs, heldout: Packs, before: Errors, batch_size: int
+) -> None:
     """Output maps in closed form; a mixer that begins as what it shall be, attention in a window, needs none."""
-    started = [layer for layer in layers.values() if not isinstance(layer.mixer, SlidingAttention)]
-    for layer in started:
-        layer.output = OutputFit(layer.mixer)
+    fits = {k: OutputFit(layer.mixer) for k, layer in layers.items() if not isinstance(layer.mixer, SlidingAttention)}
+    if not fits:
+        return
+    for k, fit in fits.items():
+        layers[k].output = fit
     read = 0
-    for batch in packs.batches(batch_size, parent.device) if started else ():
+    for batch in packs.batches(batch_size, parent.device):
         _run(parent, layers, batch, learns=False)
         read += batch.input_ids.numel()
         if read >= TOKENS:
             break
-    for layer in started:
-        assert layer.output is not None
-        layer.output.set()
-        layer.output = None
-        layer.taken()
+    for k, fit in fits.items():
+        fit.set()
+        layers[k].output = None
+        layers[k].taken()
+    for k, error in _errors(parent, layers, heldout, batch_size, Clock(None, 1)).items():
+        if k in fits and not error < before[k]:
+            fits[k].withdraw()
 
 
 def _step(parent: PreTrainedModel, layers: dict[int, _Layer], batch: Packs, optimizer: torch.optim.Optimizer) -> float:
