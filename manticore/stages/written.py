@@ -25,13 +25,16 @@ class Passage(str):
         return cls(reader.read(str, value.replace("\n", LINE_END) if isinstance(value, str) else value, at))
 
 
-@dataclass(frozen=True)
-class Sample(Record):
-    """What a model writes after a prompt."""
+_NOTHING = Passage()
 
-    prompt: Passage = Passage()
-    expected: Passage = Passage()
-    written: Passage = Passage()
+
+@dataclass(frozen=True)
+class Sample:
+    """What a model writes after a prompt; no record, whose method ``written`` has the name of a field."""
+
+    prompt: Passage = _NOTHING
+    expected: Passage = _NOTHING
+    written: Passage = _NOTHING
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 from class_tasks import class_task
 from copying_task import copying_task
 from gguf_models import llama, tokenizer
+from html_pages import Page
 from test_compare import BATCH
 from tiny_models import seeded
 from transformers import GPT2Config, PreTrainedModel
@@ -18,7 +19,7 @@ from manticore.errors import ManticoreError
 from manticore.experiments import comparison_writing
 from manticore.experiments.generating import generated
 from manticore.experiments.models import fit_to_task
-from manticore.report.results import parse_results
+from manticore.report import write_report
 from manticore.tasks.task import load_task
 from manticore.training.finetune import finetune
 
@@ -162,10 +163,19 @@ def test_text_is_written_with_each_models_own_tokenizer(tmp_path):
         assert [each["length"] for each in row.generated["recall"]] == [96, 256]
         assert [each["context"] for each in row.generated["speed"]] == [96, 256]
         assert row.generated["samples"][0]["prompt"].count("\n") >= 1
-    record = parse_results({"schema_version": 1, "compare": json.loads(json.dumps(table.to_dict()))})
-    assert [row.generated.exact_match for row in record.compare.writing] == [
-        row.generated["exact_match"] for row in table.writing
-    ]
+    # and all of it is on the page
+    about = {"name": "text", "primary_metric": "loss", "higher_is_better": False}
+    record = {"schema_version": 1, "task": about, "compare": table.to_dict()}
+    (tmp_path / "results.json").write_text(json.dumps(record))
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "Recall and speed by length" in page.words()
+    for row in table.writing:
+        when = "as downloaded" if row.budget is None else "fine-tuning alone"
+        shares = [f"{each['share']:.3f}" for each in row.generated["recall"]]
+        right = round(3 * row.generated["exact_match"])
+        assert page.row(f"{row.model} {when}")[1:] == [f"{row.generated['exact_match']:.3f} {right} of 3", *shares]
+        sample = row.generated["samples"][0]
+        assert " ".join(sample["written"].replace("\n", "↵").split())[:60] in page.words()
 
 
 @pytest.mark.parametrize("why", ["classes", "autoencoder", "short", "lengths"])
