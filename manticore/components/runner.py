@@ -28,6 +28,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from manticore.components.cache_argument import cache_argument
 from manticore.components.padding import keep_padding_out
 from manticore.components.positions import rope_switch, tabulated_positions
+from manticore.components.state_cache import CountedPasses
 from manticore.errors import ManticoreError
 
 
@@ -258,9 +259,13 @@ class Runner:
         heads = self._places_of_head() if head_input else []
         for owner, name in heads:
             owner._modules[name] = _HeadStandIn(owner._modules[name], recording)  # type: ignore[arg-type]
+        cache = arguments[self.cache_argument]
         try:
             yield recording
             self._check(recording)
+            if isinstance(cache, CountedPasses):
+                # after the pass: while it runs, the component asks how many tokens are before these
+                cache.seen_tokens += input_ids.shape[1]
         finally:
             self._owner._modules[self._attribute] = real
             self._real = self._open = None

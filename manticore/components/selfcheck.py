@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import Cache, DynamicCache, LinearAttentionCacheLayerMixin
 
 from manticore.components.runner import Runner, not_reproducible
+from manticore.components.state_cache import own_cache
 from manticore.errors import ManticoreError, in_brief
 from manticore.seeding import derive_seed
 
@@ -140,7 +142,7 @@ def continues_by_one_token_only(runner: Runner, *, seed: int = 0) -> bool:
         scale = float(whole.abs().max())
 
         def error(step: int) -> float:
-            cache = DynamicCache(config=model.config)
+            cache = own_cache(model.config)
             pieces = []
             for start, stop in [(0, _PADDED), *((i, min(i + step, _TOKENS)) for i in range(_PADDED, _TOKENS, step))]:
                 pieces.append(logits_of(runner, input_ids[:, start:stop], None, positions[:, start:stop], cache))
@@ -166,7 +168,8 @@ def rounding_of_its_own(runner: Runner, input_ids: Tensor, positions: Tensor) ->
     """
     model = runner.model
     whole = _own_logits(model, input_ids, None, None)
-    cache, pieces = DynamicCache(config=model.config), []
+    new_cache: Any = getattr(model, "new_cache", partial(DynamicCache, config=model.config))
+    cache, pieces = new_cache(), []
     for start, stop in [(0, _PADDED), *((i, i + 1) for i in range(_PADDED, input_ids.shape[1]))]:
         arguments: dict[str, Any] = {"use_cache": True, runner.cache_argument: cache}
         if runner.accepts_positions:
@@ -181,7 +184,7 @@ def logits_of(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
-    cache: DynamicCache | None = None,
+    cache: Cache | None = None,
 ) -> Tensor:
     """All layers of one component through its runner: logits ``[B, T, V]``."""
     return runner.logits(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, LinearAttentionCacheLayerMixin
 
 from manticore.errors import ManticoreError
 
@@ -51,6 +51,13 @@ class CountingCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens cached."""
         return self.seen_tokens
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Length and offset of the keys; where no layer attends, as if one did."""
+        if any(isinstance(layer, CacheLayerMixin) for layer in self.layers):
+            found: tuple[int, int] = super().get_mask_sizes(query_length, layer_idx)
+            return found
+        return self.seen_tokens + query_length, 0
 
     @property
     def sequences(self) -> int | None:
@@ -124,6 +131,16 @@ class CountingCache(Cache):
     def is_compileable(self) -> bool:
         """No: shapes grow with every token."""
         return False
+
+
+class CountedPasses(CountingCache):
+    """A cache of one component, which the passes of its runner count."""
+
+
+def own_cache(config: Any) -> Cache:
+    """An empty cache of a component that runs alone, in a runner: transformers' own wherever that knows its length."""
+    cache = DynamicCache(config=config)
+    return CountedPasses(cache.layers) if cache.layers and all(cache.is_linear) else cache
 
 
 def select_sequences(layers: Iterable[Any], indices: Tensor) -> None:

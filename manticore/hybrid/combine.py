@@ -23,7 +23,7 @@ from manticore.components.runner import Runner
 from manticore.components.selfcheck import continues_by_one_token_only, self_check
 from manticore.components.sources import origin
 from manticore.errors import ManticoreError
-from manticore.hybrid import feature_spaces
+from manticore.hybrid import feature_spaces, shared_weights
 from manticore.hybrid.configuration import ManticoreConfig
 from manticore.hybrid.fresh import fresh_branch
 from manticore.hybrid.modeling import ManticoreForCausalLM, build
@@ -136,6 +136,7 @@ def combine(
         num_blocks=num_blocks,
         uneven_boundaries=settings.boundaries,
         feature_spaces=spaces,
+        shared_weights=None if released else shared_weights.of_components(components, spaces),
         mixing=settings.mixing,
         output=settings.output,
         forgetting=settings.forgetting,

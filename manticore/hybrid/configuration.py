@@ -20,7 +20,7 @@ from manticore.components.loading import check_family
 from manticore.components.positions import context_length
 from manticore.components.state_cache import EmptyLayer
 from manticore.errors import ManticoreError, in_brief
-from manticore.hybrid.feature_spaces import is_marked, wrong_spaces
+from manticore.hybrid.feature_spaces import is_marked, wrong_sharing, wrong_spaces
 from manticore.making import refuse_misfits
 from manticore.option_types import Count, Drop, Edges, Forgetting, Wanted
 
@@ -58,6 +58,7 @@ _READ_FROM_FILES = (
         "num_blocks",
         "uneven_boundaries",
         "feature_spaces",
+        "shared_weights",
         "vocab_size",
         "released",
         "path",
@@ -87,6 +88,9 @@ class ManticoreConfig(PreTrainedConfig):
     feature_spaces: Spaces | None = None
     """Per component the first one that shares its feature space: no projector stands between the two; None where all
     are apart, and in older folders."""
+    shared_weights: Spaces | None = None
+    """Per component the first one that it holds weights together with (:mod:`manticore.hybrid.shared_weights`); None
+    where nobody does, and in older folders."""
     mixing: str = "translated"
     """Registered name of how components are mixed."""
     released: bool = False
@@ -130,6 +134,7 @@ class ManticoreConfig(PreTrainedConfig):
     """Decoder layers of all components together."""
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
+    """Of a path: whether its last component predicts with the embeddings of its first, another one."""
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None
@@ -270,8 +275,12 @@ class ManticoreConfig(PreTrainedConfig):
             wrong.append(f"generation_component is {self.generation_component} (expected an index below {count})")
         if self.layer_outputs is not None and [len(sizes) for sizes in self.layer_outputs] != depths:
             wrong.append(f"layer_outputs does not name one count for each of the components' {depths} layers")
-        if self.feature_spaces is not None and (impossible := wrong_spaces(self.feature_spaces, self.components)):
-            wrong.append(impossible)
+        spaces, owners = self.feature_spaces, self.shared_weights
+        shared = [
+            None if spaces is None else wrong_spaces(spaces, self.components),
+            None if owners is None else wrong_sharing(owners, self.spaces),
+        ]
+        wrong += [impossible for impossible in shared if impossible]
         if wrong:
             raise ManticoreError(f"config: {wrong[0]}. Fix: {_SAVED}")
 
@@ -335,8 +344,9 @@ class ManticoreConfig(PreTrainedConfig):
         if self.uneven_boundaries is None:
             # folders of evenly cut hybrids are what they always were
             values.pop("uneven_boundaries", None)
-        if self.feature_spaces is None:
-            values.pop("feature_spaces", None)
+        for name in ("feature_spaces", "shared_weights"):
+            if getattr(self, name) is None:
+                values.pop(name, None)
         return values
 
     @property
@@ -358,6 +368,11 @@ class ManticoreConfig(PreTrainedConfig):
     def spaces(self) -> list[int]:
         """Per component its feature space, called by the first component that is in it."""
         return list(range(self.num_components)) if self.feature_spaces is None else list(self.feature_spaces)
+
+    @property
+    def owners(self) -> list[int]:
+        """Per component the first one that it shares weights with, itself where it shares none."""
+        return list(range(self.num_components)) if self.shared_weights is None else list(self.shared_weights)
 
     @property
     def fresh(self) -> frozenset[int]:

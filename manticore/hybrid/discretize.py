@@ -17,6 +17,7 @@ from manticore.hybrid.found import path_found
 from manticore.hybrid.generation import ComponentGenerationMixin
 from manticore.hybrid.mixing import check_path
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
+from manticore.hybrid.shared_weights import shares_table
 
 if TYPE_CHECKING:
     from manticore.search.result import SearchResult
@@ -89,7 +90,11 @@ def discretize(
             "Fix: search first, or give a path",
             chosen,
         )
-    config = copied_config(hybrid, path=chosen, searched_weights=weights.tolist())
+    first, last = chosen[0], chosen[hybrid.config.head_block]
+    spans = first != last and shares_table(hybrid.component(first), hybrid.component(last))
+    config = copied_config(
+        hybrid, path=chosen, searched_weights=weights.tolist(), shared_weights=None, tie_word_embeddings=spans
+    )
     kind = type(hybrid)
     small = rebuilt(lambda: kind(config), named_tensors(hybrid), device=hybrid.device, stage="discretize")
     small.tokenizer = hybrid.tokenizer

@@ -85,3 +85,14 @@ def wrong_spaces(spaces: Sequence[int], configs: Sequence[Any]) -> str | None:
         if ours != theirs:
             return f"components {first} and {k} share a feature space, with widths {theirs} and {ours}"
     return None
+
+
+def wrong_sharing(owners: Sequence[int], spaces: Sequence[int]) -> str | None:
+    """What is impossible about who shares weights with whom, None if nothing."""
+    count = len(spaces)
+    if len(owners) != count or any(first > k or owners[first] != first for k, first in enumerate(owners)):
+        return f"shared_weights is {list(owners)} (expected for each of {count} components the first it shares with)"
+    apart = next((k for k, first in enumerate(owners) if spaces[k] != spaces[first]), None)
+    if apart is not None:
+        return f"components {owners[apart]} and {apart} share weights, and no feature space"
+    return None

@@ -360,4 +360,5 @@ def build(config: ManticoreConfig, components: Sequence[PreTrainedModel]) -> Man
         projector.to(components[0].dtype).reset_parameters()  # type: ignore[operator]
     hybrid.mixing.reset_mixture()
     hybrid.output.to(components[0].dtype).reset_parameters()
+    hybrid.share_weights()
     return hybrid

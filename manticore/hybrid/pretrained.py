@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from manticore.components.adapters import AdapterGuard
@@ -32,6 +33,7 @@ from manticore.hybrid.outputs import Output
 from manticore.hybrid.path import PathMixing
 from manticore.hybrid.placement import forget_addresses, hold_mixture
 from manticore.hybrid.released import fresh_tables
+from manticore.hybrid.shared_weights import ties
 from manticore.making import checked, make
 from manticore.option_types import Count
 from manticore.projectors.projector import Projector
@@ -95,6 +97,8 @@ class ManticorePreTrainedModel(AdapterGuard):
         self.output = self._make_output()
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._add_heads()
+        # what saving knows of ties
+        self._tied_weights_keys = self.get_expanded_tied_weights_keys()
         self.post_init()
 
     def _built(self, k: int, config: Any) -> PreTrainedModel:
@@ -232,6 +236,7 @@ class ManticorePreTrainedModel(AdapterGuard):
             for model in models:
                 if model is not None:
                     with_vocabulary(model, vocab_size, seed=seed)
+        self.share_weights()
         for translation in self.mixing.translations():
             if 0 in (translation.source[1], translation.target[1]):
                 translation.projector.reset_identity()
@@ -243,6 +248,34 @@ class ManticorePreTrainedModel(AdapterGuard):
         if isinstance(self, ComponentGenerationMixin):
             self.generation_config = GenerationConfig()
         return self
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """Name of a weight → that of the one it is: what components have in common, beside the ties within each.
+
+        Args:
+            all_submodels: those within components too.
+        """
+        if all_submodels:
+            found: dict[str, str] = super().get_expanded_tied_weights_keys(all_submodels=True)
+            return found
+        config = self.config
+        kept = {k: runner.model for k, runner in enumerate(self.runners) if runner is not None}
+        spans = config.path is not None and config.tie_word_embeddings
+        ends = (config.path[0], config.path[config.head_block]) if spans else None
+        return ties(kept, config.shared_weights, ends)
+
+    def _adjust_bias(self, output_embeddings: Any, input_embeddings: Any) -> None:
+        """Fit the bias of a head to the table that it is tied to.
+
+        transformers does so with whatever module has a tied weight; GPT-2's maps keep theirs the other way round.
+        """
+        if not isinstance(output_embeddings, Conv1D):
+            super()._adjust_bias(output_embeddings, input_embeddings)
+
+    def share_weights(self) -> None:
+        """Make one tensor of each weight that the configuration says components have in common, in place."""
+        if self.get_expanded_tied_weights_keys():
+            self.tie_weights()
 
     def get_input_embeddings(self) -> nn.Module:
         """The embeddings that are read: of a path those of its first component.
@@ -305,6 +338,7 @@ class ManticorePreTrainedModel(AdapterGuard):
                 if runner is not None:
                     resize_vocabulary(runner.model, self.config.vocab_size, rows, mean_resizing=mean_resizing)
             self.config.vocab_size = rows
+            self.share_weights()
             if self.tokenizer is not None and len(self.tokenizer) > rows:
                 logger.warning("the tokenizer has %d tokens, the hybrid now %d: let go", len(self.tokenizer), rows)
                 self.tokenizer = None

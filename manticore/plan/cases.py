@@ -12,6 +12,7 @@ from functools import cache
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from manticore.hybrid.shared_weights import shares_table
 from manticore.plan.memory import Inventory, Strategy, evaluation_peak, inventory, training_peak
 from manticore.plan.pieces import Bench, Part, scaled
 from manticore.plan.skeleton import Skeleton
@@ -147,6 +148,11 @@ class Cases:
         mixing = bench.mixing(path)
         return evaluation_peak(bench.parts(mixing), inventory(bench.hybrid, self.skeleton.kinds, mixing, path))
 
+    def _apart(self, first: int, last: int) -> bool:
+        """Whether the last component of a path predicts with another table than the first one reads."""
+        components = self.skeleton.hybrid.component
+        return first != last and not shares_table(components(first), components(last))
+
     def _bench(
         self,
         setting: Setting,
@@ -158,7 +164,7 @@ class Cases:
     ) -> Bench:
         # where only heads train and one shares its table with embeddings, those of a dropped head do not train
         heads_alone = setting.trainable == "frozen" and not self.skeleton.fresh_vocabulary
-        frozen = path[0] if heads_alone and path is not None and path[0] != path[-1] else None
+        frozen = path[0] if heads_alone and path is not None and self._apart(path[0], path[-1]) else None
         key = setting, size, length, mixture, backward, frozen
         if key not in self._benches:
             model = self.skeleton.trained(

@@ -16,10 +16,10 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import DynamicCache
 
 from manticore.components.runner import Runner
 from manticore.components.selfcheck import continues_by_one_token_only
+from manticore.components.state_cache import own_cache
 from manticore.components.stunted import FAR, stunted
 from manticore.errors import ManticoreError
 from manticore.hybrid.survivors import first_stretch, next_stretch
@@ -128,7 +128,7 @@ def _goes_on(runner: Runner) -> bool:
 
 def _flops(runner: Runner, kinds: Sequence[int], start: int, stop: int) -> float:
     """Of reading the tokens from start to stop, those before being cached, and of their logits."""
-    cache = DynamicCache(config=runner.model.config) if start else None
+    cache = own_cache(runner.model.config) if start else None
     if cache is not None:
         recording = runner.record(_ids(start), cache=cache, use_cache=True)
         for kind in sorted(set(kinds)):

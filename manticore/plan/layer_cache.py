@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import DynamicCache
 
 from manticore.components.runner import Runner
+from manticore.components.state_cache import own_cache
 from manticore.plan.bytes_alive import tensor_bytes
 from manticore.plan.skeleton import Skeleton
 from manticore.training.budget import cached_tensors, copy_without_data
@@ -39,7 +39,7 @@ def block_caches(skeleton: Skeleton, mode: FakeTensorMode) -> list[list[tuple[in
 
 def _layer_bytes(runner: Runner, kinds: Sequence[int], tokens: int) -> dict[int, int]:
     """Of each kind of layer, after so many tokens."""
-    cache = DynamicCache(config=runner.model.config)
+    cache = own_cache(runner.model.config)
     recording = runner.record(torch.zeros(1, tokens, dtype=torch.long), cache=cache, use_cache=True)
     found = {}
     for kind in sorted(set(kinds)):

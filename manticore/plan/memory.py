@@ -53,8 +53,10 @@ def inventory(
         path: one component index per block; None: the supernet.
     """
     gates = hybrid.output.parameters() if path is None else ()
-    rest = {id(p): p for p in (*mixing.parameters(), *gates)}
-    layers: list[list[nn.Parameter]] = []
+    rest: dict[object, nn.Parameter] = {id(p): p for p in (*mixing.parameters(), *gates)}
+    layers: dict[object, nn.Parameter] = {}
+    largest = 0
+    owners = hybrid.config.owners
     for k, runner in enumerate(hybrid.runners):
         if runner is None or (path is not None and k not in path):
             continue
@@ -67,12 +69,18 @@ def inventory(
         ):
             (kept if stays else dropped).update(() if module is None else {id(p) for p in module.parameters()})
         gone = inside | (dropped - kept)
-        rest |= {id(p): p for p in runner.model.parameters() if id(p) not in gone}
+        for parameter in runner.model.parameters():
+            # in a path components share tables alone
+            shared = path is None or id(parameter) in kept
+            if id(parameter) not in gone:
+                rest[id(parameter) if shared else (k, id(parameter))] = parameter
         edges = hybrid.config.boundaries[k]
         for n in range(hybrid.config.num_blocks):
-            if path is None or path[n] == k:
-                layers += [list(runner.layers[kinds[k][i]].parameters()) for i in range(edges[n], edges[n + 1])]
-    everything = [*rest.values(), *(p for layer in layers for p in layer)]
+            for i in range(edges[n], edges[n + 1]) if path is None or path[n] == k else ():
+                layer = list(runner.layers[kinds[k][i]].parameters())
+                layers |= {(owners[k], i, id(p)): p for p in layer}
+                largest = max(largest, tensor_bytes(layer))
+    everything = [*rest.values(), *layers.values()]
     trained = [p for p in everything if p.requires_grad]
     return Inventory(
         parameters=sum(p.numel() for p in everything),
@@ -81,7 +89,7 @@ def inventory(
         trained_bytes=tensor_bytes(trained),
         rest_bytes=tensor_bytes(list(rest.values())),
         rest_trained_bytes=tensor_bytes([p for p in rest.values() if p.requires_grad]),
-        largest_layer_bytes=max((tensor_bytes(layer) for layer in layers), default=0),
+        largest_layer_bytes=largest,
     )
 
 
@@ -116,14 +124,14 @@ def training_peak(
     level, peak = _forward(parts, static)
     found = 0.0
     seen: set[object] = set()
-    for place, part in reversed(list(enumerate(parts))):
+    for part in reversed(parts):
         piece = part.piece
         if not piece.out and not piece.gradients:
             continue
         peak = max(peak, level + found + part.waiting + piece.out + piece.backward_peak)
         level -= piece.kept
         if accumulation == 1:
-            new = {(place if part.unit else "", key): size for key, size in piece.gradients.items()}
+            new = {(part.layer, key): size for key, size in piece.gradients.items()}
             found += sum(size for key, size in new.items() if key not in seen) * (layer_share if part.unit else 1)
             seen |= new.keys()
     return max(peak, static + (gradients if accumulation == 1 else 0))

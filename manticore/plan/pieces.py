@@ -73,6 +73,8 @@ class Part:
     """Features of the other components at that place, whose gradients wait in the backward."""
     unit: str = ""
     """The layer kind that the piece is, for sharding; empty for what is not a layer."""
+    layer: tuple[int, int] | None = None
+    """The component that holds the layer's weights and its index there; components may share weights."""
 
 
 class Bench:
@@ -137,7 +139,7 @@ class Bench:
             return self._parts(mixing)
 
     def _parts(self, mixing: Mixing) -> list[Part]:
-        route = mixing.route()
+        route, owners = mixing.route(), self.hybrid.config.owners
         recordings = {k: self._embed(k) for k in route.used}
         parts = [Part(recordings[k][0]) for k in route.embedded]
         beside: Features = {}
@@ -153,7 +155,7 @@ class Bench:
             waiting = _needing(value for m, value in beside.items() if m != k)
             for index in range(self.edges[k][n], self.edges[k][n + 1]):
                 piece, hidden = self._layer(k, index, hidden, recordings[k][1])
-                parts.append(Part(piece, waiting, f"{k}.{self.kinds[k][index]}"))
+                parts.append(Part(piece, waiting, f"{k}.{self.kinds[k][index]}", (owners[k], index)))
             beside[k] = hidden
             return hidden
 
@@ -274,6 +276,6 @@ def _needing(values: Any) -> float:
 def scaled(small: Sequence[Part], large: Sequence[Part], share: float) -> list[Part]:
     """The parts at a batch size between two measured ones."""
     return [
-        Part(a.piece.between(b.piece, share), a.waiting + (b.waiting - a.waiting) * share, a.unit)
+        Part(a.piece.between(b.piece, share), a.waiting + (b.waiting - a.waiting) * share, a.unit, a.layer)
         for a, b in zip(small, large)
     ]

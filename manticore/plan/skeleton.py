@@ -20,8 +20,8 @@ from transformers.initialization import no_init_weights
 from manticore.components.loading import check_family
 from manticore.components.runner import Runner
 from manticore.errors import ManticoreError, in_brief
+from manticore.hybrid import feature_spaces, shared_weights
 from manticore.hybrid.configuration import ManticoreConfig
-from manticore.hybrid.feature_spaces import of_configs
 from manticore.hybrid.modeling import ManticoreForCausalLM
 from manticore.hybrid.path import PathMixing
 from manticore.hybrid.released import tie_heads
@@ -107,12 +107,15 @@ class Skeleton:
         if shape.released:
             for name, component in zip(names, components):
                 tie_heads(name, component)
-        configurations: dict[str, Any] = {f"component_{k}": c.config for k, c in enumerate(components)}
+        configs = [component.config for component in components]
+        spaces = feature_spaces.of_configs(configs)
+        configurations: dict[str, Any] = {f"component_{k}": each for k, each in enumerate(configs)}
         config = ManticoreConfig(
             num_components=len(components),
             num_blocks=shape.num_blocks,
             uneven_boundaries=shape.boundaries,
-            feature_spaces=of_configs([c.config for c in components]),
+            feature_spaces=spaces,
+            shared_weights=None if shape.released else shared_weights.of_configs(configs, spaces),
             mixing=shape.mixing,
             output=shape.output,
             forgetting=shape.forgetting,
@@ -128,6 +131,7 @@ class Skeleton:
             self.hybrid = ManticoreForCausalLM(config, components)
         self.hybrid.mixing.projectors.to(shape.dtype)
         self.hybrid.output.to(shape.dtype)
+        self.hybrid.share_weights()
         if vocab_size is not None:
             self.hybrid.with_vocabulary(vocab_size)
 

@@ -9,7 +9,7 @@ Shapes: B batch, T tokens, D width, C channels, k kernel size.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,10 +19,18 @@ from manticore.stacks.mixer import Mixer, Step, linear_flops
 
 
 class ShortConvolution(nn.Conv1d):
-    """A causal convolution that continues where a memory ends, depthwise unless there are fewer groups."""
+    """A causal convolution that continues where a memory ends, depthwise unless there are fewer groups.
 
-    def __init__(self, channels: int, kernel_size: int, *, bias: bool, groups: int | None = None) -> None:
-        super().__init__(channels, channels, kernel_size, groups=groups or channels, bias=bias)
+    Args:
+        channels: C.
+        kernel_size: k.
+        bias: of each channel.
+        groups: fewer of them mix channels.
+        like: ``dtype`` and ``device`` of its weights.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, *, bias: bool, groups: int | None = None, **like: Any) -> None:
+        super().__init__(channels, channels, kernel_size, groups=groups or channels, bias=bias, **like)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:  # type: ignore[override]
         """``[B, T, C]`` → ``[B, T, C]``."""

@@ -103,6 +103,8 @@ class SearchRecord(Record):
     """That the path found keeps, by the names of costs."""
     metric: str = ""
     higher_is_better: bool = True
+    fresh: tuple[int, ...] = ()
+    """Components that are no parents; of a run they stand in ``combine`` too."""
     task_options: dict[str, str] = field(default_factory=dict)
     """What was others in the task that the candidates trained on, where that was a cheaper one."""
 

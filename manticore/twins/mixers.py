@@ -129,7 +129,7 @@ class TwinMixer(nn.Module):
 
     def _add_convolution(self, **like: Any) -> None:
         channels = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-        self.conv = ShortConvolution(channels, _KERNEL, bias=False).to(**like)
+        self.conv = ShortConvolution(channels, _KERNEL, bias=False, **like)
 
     def _reset_convolution(self) -> None:
         init.zeros_(self.conv.weight)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_sliding_window_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -239,12 +239,6 @@ class TwinCache(CountingCache):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(DynamicCache(config=config).layers)
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Length and offset of the keys; where no layer attends, as if one did."""
-        if any(isinstance(layer, CacheLayerMixin) for layer in self.layers):
-            return super().get_mask_sizes(query_length, layer_idx)
-        return self.seen_tokens + query_length, 0
 
 
 class HandsOn:

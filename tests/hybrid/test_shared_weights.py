@@ -1,0 +1,203 @@
+"""A parent and its twins in one hybrid: what they have in common is one tensor, everywhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import manticore
+from benchmarks.tiny_families import VOCABULARY, tiny_model
+from manticore.errors import ManticoreError
+from manticore.hybrid.configuration import ManticoreConfig
+from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.training.trainable import add_lora
+
+DEPTH = 2
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": True},
+    "mistral": {"sliding_window": None, "tie_word_embeddings": False},
+    "gpt2": {},
+}
+"""Tied tables, tables apart, one matrix for all maps of attention."""
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def parent(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return tiny_model(request.param, seed=1, **FAMILIES[request.param])
+
+
+@pytest.fixture
+def llama() -> PreTrainedModel:
+    return tiny_model("llama", seed=1, **FAMILIES["llama"])
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Tensor:
+    return torch.randint(0, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+def beside(parent: PreTrainedModel, **options: Any) -> ManticoreForCausalLM:
+    """A parent and a twin of it, one block per layer."""
+    return manticore.combine([parent, manticore.twin(parent, **options)], num_blocks=DEPTH)
+
+
+def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, use_cache=False).logits
+
+
+def count(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def mixers_of(twin: Any) -> int:
+    """Parameters that a twin has for itself."""
+    return sum(count(mixer) for mixer in twin.mixers.values())
+
+
+def test_what_they_have_in_common_is_held_once_and_vertices_stay_exact(parent: PreTrainedModel, tokens: Tensor) -> None:
+    twin = manticore.twin(parent)
+    hybrid = manticore.combine([parent, twin], num_blocks=DEPTH)
+    own = sum(parameter.numel() for parameter in hybrid.mixing.parameters())
+    assert count(hybrid) - own == count(parent) + mixers_of(twin)
+    for k, model in enumerate((parent, twin)):
+        hybrid.set_mixture_weights([k] * DEPTH)
+        assert torch.equal(logits(hybrid, tokens), logits(model, tokens))
+    # the models that were given are copies' originals, and share nothing
+    assert not {id(p) for p in parent.parameters()} & {id(p) for p in hybrid.parameters()}
+
+
+def test_a_folder_holds_it_once_and_a_new_process_too(llama: PreTrainedModel, tokens: Tensor, tmp_path: Path) -> None:
+    hybrid = beside(llama, layers=[1])
+    hybrid.set_mixture_weights([[0.25, 0.75]] * DEPTH)
+    hybrid.save_pretrained(tmp_path / "hybrid")
+    held = sum(tensor.numel() for tensor in load_file(tmp_path / "hybrid" / "model.safetensors").values())
+    assert held == count(hybrid)
+    torch.save(tokens, tmp_path / "ids.pt")
+    torch.save(logits(hybrid, tokens), tmp_path / "logits.pt")
+    told = subprocess.run(
+        [
+            sys.executable, "-c",
+            "import sys, torch, manticore; from transformers import AutoModelForCausalLM as A\n"
+            f"model = A.from_pretrained(r'{tmp_path / 'hybrid'}').eval()\n"
+            f"ids, wanted = torch.load(r'{tmp_path / 'ids.pt'}'), torch.load(r'{tmp_path / 'logits.pt'}')\n"
+            "assert torch.equal(model(input_ids=ids, use_cache=False).logits, wanted)\n"
+            "print(sum(p.numel() for p in model.parameters()), model.config.shared_weights)",
+        ],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert told.stdout.split(maxsplit=1) == [str(count(hybrid)), "[0, 0]\n"]
+
+
+def test_a_step_moves_it_once_by_both_gradients(llama: PreTrainedModel, tokens: Tensor) -> None:
+    hybrid = beside(llama)
+    hybrid.train()
+    apart = manticore.combine([llama, manticore.twin(llama)], num_blocks=DEPTH)
+    apart.config.shared_weights = None
+    # the same hybrid with tensors of their own
+    for module in apart.component_1.modules():
+        for own, parameter in module.named_parameters(recurse=False):
+            setattr(module, own, torch.nn.Parameter(parameter.detach().clone()))
+    apart.train()
+    for model in (hybrid, apart):
+        model.set_mixture_weights([[0.5, 0.5]] * DEPTH)
+        model(input_ids=tokens, labels=tokens).loss.backward()
+    name = "model.layers.1.mlp.up_proj.weight"
+    whole = hybrid.component_0.get_parameter(name)
+    assert whole is hybrid.component_1.get_parameter(f"parent.{name}")
+    parts = [apart.component_0.get_parameter(name).grad, apart.component_1.get_parameter(f"parent.{name}").grad]
+    torch.testing.assert_close(whole.grad, parts[0] + parts[1])
+    before = whole.detach().clone()
+    torch.optim.SGD(hybrid.parameters(), lr=0.1).step()
+    torch.testing.assert_close(whole.detach(), before - 0.1 * whole.grad)
+
+
+@pytest.mark.parametrize("path", [[0, 1], [1, 0], [0, 0], [1, 1]])
+def test_a_path_keeps_each_layer_once_and_one_table(
+    parent: PreTrainedModel, tokens: Tensor, path: list[int], tmp_path: Path
+) -> None:
+    hybrid = beside(parent)
+    hybrid.set_mixture_weights(path)
+    wanted = logits(hybrid, tokens)
+    small = manticore.discretize(hybrid, path)
+    assert torch.equal(logits(small, tokens), wanted)
+    table, head = small.get_input_embeddings(), small.get_output_embeddings()
+    tied = bool(parent.config.tie_word_embeddings)
+    assert (table.weight is head.weight) == tied
+    small.save_pretrained(tmp_path / "small")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert torch.equal(logits(loaded, tokens), wanted)
+    assert (loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight) == tied
+    assert count(loaded) == count(small)
+    loaded.train()(input_ids=tokens, labels=tokens).loss.backward()
+
+
+def test_a_parent_that_was_trained_since_shares_nothing(llama: PreTrainedModel) -> None:
+    twin = manticore.twin(llama)
+    with torch.no_grad():
+        llama.model.layers[0].mlp.up_proj.weight += 1
+    hybrid = manticore.combine([llama, twin], num_blocks=DEPTH)
+    assert hybrid.config.shared_weights is None
+    assert "shared_weights" not in hybrid.config.to_dict()
+
+
+def test_two_twins_share_with_each_other_and_not_their_mixers(llama: PreTrainedModel, tokens: Tensor) -> None:
+    twins = [manticore.twin(llama, mixer=name, layers=[k]) for k, name in enumerate(("mamba-2", "sliding-attention"))]
+    hybrid = manticore.combine([llama, *twins], num_blocks=DEPTH)
+    assert hybrid.config.shared_weights == [0, 0, 0]
+    mixers = sum(mixers_of(twin) for twin in twins)
+    assert count(hybrid) - sum(p.numel() for p in hybrid.mixing.parameters()) == count(llama) + mixers
+    without = manticore.combine(twins, num_blocks=DEPTH)
+    assert without.config.shared_weights == [0, 0]
+    for k, twin in enumerate(twins):
+        without.set_mixture_weights([k] * DEPTH)
+        assert torch.equal(logits(without, tokens), logits(twin, tokens))
+
+
+def test_new_rows_stay_one_table(llama: PreTrainedModel) -> None:
+    hybrid = beside(llama)
+    hybrid.resize_token_embeddings(VOCABULARY + 3)
+    tables = [hybrid.component(k).get_input_embeddings().weight for k in range(2)]
+    heads = [hybrid.component(k).get_output_embeddings().weight for k in range(2)]
+    assert len({id(weight) for weight in (*tables, *heads)}) == 1
+    hybrid.with_vocabulary(7)
+    tables = [hybrid.component(k).get_input_embeddings().weight for k in range(2)]
+    assert tables[0] is tables[1]
+    assert tables[0].shape[0] == 7
+    assert tables[0].std() > 0
+
+
+def test_adapters_go_where_weights_are_not_shared(llama: PreTrainedModel) -> None:
+    hybrid = beside(llama, layers=[1])
+    targets = manticore.lora_targets(hybrid)
+    assert targets
+    assert all(".layers.1.self_attn." in name for name in targets)
+    add_lora(hybrid, rank=2, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([0], r"expected for each of 2 components the first it shares with"),
+        ([1, 1], r"expected for each of 2 components the first it shares with"),
+        ([0, 5], r"expected for each of 2 components the first it shares with"),
+    ],
+)
+def test_a_wrong_note_of_what_is_shared_is_refused(llama: PreTrainedModel, given: list[int], said: str) -> None:
+    values = beside(llama).config.to_dict()
+    with pytest.raises(ManticoreError, match=said):
+        ManticoreConfig(**{**values, "shared_weights": given})
+
+
+def test_sharing_without_one_feature_space_is_refused(llama: PreTrainedModel) -> None:
+    values = beside(llama).config.to_dict()
+    with pytest.raises(ManticoreError, match="components 0 and 1 share weights, and no feature space"):
+        ManticoreConfig(**{**values, "feature_spaces": None})
