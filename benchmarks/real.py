@@ -57,8 +57,8 @@ BARS = {"bits_per_byte": 1.05, "points": 5}
 class Scale:
     """How much is read and scored."""
 
-    fit_tokens: int = 65_536
-    swap_examples: int = 8
+    fit_tokens: int = 32_768
+    swap_examples: int = 4
     distill_steps: int = 80
     distill_batch: int = 2
     texts: int = 12
@@ -129,7 +129,7 @@ class Bench:
         """The hybrid that was searched and the one that was distilled."""
         scale, parent = self.scale, self.parent()
         self.corpus()
-        fit = ["--text", str(self.place / "fit.jsonl"), "--tokens", str(scale.fit_tokens)]
+        fit = ["--text", str(self.place / "fit.jsonl"), "--tokens", str(scale.fit_tokens), "--batch-size", "1"]
         if mixer != "sliding-attention":
             # which starts as what it shall be
             twin = self.made(f"twin-{mixer}", "twin", str(parent), "--mixer", mixer, *fit)
@@ -143,7 +143,7 @@ class Bench:
             "--validation-examples", str(scale.swap_examples), "--batch-size", "4",
         )  # fmt: skip
         distilled = self.made(
-            f"distilled-{mixer}", "distill", str(searched), "--teacher", str(parent), *self.task(512),
+            f"distilled-{mixer}", "distill", str(searched), str(parent), *self.task(512),
             "--phases", "logits", "--trainable", "mixers", "--lr", "3e-4", "--steps", str(scale.distill_steps),
             "--batch-size", str(scale.distill_batch),
         )  # fmt: skip
@@ -190,10 +190,10 @@ class Bench:
             path = json.loads((searched / "search.json").read_text())["path"]
             layers = [index for index, component in enumerate(path) if component]
             self.found["chosen"][mixer] = layers
+            self.scores(f"{mixer}, chosen and distilled", partial(load_model, str(distilled)))
             self.scores(f"{mixer}, chosen", partial(load_model, str(searched)), writes=False)
             for how, others in placements(len(layers)).items():
                 self.scores(f"{mixer}, {how}", partial(self._placed, mixer, others), writes=False)
-            self.scores(f"{mixer}, chosen and distilled", partial(load_model, str(distilled)))
         self.keep()
         show(self.found)
 

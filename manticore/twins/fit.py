@@ -29,7 +29,8 @@ from manticore.training.calibration import Packs, calibration_packs
 from manticore.training.descent import Clock, Progress, drawn
 from manticore.twin_settings import Twin
 from manticore.twins.attention_maps import find_attention, hidden_of
-from manticore.twins.mixers import PADDING, TwinMixer
+from manticore.twins.closed_form import TOKENS, OutputFit
+from manticore.twins.mixers import PADDING, SlidingAttention, TwinMixer
 from manticore.twins.modeling import HandsOn, TwinForCausalLM
 from manticore.twins.stopped_fit import StoppedFit
 
@@ -41,7 +42,7 @@ class TwinFit:
     """What :func:`fit_twin` did. Errors are on held-out text, relative: 0 is the parent's attention, 1 is silence."""
 
     before: Errors
-    """Per layer, of the mixers as they started."""
+    """Per layer, of the mixers with the parent's maps, before the closed form."""
     after: Errors
     tokens: int
     """Tokens of the text that the mixers were fitted on."""
@@ -112,7 +113,11 @@ def fit_twin(
                 else StoppedFit(Path(checkpoint), key, [fitted.input_ids, table.weight.detach()])
             )
             found = None if stopped is None else stopped.load(mixers, optimizer)
-            begun, before = found or (0, _errors(parent, layers, heldout, batch_size, clock))
+            if found is None:
+                before = _errors(parent, layers, heldout, batch_size, clock)
+                _start(parent, layers, fitted, heldout, before, batch_size)
+                found = 0, before
+            begun, before = found
             clock.step = per_pass + begun
             for step, batch in enumerate(drawn(fitted, steps, batch_size, seed, "twin")):
                 if step < begun:
@@ -139,6 +144,8 @@ class _Layer:
 
     def __init__(self, mixer: TwinMixer) -> None:
         self.mixer, self.learns = mixer, False
+        self.output: OutputFit | None = None
+        """Of the closed form, while it is fitted."""
         self.distance = self.length = 0.0
 
     def __call__(self, _attention: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -152,6 +159,8 @@ class _Layer:
             length = (wanted if real is None else wanted * real).square().sum()
             if self.learns:
                 (distance / length).backward()
+        if self.output is not None:
+            self.output.add(wanted, real)
         self.distance += float(distance)
         self.length += float(length)
 
@@ -189,6 +198,30 @@ def _run(parent: PreTrainedModel, layers: dict[int, _Layer], batch: Packs, *, le
     # the body alone: nobody reads logits
     body: Any = parent.base_model
     body(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+
+
+def _start(
+    parent: PreTrainedModel, layers: dict[int, _Layer], packs: Packs, heldout: Packs, before: Errors, batch_size: int
+) -> None:
+    """Output maps in closed form; a mixer that begins as what it shall be, attention in a window, needs none."""
+    fits = {k: OutputFit(layer.mixer) for k, layer in layers.items() if not isinstance(layer.mixer, SlidingAttention)}
+    if not fits:
+        return
+    for k, fit in fits.items():
+        layers[k].output = fit
+    read = 0
+    for batch in packs.batches(batch_size, parent.device):
+        _run(parent, layers, batch, learns=False)
+        read += batch.input_ids.numel()
+        if read >= TOKENS:
+            break
+    for k, fit in fits.items():
+        fit.set()
+        layers[k].output = None
+        layers[k].taken()
+    for k, error in _errors(parent, layers, heldout, batch_size, Clock(None, 1)).items():
+        if k in fits and not error < before[k]:
+            fits[k].withdraw()
 
 
 def _step(parent: PreTrainedModel, layers: dict[int, _Layer], batch: Packs, optimizer: torch.optim.Optimizer) -> float:
