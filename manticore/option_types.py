@@ -212,6 +212,14 @@ Budgets = Annotated[
     AfterValidator(_budgets),
     Wanted("shares of the fine-tuning budget, or FLOPs, one to 64", "for instance 0, 0.25 and 1"),
 ]
+LONGEST_PROMPT, MOST_LENGTHS = 2**20, 12
+"""Tokens after which a model can be asked to write, and after how many different lengths at once."""
+PromptLengths = Annotated[
+    list[Annotated[int, Field(ge=2, le=LONGEST_PROMPT)]],
+    Field(min_length=1, max_length=MOST_LENGTHS),
+    AfterValidator(lambda lengths: sorted(_distinct(lengths))),
+    Wanted(f"one to {MOST_LENGTHS} whole numbers from 2 to {LONGEST_PROMPT:,}", "for instance 128 and 512"),
+]
 Ensembles = Annotated[
     list[Output] | bool,
     BeforeValidator(_ensembles),

@@ -36,6 +36,7 @@ from manticore.option_types import (
     Pair,
     Positive,
     Projector,
+    PromptLengths,
     Rates,
     Sampling,
     Schedule,
@@ -482,6 +483,18 @@ class Comparing(Settings):
     true: those that need no training, probabilities and bayes on text, else logits; false: none."""
     workers: Depth = 1
     """On a CPU, runs made at the same time, each in a process with one thread."""
+    generate: bool = False
+    """Score what every model writes too, before any training and after the largest budget of fine-tuning: exact match,
+    recall by length, speed. No part of the verdict."""
+    lengths: PromptLengths | None = None
+    """With generate: tokens of prompts for recall and speed; left out, 128 to 4,096, doubled, as far as a model has
+    positions."""
+
+    @model_validator(mode="after")
+    def _lengths_are_written_after(self) -> Self:
+        if self.lengths is not None and not self.generate:
+            raise wrong("only with generate, since they are of what a model writes. Fix: generate: true", at="lengths")
+        return self
 
 
 class Compare(Training, Comparing):
@@ -495,7 +508,7 @@ class Compare(Training, Comparing):
     """Score only so many examples of the test split, and of the validation split; left out, all."""
 
     # a run of a comparison says in its name how long it is, which model and which seed it has
-    unkeyed = frozenset({"budget_flops", "budgets", "larger", "seeds", "ensemble", "workers"})
+    unkeyed = frozenset({"budget_flops", "budgets", "larger", "seeds", "ensemble", "workers", "generate", "lengths"})
 
 
 class Evaluate(Settings):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,14 +11,12 @@ from manticore.cli.parameters import Model, Seed, Task, TaskOptions
 from manticore.cli.task_options import checked_task
 from manticore.cli.terminal import done, quiet_libraries, say, say_metrics, say_quantization, say_text
 from manticore.errors import ManticoreError
+from manticore.option_types import LONGEST_PROMPT
 from manticore.paths import expanded
 from manticore.writing import refuse_existing, write_json
 
 if TYPE_CHECKING:
     from manticore.tasks.task import Task as LoadedTask
-
-_LONGEST = 1 << 20
-"""Tokens of a prompt."""
 
 
 def evaluate(
@@ -66,7 +63,7 @@ def evaluate(
     if (kind := quantization_of(loaded)) is not None:
         record["dequantized_from"] = kind
     if generate:
-        record["generated"] = _say_generated(loaded, problem, tokenizer, split, max_examples, prompts, task, chosen)
+        record["generated"] = _say_generated(loaded, problem, tokenizer, split, max_examples, prompts)
     again = finetune_command(model, Path(model).name, task_words(task, chosen))
     if out is None:
         say(f"next: {again}")
@@ -86,9 +83,9 @@ def _lengths(given: str | None, generate: bool) -> list[int] | None:
         lengths = [int(part) for part in given.split(",")]
     except ValueError:
         lengths = []
-    if not lengths or not all(1 < length <= _LONGEST for length in lengths):
+    if not lengths or not all(1 < length <= LONGEST_PROMPT for length in lengths):
         raise ManticoreError(
-            f"--lengths: wrong value (got {given!r}, expected whole numbers from 2 to {_LONGEST:,}). Fix: 128,512"
+            f"--lengths: wrong value (got {given!r}, expected whole numbers from 2 to {LONGEST_PROMPT:,}). Fix: 128,512"
         )
     return sorted(set(lengths))
 
@@ -100,15 +97,10 @@ def _say_generated(
     split: str,
     max_examples: int | None,
     lengths: list[int] | None,
-    task: str,
-    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     from manticore.experiments.generating import EXAMPLES, LENGTHS, generated
     from manticore.quantities import memory
-    from manticore.schema.options import options_of
-    from manticore.tasks.task import load_task
 
-    by_length = "seq_len" in (options_of("task", task) or {})
     found = generated(
         model,
         problem,
@@ -116,7 +108,6 @@ def _say_generated(
         split=split,
         examples=min(max_examples or EXAMPLES, EXAMPLES),
         lengths=lengths or LENGTHS,
-        longer=(lambda length: load_task(task, **{**options, "seq_len": length})) if by_length else None,
         say=say,
     )
     say(f"exact match {found.exact_match:.3f} of {found.examples} answers, written greedily")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from manticore.components.checkpoint_folder import dequantized
 from manticore.errors import ManticoreError
 from manticore.experiments.budgets import Budget, budgets_of
 from manticore.experiments.comparison_runs import ComparisonRuns
+from manticore.experiments.comparison_writing import WritingRow, Writings
+from manticore.experiments.generating import LENGTHS
 from manticore.experiments.intervals import mean_interval
 from manticore.experiments.models import (
     Source,
@@ -101,6 +103,8 @@ class Comparison:
     """The models that are not hybrids and were given as models or folders, as they were; on text also ensembles."""
     notes: list[str]
     """Sentences that the table cannot be read without."""
+    writing: list[WritingRow]
+    """What the models write by themselves, where that was asked for."""
 
     @property
     def main_budget(self) -> int:
@@ -187,6 +191,7 @@ def compare(
         log = RunLog(folder / RUNS, settings.key(task=task.name), inputs, resume=resume, stage="compare")
     processes = useful_workers(settings.workers, cpu=cpu)
     runs = ComparisonRuns(sources, task, tasks, settings, folder, log, processes, cpu)
+    writings = Writings(runs, settings.lengths or LENGTHS, tokenizer) if settings.generate else None
     if settings.budget_flops is None:
         budget_flops = DEFAULT_STEPS * max(runs.step_flops(name) for name in sources if name not in larger)
     else:
@@ -198,16 +203,27 @@ def compare(
         for name in sources
     ]
     runs.trainings = list(dict.fromkeys((name, budget.flops - cost) for name, _, budget, cost in shares))
-    with _watched(progress, runs.total) as runs.report:
+    downloaded = [*parents, *larger, *(added if reads_text(task) else ())]
+    writing: list[WritingRow] = []
+    with ExitStack() as stack:
+        to_write = [] if writings is None else writings.wanted(downloaded, budgets, stack)
+        runs.report = stack.enter_context(_watched(progress, runs.total + len(to_write)))
         runs.make()
         rows = [_row(runs, *share) for share in shares]
-    untrained = [
-        UntrainedRow(name, **runs.untrained(name)) for name in (*parents, *larger, *(added if reads_text(task) else ()))
-    ]
+        untrained = [UntrainedRow(name, **runs.untrained(name)) for name in downloaded]
+        if writings is not None:
+            writing = list(writings.rows(to_write))
     notes += [pretrained_with(name, source, parents) for name, source in larger.items()]
     notes += [dequantized(name, kind) for name, each in (parents | larger).items() if (kind := quantization(each))]
     return Comparison(
-        task.name, task.primary_metric, task.higher_is_better, budgets, rows, untrained, list(filter(None, notes))
+        task.name,
+        task.primary_metric,
+        task.higher_is_better,
+        budgets,
+        rows,
+        untrained,
+        list(filter(None, notes)),
+        writing,
     )
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from manticore.cache import content_key
-from manticore.errors import NotFiniteError
+from manticore.errors import ManticoreError, NotFiniteError
+from manticore.experiments.kept_weights import KeptWeights
 from manticore.experiments.models import Source, build
 from manticore.experiments.side_by_side import side_by_side
 from manticore.kernels.mamba import use_selective_scan
@@ -29,6 +30,8 @@ from manticore.training.trainable import set_trainable
 from manticore.training.trainer import default_warmup
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from manticore.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -81,6 +84,8 @@ class ComparisonRuns:
     cpu: bool = False
     trainings: Sequence[tuple[str, int]] = ()
     """All (model, training FLOPs) that there will be."""
+    weights: KeptWeights | None = None
+    """Where the weights of first seeds at some budgets stay until something more is done with these models."""
     report: Callable[[str], None] = field(default=lambda run: None)
     """Called once with the name of each run: before it starts; with several workers, when it has ended."""
     _reported: set[Run] = field(default_factory=set)
@@ -225,7 +230,7 @@ class ComparisonRuns:
 
     def _score(self, run: Run, folder: Path | None, warmup: int | None) -> dict[str, Any]:
         """What comes of a run, which goes on from the checkpoints in its folder."""
-        model, task = build(self.sources[run.name], run.seed), self._task(run.name)
+        model, task = build(self.sources[run.name], run.seed), self.task_of(run.name)
         validation: float | None = None
         try:
             if run.train_flops:
@@ -238,6 +243,8 @@ class ComparisonRuns:
                 )
                 result = finetune(model, task, tuning, seed=run.seed, out=folder, resume=True, cpu=self.cpu)
                 model, trained = result.model, result.to_dict()
+                if self.weights is not None and run.seed == self.seeds[0]:
+                    self.weights.keep(run, model)
                 if len(self.learning_rates) > 1:
                     scores = evaluate(model, task, split="validation", max_examples=self.settings.test_examples)
                     validation = scores[task.primary_metric]
@@ -274,12 +281,35 @@ class ComparisonRuns:
         if where is not None:
             shutil.rmtree(where, ignore_errors=True)
 
-    def _task(self, name: str) -> Task:
+    def chosen(self, name: str, train_flops: int) -> Run:
+        """The run of the first seed that a row is of."""
+        results, _ = self.of(name, train_flops)
+        return self._run(name, train_flops, results[self.seeds[0]]["lr"], self.seeds[0])
+
+    def model_of(self, run: Run) -> PreTrainedModel:
+        """The model as a run has left it; trained again where its weights are not here any more."""
+        model = fit_to_task(build(self.sources[run.name], run.seed), self.task_of(run.name), run.seed)
+        if not run.train_flops:
+            return model
+        assert self.weights is not None
+        weights = self.weights.read(run)
+        if weights is None:
+            logger.warning("compare: %s is trained again, since its weights were not kept", run)
+            self._score(run, None, self._warmup(run, self.log))
+            weights = self.weights.read(run)
+        if weights is None:
+            raise ManticoreError(f"compare: {run} left no weights when it was trained again. Fix: choose another out")
+        # in their own type, which training may have changed
+        model.load_state_dict(weights, assign=True)
+        return model
+
+    def task_of(self, name: str) -> Task:
+        """The task as a model reads it."""
         return self.tasks.get(name, self.task)
 
     def untrained(self, name: str) -> dict[str, Any]:
         """The ``metrics`` of a model as it was given; or why they are ``left_out``: training gives it a new head."""
-        key, task = f"{name} · as downloaded", self._task(name)
+        key, task = f"{name} · as downloaded", self.task_of(name)
         found = self.log.get(key)
         if found is not None:
             return found
@@ -302,7 +332,7 @@ class ComparisonRuns:
     def step_flops(self, name: str) -> int:
         """What one training step of a model costs."""
         model = build(self.sources[name], self.seeds[0])
-        task = self._task(name)
+        task = self.task_of(name)
         check_length(model, task, stage="compare")
         check_backbone(model, task, stage="compare")
         check_vocabulary(model, task, stage="compare")

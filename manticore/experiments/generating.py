@@ -97,7 +97,6 @@ def generated(
     examples: int = EXAMPLES,
     lengths: Sequence[int] = LENGTHS,
     hidden: int = NEEDLES,
-    longer: Callable[[int], Task] | None = None,
     say: Callable[[str], None] = lambda what: None,
 ) -> Generated:
     """Let a model write greedily, and score what it writes.
@@ -108,38 +107,56 @@ def generated(
         tokenizer: the model's, where the task is text.
         split: whose examples.
         examples: as many, at most.
-        lengths: of prompts for recall and speed; those beyond the model's positions are left out.
+        lengths: of prompts for recall and speed; those beyond the model's positions are left out. On text a key is
+            hidden in the split's own text; a task with a vocabulary of its own is made with examples of that length,
+            where it can be.
         hidden: texts with a key per length.
-        longer: the task with examples of a length, for a task with a vocabulary of its own; None: recall at the task's
-            own length alone. On text a key is hidden in the split's own text.
         say: is told what comes next.
 
     Raises:
         ManticoreError: the model writes nothing, or the task has no answers.
     """
     if not model.can_generate():
-        raise ManticoreError(f"evaluate: a {type(model).__name__} writes no text. Fix: leave out --generate")
+        raise ManticoreError(f"generate: a {type(model).__name__} writes no text. Fix: leave generate out")
     limit = positions(model)
     within = [length for length in lengths if limit is None or length + _DECODED <= limit]
     if len(within) < len(lengths):
         say(f"prompts beyond {limit:,} positions, less {_DECODED} to be written, are left out")
     with torch.no_grad(), kept_modes(model), fast_scan(model):
         model.eval()
-        found = list(islice(answers(task, split, tokenizer), examples))
-        if not found:
-            raise ManticoreError(f"evaluate: no example of {task.name}, {split}, has an answer. Fix: longer examples")
+        found = _answers(task, split, tokenizer, examples)
         say(f"exact match of {len(found)} answers")
         right = [written == answer.tokens for answer, written in zip(found, _write_all(model, found))]
         samples = [_sample(model, task, answer, tokenizer) for answer in _first(task, split, found, tokenizer)]
         recall: list[Recall] = []
         for length in within:
             say(f"recall at {length:,} tokens")
-            recall += _recall(model, task, split, tokenizer, length, hidden, longer)
+            recall += _recall(model, task, split, tokenizer, length, hidden)
         speed = []
         for length in within:
             say(f"speed at {length:,} tokens")
             speed.append(_speed(model, length))
     return Generated(statistics.fmean(right), len(found), samples, recall, speed)
+
+
+def check_generated(
+    task: Task, tokenizer: PreTrainedTokenizerBase | None, lengths: Sequence[int], *, split: str = "test"
+) -> None:
+    """Refuse a task and lengths, before anything is spent, that :func:`generated` would refuse.
+
+    Raises:
+        ManticoreError: the task has no answers, or the shortest length holds no hidden key.
+    """
+    _answers(task, split, tokenizer, 1)
+    if task.vocab_size is None and tokenizer is not None:
+        needles(tokenizer, [0], min(lengths), 1)
+
+
+def _answers(task: Task, split: str, tokenizer: PreTrainedTokenizerBase | None, most: int) -> list[Answer]:
+    found = list(islice(answers(task, split, tokenizer), most))
+    if not found:
+        raise ManticoreError(f"generate: no example of {task.name}, {split}, has an answer. Fix: longer examples")
+    return found
 
 
 def _write(model: Any, prompts: Tensor, count: int, streamer: BaseStreamer | None = None) -> Tensor:
@@ -208,7 +225,6 @@ def _recall(
     tokenizer: PreTrainedTokenizerBase | None,
     length: int,
     count: int,
-    longer: Callable[[int], Task] | None,
 ) -> Iterator[Recall]:
     if task.vocab_size is None and tokenizer is not None:
         filler = [token for row in task.data[split]["input_ids"][:NEEDLES] for token in row]
@@ -216,8 +232,8 @@ def _recall(
         found = _write_all(model, [Answer(needle.prompt, [0] * _DIGITS) for needle in hidden])
         right = [_says(str(tokenizer.decode(ids)), needle.key) for ids, needle in zip(found, hidden)]
         yield Recall(length, statistics.fmean(right), len(right))
-    elif longer is not None:
-        asked = list(islice(answers(longer(length), split), EXAMPLES))
+    elif task.at_length is not None:
+        asked = list(islice(answers(task.at_length(length), split), EXAMPLES))
         right = [ids == answer.tokens for ids, answer in zip(_write_all(model, asked), asked)]
         yield Recall(length, statistics.fmean(right), len(right))
 

@@ -103,7 +103,7 @@ def own_tasks(
     Raises:
         ManticoreError: tokenizers differ, and the task is there in one's tokens only, or its score is of tokens.
     """
-    carried = {"tokenizer=": tokenizer, **{name: _tokenizer(source) for name, source in sources.items()}}
+    carried = {"tokenizer=": tokenizer, **{name: tokenizer_of(source) for name, source in sources.items()}}
     first = next(((name, found) for name, found in carried.items() if found is not None), None)
     if isinstance(task, str):
         task = load_task(task, tokenizer=first[1] if first else None)
@@ -144,7 +144,8 @@ def _by_bytes(task: Task) -> bool:
     return _BY_BYTES in task.metric_state().compute()
 
 
-def _tokenizer(source: Source) -> PreTrainedTokenizerBase | None:
+def tokenizer_of(source: Source) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that a model carries; None of what a function makes."""
     if isinstance(source, PreTrainedModel):
         return own_tokenizer(source)
     return load_tokenizer(source) if isinstance(source, str | Path) else None

@@ -7,6 +7,7 @@ mark is a mean over seeds at a budget, an upright line its 95 % interval.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,9 @@ _WIDE = 8
 
 
 @dataclass(frozen=True)
-class _Style:
+class LineStyle:
+    """How a model's line is drawn."""
+
     colour: str
     dashes: Any = "-"
     mark: str = "o"
@@ -41,7 +44,7 @@ def budgets_figure(results: Results) -> Figure | None:
     compare, task = results.compare, results.task or TaskInfo()
     if compare is None or not compare.over_budgets:
         return None
-    styles = _styles(results, compare)
+    styles = line_styles(results, compare.models)
     names = [quantities.shorten(model_name(results, model), 34) for model in compare.models]
     columns = max(1, min(len(names), 4, 110 // (max(map(len, names)) + 7)))
     lines = math.ceil(len(names) / columns)
@@ -66,23 +69,24 @@ def budgets_figure(results: Results) -> Figure | None:
     return figure
 
 
-def _styles(results: Results, compare: CompareRecord) -> dict[str, _Style]:
-    names, own = results.component_names, iter(MARKS * len(compare.models))
-    parents = [model for model in compare.models if model in names]
+def line_styles(results: Results, models: Sequence[str]) -> dict[str, LineStyle]:
+    """Name of a model → its line, the same in every figure that is drawn of the same models."""
+    names, own = results.component_names, iter(MARKS * len(models))
+    parents = [model for model in models if model in names]
     used = {names.index(model) % len(COMPONENTS) for model in parents}
-    free = iter([SOFT, *(c for k, c in enumerate(COMPONENTS) if k not in used)] * len(compare.models))
+    free = iter([SOFT, *(c for k, c in enumerate(COMPONENTS) if k not in used)] * len(models))
     found = {}
-    for model in compare.models:
+    for model in dict.fromkeys(models):
         if model == HYBRID:
-            found[model] = _Style(INK, width=2.2)
+            found[model] = LineStyle(INK, width=2.2)
         elif model in names:
-            found[model] = _Style(component_colour(names.index(model)), component_dashes(names.index(model) + 1))
+            found[model] = LineStyle(component_colour(names.index(model)), component_dashes(names.index(model) + 1))
         else:
-            found[model] = _Style(next(free), mark=next(own))
+            found[model] = LineStyle(next(free), mark=next(own))
     return found
 
 
-def _line(ax: Axes, compare: CompareRecord, model: str, kind: list[int], style: _Style, name: str) -> None:
+def _line(ax: Axes, compare: CompareRecord, model: str, kind: list[int], style: LineStyle, name: str) -> None:
     rows = [(compare.budgets[b].flops or 0.0, score_row(compare, model, b)) for b in kind]
     points = [(x, row) for x, row in rows if row is not None and row.mean is not None]
     ax.plot(

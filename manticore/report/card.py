@@ -16,7 +16,7 @@ from markupsafe import Markup
 from manticore import quantities
 from manticore.errors import ManticoreError
 from manticore.experiments.rows import HYBRID
-from manticore.report import candidates, cells, spending
+from manticore.report import candidates, cells, spending, writing
 from manticore.report.block_picture import block_picture
 from manticore.report.cautions import warnings
 from manticore.report.licences import strictest
@@ -167,6 +167,9 @@ def _body(results: Results, licence_note: str, folder: Path, has_picture: bool) 
         before=compare is not None and cells.has_downloaded(compare),
         spent=cells.equal_compute(results),
         notes=cells.notes(results),
+        written=writing.short_table(results),
+        written_notes=writing.notes(results),
+        written_said=writing.said(results),
         rows=[
             _model_row(results, compare, model, [score_row(compare, model, b) for b in range(len(budgets))])
             for model in (compare.models if compare else ())

@@ -32,6 +32,7 @@ from manticore.report.palette import (
 from manticore.report.results import Results
 from manticore.report.svg import house_style, to_svg
 from manticore.report.text_picture import text_figure
+from manticore.report.writing_curves import writing_figure
 from manticore.stages.align import Translation
 from manticore.stages.combine import TaskInfo
 from manticore.stages.compare import Row
@@ -370,6 +371,11 @@ _FIGURES: dict[str, tuple[str, str, Callable[[Results], Figure | None]]] = {
         "Scores at one budget",
         "Discs are means over seeds, rings single seeds, lines 95 % intervals.",
         comparison_figure,
+    ),
+    "writing": (
+        "Recall and speed by length",
+        "By tokens of the prompt; faint lines with rings are models before their training.",
+        writing_figure,
     ),
     "candidates": (
         "Learning curves of the candidates",

@@ -12,7 +12,7 @@ from manticore import quantities
 from manticore.experiments.rows import HYBRID
 from manticore.file_names import ENVIRONMENT, LINEAGE
 from manticore.paths import refuse_links_out
-from manticore.report import candidates, cells, shared_scores, spending
+from manticore.report import candidates, cells, shared_scores, spending, writing
 from manticore.report.block_picture import hand_overs, layer_words
 from manticore.report.cautions import warnings
 from manticore.report.figures import FIGURE_NAMES, draw_figures
@@ -111,6 +111,7 @@ def _render(results: Results, folder: Path, drawings: Mapping[str, Drawing]) -> 
         task=results.task or TaskInfo(),
         parent=alone(results),
         compare=_compare_table(results),
+        writing=writing.section(results),
         search=_search_section(results),
         shared=_shared_section(results),
         distilled=_distilled(results),

@@ -6,13 +6,14 @@ Every part is optional: a run may have stopped before it. K components, N blocks
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from manticore.errors import ManticoreError
 from manticore.file_names import RESULTS, SCHEMA_VERSION
+from manticore.option_types import LONGEST_PROMPT, MOST_LENGTHS
 from manticore.report.typed_reading import TypedReader
 from manticore.stages.align import AlignRecord
 from manticore.stages.combine import CombineRecord, ComponentRecord, TaskInfo
@@ -185,3 +186,24 @@ def _check_shapes(results: Results, reader: TypedReader) -> None:
     known = range(max(1, len(compare.budgets)))
     for scored in compare.rows:
         expect(scored.budget in known, "compare.rows.budget", f"an index below {len(known)}", scored.budget)
+    for at, value, expected, fits in _of_writing(compare, len(known)):
+        expect(fits, f"compare.writing.{at}", expected, value)
+
+
+def _of_writing(compare: CompareRecord, budgets: int) -> Iterator[tuple[str, object, str, bool]]:
+    """Place, value, what is expected, and whether it is that, of what the models of a comparison write."""
+    for each in compare.writing:
+        found = each.generated
+        yield "budget", each.budget, f"an index below {budgets}", each.budget is None or each.budget in range(budgets)
+        shares = [("exact_match", found.exact_match), *(("recall.share", one.share) for one in found.recall)]
+        for at, share in shares:
+            yield f"generated.{at}", share, "a share from 0 to 1", share is None or 0 <= share <= 1
+        lengths = {"recall.length": [one.length for one in found.recall]}
+        lengths["speed.context"] = [one.context for one in found.speed]
+        for at, tokens in lengths.items():
+            fits = len(tokens) <= MOST_LENGTHS and all(1 <= each <= LONGEST_PROMPT for each in tokens)
+            yield f"generated.{at}", tokens, f"up to {MOST_LENGTHS}, each from 1 to {LONGEST_PROMPT:,}", fits
+        for one in found.speed:
+            for name in ("first_token_ms", "tokens_per_second", "cache_bytes"):
+                value = getattr(one, name)
+                yield f"generated.speed.{name}", value, "0 or more", value is None or value >= 0

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from manticore import quantities
 from manticore.experiments.rows import HYBRID
-from manticore.report import candidates, cells, shared_scores, spending
+from manticore.report import candidates, cells, shared_scores, spending, writing
 from manticore.report.cautions import warnings
 from manticore.report.matches import Standing, score_row
 from manticore.report.naming import budget_name, model_name, path_words
@@ -69,7 +69,21 @@ def render_comparison(results: Results | Mapping[str, Any]) -> Group:
             quantities.memory(first.state_bytes),
             style=_style(model),
         )
-    return Group(*scores, *map(Text, cells.notes(results)), costs)
+    return Group(*scores, *map(Text, cells.notes(results)), costs, *_written(results))
+
+
+def _written(results: Results) -> list[RenderableType]:
+    """What the models write, in short; nothing where that was not asked for."""
+    headings, rows = writing.short_table(results)
+    said = [Text(note) for note in writing.notes(results)]
+    if not rows:
+        return [*said]
+    table = Table(title=Text(writing.TITLE.lower()))
+    for title in headings:
+        table.add_column(Text(title), justify="left" if title == headings[0] else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return [table, *said]
 
 
 def _scores(results: Results, compare: CompareRecord, title: str, budgets: Sequence[int], *, before: bool) -> Table:

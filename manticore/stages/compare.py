@@ -20,6 +20,7 @@ from manticore.stages.commands import finetune_command
 from manticore.stages.records import Record
 from manticore.stages.run import Run
 from manticore.stages.stage import Stage, StagePlan
+from manticore.stages.written import Writing
 
 MISMATCH_LIMIT = 0.05
 """Training FLOPs of a seed may differ from the budget by this share."""
@@ -120,6 +121,8 @@ class CompareRecord(Record):
     untrained: tuple[Untrained, ...] = ()
     notes: tuple[str, ...] = ()
     """Sentences that the table cannot be read without."""
+    writing: tuple[Writing, ...] = ()
+    """What the models write by themselves."""
     seconds: float | None = None
 
     def row(self, model: str, budget: int) -> Row | None:
@@ -159,7 +162,8 @@ class Compare(Stage):
     def plan_line(self, recipe: Recipe) -> str:
         section = self.settings(recipe)
         several = f", {len(section.budgets)} budgets" if section.budgets and len(section.budgets) > 1 else ""
-        return f"parents and hybrids at equal compute, seeds {', '.join(map(str, section.seeds))}{several}"
+        written = ", and what they write" if section.generate else ""
+        return f"parents and hybrids at equal compute, seeds {', '.join(map(str, section.seeds))}{several}{written}"
 
     def cost(self, costing: Costing) -> Iterator[StagePlan]:
         section, tuning = self.settings(costing.recipe), costing.recipe.finetune
@@ -196,10 +200,15 @@ class Compare(Stage):
         for name in without:
             way = "compare=null" if name == subject else "compare.larger=null"
             costing.problems.append(f"compare: {name} does not fit: {way}, or other settings of finetune")
+        what = _amount(plain + own, rates, seeds, len(section.budgets or [1]), tuning.schedule)
+        if section.generate and not costing.task.writes:
+            costing.problems.append(f"compare.generate: {costing.task.name} writes nothing: leave generate out")
+        elif section.generate:
+            what += ", what they write is not counted"
         trained = [case.held.trained for name, case in costing.tuned.items() if soft or name != "supernet"]
         trained += [case.held.trained for case in entrants.values()]
         yield StagePlan(
-            self.name, _amount(plain + own, rates, seeds, len(section.budgets or [1]), tuning.schedule),
+            self.name, what,
             max(trained), max(case.flops * case.accumulation for case in entrants.values()), None,
             trainings, max(fit.smaller for fit in found.values()), verdict,
         )  # fmt: skip
@@ -250,7 +259,9 @@ class Compare(Stage):
         table = comparison.to_dict()
         if HYBRID in models and run.recipe.distill is not None and len(section.seeds) > 1:
             table["notes"] = [*table["notes"], _ONE_DISTILLED]
-        kept = CompareRecord.written(**{name: table[name] for name in ("budgets", "rows", "untrained", "notes")})
+        kept = CompareRecord.written(
+            **{name: table[name] for name in ("budgets", "rows", "untrained", "notes", "writing")}
+        )
         return Outcome({"compare": kept}, f"{metric}: {scores}")
 
     def next_command(self, best: str, source: str, task: str) -> str:

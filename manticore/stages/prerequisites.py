@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from os.path import expanduser
 from pathlib import Path as FilePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from manticore.components.checkpoint_folder import (
     LAYERS,
@@ -35,6 +35,9 @@ from manticore.schema.consistency import Finding, uneven
 from manticore.schema.options import mixtures, options_of, reads_tokenizer
 from manticore.schema.problems import Path
 from manticore.tasks.text_sources import find_text
+
+if TYPE_CHECKING:
+    from manticore.tasks.shape import TaskShape
 
 _HEAD_WIDTH = 32
 _LEAST_POSITIONS = 1024
@@ -78,11 +81,18 @@ def missing_prerequisites(sections: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _of_tokens(sections: Mapping[str, Any]) -> Iterator[Finding]:
-    """What is for predictions of tokens, with a task that has classes."""
+    """What is for predictions of tokens, with a task that has classes or is made for auto-encoders."""
     combine, distills = sections.get("combine"), sections.get("distill") is not None
     mixes = combine is not None and combine.output != "logits"
     # telling a task's shape may import torch, which a recipe without either does not need
-    if not (distills or mixes) or not _has_classes(sections["task"]):
+    writes = sections.get("compare") is not None and sections["compare"].generate
+    if not (distills or mixes or writes) or (shape := _shape_of(sections["task"])) is None:
+        return
+    if writes and not shape.writes:
+        what = "has classes" if shape.classes else "is made for auto-encoders"
+        text = f"task {sections['task'].name!r} {what}, so that nothing is written. Fix: leave it out"
+        yield ("compare", "generate"), text
+    if not shape.classes:
         return
     classes = f"task {sections['task'].name!r} has classes, and"
     if distills:
@@ -91,14 +101,14 @@ def _of_tokens(sections: Mapping[str, Any]) -> Iterator[Finding]:
         yield ("combine", "output"), f"{classes} output {combine.output!r} mixes predictions of tokens. Fix: logits"
 
 
-def _has_classes(task: Any) -> bool:
+def _shape_of(task: Any) -> TaskShape | None:
     from manticore.tasks.shape import task_shape
 
     try:
-        return task_shape(task).classes
+        return task_shape(task)
     except ManticoreError:
         # not to be told beforehand
-        return False
+        return None
 
 
 def _searched(section: str, source: str | None) -> Iterator[Finding]:

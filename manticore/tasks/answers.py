@@ -57,14 +57,14 @@ def answers(task: Task, split: str, tokenizer: PreTrainedTokenizerBase | None = 
     """
     if task.num_classes is not None or task.backbone != "causal":
         what = "has classes" if task.num_classes is not None else "is made for auto-encoders"
-        raise ManticoreError(f"evaluate: {task.name} {what}, so that nothing is written. Fix: leave out --generate")
+        raise ManticoreError(f"generate: {task.name} {what}, so that nothing is written. Fix: leave generate out")
     rows = task.data[split].with_format("torch")
     if task.vocab_size is not None:
         for row in rows:
             yield from _last_run(row["input_ids"], row["targets"])
         return
     if tokenizer is None:
-        raise ManticoreError(f"evaluate: {task.name} is text, and there is no tokenizer. Fix: give a model with one")
+        raise ManticoreError(f"generate: {task.name} is text, and there is no tokenizer. Fix: give a model with one")
     ends = torch.tensor(["\n" in str(tokenizer.decode([token])) for token in range(len(tokenizer))])
     for row in rows:
         yield from line_ending(row["input_ids"], ends)
@@ -136,8 +136,8 @@ def needles(
         room = length - len(begin) - len(hidden) - len(asked)
         if room < 0:
             raise ManticoreError(
-                f"evaluate: {length} tokens do not hold a hidden key and its question "
-                f"({length - room} tokens). Fix: longer --lengths"
+                f"generate: {length} tokens do not hold a hidden key and its question "
+                f"({length - room} tokens). Fix: longer lengths"
             )
         around = list(islice(cycle(filler), start := drawn.randrange(len(filler)), start + room))
         depth = round((index + 0.5) / count * room)

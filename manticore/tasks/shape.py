@@ -32,6 +32,13 @@ class TaskShape:
     """None where that depends on the text."""
     classes: bool = False
     """Whether an example belongs to a class, and no position has a target of its own."""
+    autoencoder: bool = False
+    """Whether it is made for models that read a whole sequence before they predict any of it."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is something that a model could write."""
+        return not self.classes and not self.autoencoder
 
 
 def task_shape(choice: TaskChoice) -> TaskShape:

@@ -12,12 +12,15 @@ import numpy as np
 from manticore import registry
 from manticore.errors import ManticoreError
 from manticore.making import make
+from manticore.schema.options import options_of
 from manticore.tasks.metrics import MetricState
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
     from transformers import PreTrainedTokenizerBase
 
+_LENGTH = "seq_len"
+"""The option that says how long the examples of a synthetic task are."""
 Backbone = Literal["causal", "autoencoder"]
 """How a model reads: position t sees the tokens up to t, or one vector must carry the whole sequence."""
 
@@ -63,6 +66,8 @@ class Task:
     for each target, which ``metric_state`` is given too."""
     read_with: Callable[[PreTrainedTokenizerBase], Task] | None = None
     """The same text in the tokens of another tokenizer; None where no tokenizer is needed, or that cannot be done."""
+    at_length: Callable[[int], Task] | None = None
+    """The same task with another ``seq_len``; None where it has no such option."""
 
     def __post_init__(self) -> None:
         classes = self.num_classes
@@ -97,6 +102,9 @@ def load_task(name: str, *, tokenizer: PreTrainedTokenizerBase | None = None, se
         ManticoreError: no such task, an option it does not have, or a value it cannot take.
     """
     task: Task = make("task", name, options=options, given={"tokenizer": tokenizer, "seed": seed})
+    if _LENGTH in (options_of("task", name) or {}):
+        given = {"tokenizer": tokenizer, "seed": seed, **options}
+        task = replace(task, at_length=lambda length: load_task(name, **{**given, _LENGTH: length}))
     if "tokenizer" not in inspect.signature(registry.resolve("task", name)).parameters:
         return task
     return replace(task, read_with=lambda other: load_task(name, tokenizer=other, seed=seed, **options))

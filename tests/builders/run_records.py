@@ -153,6 +153,32 @@ def build_record(num_components: int = 2, num_blocks: int = 2, steps: int = 60) 
     }
 
 
+def written(record: dict[str, Any], *lengths: int) -> dict[str, Any]:
+    """The record with what its models write, before any training and at its first budget; ``lengths`` of prompts."""
+    rows = []
+    for model in dict.fromkeys(row["model"] for row in record["compare"]["rows"]):
+        for budget in (None, 0):
+            gain = 0.25 if budget is None else 0.75
+            generated = {
+                "exact_match": gain,
+                "examples": 64,
+                "samples": [{"prompt": "def sum(a,\n", "expected": " b)", "written": f" {model} writes\n\n{budget}"}],
+                "recall": [{"length": n, "share": gain / (1 + k), "examples": 8} for k, n in enumerate(lengths)],
+                "speed": [
+                    {
+                        "context": n,
+                        "first_token_ms": 0.02 * n,
+                        "tokens_per_second": 321.4 - n / 64,
+                        "cache_bytes": 1024 * n,
+                    }
+                    for n in lengths
+                ],
+            }
+            rows.append({"model": model, "budget": budget, "seed": 0, "generated": generated, "left_out": ""})
+    record["compare"]["writing"] = rows
+    return record
+
+
 def write_record(folder: Path, record: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(record), encoding="utf-8")

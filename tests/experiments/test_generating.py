@@ -56,14 +56,14 @@ def test_exact_match_is_that_of_greedy_decoding_without_a_cache(name):
     options = {"num_tokens_to_copy": 2} if name == "selective-copying" else {}
     task = load_task(f"mad/{name}", seq_len=24, **{**FEW, **options})
     wanted = [answer.tokens for answer in answers(task, "test")]
-    found = generated(model, task, lengths=[16, 32, 512], longer=recall_task)
+    found = generated(model, task, lengths=[16, 32, 512])
     right = [written == tokens for written, tokens in zip(greedy(model, task), wanted, strict=True)]
     assert (found.exact_match, found.examples) == (sum(right) / 24, 24)
     assert [sample.written for sample in found.samples] == [" ".join(map(str, ids)) for ids in greedy(model, task)[:3]]
     assert generated(model, told(task, greedy(model, task)), lengths=[]).exact_match == 1
     # 512 lies beyond the model's 64 positions
     assert [each.length for each in found.recall] == [16, 32]
-    longer = recall_task(32)
+    longer = load_task(f"mad/{name}", seq_len=32, **{**FEW, **options})
     hits = [w == a.tokens for w, a in zip(greedy(model, longer), answers(longer, "test"), strict=True)]
     assert found.recall[1].share == sum(hits) / 24
     cost = cache_cost(model, 32)

@@ -188,6 +188,22 @@ def test_a_comparison_is_priced_at_the_micro_batches_that_it_makes():
     assert prices[1].bytes == cut.fits["compare"][0].data_parallel < prices[0].bytes
 
 
+@pytest.mark.parametrize(
+    ("task", "refused"),
+    [
+        ("mad/in-context-recall", []),
+        ("mad/compression", ["compare.generate: mad/compression writes nothing: leave generate out"]),
+    ],
+)
+def test_what_models_write_is_told_and_not_counted(task, refused):
+    kept = {"search": None, "align": None, "discretize": {"path": [0, 1]}, "task": {"name": task, "options": {}}}
+    plain, found = (plan(recipe(compare={"generate": on}, **kept), device_memory=1e12) for on in (False, True))
+    before, stage = (next(each for each in one.stages if each.name == "compare") for one in (plain, found))
+    assert stage.flops == before.flops
+    assert stage.what == before.what + ("" if refused else ", what they write is not counted")
+    assert [problem for problem in found.problems if "generate" in problem] == refused
+
+
 def test_a_comparison_over_budgets_is_priced_by_the_run_that_passes_them_all():
     kept = {"search": None, "align": None, "discretize": {"path": [0, 1]}}
     tuning, options = {"steps": 8, "batch_size": BATCH}, {"seeds": [0, 1], "ensemble": False}

@@ -7,7 +7,7 @@ import re
 
 import pytest
 from html_pages import Page, assert_loads_nothing
-from run_records import HOSTILE_NAMES, build_record, write_record
+from run_records import HOSTILE_NAMES, build_record, write_record, written
 from search_records import race_won_by_a_hybrid
 
 from manticore.errors import ManticoreError
@@ -23,13 +23,14 @@ def _page(folder) -> Page:
 def test_writes_the_page_and_its_figures(run_folder):
     assert write_report(str(run_folder)) == run_folder / "report.html"
     assert sorted(p.name for p in (run_folder / "figures").iterdir()) == sorted(
-        f"{n}.svg" for n in FIGURE_NAMES if n not in ("candidates", "text")
+        f"{n}.svg" for n in FIGURE_NAMES if n not in ("candidates", "text", "writing")
     )
     assert not [p for p in run_folder.rglob("*") if p.name.startswith(".")]
 
 
 def test_every_figure_that_a_run_has_is_on_its_page(tmp_path):
     of_text = build_record()
+    written(of_text, 128, 512)
     piece = {"tokens": ["def", " f"], "weights": [[0.5, 0.5], [0.9, 0.1]]}
     of_text["combine"] |= {"output": "bayes", "texts": [piece]}
     drawn = set()

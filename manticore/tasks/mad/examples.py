@@ -227,4 +227,5 @@ def shape(name: str, options: Mapping[str, Any]) -> TaskShape:
     tests, held_out = int(options["num_test_examples"]), int(options["num_validation_examples"])
     sizes = int(settings["vocab_size"]), inputs.shape[1], tests
     trained = int(options["num_train_examples"])
-    return TaskShape(name, *sizes, validation_examples=held_out, train_examples=trained)
+    encodes = KINDS[kind].backbone == "autoencoder"
+    return TaskShape(name, *sizes, validation_examples=held_out, train_examples=trained, autoencoder=encodes)
