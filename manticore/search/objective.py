@@ -148,7 +148,8 @@ class Objective:
         """
         model = self.model(path)
         inputs = {**self.inputs, "weights": weights_digest(model)}
-        self._step_flops(path, model)
+        if mark:
+            self._step_flops(path, model)
         marks = sorted({mark, *(each for each in self.marks if each < mark)})
         key = {"settings": self.settings.key(task=self.task.name, seed=self.seed), "unit": self.unit}
         log = RunLog(self.place(path) / CURVE, {**key, "examples": self.examples}, inputs, resume=True, stage="search")

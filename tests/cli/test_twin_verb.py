@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import manticore
 from benchmarks.tiny_families import tiny_model
 from manticore.cli.app import app
+from manticore.training.budget import cache_cost
 
 TINY = ["--tokens", "128", "--length", "16", "--batch-size", "2"]
 
@@ -73,3 +74,31 @@ def test_wrong_words_end_in_one_line(desk: Path, words: list[str], message: str)
     assert len(told) == 1
     assert message in told[0]
     assert not Path("new").exists()
+
+
+def said_by(*words: str) -> list[str]:
+    result = CliRunner().invoke(app, list(words))
+    assert result.exit_code == 0, result.output
+    return result.stdout.splitlines()
+
+
+def test_from_parent_to_a_path_within_a_bound_on_the_cache(desk: Path) -> None:
+    task = ["--task", "text", "--task-option", "source=text.txt", "--task-option", "length=16"]
+    said_by("twin", "parent", *TINY, "--text", "text.txt", "-o", "twin")
+    said_by("combine", "parent", "twin", "--num-blocks", "4", "-o", "hybrid")
+    # of what the parent keeps
+    parent = AutoModelForCausalLM.from_pretrained("parent")
+    most = str(3 * cache_cost(parent, 512).bytes_per_token * 512 // 4)
+    bound = ["--max", f"cache_bytes={most}", "--workload", "tokens=512,batch=1", "--validation-examples", "4"]
+    said_by("search", "hybrid", *task, "--method", "swaps", *bound, "-o", "searched")
+    record = json.loads(Path("searched", "search.json").read_text())
+    assert record["fresh"] == [1]
+    chosen = next(each for each in record["candidates"] if each["chosen"])
+    assert chosen["costs"]["cache_bytes"] <= float(most) < record["candidates"][0]["costs"]["cache_bytes"]
+    assert 1 in record["path"]
+    phase = ["--phases", "logits", "--trainable", "mixers", "--steps", "3", "--batch-size", "2"]
+    said_by("distill", "searched", "parent", *task, *phase, "-o", "distilled")
+    before, after = (AutoModelForCausalLM.from_pretrained(name).state_dict() for name in ("searched", "distilled"))
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed
+    assert all(".self_attn." in name for name in changed)
