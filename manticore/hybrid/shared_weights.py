@@ -31,7 +31,9 @@ def parents_names(component: nn.Module) -> dict[str, str]:
     The maps of exchanged mixers are left out.
     """
     twin = isinstance(component, TwinForCausalLM)
-    own = [f"{name}." for name, module in component.named_modules() if isinstance(module, TwinMixer)]
+    # in a plan one layer stands under several names
+    modules = component.named_modules(remove_duplicate=False)
+    own = [f"{name}." for name, module in modules if isinstance(module, TwinMixer)]
     names = [name for name, _ in component.named_parameters(remove_duplicate=False)]
     kept = [name for name in names if not name.startswith(tuple(own))] if own else names
     return {name.removeprefix("parent.") if twin else name: name for name in kept}

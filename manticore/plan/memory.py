@@ -18,6 +18,7 @@ from typing import Literal
 from torch import nn
 
 from manticore.hybrid.modeling import ManticoreForCausalLM
+from manticore.hybrid.shared_weights import parents_names
 from manticore.plan.bytes_alive import tensor_bytes
 from manticore.plan.pieces import Part
 
@@ -71,15 +72,17 @@ def inventory(
         gone = inside | (dropped - kept)
         for parameter in runner.model.parameters():
             # in a path components share tables alone
-            shared = path is None or id(parameter) in kept
+            once = path is None or id(parameter) in kept
             if id(parameter) not in gone:
-                rest[id(parameter) if shared else (k, id(parameter))] = parameter
+                rest[id(parameter) if once else (k, id(parameter))] = parameter
         edges = hybrid.config.boundaries[k]
         for n in range(hybrid.config.num_blocks):
             for i in range(edges[n], edges[n + 1]) if path is None or path[n] == k else ():
-                layer = list(runner.layers[kinds[k][i]].parameters())
-                layers |= {(owners[k], i, id(p)): p for p in layer}
-                largest = max(largest, tensor_bytes(layer))
+                layer = runner.layers[kinds[k][i]]
+                shared = parents_names(layer)
+                for name, parameter in layer.named_parameters():
+                    layers[owners[k] if name in shared else k, i, name] = parameter
+                largest = max(largest, tensor_bytes(list(layer.parameters())))
     everything = [*rest.values(), *layers.values()]
     trained = [p for p in everything if p.requires_grad]
     return Inventory(

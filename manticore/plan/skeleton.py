@@ -132,8 +132,20 @@ class Skeleton:
         self.hybrid.mixing.projectors.to(shape.dtype)
         self.hybrid.output.to(shape.dtype)
         self.hybrid.share_weights()
+        self._share_layers()
         if vocab_size is not None:
             self.hybrid.with_vocabulary(vocab_size)
+
+    def _share_layers(self) -> None:
+        """Let layers that stand for others share what these share: by name they may have no counterpart."""
+        for k, owner in enumerate(self.hybrid.config.owners):
+            for index in set(self.kinds[k]) if owner != k else ():
+                layer = self.hybrid._runner(k).layers[index]
+                source = self.hybrid._runner(owner).layers[self.kinds[owner][index]]
+                held = dict(source.named_parameters())
+                for name in shared_weights.parents_names(layer).keys() & held.keys():
+                    place, _, own = name.rpartition(".")
+                    setattr(layer.get_submodule(place), own, held[name])
 
     def trained(
         self, trainable: str, *, lora_rank: int, mixture: bool, dtype: str | None = None, bf16: bool = False
