@@ -79,10 +79,12 @@ def _written(results: Results) -> list[RenderableType]:
     if not rows:
         return [*said]
     table = Table(title=Text(writing.TITLE.lower()))
-    for title in headings:
-        table.add_column(Text(title), justify="left" if title == headings[0] else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
+    table.add_column(Text(headings[0]), overflow="fold")
+    for title in headings[1:]:
+        # only names have room to give
+        table.add_column(Text(title.replace(" ", "\n", 1)), justify="right", no_wrap=True)
+    for name, when, *values in rows:
+        table.add_row(_lines([name, when]), *map(Text, values))
     return [table, *said]
 
 

@@ -99,7 +99,11 @@ def notes(results: Results) -> list[str]:
 
 
 def short_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the short form: exact match, recall at the least and the greatest length, speed there."""
+    """The short form: exact match, recall at the least and the greatest length, speed there.
+
+    Returns:
+        Headings, and rows that begin with a model's name and its state, both under the first heading.
+    """
     rows = written(results.compare)
     asked = lengths(rows)
     ends = list(dict.fromkeys([*asked[:1], *asked[-1:]]))
@@ -110,7 +114,7 @@ def short_table(results: Results) -> tuple[list[str], list[list[str]]]:
     for row in rows:
         line = _line(results, row, ends)
         speeds = [speed[0] for speed in line.speed]
-        table.append([f"{line.name}, {line.when}", f"{line.exact} ({line.of})", *line.recall[: len(recalled)], *speeds])
+        table.append([line.name, line.when, line.of, *line.recall[: len(recalled)], *speeds])
     return headings, table
 
 

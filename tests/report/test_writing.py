@@ -68,13 +68,16 @@ def test_terminal_and_card_have_the_short_form(record, tmp_path):
     before = verdict(parse_results(record))
     said = " ".join(printed(written(record, 128, 512, 4096), width=160).replace("│", " ").split())
     assert "what they write" in said
-    assert "hybrid, fine-tuning alone 0.750 (48 of 64) 0.750 0.250" in said
+    assert "hybrid 48 of 64 0.750 0.250 319 257 fine-tuning alone" in said
     assert "recall at 512" not in said
+    narrow = printed(record, width=80)
+    assert "…" not in narrow
+    assert max(map(len, narrow.splitlines())) <= 80
     (tmp_path / "model").mkdir()
     card = write_model_card(tmp_path / "model", record).read_text(encoding="utf-8")
     rows = [line for line in card.splitlines() if line.startswith("| hybrid, fine-tuning alone |")]
     assert len(rows) == 1
-    assert rows[0].startswith("| hybrid, fine-tuning alone | 0.750 (48 of 64) | 0.750 | 0.250 |")
+    assert rows[0].startswith("| hybrid, fine-tuning alone | 48 of 64 | 0.750 | 0.250 | 319 | 257 |")
     titles = card.splitlines().index("## What the models write") + 4
     assert card.splitlines()[titles].startswith("| model | exact match | recall at 128 | recall at 4,096 |")
     assert card.splitlines()[titles].count("|") == card.splitlines()[titles + 1].count("|") == rows[0].count("|")
