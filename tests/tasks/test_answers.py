@@ -74,5 +74,5 @@ TOKENIZERS = {False: byte_level(PROSE), True: adding_bos(byte_level(PROSE))}
 
 
 def test_too_few_tokens_for_a_key_are_refused():
-    with pytest.raises(ManticoreError, match=r"^evaluate: 20 tokens do not hold a hidden key and its ques"):
+    with pytest.raises(ManticoreError, match=r"^generate: 20 tokens do not hold a hidden key and its ques"):
         needles(TOKENIZERS[False], [1, 2, 3], 20, 2)
