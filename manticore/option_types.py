@@ -233,6 +233,7 @@ Bos = Literal["auto", "always", "never"]
 """Whether every sequence begins with the tokenizer's BOS token; ``"auto"``: where it adds one on encoding."""
 COSTS = ("cache_bytes", "state_bytes", "parameters", "flops_per_token", "decode_ms", "prefill_ms")
 """What a search can be given limits of."""
+_PERCENTAGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*", re.ASCII)
 
 
 class Workload(NamedTuple):
@@ -259,21 +260,33 @@ class Workload(NamedTuple):
         return cls(int(match[1]), int(match[2] or 1))
 
 
-def limits_of(names: Collection[str], what: str) -> BeforeValidator:
+def share_of(limit: float | str) -> float | None:
+    """What is left of a limit that is a percentage, .6 of ``"60%"``; None of a limit that is a number."""
+    match = _PERCENTAGE.fullmatch(limit) if isinstance(limit, str) else None
+    return None if match is None else float(match[1]) / 100
+
+
+def limits_of(names: Collection[str], what: str, of_whom: str | None = None) -> BeforeValidator:
     """Checks a mapping of some names to the most, or the least, that they may be.
 
     Args:
         names: those that there are.
         what: messages call one of them.
+        of_whom: whose percentages are limits too; None: nobody's.
     """
+    expected, fix = "a positive number", ""
+    if of_whom is not None:
+        expected, fix = f"a positive number, or a percentage of what {of_whom} has", ", or {}=60%"
 
     def check(values: Any) -> Any:
         for name, value in values.items() if isinstance(values, Mapping) else ():
             if name not in names:
                 raise wrong(f"no {what} is called {name!r}{registry.did_you_mean(name, list(names))}")
-            number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-            if not 0 < number < math.inf:
-                raise wrong(f"{name} is {value!r} (expected a positive number). Fix: {name}=2e6")
+            number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
+            if number is None and of_whom is not None:
+                number = share_of(value)
+            if number is None or not 0 < number < math.inf:
+                raise wrong(f"{name} is {value!r} (expected {expected}). Fix: {name}=2e6{fix.format(name)}")
         return values
 
     return BeforeValidator(check)
@@ -286,7 +299,11 @@ def _workload(text: str) -> str:
         raise wrong(f"{text!r} is none. Fix: tokens=4096,batch=1") from None
 
 
-Limits = Annotated[dict[str, float], limits_of(COSTS, "cost"), Wanted("a mapping", "for instance {'cache_bytes': 2e6}")]
+Limits = Annotated[
+    dict[str, float | str],
+    limits_of(COSTS, "cost", "the first component"),
+    Wanted("a mapping", "for instance {'cache_bytes': 2e6}"),
+]
 WorkloadText = Annotated[str, AfterValidator(_workload), Wanted("text", "tokens=4096,batch=1")]
 
 _SOURCES = "{code: {text: stdlib, share: 0.5}, english: {text: docstrings, share: 0.5}}"

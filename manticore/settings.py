@@ -391,7 +391,7 @@ class Search(OneTraining, FromElsewhere):
     """Smallest probability to start from."""
     max: Limits = {}
     """Limits that the path found must keep: cache_bytes, state_bytes, parameters, flops_per_token, decode_ms,
-    prefill_ms."""
+    prefill_ms; numbers, or percentages of what the first component has alone, such as 60%."""
     workload: WorkloadText | None = None
     """What costs are measured at, such as tokens=4096,batch=1; left out, 4096 tokens, or as many as all components
     have positions for."""

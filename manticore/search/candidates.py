@@ -91,9 +91,10 @@ def find(
     inputs = objective.inputs
     # in the key, since losers are thrown away, and other limits may choose one of them
     costs = recorded_table(supernet, settings, inputs, folder / COSTS)
-    limits = {"max": settings.max, "workload": str(costs.workload)} if settings.max else {}
+    most = costs.in_numbers(settings.max)
+    limits = {"max": most, "workload": str(costs.workload)} if most else {}
     names = [config.model_type for config in supernet.config.components]
-    space = constrained(objective.space, costs, settings.max, names)
+    space = constrained(objective.space, costs, most, names)
     curves = Curves(space, task.higher_is_better, objective.marks)
     method: PathMethod = resolve("search", settings.method)
     alone = kept is not None and settings.workers == 1
@@ -111,13 +112,13 @@ def find(
     write_record(folder / COSTS, {INPUTS: inputs, **costs.to_dict()})
     choice = study.run(method(curves, seed, **settings.method_options()))
     if choice.path in curves.failed:
-        within = " within the limits" if settings.max else ""
+        within = " within the limits" if most else ""
         raise NotFiniteError(f"search: every candidate{within} failed; the last one {curves.failed[choice.path]}")
     for path in curves.points:
         if path != choice.path:
             objective.discard(path)
     study.tidy()
-    return replace(_result(objective, curves, choice, kept), costs=costs, limits=settings.max)
+    return replace(_result(objective, curves, choice, kept), costs=costs, limits=most)
 
 
 def _refuse_workers(settings: Search, out: str | Folder | None, *, cpu: bool) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from manticore.option_types import Workload
+from manticore.errors import ManticoreError
+from manticore.option_types import Workload, share_of
 from manticore.search.space import Path
 
 SLACK = 1 + 1e-9
@@ -60,6 +61,25 @@ class CostTable:
     def of(self, path: Path) -> dict[str, float]:
         """Name → the cost of a path."""
         return {name: cost.of(path) for name, cost in self.costs.items()}
+
+    def in_numbers(self, limits: Mapping[str, float | str]) -> dict[str, float]:
+        """Limits of which some may be percentages of what the first component has alone, such as ``"60%"``.
+
+        Raises:
+            ManticoreError: it has nothing of that cost.
+        """
+        found: dict[str, float] = {}
+        for name, limit in limits.items():
+            share = share_of(limit)
+            cost = self.costs[name]
+            whole = 1.0 if share is None else cost.of((0,) * len(cost.blocks))
+            if whole <= 0:
+                raise ManticoreError(
+                    f"search: max: {name} is {limit} of what component 0 has alone, which is none at {self.workload}. "
+                    "Fix: a number"
+                )
+            found[name] = float(limit) if share is None else share * whole
+        return found
 
     def excess(self, path: Path, limits: Mapping[str, float]) -> float:
         """The largest ratio of a path's costs to their limits."""

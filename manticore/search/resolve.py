@@ -52,7 +52,7 @@ class Resolved:
         return f"{said}; never trained, and within them too: {shown}"
 
 
-def resolve(search: SearchResult | str | Folder, limits: Mapping[str, float]) -> Resolved:
+def resolve(search: SearchResult | str | Folder, limits: Mapping[str, float | str]) -> Resolved:
     """Choose again among the recorded candidates of a search, under other limits; nothing is trained.
 
     Args:
@@ -84,7 +84,7 @@ def resolve(search: SearchResult | str | Folder, limits: Mapping[str, float]) ->
             points.setdefault(tuple(each["path"]), {})[found.mark] = found
     blocks, components = len(record["path"]), len(next(iter(table.costs.values())).presence)
     every = Space(blocks, components, fresh=frozenset(record.get("fresh", ())))
-    space = constrained(every, table, wanted, [f"component {k}" for k in range(components)])
+    space = constrained(every, table, table.in_numbers(wanted), [f"component {k}" for k in range(components)])
     curves = Curves(space, record["higher_is_better"], range(1, MARKS + 1), points)
     trained = [path for path in points if space.may_choose(path)]
     if not trained:

@@ -86,6 +86,14 @@ def test_shipped_recipes_search_as_the_product_does_but_for_the_published_method
     assert learned == {"manticore-published"}
 
 
+def test_a_limit_of_a_search_may_be_a_percentage(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"{MINIMAL}search:\n  max: {{cache_bytes: 60%, parameters: 2e6}}\n")
+    search = load_recipe(file, ["search.max.flops_per_token=75%"]).recipe.search
+    assert search is not None
+    assert search.max == {"cache_bytes": "60%", "parameters": 2e6, "flops_per_token": "75%"}
+
+
 def test_a_rate_that_changes_is_refused_for_candidates_before_anything_runs(tmp_path: Path) -> None:
     varies = f"{MINIMAL}finetune:\n  schedule: cosine\n"
     said = problems(tmp_path, varies)

@@ -63,6 +63,8 @@ def test_the_best_trained_path_within_the_limits(search):
     # what failed was trained to nothing
     assert [0, 0, 1] in resolve(search, {"cache_bytes": 1000}).untrained
     assert resolve(search, {}).path == [0, 1, 0]
+    # of the first component's 300
+    assert resolve(search, {"cache_bytes": "50%"}).path == [1, 1, 0]
 
 
 def test_what_cannot_be_chosen_is_said_in_one_line(search, tmp_path):
@@ -89,6 +91,6 @@ def test_only_untrained_paths_keep_the_limits():
 
 def test_the_verb(tmp_path):
     (tmp_path / "search.json").write_text(json.dumps(result().to_dict()))
-    found = CliRunner().invoke(app, ["search", str(tmp_path), "--resolve", "--max", "cache_bytes=150"])
+    found = CliRunner().invoke(app, ["search", str(tmp_path), "--resolve", "--max", "cache_bytes=50%"])
     assert found.exit_code == 0
     assert "path [1, 1, 0] is the best of 2 trained ones within the limits" in " ".join(found.output.split())

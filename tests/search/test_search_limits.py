@@ -53,6 +53,28 @@ def test_limits_that_nothing_keeps_train_nothing(supernet, tmp_path):
     assert not (tmp_path / "searched").exists()
 
 
+def test_a_percentage_is_of_what_the_first_component_has_alone(supernet, tmp_path):
+    # the other parent's cache is 2304 bytes at this workload
+    given = {"max": {"cache_bytes": "90 %"}, "workload": "tokens=32"}
+    bound = manticore.search(supernet, copying_task(), **QUICK, out=tmp_path / "searched", **given)
+    alone = cache_cost(manticore.discretize(supernet, [0, 0]), 32)
+    assert bound.limits == {"cache_bytes": pytest.approx(0.9 * 32 * alone.bytes_per_token)}
+    assert not bound.costs.keeps((0, 0), bound.limits)
+    assert bound.costs.keeps(tuple(bound.path), bound.limits)
+    # a search that resumes may be told the number
+    again = {**QUICK, **given, "max": bound.limits}
+    manticore.search(supernet, copying_task(), **again, out=tmp_path / "searched", resume=True)
+
+
+def test_a_percentage_of_nothing_is_refused(supernet):
+    with pytest.raises(ManticoreError) as caught:
+        manticore.search(supernet, copying_task(), max={"state_bytes": "60%"})
+    assert str(caught.value) == (
+        "search: max: state_bytes is 60% of what component 0 has alone, which is none at tokens=32,batch=1. "
+        "Fix: a number"
+    )
+
+
 def test_times_stay_as_a_search_has_measured_them(supernet, tmp_path):
     settings = {**QUICK, "max": {"decode_ms": 1e6}}
     manticore.search(supernet, copying_task(), **settings, out=tmp_path)
@@ -64,8 +86,19 @@ def test_times_stay_as_a_search_has_measured_them(supernet, tmp_path):
 
 WRONG = {
     "cost": ({"max": {"cache_byte": 1}}, "max: no cost is called 'cache_byte'. Did you mean 'cache_bytes'?"),
-    "number": ({"max": {"decode_ms": 0}}, "max: decode_ms is 0 (expected a positive number). Fix: decode_ms=2e6"),
-    "text": ({"max": {"parameters": "1"}}, "max: parameters is '1' (expected a positive number). Fix: parameters=2e6"),
+    "number": (
+        {"max": {"decode_ms": 0}},
+        "max: decode_ms is 0 (expected a positive number, or a percentage of what the first component has). "
+        "Fix: decode_ms=2e6, or decode_ms=60%",
+    ),
+    **{
+        text: (
+            {"max": {"parameters": text}},
+            f"max: parameters is {text!r} (expected a positive number, or a percentage of what the first component "
+            "has). Fix: parameters=2e6, or parameters=60%",
+        )
+        for text in ("1", "0%", "-5%", "sixty%", "1e2%", "٦٠%", "9" * 400 + "%")
+    },
     "workload": ({"workload": "batch=2"}, "workload: 'batch=2' is none. Fix: tokens=4096,batch=1"),
 }
 
