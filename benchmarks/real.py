@@ -125,8 +125,8 @@ class Bench:
         """How verbs are told to read it."""
         return ["--task", "text", "--task-option", f"source={self.corpus()}", "--task-option", f"length={length}"]
 
-    def twin_of(self, mixer: str) -> tuple[Path, Path]:
-        """The hybrid that was searched and the one that was distilled."""
+    def searched(self, mixer: str) -> Path:
+        """The path that was chosen, untrained."""
         scale, parent = self.scale, self.parent()
         self.corpus()
         fit = ["--text", str(self.place / "fit.jsonl"), "--tokens", str(scale.fit_tokens), "--batch-size", "1"]
@@ -137,17 +137,20 @@ class Bench:
             twin = self.made(f"twin-{mixer}", "twin", str(parent), "--mixer", mixer)
         hybrid = self.made(f"hybrid-{mixer}", "combine", str(parent), str(twin), "--num-blocks", str(LAYERS))
         limit = int(SHARE * self.found["models"]["parent"]["cache_bytes"])
-        searched = self.made(
+        return self.made(
             f"searched-{mixer}", "search", str(hybrid), *self.task(512), "--method", "swaps",
             "--max", f"cache_bytes={limit}", "--workload", f"tokens={LENGTH},batch=1",
             "--validation-examples", str(scale.swap_examples), "--batch-size", "4",
         )  # fmt: skip
-        distilled = self.made(
-            f"distilled-{mixer}", "distill", str(searched), str(parent), *self.task(512),
+
+    def distilled(self, mixer: str, searched: Path) -> Path:
+        """The same after it has learned from the parent."""
+        scale = self.scale
+        return self.made(
+            f"distilled-{mixer}", "distill", str(searched), str(self.parent()), *self.task(512),
             "--phases", "logits", "--trainable", "mixers", "--lr", "3e-4", "--steps", str(scale.distill_steps),
             "--batch-size", str(scale.distill_batch),
         )  # fmt: skip
-        return searched, distilled
 
     def parent(self) -> Path:
         """The checkpoint as it is downloaded."""
@@ -186,12 +189,13 @@ class Bench:
         parent = self.parent()
         self.scores("parent", partial(load_model, str(parent)))
         for mixer in mixers:
-            searched, distilled = self.twin_of(mixer)
+            searched = self.searched(mixer)
             path = json.loads((searched / "search.json").read_text())["path"]
             layers = [index for index, component in enumerate(path) if component]
             self.found["chosen"][mixer] = layers
+            self.scores(f"{mixer}, chosen", partial(load_model, str(searched)))
+            distilled = self.distilled(mixer, searched)
             self.scores(f"{mixer}, chosen and distilled", partial(load_model, str(distilled)))
-            self.scores(f"{mixer}, chosen", partial(load_model, str(searched)), writes=False)
             for how, others in placements(len(layers)).items():
                 self.scores(f"{mixer}, {how}", partial(self._placed, mixer, others), writes=False)
         self.keep()
@@ -228,18 +232,22 @@ def show(found: Mapping[str, Any]) -> None:
         )
     Console(width=200).print(table)
     for mixer, layers in found["chosen"].items():
-        row = found["models"].get(f"{mixer}, chosen and distilled")
-        if row is None:
-            continue
-        length = max(row["recall"], key=int)
-        reached = {
-            "bits per byte": row["bits_per_byte"] <= BARS["bits_per_byte"] * parent["bits_per_byte"],
-            "exact match": 100 * (parent["exact_match"] - row["exact_match"]) <= BARS["points"],
-            f"recall at {length}": 100 * (parent["recall"][length] - row["recall"][length]) <= BARS["points"],
-            "cache": row["cache_bytes"] <= SHARE * parent["cache_bytes"],
-        }
-        said = ", ".join(f"{what} {'reached' if well else 'MISSED'}" for what, well in reached.items())
-        print(f"{mixer}, {len(layers)} of {LAYERS} layers: {said}")
+        rows = [found["models"].get(f"{mixer}, chosen{after}", {}) for after in ("", " and distilled")]
+        named = [(row, after) for row, after in zip(rows, ("untrained", "distilled")) if "recall" in row]
+        for row, after in named:
+            say_bars(f"{mixer}, {len(layers)} of {LAYERS} layers, {after}", row, parent)
+
+
+def say_bars(name: str, row: Mapping[str, Any], parent: Mapping[str, Any]) -> None:
+    """Which bars a model reaches."""
+    length = max(row["recall"], key=int)
+    reached = {
+        "bits per byte": row["bits_per_byte"] <= BARS["bits_per_byte"] * parent["bits_per_byte"],
+        "exact match": 100 * (parent["exact_match"] - row["exact_match"]) <= BARS["points"],
+        f"recall at {length}": 100 * (parent["recall"][length] - row["recall"][length]) <= BARS["points"],
+        "cache": row["cache_bytes"] <= SHARE * parent["cache_bytes"],
+    }
+    print(f"{name}: " + ", ".join(f"{what} {'reached' if well else 'MISSED'}" for what, well in reached.items()))
 
 
 def main() -> None:
