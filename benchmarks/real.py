@@ -107,29 +107,29 @@ class Bench:
             self.keep()
         return folder
 
-    def corpus(self) -> Path:
-        """The text of both sources, alike in size, and apart what is not held out of it."""
-        whole, train = self.place / "corpus.jsonl", self.place / "fit.jsonl"
-        if not train.exists():
-            prose, code = ("\n".join(read_corpus("docstrings")), read_corpus("stdlib"))
-            documents, size = list(read_corpus("docstrings")), 0
-            for document in sorted(code, key=lambda text: hashlib.sha256(text.encode()).hexdigest()):
+    def text(self, name: str) -> Path:
+        """A text of both sources, alike in size: ``corpus``, or ``fit``, which is without what is held out of it."""
+        file = self.place / f"{name}.jsonl"
+        if not file.exists():
+            prose, size = list(read_corpus("docstrings")), 0
+            whole = list(prose)
+            for document in sorted(read_corpus("stdlib"), key=lambda each: hashlib.sha256(each.encode()).hexdigest()):
                 size += len(document)
-                if size <= len(prose):
-                    documents.append(document)
-            for file, chosen in ((whole, documents), (train, split_documents(documents)["train"])):
-                file.write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen))
-        return whole
+                if size <= sum(map(len, prose)):
+                    whole.append(document)
+            chosen = split_documents(whole)["train"] if name == "fit" else whole
+            file.write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen))
+        return file
 
     def task(self, length: int) -> list[str]:
         """How verbs are told to read it."""
-        return ["--task", "text", "--task-option", f"source={self.corpus()}", "--task-option", f"length={length}"]
+        source = self.text("corpus")
+        return ["--task", "text", "--task-option", f"source={source}", "--task-option", f"length={length}"]
 
     def searched(self, mixer: str) -> Path:
         """The path that was chosen, untrained."""
         scale, parent = self.scale, self.parent()
-        self.corpus()
-        fit = ["--text", str(self.place / "fit.jsonl"), "--tokens", str(scale.fit_tokens), "--batch-size", "1"]
+        fit = ["--text", str(self.text("fit")), "--tokens", str(scale.fit_tokens), "--batch-size", "1"]
         if mixer != "sliding-attention":
             # which starts as what it shall be
             twin = self.made(f"twin-{mixer}", "twin", str(parent), "--mixer", mixer, *fit)
@@ -149,7 +149,7 @@ class Bench:
         return self.made(
             f"distilled-{mixer}", "distill", str(searched), str(self.parent()), *self.task(512),
             "--phases", "logits", "--trainable", "mixers", "--lr", "3e-4", "--steps", str(scale.distill_steps),
-            "--batch-size", str(scale.distill_batch),
+            "--batch-size", str(scale.distill_batch), "--test-examples", "8",
         )  # fmt: skip
 
     def parent(self) -> Path:
@@ -161,7 +161,7 @@ class Bench:
         known: dict[str, Any] = self.found["models"].get(name, {})
         if "bits_per_byte" not in known or (writes and "exact_match" not in known):
             model, tokenizer = load()
-            task = load_task("text", tokenizer=tokenizer, source=str(self.corpus()), length=LENGTH)
+            task = load_task("text", tokenizer=tokenizer, source=str(self.text("corpus")), length=LENGTH)
             print(f"{name}: scored", flush=True)
             metrics = manticore.evaluate(model, task, max_examples=self.scale.texts, batch_size=2)
             known = {"bits_per_byte": metrics["bits_per_byte"], "loss": metrics["loss"]}
