@@ -59,7 +59,7 @@ class Scale:
 
     fit_tokens: int = 32_768
     swap_examples: int = 4
-    distill_steps: int = 60
+    distill_steps: int = 30
     distill_batch: int = 2
     texts: int = 12
     answers: int = 32
