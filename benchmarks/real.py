@@ -59,7 +59,7 @@ class Scale:
 
     fit_tokens: int = 32_768
     swap_examples: int = 4
-    distill_steps: int = 60
+    distill_steps: int = 30
     distill_batch: int = 2
     texts: int = 12
     answers: int = 32
@@ -107,29 +107,29 @@ class Bench:
             self.keep()
         return folder
 
-    def corpus(self) -> Path:
-        """The text of both sources, alike in size, and apart what is not held out of it."""
-        whole, train = self.place / "corpus.jsonl", self.place / "fit.jsonl"
-        if not train.exists():
-            prose, code = ("\n".join(read_corpus("docstrings")), read_corpus("stdlib"))
-            documents, size = list(read_corpus("docstrings")), 0
-            for document in sorted(code, key=lambda text: hashlib.sha256(text.encode()).hexdigest()):
+    def text(self, name: str) -> Path:
+        """A text of both sources, alike in size: ``corpus``, or ``fit``, which is without what is held out of it."""
+        file = self.place / f"{name}.jsonl"
+        if not file.exists():
+            prose, size = list(read_corpus("docstrings")), 0
+            whole = list(prose)
+            for document in sorted(read_corpus("stdlib"), key=lambda each: hashlib.sha256(each.encode()).hexdigest()):
                 size += len(document)
-                if size <= len(prose):
-                    documents.append(document)
-            for file, chosen in ((whole, documents), (train, split_documents(documents)["train"])):
-                file.write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen))
-        return whole
+                if size <= sum(map(len, prose)):
+                    whole.append(document)
+            chosen = split_documents(whole)["train"] if name == "fit" else whole
+            file.write_text("".join(json.dumps({"text": text}) + "\n" for text in chosen))
+        return file
 
     def task(self, length: int) -> list[str]:
         """How verbs are told to read it."""
-        return ["--task", "text", "--task-option", f"source={self.corpus()}", "--task-option", f"length={length}"]
+        source = self.text("corpus")
+        return ["--task", "text", "--task-option", f"source={source}", "--task-option", f"length={length}"]
 
-    def twin_of(self, mixer: str) -> tuple[Path, Path]:
-        """The hybrid that was searched and the one that was distilled."""
+    def searched(self, mixer: str) -> Path:
+        """The path that was chosen, untrained."""
         scale, parent = self.scale, self.parent()
-        self.corpus()
-        fit = ["--text", str(self.place / "fit.jsonl"), "--tokens", str(scale.fit_tokens), "--batch-size", "1"]
+        fit = ["--text", str(self.text("fit")), "--tokens", str(scale.fit_tokens), "--batch-size", "1"]
         if mixer != "sliding-attention":
             # which starts as what it shall be
             twin = self.made(f"twin-{mixer}", "twin", str(parent), "--mixer", mixer, *fit)
@@ -137,17 +137,20 @@ class Bench:
             twin = self.made(f"twin-{mixer}", "twin", str(parent), "--mixer", mixer)
         hybrid = self.made(f"hybrid-{mixer}", "combine", str(parent), str(twin), "--num-blocks", str(LAYERS))
         limit = int(SHARE * self.found["models"]["parent"]["cache_bytes"])
-        searched = self.made(
+        return self.made(
             f"searched-{mixer}", "search", str(hybrid), *self.task(512), "--method", "swaps",
             "--max", f"cache_bytes={limit}", "--workload", f"tokens={LENGTH},batch=1",
             "--validation-examples", str(scale.swap_examples), "--batch-size", "4",
         )  # fmt: skip
-        distilled = self.made(
-            f"distilled-{mixer}", "distill", str(searched), str(parent), *self.task(512),
+
+    def distilled(self, mixer: str, searched: Path) -> Path:
+        """The same after it has learned from the parent."""
+        scale = self.scale
+        return self.made(
+            f"distilled-{mixer}", "distill", str(searched), str(self.parent()), *self.task(512),
             "--phases", "logits", "--trainable", "mixers", "--lr", "3e-4", "--steps", str(scale.distill_steps),
-            "--batch-size", str(scale.distill_batch),
+            "--batch-size", str(scale.distill_batch), "--test-examples", "8",
         )  # fmt: skip
-        return searched, distilled
 
     def parent(self) -> Path:
         """The checkpoint as it is downloaded."""
@@ -158,7 +161,7 @@ class Bench:
         known: dict[str, Any] = self.found["models"].get(name, {})
         if "bits_per_byte" not in known or (writes and "exact_match" not in known):
             model, tokenizer = load()
-            task = load_task("text", tokenizer=tokenizer, source=str(self.corpus()), length=LENGTH)
+            task = load_task("text", tokenizer=tokenizer, source=str(self.text("corpus")), length=LENGTH)
             print(f"{name}: scored", flush=True)
             metrics = manticore.evaluate(model, task, max_examples=self.scale.texts, batch_size=2)
             known = {"bits_per_byte": metrics["bits_per_byte"], "loss": metrics["loss"]}
@@ -186,12 +189,13 @@ class Bench:
         parent = self.parent()
         self.scores("parent", partial(load_model, str(parent)))
         for mixer in mixers:
-            searched, distilled = self.twin_of(mixer)
+            searched = self.searched(mixer)
             path = json.loads((searched / "search.json").read_text())["path"]
             layers = [index for index, component in enumerate(path) if component]
             self.found["chosen"][mixer] = layers
+            self.scores(f"{mixer}, chosen", partial(load_model, str(searched)))
+            distilled = self.distilled(mixer, searched)
             self.scores(f"{mixer}, chosen and distilled", partial(load_model, str(distilled)))
-            self.scores(f"{mixer}, chosen", partial(load_model, str(searched)), writes=False)
             for how, others in placements(len(layers)).items():
                 self.scores(f"{mixer}, {how}", partial(self._placed, mixer, others), writes=False)
         self.keep()
@@ -228,18 +232,22 @@ def show(found: Mapping[str, Any]) -> None:
         )
     Console(width=200).print(table)
     for mixer, layers in found["chosen"].items():
-        row = found["models"].get(f"{mixer}, chosen and distilled")
-        if row is None:
-            continue
-        length = max(row["recall"], key=int)
-        reached = {
-            "bits per byte": row["bits_per_byte"] <= BARS["bits_per_byte"] * parent["bits_per_byte"],
-            "exact match": 100 * (parent["exact_match"] - row["exact_match"]) <= BARS["points"],
-            f"recall at {length}": 100 * (parent["recall"][length] - row["recall"][length]) <= BARS["points"],
-            "cache": row["cache_bytes"] <= SHARE * parent["cache_bytes"],
-        }
-        said = ", ".join(f"{what} {'reached' if well else 'MISSED'}" for what, well in reached.items())
-        print(f"{mixer}, {len(layers)} of {LAYERS} layers: {said}")
+        rows = [found["models"].get(f"{mixer}, chosen{after}", {}) for after in ("", " and distilled")]
+        named = [(row, after) for row, after in zip(rows, ("untrained", "distilled")) if "recall" in row]
+        for row, after in named:
+            say_bars(f"{mixer}, {len(layers)} of {LAYERS} layers, {after}", row, parent)
+
+
+def say_bars(name: str, row: Mapping[str, Any], parent: Mapping[str, Any]) -> None:
+    """Which bars a model reaches."""
+    length = max(row["recall"], key=int)
+    reached = {
+        "bits per byte": row["bits_per_byte"] <= BARS["bits_per_byte"] * parent["bits_per_byte"],
+        "exact match": 100 * (parent["exact_match"] - row["exact_match"]) <= BARS["points"],
+        f"recall at {length}": 100 * (parent["recall"][length] - row["recall"][length]) <= BARS["points"],
+        "cache": row["cache_bytes"] <= SHARE * parent["cache_bytes"],
+    }
+    print(f"{name}: " + ", ".join(f"{what} {'reached' if well else 'MISSED'}" for what, well in reached.items()))
 
 
 def main() -> None:
