@@ -88,15 +88,14 @@ def test_from_parent_to_a_path_within_a_bound_on_the_cache(desk: Path) -> None:
     said = said_by("combine", "parent", "twin", "--num-blocks", "4", "-o", "hybrid")
     # nothing translates, so that nothing can be aligned
     assert said[-1].startswith("next: manticore search hybrid --task text")
-    # of what the parent keeps
-    parent = AutoModelForCausalLM.from_pretrained("parent")
-    most = str(3 * cache_cost(parent, 512).bytes_per_token * 512 // 4)
-    bound = ["--max", f"cache_bytes={most}", "--workload", "tokens=512,batch=1", "--validation-examples", "4"]
+    most = 0.75 * cache_cost(AutoModelForCausalLM.from_pretrained("parent"), 512).bytes_per_token * 512
+    bound = ["--max", "cache_bytes=75%", "--workload", "tokens=512,batch=1", "--validation-examples", "4"]
     said_by("search", "hybrid", *task, "--method", "swaps", *bound, "-o", "searched")
     record = json.loads(Path("searched", "search.json").read_text())
     assert record["fresh"] == [1]
     chosen = next(each for each in record["candidates"] if each["chosen"])
-    assert chosen["costs"]["cache_bytes"] <= float(most) < record["candidates"][0]["costs"]["cache_bytes"]
+    assert record["limits"] == {"cache_bytes": most}
+    assert chosen["costs"]["cache_bytes"] <= most < record["candidates"][0]["costs"]["cache_bytes"]
     assert 1 in record["path"]
     phase = ["--phases", "logits", "--trainable", "mixers", "--steps", "3", "--batch-size", "2"]
     said_by("distill", "searched", "parent", *task, *phase, "-o", "distilled")
@@ -104,3 +103,23 @@ def test_from_parent_to_a_path_within_a_bound_on_the_cache(desk: Path) -> None:
     changed = {name for name in before if not before[name].equal(after[name])}
     assert changed
     assert all(".self_attn." in name for name in changed)
+
+
+def test_paths_within_a_bound_on_the_cache_are_fine_tuned(desk: Path) -> None:
+    task = ["--task", "text", "--task-option", "source=text.txt", "--task-option", "length=16"]
+    said_by("twin", "parent", "-o", "twin")
+    said_by("combine", "parent", "twin", "--num-blocks", "2", "-o", "hybrid")
+    few = ["--finetune-flops", "1.2e8", "--batch-size", "2"]
+    said = said_by(
+        "search", "hybrid", *task, "--method", "blockwise", "--max", "cache_bytes=60%", *few, "-o", "searched"
+    )
+    record = json.loads(Path("searched", "search.json").read_text())
+    assert f"path {record['path']}" in said
+    assert record["fresh"] == [1]
+    assert 1 in record["path"]
+    searched = AutoModelForCausalLM.from_pretrained("searched")
+    assert (
+        cache_cost(searched, 64).bytes_per_token
+        < cache_cost(AutoModelForCausalLM.from_pretrained("parent"), 64).bytes_per_token
+    )
+    said_by("evaluate", "searched", *task, "--max-examples", "4", "-o", "scores.json")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -75,26 +77,49 @@ def test_what_they_have_in_common_is_held_once_and_vertices_stay_exact(parent: P
     assert not {id(p) for p in parent.parameters()} & {id(p) for p in hybrid.parameters()}
 
 
-def test_a_folder_holds_it_once_and_a_new_process_too(llama: PreTrainedModel, tokens: Tensor, tmp_path: Path) -> None:
+def test_folders_hold_it_once_and_a_new_process_too(llama: PreTrainedModel, tokens: Tensor, tmp_path: Path) -> None:
     hybrid = beside(llama, layers=[1])
     hybrid.set_mixture_weights([[0.25, 0.75]] * DEPTH)
-    hybrid.save_pretrained(tmp_path / "hybrid")
-    held = sum(tensor.numel() for tensor in load_file(tmp_path / "hybrid" / "model.safetensors").values())
-    assert held == count(hybrid)
+    models = {"hybrid": hybrid, "small": manticore.discretize(hybrid, [0, 1])}
     torch.save(tokens, tmp_path / "ids.pt")
-    torch.save(logits(hybrid, tokens), tmp_path / "logits.pt")
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+        held = sum(tensor.numel() for tensor in load_file(tmp_path / name / "model.safetensors").values())
+        assert held == count(model) == model.num_parameters()
+        torch.save(logits(model, tokens), tmp_path / f"{name}.pt")
     told = subprocess.run(
         [
             sys.executable, "-c",
-            "import sys, torch, manticore; from transformers import AutoModelForCausalLM as A\n"
-            f"model = A.from_pretrained(r'{tmp_path / 'hybrid'}').eval()\n"
-            f"ids, wanted = torch.load(r'{tmp_path / 'ids.pt'}'), torch.load(r'{tmp_path / 'logits.pt'}')\n"
-            "assert torch.equal(model(input_ids=ids, use_cache=False).logits, wanted)\n"
-            "print(sum(p.numel() for p in model.parameters()), model.config.shared_weights)",
+            "import torch, manticore; from transformers import AutoModelForCausalLM as A\n"
+            "ids = torch.load('ids.pt')\n"
+            "for name in ('hybrid', 'small'):\n"
+            "    model = A.from_pretrained(name).eval()\n"
+            "    assert torch.equal(model(input_ids=ids, use_cache=False).logits, torch.load(name + '.pt'))\n"
+            "    print(sum(p.numel() for p in model.parameters()), model.config.shared_weights)",
         ],
-        capture_output=True, text=True, check=True,
+        capture_output=True, text=True, check=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
-    assert told.stdout.split(maxsplit=1) == [str(count(hybrid)), "[0, 0]\n"]
+    assert told.stdout.splitlines() == [f"{count(hybrid)} [0, 0]", f"{count(models['small'])} None"]
+
+
+def test_a_folder_of_before_holds_both_and_loads(llama: PreTrainedModel, tokens: Tensor, tmp_path: Path) -> None:
+    hybrid = beside(llama)
+    expected = logits(hybrid, tokens)
+    hybrid.save_pretrained(tmp_path)
+    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    values = json.loads(config.read_text())
+    assert values.pop("shared_weights") == [0, 0]
+    config.write_text(json.dumps(values))
+    # each component's tensors under its own name
+    save_file({name: t.clone() for name, t in hybrid.state_dict().items()}, weights, metadata={"format": "pt"})
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config.shared_weights is None
+    assert torch.equal(logits(loaded, tokens), expected)
+    name = "model.layers.1.mlp.up_proj.weight"
+    ours, theirs = loaded.component(0).get_parameter(name), loaded.component(1).get_parameter(f"parent.{name}")
+    assert ours is not theirs
+    assert torch.equal(ours, theirs)
 
 
 def test_a_step_moves_it_once_by_both_gradients(llama: PreTrainedModel, tokens: Tensor) -> None:
@@ -173,6 +198,21 @@ def test_new_rows_stay_one_table(llama: PreTrainedModel) -> None:
     assert tables[0] is tables[1]
     assert tables[0].shape[0] == 7
     assert tables[0].std() > 0
+
+
+@pytest.mark.parametrize("path", [[0, 1], [1, 0]])
+def test_new_rows_of_a_path_stay_one_table(llama: PreTrainedModel, path: list[int], tmp_path: Path) -> None:
+    small = manticore.discretize(beside(llama), path)
+    for rows in (VOCABULARY + 3, VOCABULARY - 3):
+        small.resize_token_embeddings(rows)
+        assert small.get_output_embeddings().weight is small.get_input_embeddings().weight
+        assert small.get_input_embeddings().weight.shape[0] == rows
+    small.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert count(loaded) == count(small)
+    small.with_vocabulary(7)
+    assert small.get_output_embeddings().weight is small.get_input_embeddings().weight
+    assert small(input_ids=torch.arange(7)[None]).logits.shape == (1, 7, 7)
 
 
 def test_adapters_go_where_weights_are_not_shared(llama: PreTrainedModel) -> None:
