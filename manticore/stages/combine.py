@@ -259,7 +259,7 @@ class Combine(Stage):
         return Outcome(results, f"{sizes} parameters")
 
     def next_command(self, out: str, hybrid: ManticorePreTrainedModel, task: str | None) -> str:
-        """Search where it reads no text to be aligned on, else align.
+        """Search where it reads no text to be aligned on or nothing translates, else align.
 
         Args:
             out: folder of the hybrid.
@@ -270,7 +270,7 @@ class Combine(Stage):
 
         if hybrid.tokenizer is None:
             return search_command(out, task or FROM_SCRATCH)
-        if hybrid.config.released:
+        if hybrid.config.released or not hybrid.mixing.translations():
             return search_command(out, words_for(hybrid))
         limit, default = positions(hybrid), settings.Align().length
         shorter = f" --length {limit}" if limit is not None and limit < default else ""

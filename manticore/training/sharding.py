@@ -91,18 +91,22 @@ def _decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 @contextmanager
 def whole_embeddings(model: PreTrainedModel) -> Iterator[None]:
-    """Keeps accelerate from making a hybrid's embeddings a unit of their own.
+    """Keeps accelerate from making units of a hybrid's embeddings and of its head.
 
-    It asks a model for its embeddings and head to keep tied ones together, but a hybrid has several of each.
+    It asks a model for both, to keep tied ones together, but a supernet has several of each. The two have to be hidden
+    alike: a table that is both cannot belong to a unit of the head and to that of the whole model.
     """
     if not hasattr(model, "runners"):
         yield
         return
-    model.get_input_embeddings = lambda: None  # type: ignore[method-assign, assignment, return-value]
+    names = ("get_input_embeddings", "get_output_embeddings")
+    for name in names:
+        setattr(model, name, lambda: None)
     try:
         yield
     finally:
-        del model.get_input_embeddings
+        for name in names:
+            delattr(model, name)
 
 
 def complete_state(optimizer: torch.optim.Optimizer) -> None:

@@ -85,7 +85,9 @@ def said_by(*words: str) -> list[str]:
 def test_from_parent_to_a_path_within_a_bound_on_the_cache(desk: Path) -> None:
     task = ["--task", "text", "--task-option", "source=text.txt", "--task-option", "length=16"]
     said_by("twin", "parent", *TINY, "--text", "text.txt", "-o", "twin")
-    said_by("combine", "parent", "twin", "--num-blocks", "4", "-o", "hybrid")
+    said = said_by("combine", "parent", "twin", "--num-blocks", "4", "-o", "hybrid")
+    # nothing translates, so that nothing can be aligned
+    assert said[-1].startswith("next: manticore search hybrid --task text")
     # of what the parent keeps
     parent = AutoModelForCausalLM.from_pretrained("parent")
     most = str(3 * cache_cost(parent, 512).bytes_per_token * 512 // 4)

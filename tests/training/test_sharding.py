@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.utils import merge_fsdp_weights
-from copying_task import copying_task
+from copying_task import VOCABULARY, copying_task
 from safetensors.torch import load_file
 from test_two_processes import SETTINGS, supernet
 from transformers import AutoModelForCausalLM
 from two_processes import run_by_two
 
+import manticore
+from benchmarks.tiny_families import tiny_model
 from manticore.errors import ManticoreError
 from manticore.hybrid.discretize import discretize
 from manticore.processes import is_first, wait_for_all
@@ -23,9 +25,20 @@ from manticore.training.finetune import finetune
 from manticore.training.sharding import configure, is_sharded, save_model
 
 WEIGHTS = [[0.25, 0.75], [0.5, 0.5]]
+NAMES = ["path", "supernet", "parent", "twin", "twin path"]
+"""Models that are trained; the last begins in a parent and ends in its twin."""
 
 
 def model(name):
+    if name.startswith("twin"):
+        # the task has no padding, whose row would be zero
+        options = {"num_hidden_layers": 2, "tie_word_embeddings": True, "pad_token_id": None}
+        parent = tiny_model("llama", vocab_size=VOCABULARY, seed=1, **options)
+        if name == "twin":
+            return manticore.twin(parent)
+        net = manticore.combine([parent, manticore.twin(parent)], num_blocks=2, check=False)
+        # embeddings of the one, head of the other
+        return discretize(net, path=[0, 1]) if name == "twin path" else net
     net = supernet()
     if name == "parent":
         return net.component(0)
@@ -48,6 +61,12 @@ def shard_on_cpu():
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
 
 
+def one_table(net):
+    """Whether a model predicts with the table of its embeddings."""
+    head = net.get_output_embeddings()
+    return head is not None and head.weight is net.get_input_embeddings().weight
+
+
 def refusal(call):
     with pytest.raises(ManticoreError) as error:
         call()
@@ -60,10 +79,11 @@ def work(folder):
     unsharded = refusal(lambda: run(model("path"), None))
     shard_on_cpu()
     outcome = {"unsharded": unsharded, "lora": refusal(lambda: run(model("path"), None, trainable="lora"))}
+    outcome["twins"] = refusal(lambda: run(model("twins"), None))
     outcome["search"] = refusal(
         lambda: search(model("supernet"), copying_task(), method="darts", steps=2, batch_size=4, cpu=True)
     )
-    for name in ("path", "supernet", "parent"):
+    for name in NAMES:
         net = model(name)
         outcome[name] = run(net, folder / name)
         assert is_sharded(net)
@@ -88,7 +108,7 @@ def by_two(tmp_path_factory):
     return run_by_two(tmp_path_factory, __file__, "fsdp2", ACCELERATE_TORCH_DEVICE="cpu")
 
 
-@pytest.mark.parametrize("name", ["path", "supernet", "parent"])
+@pytest.mark.parametrize("name", NAMES)
 def test_sharded_training_equals_one_process_with_twice_the_accumulation(by_two, name, tmp_path):
     folder, (both, other) = by_two
     assert both[name] == other[name]
@@ -98,6 +118,7 @@ def test_sharded_training_equals_one_process_with_twice_the_accumulation(by_two,
     torch.testing.assert_close(torch.tensor(both[name]["losses"]), torch.tensor(alone["losses"]), atol=1e-5, rtol=0)
     saved = AutoModelForCausalLM.from_pretrained(folder / f"{name}-saved")
     assert type(saved) is type(net)
+    assert one_table(saved) == one_table(net) == (name in ("parent", "twin", "twin path"))
     for (key, own), (_, shared) in zip(net.named_parameters(), saved.named_parameters(), strict=True):
         torch.testing.assert_close(shared, own, atol=1e-4, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
     for metric, value in alone["metrics"].items():
@@ -144,6 +165,10 @@ def test_what_cannot_be_sharded_is_refused(by_two):
     _, (both, _) = by_two
     assert "FSDP was asked for, but accelerate shards models on accelerators only" in both["unsharded"]
     assert "low-rank updates cannot be merged into sharded weights" in both["lora"]
+    assert both["twins"] == (
+        "finetune: decoder layers share weights, which cannot be split layer by layer. "
+        "Fix: data parallelism (manticore cp ddp-gpu)"
+    )
     assert "search: sharded training splits the mixture weights" in both["search"]
 
 
