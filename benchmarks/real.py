@@ -1,7 +1,7 @@
 """A real checkpoint and its linear-time twins: what seven of thirty layers of SmolLM2-135M are worth without attention.
 
-    python benchmarks/real.py            # about 5 CPU hours; every stage is kept in build/real and resumes
-    python benchmarks/real.py --quick    # 20 minutes: a twelfth of the tokens, fewer texts; figures of another file
+    python benchmarks/real.py            # about an hour and a half for each mixer; stages are kept in build/real
+    python benchmarks/real.py --quick    # a fraction of the tokens and texts; its figures go to another file
 
 The commands are those of docs/real.md: fetch, twin, combine, search --method swaps, distill. For each mixer a twin with
 all layers exchanged is fitted layer by layer; every single exchange is scored on held-out text; dynamic programming
@@ -136,10 +136,9 @@ class Bench:
         else:
             twin = self.made(f"twin-{mixer}", "twin", str(parent), "--mixer", mixer)
         hybrid = self.made(f"hybrid-{mixer}", "combine", str(parent), str(twin), "--num-blocks", str(LAYERS))
-        limit = int(SHARE * self.found["models"]["parent"]["cache_bytes"])
         return self.made(
             f"searched-{mixer}", "search", str(hybrid), *self.task(512), "--method", "swaps",
-            "--max", f"cache_bytes={limit}", "--workload", f"tokens={LENGTH},batch=1",
+            "--max", f"cache_bytes={SHARE:.0%}", "--workload", f"tokens={LENGTH},batch=1",
             "--validation-examples", str(scale.swap_examples), "--batch-size", "4",
         )  # fmt: skip
 
