@@ -46,6 +46,8 @@ ELSEWHERE = {
     "seeds": "the name of a unit",
     "ensemble": "a row more",
     "test_examples": "read after the training, with the weights that are there",
+    "generate": "written after the training, with the weights that are there",
+    "lengths": "of what is written",
     "tokenizer": "data",
     "settings": "each of them by its name",
     "gradient_checkpointing": "the same numbers in less memory",
