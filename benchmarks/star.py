@@ -1,7 +1,7 @@
 """STAR's three searches at small scale: evolution of genomes against as many designs drawn at random.
 
     python benchmarks/star.py [--seeds 0 1 2] [--workers 2]      # about 6 hours of one core, 3 for one seed; it resumes
-    python benchmarks/star.py --tiny --results /tmp/star         # a minute: the same with populations of four
+    python benchmarks/star.py --tiny --results build/star        # a minute: the same with populations of four
 
 Genomes of 8 LIVs, width 32, 17 classes; a design trains for 200 steps of 32 sequences of 32 bytes of Python's standard
 library. Three runs, for quality (held-out loss), for quality and parameters, and for quality and cache bytes (4,096

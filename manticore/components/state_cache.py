@@ -36,7 +36,23 @@ except ImportError:
             return -1
 
 
-class CountingCache(Cache):
+class KnownLengthCache(Cache):
+    """A cache that can be asked for its length whatever its layers are."""
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Length and offset of the keys; where no layer attends, as if one did."""
+        if any(isinstance(layer, CacheLayerMixin) for layer in self.layers):
+            found: tuple[int, int] = super().get_mask_sizes(query_length, layer_idx)
+            return found
+        return self.get_seq_length() + query_length, 0
+
+    @property
+    def is_compileable(self) -> bool:
+        """No: shapes grow with every token."""
+        return False
+
+
+class CountingCache(KnownLengthCache):
     """A cache over given layers; whoever runs them adds to ``seen_tokens``."""
 
     def __init__(self, layers: list[Any]) -> None:
@@ -51,13 +67,6 @@ class CountingCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens cached."""
         return self.seen_tokens
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Length and offset of the keys; where no layer attends, as if one did."""
-        if any(isinstance(layer, CacheLayerMixin) for layer in self.layers):
-            found: tuple[int, int] = super().get_mask_sizes(query_length, layer_idx)
-            return found
-        return self.seen_tokens + query_length, 0
 
     @property
     def sequences(self) -> int | None:
@@ -126,11 +135,6 @@ class CountingCache(Cache):
     def _select_layout(self, indices: torch.Tensor) -> None:
         if self.layout is not None:
             self.layout = self.layout[indices.to(self.layout.device)]
-
-    @property
-    def is_compileable(self) -> bool:
-        """No: shapes grow with every token."""
-        return False
 
 
 class CountedPasses(CountingCache):

@@ -16,11 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.cache_utils import DynamicCache
 
 from manticore.components.cache_argument import CACHE_ARGUMENT, cache_in
 from manticore.components.generation import new_cache_wanted, refuse_cache_in_checkpointing
-from manticore.components.state_cache import CountingCache, EmptyLayer, forget_sequences, has_states, select_sequences
+from manticore.components.state_cache import (
+    CountingCache,
+    EmptyLayer,
+    KnownLengthCache,
+    forget_sequences,
+    has_states,
+    select_sequences,
+)
 from manticore.components.token_layout import continued_mask, continued_positions, put_back, rearranged
 from manticore.errors import ManticoreError
 from manticore.hybrid.generation import ComponentGenerationMixin
@@ -29,7 +36,7 @@ from manticore.hybrid.likelihoods import Posterior
 from manticore.hybrid.survivors import Survivors
 
 
-class ComponentCache(Cache):
+class ComponentCache(KnownLengthCache):
     """What one component sees: its own layers, and the number of tokens that the whole hybrid has seen."""
 
     def __init__(self, layers: list[Any], hybrid: HybridCache) -> None:
@@ -39,17 +46,6 @@ class ComponentCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens cached; recurrent layers do not count them, the hybrid does."""
         return self._hybrid.seen_tokens
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Length and offset of the keys; where a component's attention layers were dropped, as if one were there."""
-        if any(isinstance(layer, CacheLayerMixin) for layer in self.layers):
-            return super().get_mask_sizes(query_length, layer_idx)
-        return self._hybrid.seen_tokens + query_length, 0
-
-    @property
-    def is_compileable(self) -> bool:
-        """No: shapes grow with every token."""
-        return False
 
 
 class HybridCache(CountingCache):

@@ -78,7 +78,7 @@ def of_configs(configs: Sequence[PreTrainedConfig]) -> list[int] | None:
 def wrong_spaces(spaces: Sequence[int], configs: Sequence[Any]) -> str | None:
     """What is impossible about feature spaces, None if nothing."""
     count = len(configs)
-    if len(spaces) != count or any(first > k or spaces[first] != first for k, first in enumerate(spaces)):
+    if not _names_firsts(spaces, count):
         return f"feature_spaces is {list(spaces)} (expected for each of {count} components the first one of its space)"
     for k, first in enumerate(spaces):
         ours, theirs = configs[k].hidden_size, configs[first].hidden_size
@@ -87,10 +87,15 @@ def wrong_spaces(spaces: Sequence[int], configs: Sequence[Any]) -> str | None:
     return None
 
 
+def _names_firsts(groups: Sequence[int], count: int) -> bool:
+    """Whether each of so many components is called by the first one of its group."""
+    return len(groups) == count and all(first <= k and groups[first] == first for k, first in enumerate(groups))
+
+
 def wrong_sharing(owners: Sequence[int], spaces: Sequence[int]) -> str | None:
     """What is impossible about who shares weights with whom, None if nothing."""
     count = len(spaces)
-    if len(owners) != count or any(first > k or owners[first] != first for k, first in enumerate(owners)):
+    if not _names_firsts(owners, count):
         return f"shared_weights is {list(owners)} (expected for each of {count} components the first it shares with)"
     apart = next((k for k, first in enumerate(owners) if spaces[k] != spaces[first]), None)
     if apart is not None:

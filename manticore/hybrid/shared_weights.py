@@ -95,11 +95,10 @@ def ties(
     """
     found: dict[str, str] = {}
     held: dict[tuple[int, str], str] = {}
-    for k, component in components.items() if owners is not None else ():
-        assert owners is not None
-        for name, own in parents_names(component).items():
+    for k, owner in enumerate(owners or ()):
+        for name, own in parents_names(components[k]).items() if k in components else ():
             full = f"component_{k}.{own}"
-            kept = held.setdefault((owners[k], name), full)
+            kept = held.setdefault((owner, name), full)
             if kept != full:
                 found[full] = kept
     if ends is not None:

@@ -77,9 +77,11 @@ def inventory(
                 rest[id(parameter) if once else (k, id(parameter))] = parameter
         edges = hybrid.config.boundaries[k]
         for n in range(hybrid.config.num_blocks):
-            for i in range(edges[n], edges[n + 1]) if path is None or path[n] == k else ():
+            if path is not None and path[n] != k:
+                continue
+            for i in range(edges[n], edges[n + 1]):
                 layer = runner.layers[kinds[k][i]]
-                shared = parents_names(layer)
+                shared = parents_names(layer) if owners[k] != k else {}
                 for name, parameter in layer.named_parameters():
                     layers[owners[k] if name in shared else k, i, name] = parameter
                 largest = max(largest, tensor_bytes(list(layer.parameters())))

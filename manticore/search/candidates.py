@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from manticore.errors import ManticoreError, NotFiniteError
 from manticore.experiments.side_by_side import useful_workers
+from manticore.hybrid.discretize import discretize
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.processes import process_count
 from manticore.registry import resolve
@@ -22,7 +23,7 @@ from manticore.search.choice import Choice, PathMethod
 from manticore.search.constraints import constrained
 from manticore.search.cost_table import TIMES, cost_table
 from manticore.search.costs import CostTable
-from manticore.search.curves import MARKS, Curves, SharedScores
+from manticore.search.curves import MARKS, UNTRAINED, Curves, SharedScores
 from manticore.search.forecast import forecast
 from manticore.search.objective import Objective, place, tuning, unit_flops
 from manticore.search.result import Candidate, SearchResult
@@ -148,16 +149,17 @@ def _result(objective: Objective, curves: Curves, choice: Choice, kept: Temporar
         Candidate(list(path), list(curve.values()), curves.failed.get(path, ""), path == choice.path)
         for path, curve in curves.points.items()
     ]
-    if choice.mark and not checkpoints(place(objective.folder, choice.path)):
+    has_trained = choice.mark != UNTRAINED
+    if has_trained and not checkpoints(place(objective.folder, choice.path)):
         # thrown away as a loser of another method, or by a search that was killed at its end
         objective.advance(choice.path, choice.mark)
-    model = objective.trained(choice.path)
+    model = objective.trained(choice.path) if has_trained else discretize(objective.supernet, choice.path)
     trained = [each.points[-1] for each in candidates if each.points]
     shared = curves.shared or SharedScores({}, 0)
     steps = sum(point.steps for point in trained) + shared.steps
     space, batch = objective.space, objective.settings.batch_size
     # low-rank updates are part of the weights by now, and would be counted twice
-    goes_on = choice.mark > 0 and objective.settings.trainable != "lora"
+    goes_on = has_trained and objective.settings.trainable != "lora"
     return SearchResult(
         model=model,
         weights=torch.nn.functional.one_hot(torch.tensor(choice.path), space.num_components).float(),

@@ -17,6 +17,8 @@ from manticore.search.space import Path, Space
 
 MARKS = 12
 """Marks per unit."""
+UNTRAINED = 0
+"""The mark of a candidate as it is."""
 EVALUATION_SHARE = 0.1
 """Scoring may cost this share of the training between two marks; else there are fewer marks."""
 _SPACINGS = (1, 2, 4)
@@ -37,7 +39,7 @@ def spacing(scoring: float, unit: float) -> list[int]:
 def steps_at(mark: int, unit: int, step: int) -> int:
     """Optimizer steps that a candidate has made at a mark: all have spent the same, so fast ones have made more.
 
-    At mark 0 it is untrained; at every other one it has made a step at least.
+    Untrained it has made none; at every other mark it has made a step at least.
 
     Args:
         mark: in twelfths of a unit.

@@ -24,7 +24,7 @@ from manticore.hybrid.discretize import discretize
 from manticore.hybrid.pretrained import ManticorePreTrainedModel
 from manticore.runs.ledger import RunLog
 from manticore.runs.lineage import training_inputs, weights_digest
-from manticore.search.curves import MARKS, Point, spacing, steps_at
+from manticore.search.curves import MARKS, UNTRAINED, Point, spacing, steps_at
 from manticore.search.space import Path, Space, spelled
 from manticore.settings import Finetune, OneTraining
 from manticore.training.begun import UNIT
@@ -148,7 +148,7 @@ class Objective:
         """
         model = self.model(path)
         inputs = {**self.inputs, "weights": weights_digest(model)}
-        if mark:
+        if mark != UNTRAINED:
             self._step_flops(path, model)
         marks = sorted({mark, *(each for each in self.marks if each < mark)})
         key = {"settings": self.settings.key(task=self.task.name, seed=self.seed), "unit": self.unit}
@@ -159,8 +159,8 @@ class Objective:
 
         missing = [each for each in marks if log.get(str(each)) is None]
         try:
-            if missing == [0]:
-                log.add("0", self._untrained(model).to_dict())
+            if missing == [UNTRAINED]:
+                log.add(str(UNTRAINED), self._untrained(model).to_dict())
             elif missing:
                 self._train(model, path, mark, missing, log, inputs)
         except Failed as failure:
@@ -175,7 +175,7 @@ class Objective:
 
     def _untrained(self, model: ManticorePreTrainedModel) -> Point:
         try:
-            return self.measure(model, 0)
+            return self.measure(model, UNTRAINED)
         except NotFiniteError as error:
             raise Failed(f"untrained: {error}") from error
         except torch.OutOfMemoryError as error:
@@ -222,14 +222,11 @@ class Objective:
             raise Failed("out of memory") from error
 
     def trained(self, path: Path) -> ManticorePreTrainedModel:
-        """A candidate with the weights of its last checkpoint, in the type that they are saved in; else untrained."""
-        kept = checkpoints(place(self.folder, path))
-        if not kept:
-            return discretize(self.supernet, path)
+        """A candidate with the weights of its last checkpoint, in the type that they are saved in."""
         model = self.model(path)
         current: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
         with torch.no_grad():
-            for name, tensor in load_file(kept[-1] / TENSORS).items():
+            for name, tensor in load_file(checkpoints(place(self.folder, path))[-1] / TENSORS).items():
                 current[name].copy_(tensor)
         if self.settings.trainable == "lora":
             merge_lora(model)

@@ -13,11 +13,8 @@ import math
 from dataclasses import replace
 
 from manticore.search.choice import Choice, Search
-from manticore.search.curves import Curves
+from manticore.search.curves import UNTRAINED, Curves
 from manticore.search.space import Path
-
-UNTRAINED = 0
-"""The mark of candidates as they are."""
 
 
 def swaps(curves: Curves, seed: int) -> Search:

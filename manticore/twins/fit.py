@@ -113,11 +113,11 @@ def fit_twin(
                 else StoppedFit(Path(checkpoint), key, [fitted.input_ids, table.weight.detach()])
             )
             found = None if stopped is None else stopped.load(mixers, optimizer)
-            if found is None:
-                before = _errors(parent, layers, heldout, batch_size, clock)
+            if found is not None:
+                begun, before = found
+            else:
+                begun, before = 0, _errors(parent, layers, heldout, batch_size, clock)
                 _start(parent, layers, fitted, heldout, before, batch_size)
-                found = 0, before
-            begun, before = found
             clock.step = per_pass + begun
             for step, batch in enumerate(drawn(fitted, steps, batch_size, seed, "twin")):
                 if step < begun:
