@@ -226,7 +226,9 @@ class TwinForCausalLM(AdapterGuard, OwnCacheGenerationMixin):
         self.parent.set_output_embeddings(new_embeddings)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: the parent's family initialises what is inside it."""
+        """As the parent's family does; of the twin itself there is nothing to initialise."""
+        if module is not self:
+            self.parent._init_weights(module)
 
     @classmethod
     def is_custom_code(cls) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import manticore
 from benchmarks.tiny_families import VOCABULARY, tiny_model
 from manticore.components.cache_argument import cache_in, named
+from manticore.components.vocabulary import with_vocabulary
 from manticore.errors import ManticoreError
 from manticore.option_types import TwinMixers, literals
 from manticore.stacks.recurrences import delta_rule, scalar_decay
@@ -44,6 +46,18 @@ def llama(parents: dict[str, PreTrainedModel]) -> PreTrainedModel:
 @pytest.fixture(scope="module")
 def tokens() -> Tensor:
     return torch.randint(0, VOCABULARY, (2, 11), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("first", ["parent", "twin"])
+def test_a_vocabulary_of_a_task_is_drawn_as_the_parents(parents: dict[str, PreTrainedModel], first: str) -> None:
+    for family in ("llama", "gpt2"):
+        parent = copy.deepcopy(parents[family])
+        pair = [parent, manticore.twin(parent)]
+        hybrid = manticore.combine(pair if first == "parent" else pair[::-1], num_blocks=2, vocab_size=7)
+        tables = [hybrid.component(k).get_input_embeddings().weight for k in range(2)]
+        alone = with_vocabulary(parent, 7).get_input_embeddings().weight
+        assert alone.std() > 0
+        assert all(torch.equal(table, alone) for table in tables)
 
 
 @torch.no_grad()
