@@ -22,6 +22,7 @@ import gc
 import hashlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -68,7 +69,9 @@ class Scale:
 
 
 FULL = Scale()
-QUICK = Scale(8192, 1, 10, 1, 2, 4, 4, (512,))
+QUICK = Scale(
+    fit_tokens=8192, swap_examples=1, distill_steps=10, distill_batch=1, texts=2, answers=4, needles=4, lengths=(512,)
+)
 
 
 class Bench:
@@ -85,7 +88,7 @@ class Bench:
         place.mkdir(parents=True, exist_ok=True)
         self._file = RESULTS / f"{name}.json"
         self.found: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else {}
-        for part in ("seconds", "chosen", "models"):
+        for part in ("seconds", "fits", "chosen", "swaps", "models"):
             self.found.setdefault(part, {})
 
     def keep(self) -> None:
@@ -189,9 +192,14 @@ class Bench:
         self.scores("parent", partial(load_model, str(parent)))
         for mixer in mixers:
             searched = self.searched(mixer)
-            path = json.loads((searched / "search.json").read_text())["path"]
-            layers = [index for index, component in enumerate(path) if component]
+            record = json.loads((searched / "search.json").read_text())
+            layers = exchanged(record["path"])
             self.found["chosen"][mixer] = layers
+            self.found["swaps"][mixer] = {"reason": record["reason"], "rises": rises(record["candidates"])}
+            fit = self.place / f"twin-{mixer}" / "twin.json"
+            if fit.exists():
+                errors = json.loads(fit.read_text())
+                self.found["fits"][mixer] = {name: list(errors[name].values()) for name in ("before", "after")}
             self.scores(f"{mixer}, chosen", partial(load_model, str(searched)))
             distilled = self.distilled(mixer, searched)
             self.scores(f"{mixer}, chosen and distilled", partial(load_model, str(distilled)))
@@ -203,6 +211,17 @@ class Bench:
     def _placed(self, mixer: str, layers: Sequence[int]) -> tuple[Any, Any]:
         hybrid, tokenizer = load_model(str(self.place / f"hybrid-{mixer}"))
         return manticore.discretize(hybrid, [int(index in layers) for index in range(LAYERS)]), tokenizer
+
+
+def exchanged(path: Sequence[int]) -> list[int]:
+    """The layers of a path that are the twin's."""
+    return [index for index, component in enumerate(path) if component]
+
+
+def rises(candidates: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Layers that are exchanged, joined by commas → how much that adds to the parent's held-out loss, in nats."""
+    losses = {",".join(map(str, exchanged(each["path"]))): each["points"][-1]["loss"] for each in candidates}
+    return {layers: round(loss - losses[""], 4) for layers, loss in losses.items() if layers}
 
 
 def placements(count: int) -> dict[str, list[int]]:
@@ -230,6 +249,13 @@ def show(found: Mapping[str, Any]) -> None:
             ", ".join(map(str, row.get("tokens_per_s", {}).values())),
         )
     Console(width=200).print(table)
+    for mixer, fit in found["fits"].items():
+        before, after = (sorted(fit[name]) for name in ("before", "after"))
+        medians = f"{statistics.median(before):.2f} before, {statistics.median(after):.2f} after the fit"
+        print(f"{mixer}, relative error, median layer {medians}; {after[0]:.2f} to {after[-1]:.2f}")
+    for mixer, swaps in found["swaps"].items():
+        singles = [rise for layers, rise in swaps["rises"].items() if "," not in layers]
+        print(f"{mixer}, single exchanges: {min(singles):+.4f} to {max(singles):+.4f} nats; {swaps['reason']}")
     for mixer, layers in found["chosen"].items():
         rows = [found["models"].get(f"{mixer}, chosen{after}", {}) for after in ("", " and distilled")]
         named = [(row, after) for row, after in zip(rows, ("untrained", "distilled")) if "recall" in row]
